@@ -1,0 +1,352 @@
+import sys
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+from taming.modules.diffusionmodules.model import Decoder, Encoder
+from taming.modules.vqvae.quantize import VectorQuantizer
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from timm_dad.discretize import VQGAN, VQGANConfig, load_vqgan, nearest_codes
+from timm_dad.extras import require_extra
+
+
+class LargestTensor(TorchDispatchMode):
+    """Number of elements of the largest tensor that an operation returns."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        self.numel = max(self.numel, *sizes, 0)
+        return result
+
+
+class TamingVQModel(nn.Module):
+    """``taming.models.vqgan.VQModel``, which does not import beside today's Lightning, from taming's own parts."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.encoder = Encoder(**config.ddconfig)
+        self.decoder = Decoder(**config.ddconfig)
+        self.quantize = VectorQuantizer(config.n_embed, config.embed_dim, beta=0.25)
+        self.quant_conv = nn.Conv2d(config.ddconfig['z_channels'], config.embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(config.embed_dim, config.ddconfig['z_channels'], 1)
+
+    def codes(self, x_pix):
+        return self.quantize(self.quant_conv(self.encoder(2 * x_pix - 1)))[2][2]
+
+    def decode(self, quant):
+        return (self.decoder(self.post_quant_conv(quant)).clamp(-1, 1) + 1) / 2
+
+    def forward(self, x_pix):
+        return self.decode(self.quantize(self.quant_conv(self.encoder(2 * x_pix - 1)))[0])
+
+
+@pytest.fixture
+def reference(vqgan):
+    model = TamingVQModel(vqgan.config)
+    model.load_state_dict(vqgan.state_dict())
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def save_vqgan(vqgan, tmp_path):
+    """Write a VQGAN as ``NAME.safetensors`` and ``NAME.yaml``, the latter as taming's own configs are."""
+
+    def save(dtype=torch.float32, **params):
+        path = tmp_path / 'vqgan.safetensors'
+        save_file({name: value.to(dtype) for name, value in vqgan.state_dict().items()}, path)
+        config = {'ddconfig': dict(vqgan.config.ddconfig), 'n_embed': 32, 'embed_dim': 4, **params}
+        lossconfig = {'target': 'taming.modules.losses.DummyLoss'}
+        model = {'target': 'taming.models.vqgan.VQModel', 'params': {**config, 'lossconfig': lossconfig}}
+        path.with_suffix('.yaml').write_text(yaml.safe_dump({'model': {'base_learning_rate': 4.5e-6, **model}}))
+        return path
+
+    return save
+
+
+def taming_codes(z, codebook):
+    quantizer = VectorQuantizer(*codebook.shape, beta=0.25)
+    quantizer.embedding.weight.data = codebook
+    with torch.no_grad():
+        return quantizer(z.t().reshape(1, z.shape[1], len(z), 1))[2][2].flatten()
+
+
+@pytest.mark.parametrize(
+    ('num_vectors', 'n_embed', 'dim'),
+    [(1, 1, 1), (7, 5, 3), (100, 32, 4), (784, 1024, 256), (3 * 784, 2**12 + 1, 8), (2048, 16384, 4), (300, 2**14, 3)],
+)
+def test_codes_are_those_of_taming(num_vectors, n_embed, dim):
+    z, codebook = torch.randn(num_vectors, dim), torch.randn(n_embed, dim)
+    codes = nearest_codes(z, codebook)
+    assert codes.dtype == torch.int64
+    assert torch.equal(codes, taming_codes(z, codebook))
+
+
+@pytest.mark.parametrize('scale', [1e-4, 1e3])
+def test_codes_are_those_of_taming_where_rounding_makes_ties(scale):
+    # An untrained codebook is tiny beside the latents (and the other way round): distances round to equal numbers.
+    z, codebook = torch.randn(2000, 4), torch.empty(4096, 4).uniform_(-scale, scale)
+    assert torch.equal(nearest_codes(z, codebook), taming_codes(z, codebook))
+
+
+def test_codes_are_those_of_taming_on_exact_ties():
+    # On a grid of integers, midpoints are as near to several codes, and every code stands in the book three times.
+    grid = torch.cartesian_prod(*[torch.arange(4.0)] * 3)
+    codebook = grid.repeat(3, 1)[torch.randperm(3 * len(grid))]
+    z = torch.cartesian_prod(*[torch.arange(7.0) / 2] * 3).repeat(60, 1)
+    assert len(z) * len(codebook) > 2**22 - 2**19
+    codes = nearest_codes(z, codebook)
+    assert torch.equal(codes, taming_codes(z, codebook))
+    assert ((z - codebook[codes]).abs().amax(dim=1) <= 0.5).all()
+
+
+def test_a_code_is_its_own_nearest_code():
+    codebook = torch.randn(64, 4)
+    assert torch.equal(nearest_codes(codebook, codebook), torch.arange(64))
+
+
+def test_no_vectors_have_no_codes():
+    assert nearest_codes(torch.empty(0, 4), torch.randn(8, 4)).shape == (0,)
+
+
+def test_neither_distances_nor_one_hot_are_ever_whole():
+    z, codebook = torch.randn(2048, 4), torch.randn(16384, 4)
+    with LargestTensor() as ours:
+        nearest_codes(z, codebook)
+    with LargestTensor() as theirs:
+        taming_codes(z, codebook)
+    assert theirs.numel >= len(z) * len(codebook)  # the meter works
+    assert len(z) < ours.numel < len(z) * len(codebook) / 4
+
+
+def test_a_reconstruction_never_holds_the_distances_whole(vqgan_config, x_pix):
+    config = VQGANConfig(ddconfig=vqgan_config.ddconfig, n_embed=2**15, embed_dim=4)
+    vqgan = VQGAN(config).eval()
+    images = x_pix.repeat(2, 1, 1, 1)
+    with LargestTensor() as meter:
+        vqgan(images)
+    assert meter.numel < len(images) * 8 * 8 * 2**15 / 2
+
+
+@pytest.mark.parametrize(
+    ('z', 'codebook'), [((5, 3), (8, 4)), ((5,), (8, 5)), ((2, 5, 4), (8, 4)), ((5, 4), (1, 8, 4))]
+)
+def test_vectors_and_codes_of_other_dimensions_are_refused(z, codebook):
+    with pytest.raises(ValueError, match=r'z \[N, D\] and codebook \[K, D\] need one D, got'):
+        nearest_codes(torch.randn(z), torch.randn(codebook))
+
+
+def test_encode_and_decode_have_the_documented_shapes(vqgan, x_pix):
+    images = torch.cat([x_pix, x_pix], dim=3)[:, :, :12]  # 12 x 32
+    codes = vqgan.encode_to_codes(images)
+    assert codes.shape == (4, 6, 16)
+    assert codes.dtype == torch.int64
+    assert codes.min() >= 0
+    assert codes.max() < 32
+    assert len(codes.unique()) > 4
+    assert vqgan.encode(images).shape == (4, 4, 6, 16)
+    assert vqgan.decode_codes(codes).shape == images.shape
+    assert vqgan(images).shape == images.shape
+    assert vqgan.codebook.shape == (32, 4)
+    assert vqgan.config.factor == 2
+
+
+def test_codes_lie_where_taming_has_them(vqgan, reference, x_pix):
+    images = torch.cat([x_pix, x_pix], dim=3)[:, :, :12]  # not square: height and width do not mix up
+    assert torch.equal(vqgan.encode_to_codes(images).flatten(), reference.codes(images).flatten())
+
+
+# taming passes the codes on as z + (code - z): in fp32 that rounds, and the untrained decoder amplifies it.
+@pytest.mark.parametrize(('dtype', 'atol'), [(torch.float32, 1e-5), (torch.float64, 1e-6)])
+def test_reconstruction_is_that_of_taming(vqgan, reference, x_pix, dtype, atol):
+    vqgan, reference, x_pix = vqgan.to(dtype), reference.to(dtype), x_pix.to(dtype)
+    x_vq = vqgan(x_pix)
+    torch.testing.assert_close(x_vq, reference(x_pix), atol=atol, rtol=0)
+    assert torch.equal(x_vq, vqgan.decode_codes(vqgan.encode_to_codes(x_pix)))
+    assert x_vq.std() > 0.05  # not one grey
+
+
+def test_decode_codes_is_the_decode_path_of_taming(vqgan, reference):
+    codes = torch.randint(32, (2, 6, 8))
+    quant = reference.quantize.get_codebook_entry(codes.flatten(), (2, 6, 8, 4))
+    torch.testing.assert_close(vqgan.decode_codes(codes), reference.decode(quant), atol=1e-6, rtol=0)
+
+
+def test_decode_of_code_vectors_is_decode_codes_before_clamping(vqgan):
+    codes = torch.randint(32, (2, 8, 8))
+    images = vqgan.decode(vqgan.codebook[codes].permute(0, 3, 1, 2))
+    assert (images < 0).any()
+    assert (images > 1).any()
+    torch.testing.assert_close(vqgan.decode_codes(codes), images.clamp(0, 1), atol=1e-5, rtol=0)
+
+
+def test_reconstruction_is_in_range_and_carries_no_gradient(vqgan, x_pix):
+    x_vq = vqgan(x_pix.requires_grad_(True))
+    assert x_vq.min() >= 0
+    assert x_vq.max() <= 1
+    assert not x_vq.requires_grad
+
+
+def test_channels_last_images_reconstruct_the_same(vqgan, x_pix):
+    x_vq = vqgan(x_pix.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(x_vq, vqgan(x_pix), atol=1e-5, rtol=0)
+
+
+def test_parameter_names_are_those_of_taming(vqgan, vqgan_config):
+    expected = {name: value.shape for name, value in TamingVQModel(vqgan_config).state_dict().items()}
+    assert {name: value.shape for name, value in vqgan.state_dict().items()} == expected
+
+
+def test_building_prints_nothing(vqgan_config, capsys):
+    VQGAN(vqgan_config)
+    assert capsys.readouterr().out == ''
+
+
+@pytest.mark.parametrize('method', ['forward', 'encode', 'encode_to_codes'])
+@pytest.mark.parametrize('size', [(15, 16), (16, 17)])
+def test_a_size_that_the_factor_does_not_divide_is_refused(vqgan, method, size):
+    match = rf'image size must be a multiple of 2, the factor of the VQGAN, got {size[0]}x{size[1]}'
+    with pytest.raises(ValueError, match=match):
+        getattr(vqgan, method)(torch.rand(1, 3, *size))
+
+
+def test_the_factor_counts_the_downsamplings(vqgan_config):
+    ddconfig = {**vqgan_config.ddconfig, 'ch_mult': [1, 1, 1, 1]}
+    config = VQGANConfig(ddconfig=ddconfig, n_embed=8, embed_dim=4)
+    assert config.factor == 8
+    vqgan = VQGAN(config).eval()
+    assert vqgan.encode_to_codes(torch.rand(1, 3, 16, 24)).shape == (1, 2, 3)
+    with pytest.raises(ValueError, match=r'multiple of 8.*got 20x24.*nearest: (16|24)x24'):
+        vqgan(torch.rand(1, 3, 20, 24))
+
+
+@pytest.mark.parametrize('key', ['ch', 'ch_mult', 'num_res_blocks', 'attn_resolutions', 'z_channels', 'resolution'])
+def test_a_ddconfig_without_a_key_is_refused(vqgan_config, key):
+    ddconfig = {name: value for name, value in vqgan_config.ddconfig.items() if name != key}
+    with pytest.raises(ValueError, match=rf"ddconfig lacks \['{key}'\]"):
+        VQGANConfig(ddconfig=ddconfig, n_embed=32, embed_dim=4)
+
+
+@pytest.mark.parametrize('sizes', [{'n_embed': 0, 'embed_dim': 4}, {'n_embed': 32, 'embed_dim': -1}])
+def test_sizes_that_are_not_positive_are_refused(vqgan_config, sizes):
+    match = f'n_embed and embed_dim are at least 1, got {sizes["n_embed"]} and {sizes["embed_dim"]}'
+    with pytest.raises(ValueError, match=match):
+        VQGANConfig(ddconfig=vqgan_config.ddconfig, **sizes)
+
+
+def test_from_yaml_reads_the_config_of_taming(save_vqgan, vqgan_config):
+    config = VQGANConfig.from_yaml(save_vqgan().with_suffix('.yaml'))
+    assert config == vqgan_config
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        '',
+        '3',
+        'model: null',
+        'model: {params: {ddconfig: {}}}',
+        'model: {params: {n_embed: 32, embed_dim: 4}}',
+        'model: {params: {n_embed: 32, embed_dim: 4, ddconfig: null}}',
+        '{"model": ',  # not even YAML
+    ],
+)
+def test_a_yaml_that_is_no_vqgan_config_is_refused(tmp_path, content):
+    path = tmp_path / 'other.yaml'
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r'other\.yaml is no VQGAN config: model\.params needs ddconfig'):
+        VQGANConfig.from_yaml(path)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
+def test_a_saved_vqgan_is_loaded_in_fp32(save_vqgan, vqgan, x_pix, dtype):
+    loaded = load_vqgan(str(save_vqgan(dtype)))
+    assert not loaded.training
+    assert {value.dtype for value in loaded.state_dict().values()} == {torch.float32}
+    for name, value in vqgan.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value.to(dtype).float())
+    if dtype == torch.float32:
+        assert torch.equal(loaded(x_pix), vqgan(x_pix))
+
+
+@pytest.mark.parametrize('suffix', ['.safetensors', '.yaml'])
+def test_a_missing_file_is_named(save_vqgan, suffix):
+    path = save_vqgan()
+    path.with_suffix(suffix).unlink()
+    with pytest.raises(FileNotFoundError, match=rf'no VQGAN at .*vqgan\{suffix} is missing'):
+        load_vqgan(path)
+
+
+def test_a_file_that_is_not_safetensors_is_refused(save_vqgan, vqgan):
+    path = save_vqgan()
+    torch.save({'state_dict': vqgan.state_dict()}, path)
+    with pytest.raises(ValueError, match=r'vqgan\.safetensors does not hold the VQGAN that vqgan\.yaml describes'):
+        load_vqgan(path)
+
+
+@pytest.mark.parametrize('params', [{'n_embed': 64}, {'embed_dim': 3}])
+def test_weights_of_another_shape_are_refused(save_vqgan, params):
+    with pytest.raises(ValueError, match=r'(?s)does not hold the VQGAN that vqgan\.yaml describes.*size mismatch'):
+        load_vqgan(save_vqgan(**params))
+
+
+@pytest.mark.parametrize('change', ['lacks', 'has more'])
+def test_weights_of_other_names_are_refused(save_vqgan, vqgan, change):
+    path = save_vqgan()
+    state = vqgan.state_dict()
+    if change == 'lacks':
+        del state['quantize.embedding.weight']
+    else:
+        state['encoder.extra.weight'] = torch.zeros(1)
+    save_file(state, path)
+    with pytest.raises(ValueError, match=r'does not hold the VQGAN that vqgan\.yaml describes'):
+        load_vqgan(path)
+
+
+class HiddenPackage:
+    """Finder for which ``package`` is not installed."""
+
+    def __init__(self, package):
+        self.package = package
+
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] == self.package:
+            raise ModuleNotFoundError(f'No module named {name!r}', name=name)
+
+
+@pytest.fixture
+def hide(monkeypatch):
+    """Make ``import PACKAGE`` fail as if it were not installed."""
+
+    def hide(package):
+        for name in [name for name in sys.modules if name.split('.')[0] == package]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setattr(sys, 'meta_path', [HiddenPackage(package), *sys.meta_path])
+
+    return hide
+
+
+def test_without_taming_the_pip_line_is_said(hide, vqgan_config, save_vqgan):
+    path = save_vqgan()
+    hide('taming')
+    for build in (lambda: VQGAN(vqgan_config), lambda: load_vqgan(path)):
+        with pytest.raises(ImportError, match=r'^taming is missing; run: pip install "timm-dad\[vqgan\]"$'):
+            build()
+
+
+def test_a_module_that_an_installed_extra_lacks_is_named_itself(monkeypatch, tmp_path):
+    # The extra is there and broken: to install it again would not help.
+    (tmp_path / 'half_installed.py').write_text('import surely_not_installed\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="No module named 'surely_not_installed'"):
+        require_extra('half_installed', 'vqgan')
+
+
+def test_an_installed_extra_is_imported():
+    assert require_extra('json', 'vqgan').dumps([1]) == '[1]'

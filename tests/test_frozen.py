@@ -1,0 +1,235 @@
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from torch import nn
+
+from timm_dad.attack import AttackConfig, ascend
+from timm_dad.augment import DADAugment
+from timm_dad.frozen import PRECISIONS, prepare_frozen
+from timm_dad.loss import teacher_cross_entropy
+
+DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+TARGET = torch.tensor([0, 1, 2, 3])
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    # Accelerate keeps one state a process: a test must neither find nor leave one.
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    yield
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+
+
+def record_conv_dtypes(*modules):
+    """Set of the dtypes that convolutions inside ``modules`` return, filled by later calls."""
+    dtypes = set()
+    for module in modules:
+        for layer in module.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.register_forward_hook(lambda _module, _args, output: dtypes.add(output.dtype))
+    return dtypes
+
+
+def augment_of(teacher, vqgan):
+    # A large budget, and no randomness: what differs comes from the precision.
+    attack = AttackConfig(eps=1.0, step_size=1.0, random_start=0.0)
+    return DADAugment(teacher, vqgan, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), attack=attack)
+
+
+def test_the_precisions_are_those_of_the_issue():
+    assert set(PRECISIONS) == set(DTYPES)
+
+
+@pytest.mark.parametrize('precision', DTYPES)
+def test_networks_run_in_the_precision_and_return_fp32(teacher, vqgan, x_pix, precision):
+    expected_logits, expected_z, expected_x = teacher(x_pix), vqgan.encode(x_pix), vqgan.decode(torch.ones(1, 4, 8, 8))
+    prepare_frozen(teacher, vqgan, precision, torch.device('cpu'))
+    inside = record_conv_dtypes(teacher.model, vqgan.encoder, vqgan.decoder)
+    logits, z, decoded = teacher(x_pix), vqgan.encode(x_pix), vqgan.decode(torch.ones(1, 4, 8, 8))
+    assert inside == {DTYPES[precision]}
+    for result, expected in ((logits, expected_logits), (z, expected_z), (decoded, expected_x)):
+        assert result.dtype == torch.float32
+        if precision == 'fp32':
+            assert torch.equal(result, expected)
+        else:
+            # bf16 holds 8 bits; the untrained networks end in differences of large numbers.
+            error = (result - expected).norm() / expected.norm()
+            assert 0 < error < 0.1
+    assert vqgan(x_pix).dtype == torch.float32
+
+
+@pytest.mark.parametrize('precision', DTYPES)
+def test_weights_stay_in_fp32(teacher, vqgan, precision):
+    prepare_frozen(teacher, vqgan, precision, torch.device('cpu'))
+    for module in (teacher, vqgan):
+        assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize('precision', ['bf16', 'fp16'])
+def test_around_the_networks_all_is_fp32(teacher, vqgan, x_pix, precision):
+    prepare_frozen(teacher, vqgan, precision, torch.device('cpu'))
+    around = record_conv_dtypes(vqgan.quant_conv, vqgan.post_quant_conv)
+    seen = []
+    teacher.model.register_forward_pre_hook(lambda _module, args: seen.append(args[0].dtype))
+    vqgan(x_pix)
+    teacher(x_pix)
+    assert around == {torch.float32}
+    assert seen == [torch.float32]
+
+
+@pytest.mark.parametrize('precision', DTYPES)
+def test_teacher_and_vqgan_are_frozen(teacher, vqgan, precision):
+    teacher.requires_grad_(True)
+    vqgan.train().requires_grad_(True)
+    prepare_frozen(teacher, vqgan, precision, torch.device('cpu'))
+    for module in (teacher, vqgan):
+        assert not any(parameter.requires_grad for parameter in module.parameters())
+        assert not any(part.training for part in module.modules())
+
+
+def test_a_teacher_alone_is_prepared(teacher, x_pix):
+    prepare_frozen(teacher, precision='bf16')
+    inside = record_conv_dtypes(teacher.model)
+    assert teacher(x_pix).dtype == torch.float32
+    assert inside == {torch.bfloat16}
+
+
+def test_fp32_is_the_default(teacher, vqgan, x_pix):
+    prepare_frozen(teacher, vqgan)
+    inside = record_conv_dtypes(teacher.model, vqgan)
+    teacher(vqgan(x_pix))
+    assert inside == {torch.float32}
+
+
+def test_names_of_weights_stay(teacher, vqgan):
+    before = [*teacher.state_dict(), *vqgan.state_dict()]
+    prepare_frozen(teacher, vqgan, 'bf16')
+    assert [*teacher.state_dict(), *vqgan.state_dict()] == before
+
+
+@pytest.mark.parametrize('shared', ['no', 'bf16'])
+@pytest.mark.parametrize('precision', DTYPES)
+def test_an_accelerator_of_the_process_keeps_its_precision(teacher, vqgan, x_pix, shared, precision):
+    accelerator = Accelerator(mixed_precision=shared, cpu=True)
+    student = accelerator.prepare_model(nn.Sequential(nn.Conv2d(3, 4, 3)))
+    prepare_frozen(teacher, vqgan, precision)
+    assert accelerator.mixed_precision == shared
+    assert AcceleratorState().mixed_precision == shared
+    expected = torch.bfloat16 if shared == 'bf16' else torch.float32
+    for network in (student, accelerator.prepare_model(nn.Sequential(nn.Conv2d(3, 4, 3)))):
+        inside = record_conv_dtypes(network)
+        network(x_pix)
+        assert inside == {expected}
+    with accelerator.autocast():
+        assert nn.functional.conv2d(x_pix, torch.ones(1, 3, 3, 3)).dtype == expected
+
+
+@pytest.mark.parametrize('later', ['no', 'bf16'])
+@pytest.mark.parametrize('precision', DTYPES)
+def test_an_accelerator_of_another_precision_can_come_later(teacher, vqgan, x_pix, precision, later):
+    prepare_frozen(teacher, vqgan, precision)
+    accelerator = Accelerator(mixed_precision=later)
+    assert accelerator.mixed_precision == later
+    inside = record_conv_dtypes(teacher.model)
+    teacher(x_pix)
+    assert inside == {DTYPES[precision]}
+
+
+def test_an_error_inside_leaves_the_accelerator_of_the_process(teacher):
+    accelerator = Accelerator(mixed_precision='bf16', cpu=True)
+    with pytest.raises(ValueError, match='precision must be one of'):
+        prepare_frozen(teacher, precision='int8')
+    teacher.model = None
+    with pytest.raises(AttributeError):
+        prepare_frozen(teacher, precision='fp16')
+    assert AcceleratorState().mixed_precision == accelerator.mixed_precision == 'bf16'
+
+
+def test_a_second_precision_counts_or_is_refused(teacher, x_pix):
+    prepare_frozen(teacher, precision='bf16')
+    try:
+        prepare_frozen(teacher, precision='fp32')
+    except (ValueError, RuntimeError) as error:
+        assert 'precision' in str(error)  # noqa: PT017
+    else:
+        inside = record_conv_dtypes(teacher.model)
+        teacher(x_pix)
+        assert inside == {torch.float32}
+
+
+@pytest.mark.parametrize('precision', DTYPES)
+@pytest.mark.parametrize('callers', [torch.bfloat16, torch.float16])
+def test_an_autocast_of_the_caller_does_not_reach_the_networks(teacher, vqgan, x_pix, precision, callers):
+    prepare_frozen(teacher, vqgan, precision, torch.device('cpu'))
+    expected = teacher(x_pix)
+    networks = record_conv_dtypes(teacher.model, vqgan.encoder, vqgan.decoder)
+    with torch.autocast('cpu', dtype=callers):
+        logits = teacher(x_pix)
+        vqgan(x_pix)
+    assert networks == {DTYPES[precision]}
+    assert torch.equal(logits, expected)
+
+
+@pytest.mark.parametrize('callers', [torch.bfloat16, torch.float16])
+def test_an_autocast_of_the_caller_does_not_reach_the_codes(teacher, vqgan, x_pix, callers):
+    prepare_frozen(teacher, vqgan, 'bf16', torch.device('cpu'))
+    expected = vqgan.encode_to_codes(x_pix)
+    around = record_conv_dtypes(vqgan.quant_conv, vqgan.post_quant_conv)
+    with torch.autocast('cpu', dtype=callers):
+        codes = vqgan.encode_to_codes(x_pix)
+        vqgan(x_pix)
+    assert around == {torch.float32}
+    assert torch.equal(codes, expected)
+
+
+@pytest.mark.parametrize('precision', [None, *DTYPES])
+def test_an_autocast_of_the_caller_changes_no_dad_view(teacher, vqgan, x_pix, precision):
+    if precision:
+        prepare_frozen(teacher, vqgan, precision, torch.device('cpu'))
+    augment = augment_of(teacher, vqgan)
+    expected = augment.make_views(x_pix, TARGET)
+    networks = record_conv_dtypes(teacher.model, vqgan.encoder, vqgan.decoder)
+    around = record_conv_dtypes(vqgan.quant_conv, vqgan.post_quant_conv)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        views = augment.make_views(x_pix, TARGET)
+        images, _ = augment((x_pix - 0.5) / 0.5, TARGET)
+    assert networks == {DTYPES[precision or 'fp32']}
+    assert around == {torch.float32}
+    assert images.dtype == torch.float32
+    for name in ('x_vq', 'x_adv', 'x_dad', 'dad_logits', 'kept'):
+        assert torch.equal(getattr(views, name), getattr(expected, name)), name
+
+
+@pytest.mark.parametrize('precision', DTYPES)
+@pytest.mark.parametrize('scale', [1.0, 1e-8])
+def test_the_gradient_of_the_attack_survives_the_precision(teacher, vqgan, x_pix, precision, scale):
+    config = AttackConfig(eps=0.2, step_size=0.2, random_start=0.0)
+    x_pix = 0.3 + 0.4 * x_pix  # away from 0 and 1: no step is clipped
+
+    def attack():
+        return ascend(lambda x: teacher_cross_entropy(teacher(x), TARGET) * scale, x_pix, config) - x_pix
+
+    expected = attack()
+    prepare_frozen(teacher, vqgan, precision, torch.device('cpu'))
+    delta = attack()
+    torch.testing.assert_close(delta.flatten(1).norm(dim=1), torch.full((4,), 0.2), atol=1e-5, rtol=0)
+    cosine = nn.functional.cosine_similarity(delta.flatten(1), expected.flatten(1))
+    assert (cosine > 0.95).all()
+
+
+def test_fp16_would_underflow_without_care(teacher, x_pix):
+    # The rule above is no empty one: the plain gradient of the same loss is zero.
+    prepare_frozen(teacher, precision='fp16', device=torch.device('cpu'))
+    x_pix.requires_grad_(True)
+    loss = teacher_cross_entropy(teacher(x_pix), TARGET).sum() * 1e-8
+    (gradient,) = torch.autograd.grad(loss, x_pix)
+    assert gradient.abs().max() == 0
+
+
+@pytest.mark.parametrize('precision', ['fp8', 'no', 'float16', ''])
+def test_an_unknown_precision_is_refused(teacher, precision):
+    with pytest.raises(ValueError, match=rf"precision must be one of \('fp32', 'bf16', 'fp16'\), got '{precision}'"):
+        prepare_frozen(teacher, precision=precision)

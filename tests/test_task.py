@@ -1,0 +1,372 @@
+import copy
+
+import pytest
+import timm
+import torch
+import torch.distributed as dist
+from timm.task import TrainingTask
+from timm.utils import CheckpointSaver
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from timm_dad.attack import AttackConfig
+from timm_dad.augment import DADAugment
+from timm_dad.loss import DADLossConfig
+from timm_dad.task import DADTask
+
+TARGET = torch.tensor([0, 1, 2, 3])
+OTHER_TARGET = torch.tensor([3, 2, 4, 0])
+PARTS = {'loss', 'output', 'task_loss', 'kd_loss', 'dad_loss', 'teacher_kept'}
+# No randomness: two tasks, and a reference, see the same DAD views.
+ATTACK = AttackConfig(eps=3.0, step_size=3.0, random_start=0.0)
+
+
+def to_pixels(x_norm):
+    return x_norm / 2 + 0.5  # test_resnet, the student, is normalized with 0.5 and 0.5
+
+
+def snapshot(module):
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def equal_states(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture
+def input(x_pix):
+    return (x_pix - 0.5) / 0.5
+
+
+@pytest.fixture
+def augment(teacher, vqgan):
+    return DADAugment(teacher, vqgan, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), attack=ATTACK)
+
+
+@pytest.fixture
+def task(student, teacher, augment):
+    return DADTask(student, teacher, augment, verbose=False)
+
+
+@pytest.fixture
+def optimizer(student):
+    return torch.optim.SGD(student.parameters(), lr=0.1)
+
+
+def train_step(task, optimizer, input, target=TARGET):
+    task.train()
+    result = task(input, target)
+    optimizer.zero_grad()
+    result['loss'].backward()
+    optimizer.step()
+    return result
+
+
+def reference_kl(teacher, student, temperature):
+    p, q = (teacher / temperature).softmax(dim=1), (student / temperature).softmax(dim=1)
+    return temperature**2 * (p * (p / q).log()).sum(dim=1).mean()
+
+
+def reference_loss(student, teacher, clean, x_dad_norm, target, temperature=4.0):
+    """The formula of the paper, with the student's two views in one batch (its batch statistics)."""
+    s, s_dad = student(torch.cat([clean, x_dad_norm])).split(len(clean))
+    t, t_dad = teacher(to_pixels(clean)), teacher(to_pixels(x_dad_norm))
+    kd, dad = reference_kl(t, s, temperature), reference_kl(t_dad, s_dad, temperature)
+    log_p = s.log_softmax(dim=1)
+    task = -(target * log_p).sum(dim=1).mean() if target.ndim == 2 else -log_p[torch.arange(len(s)), target].mean()
+    return {'loss': task + kd / 2 + dad / 2, 'output': s, 'task_loss': task, 'kd_loss': kd, 'dad_loss': dad}
+
+
+@pytest.mark.parametrize('soft', [False, True])
+def test_parts_are_those_of_the_formula(task, student, teacher, augment, input, soft):
+    target = torch.rand(4, 5).softmax(dim=1) if soft else TARGET
+    x_dad = augment.make_views(to_pixels(input), target).x_dad
+    expected = reference_loss(copy.deepcopy(student).train(), teacher, input, (x_dad - 0.5) / 0.5, target)
+    result = task.train()(input, target)
+    assert set(result) == PARTS
+    for name, value in expected.items():
+        torch.testing.assert_close(result[name], value, atol=1e-5, rtol=1e-4)
+        assert name == 'output' or result[name].shape == ()
+    assert result['dad_loss'] > 1e-3
+    assert isinstance(task, TrainingTask)
+
+
+def test_gradients_are_those_of_the_formula(task, student, teacher, augment, input):
+    x_dad = augment.make_views(to_pixels(input), TARGET).x_dad
+    reference = copy.deepcopy(student).train()
+    reference_loss(reference, teacher, input, (x_dad - 0.5) / 0.5, TARGET)['loss'].backward()
+    task.train()(input, TARGET)['loss'].backward()
+    for ours, theirs in zip(student.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-3)
+
+
+def test_the_loss_settings_reach_the_loss(student, teacher, augment, input):
+    def parts(**settings):
+        task = DADTask(copy.deepcopy(student), teacher, augment, loss=DADLossConfig(**settings), verbose=False)
+        return task.train()(input, TARGET)
+
+    result = parts(task_weight=0.25, kd_weight=2.0, dad_weight=3.0)
+    expected = 0.25 * result['task_loss'] + 2 * result['kd_loss'] + 3 * result['dad_loss']
+    torch.testing.assert_close(result['loss'], expected)
+    assert not torch.isclose(parts(temperature=1.0)['kd_loss'], parts(temperature=8.0)['kd_loss'])
+
+
+def test_a_criterion_is_the_task_loss(student, teacher, augment, input):
+    criterion = nn.CrossEntropyLoss(label_smoothing=0.2)
+    result = DADTask(student, teacher, augment, criterion=criterion, verbose=False).train()(input, TARGET)
+    torch.testing.assert_close(result['task_loss'], criterion(result['output'], TARGET))
+
+
+def test_output_is_the_clean_view(task, student, input):
+    task.eval()
+    with torch.no_grad():
+        result = task(input, TARGET)
+        torch.testing.assert_close(result['output'], student(input))
+
+
+def test_only_the_student_gets_gradients_and_changes(task, student, teacher, vqgan, optimizer, input):
+    before = {module: snapshot(module) for module in (student, teacher, vqgan)}
+    train_step(task, optimizer, input)
+    assert all(parameter.grad is not None for parameter in student.parameters())
+    assert {id(p) for p in task.parameters() if p.requires_grad} == {id(p) for p in student.parameters()}
+    for name, value in student.named_parameters():
+        assert not torch.equal(value, before[student][name]), name
+    for module in (teacher, vqgan):
+        assert equal_states(before[module], module.state_dict())
+        assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_teacher_and_vqgan_are_frozen_from_the_start_and_stay_in_evaluation_mode(student, teacher, vqgan, augment):
+    teacher.requires_grad_(True)
+    vqgan.train().requires_grad_(True)
+    task = DADTask(student, teacher, augment, verbose=False)
+    for mode in (True, False, True):
+        assert task.train(mode) is task
+        assert student.training is mode
+        for module in (teacher, vqgan):
+            assert not any(part.training for part in module.modules())
+            assert not any(parameter.requires_grad for parameter in module.parameters())
+
+
+def test_a_few_steps_lower_the_loss(task, student, input):
+    optimizer = torch.optim.AdamW(student.parameters(), lr=3e-3)
+    losses = [train_step(task, optimizer, input)['loss'].item() for _ in range(8)]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_equal_seeds_are_bit_equal(student, teacher, vqgan, input):
+    attack = AttackConfig(eps=3.0, step_size=1.0, random_start=0.8)
+    augment = DADAugment(teacher, vqgan, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), attack=attack)
+
+    def losses(seed):
+        torch.manual_seed(seed)
+        task = DADTask(copy.deepcopy(student), teacher, augment, verbose=False)
+        optimizer = torch.optim.SGD(task.trainable_module.parameters(), lr=0.1)
+        return [train_step(task, optimizer, input)['loss'].item() for _ in range(2)]
+
+    assert losses(1) == losses(1)
+    assert losses(1) != losses(2)
+
+
+@pytest.mark.parametrize('soft', [False, True])
+def test_two_views_take_the_clean_view_from_the_first_and_the_dad_view_from_the_second(
+    student, teacher, augment, input, soft
+):
+    first, second = input, input.flip(3)
+    targets = TARGET, TARGET
+    if soft:  # Mixup mixes the two views with other partners
+        targets = torch.rand(4, 5).softmax(dim=1), torch.rand(4, 5).softmax(dim=1)
+    x_dad = augment.make_views(to_pixels(second), targets[1]).x_dad
+    reference = copy.deepcopy(student).train()
+    expected = reference_loss(reference, teacher, first, (x_dad - 0.5) / 0.5, targets[0])
+    task = DADTask(student, teacher, augment, two_views=True, verbose=False).train()
+    result = task(torch.cat([first, second]), torch.cat(targets))
+    for name, value in expected.items():
+        torch.testing.assert_close(result[name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_without_an_augment_the_second_view_is_distilled_as_it_is(student, teacher, input):
+    first, second = input, input.flip(3)
+    expected = reference_loss(copy.deepcopy(student).train(), teacher, first, second, TARGET)
+    task = DADTask(student, teacher, None, two_views=True, verbose=False).train()
+    result = task(torch.cat([first, second]), torch.cat([TARGET, OTHER_TARGET]))
+    assert set(result) == PARTS
+    for name, value in expected.items():
+        torch.testing.assert_close(result[name], value, atol=1e-5, rtol=1e-4)
+    kept = (teacher(to_pixels(second)).argmax(dim=1) == OTHER_TARGET).float().mean()
+    assert result['teacher_kept'] == kept
+
+
+def test_without_an_augment_nor_two_views_there_is_no_second_view(student, teacher):
+    with pytest.raises(ValueError, match=r'without an augment .* two_views must be True'):
+        DADTask(student, teacher, None)
+
+
+def test_an_odd_batch_of_two_views_is_refused(student, teacher, augment, input):
+    task = DADTask(student, teacher, augment, two_views=True, verbose=False)
+    with pytest.raises(ValueError, match='a batch of two views has an even number of images, got 3'):
+        task(input[:3], TARGET[:3])
+
+
+@pytest.mark.parametrize('hits', [0, 1, 3, 4])
+def test_teacher_kept_is_the_fraction_of_labels_that_survive(student, teacher, vqgan, input, hits):
+    # With a budget of 0 the DAD view is Q(Q(x)), so the teacher's labels on it are known beforehand.
+    attack = AttackConfig(eps=0.0, step_size=0.0, random_start=0.0)
+    augment = DADAugment(teacher, vqgan, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), attack=attack)
+    labels = teacher(vqgan(vqgan(to_pixels(input)))).argmax(dim=1)
+    target = torch.where(torch.arange(4) < hits, labels, (labels + 1) % 5)
+    result = DADTask(student, teacher, augment, verbose=False)(input, target)
+    assert result['teacher_kept'].shape == ()
+    assert result['teacher_kept'].item() == hits / 4
+
+
+def test_keep_label_reaches_the_loss(student, teacher, vqgan, input):
+    def result(keep_label):
+        norm = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}
+        augment = DADAugment(teacher, vqgan, attack=ATTACK, keep_label=keep_label, **norm)
+        return DADTask(copy.deepcopy(student), teacher, augment, verbose=False).train()(input, TARGET)
+
+    assert result(True)['teacher_kept'] == result(False)['teacher_kept'] < 1
+    assert result(True)['dad_loss'] != result(False)['dad_loss']
+
+
+@pytest.mark.parametrize('cfg', [None, {}, {'mean': (0.5, 0.5, 0.5)}])
+def test_a_student_whose_config_lacks_the_normalization_is_refused(student, teacher, augment, cfg):
+    student.pretrained_cfg = cfg
+    with pytest.raises(ValueError, match='the student has no pretrained_cfg with mean and std: pass mean and std'):
+        DADTask(student, teacher, augment)
+
+
+def test_a_student_without_a_normalization_is_refused(teacher, augment, input):
+    student = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 5))
+    match = 'the student has no pretrained_cfg with mean and std: pass mean and std'
+    for kwargs in ({}, {'mean': (0.5, 0.5, 0.5)}, {'std': (0.5, 0.5, 0.5)}):
+        with pytest.raises(ValueError, match=match):
+            DADTask(student, teacher, augment, **kwargs)
+    task = DADTask(student, teacher, augment, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), verbose=False)
+    assert task(input, TARGET)['loss'].isfinite()
+
+
+def test_a_normalization_that_is_given_goes_before_that_of_the_student(student, teacher, vqgan, augment, x_pix):
+    mean, std = (0.2, 0.3, 0.4), (0.9, 0.8, 0.7)
+    narrow = DADAugment(teacher, vqgan, mean=mean, std=std, attack=ATTACK)
+    task = DADTask(student, teacher, narrow, mean=mean, std=std, verbose=False).eval()
+    x_norm = (x_pix - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
+    result = task(x_norm, TARGET)
+    torch.testing.assert_close(result['kd_loss'], reference_kl(teacher(x_pix), student(x_norm), 4.0))
+    # The DAD view comes back to the student in the same normalization.
+    x_dad = narrow.make_views(x_pix, TARGET).x_dad
+    x_dad_norm = (x_dad - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
+    torch.testing.assert_close(result['dad_loss'], reference_kl(teacher(x_dad), student(x_dad_norm), 4.0))
+
+
+def test_an_autocast_around_the_task_is_the_students_alone(task, student, teacher, vqgan, augment, input):
+    views = augment.make_views(to_pixels(input), TARGET)
+    dtypes = {name: set() for name in ('student', 'teacher', 'vqgan')}
+    for name, module in (('student', student), ('teacher', teacher), ('vqgan', vqgan)):
+        for layer in module.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.register_forward_hook(lambda _layer, _args, out, name=name: dtypes[name].add(out.dtype))
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        result = task(input, TARGET)
+    assert dtypes == {'student': {torch.bfloat16}, 'teacher': {torch.float32}, 'vqgan': {torch.float32}}
+    assert result['teacher_kept'] == views.kept.float().mean()
+    assert result['loss'].isfinite()
+
+
+def save_checkpoint(task, optimizer, folder):
+    saver = CheckpointSaver(
+        task.get_trainable_module(), optimizer, task=task, checkpoint_dir=str(folder), recovery_dir=str(folder)
+    )
+    saver.save_checkpoint(0, metric=1.0)
+    return folder / 'model_best.pth.tar'
+
+
+def test_a_checkpoint_holds_the_student_and_nothing_else(task, student, optimizer, input, tmp_path):
+    train_step(task, optimizer, input)
+    path = save_checkpoint(task, optimizer, tmp_path)
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint['state_dict'].keys() == student.state_dict().keys()
+    assert 'task_state' not in checkpoint
+    assert 'state_dict_ema' not in checkpoint
+    loaded = timm.create_model('test_resnet', num_classes=5, checkpoint_path=str(path))
+    assert equal_states(loaded.state_dict(), student.state_dict())
+
+
+def test_a_checkpoint_comes_back_into_a_task(task, student, teacher, augment, optimizer, input, tmp_path):
+    train_step(task, optimizer, input)
+    checkpoint = torch.load(save_checkpoint(task, optimizer, tmp_path), weights_only=True)
+    other = DADTask(timm.create_model('test_resnet', num_classes=5), teacher, augment, verbose=False)
+    other.load_checkpoint_state(checkpoint['state_dict'])
+    assert equal_states(other.trainable_module.state_dict(), student.state_dict())
+
+
+def test_ema_averages_the_student_alone(task, student, optimizer, input, tmp_path):
+    task.setup_ema(decay=0.75)
+    before = snapshot(student)
+    train_step(task, optimizer, input)
+    task.update_ema()
+    ema = task.get_trainable_module(ema=True).module
+    assert ema.state_dict().keys() == student.state_dict().keys()
+    for name, value in student.named_parameters():
+        torch.testing.assert_close(ema.state_dict()[name], 0.75 * before[name] + 0.25 * value)
+    path = save_checkpoint(task, optimizer, tmp_path)
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint['state_dict_ema'].keys() == student.state_dict().keys()
+    loaded = timm.create_model('test_resnet', num_classes=5, checkpoint_path=str(path))
+    assert equal_states(loaded.state_dict(), ema.state_dict())  # timm prefers the average
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    dist.init_process_group('gloo', init_method=f'file://{tmp_path / "store"}', rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures('process_group')
+def test_only_the_student_is_wrapped_for_distributed_training(
+    task, student, teacher, vqgan, optimizer, input, tmp_path
+):
+    task.setup_ema(decay=0.5)
+    expected = copy.deepcopy(task).train()(input, TARGET)
+    assert task.prepare_distributed() is task
+    assert isinstance(task.trainable_module, DistributedDataParallel)
+    assert [module for module in task.modules() if isinstance(module, DistributedDataParallel)] == [
+        task.trainable_module
+    ]
+    assert task.trainable_module.module is student
+    before = {module: snapshot(module) for module in (student, teacher, vqgan)}
+    result = train_step(task, optimizer, input)
+    task.update_ema()
+    torch.testing.assert_close(result['loss'], expected['loss'])
+    assert not equal_states(before[student], student.state_dict())
+    assert equal_states(before[teacher], teacher.state_dict())
+    assert equal_states(before[vqgan], vqgan.state_dict())
+    path = save_checkpoint(task, optimizer, tmp_path)
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint['state_dict'].keys() == student.state_dict().keys()  # no "module." before the names
+
+
+def test_a_compiled_student_trains_and_saves_under_its_own_names(task, student, optimizer, input, tmp_path):
+    expected = copy.deepcopy(task).train()(input, TARGET)
+    # The backend that changes nothing: no compiler is needed.
+    compiled = task.compile(backend='eager')
+    assert task.get_eval_model() is compiled
+    result = train_step(task, optimizer, input)
+    torch.testing.assert_close(result['loss'], expected['loss'], atol=1e-5, rtol=1e-4)
+    checkpoint = torch.load(save_checkpoint(task, optimizer, tmp_path), weights_only=True)
+    assert checkpoint['state_dict'].keys() == student.state_dict().keys()
+    assert equal_states(checkpoint['state_dict'], student.state_dict())
+
+
+@pytest.mark.usefixtures('process_group')
+def test_validation_of_a_compiled_student_goes_around_the_distributed_wrapper(
+    task, student, optimizer, input, tmp_path
+):
+    compiled = task.compile(backend='eager')
+    task.prepare_distributed()
+    assert task.get_eval_model() is compiled
+    train_step(task, optimizer, input)
+    checkpoint = torch.load(save_checkpoint(task, optimizer, tmp_path), weights_only=True)
+    assert equal_states(checkpoint['state_dict'], student.state_dict())

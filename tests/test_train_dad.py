@@ -1,0 +1,459 @@
+"""End to end: ``train_dad.py`` on small folders of pictures, in this process and as a command."""
+
+import csv
+import hashlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from PIL import Image
+
+import train_dad
+from timm_dad.demo.data import DEMO_VQGAN
+from timm_dad.train_args import create_parser
+
+CLASSES = ('cat', 'dog', 'fish', 'tree')
+REPO = Path(train_dad.__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def own_accelerator_state():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory):
+    """Image folder: 4 classes, 6 training and 3 validation pictures each, 40 x 36 px, colours by class."""
+    root = tmp_path_factory.mktemp('pictures')
+    rng = np.random.default_rng(0)
+    for split, count in (('train', 6), ('validation', 3)):
+        for label, name in enumerate(CLASSES):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(0, 120, (36, 40, 3)) + np.eye(4, 3)[label] * 120
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f'{index}.png')
+    return root
+
+
+def flags(pictures, output, *more):
+    """A run of 2 epochs of 2 updates on the pictures, without DAD."""
+    return [
+        *('--data-dir', str(pictures), '--output', str(output), '--experiment', 'run', '--model', 'test_resnet'),
+        *('--num-classes', '4', '--img-size', '32', '--mean', '0.5', '0.5', '0.5', '--std', '0.5', '0.5'),
+        *('0.5', '--batch-size', '12', '--workers', '0', '--epochs', '2', '--opt', 'adamw', '--lr', '0.01'),
+        *('--warmup-epochs', '0', *more),
+    ]
+
+
+DAD = ('--dad', '--dad-teacher', 'demo', '--dad-vqgan', 'demo')
+
+
+def weights(output, name='last'):
+    return torch.load(output / 'run' / f'{name}.pth.tar', weights_only=False)
+
+
+def digest(state_dict):
+    sha = hashlib.sha256()
+    for name, value in sorted(state_dict.items()):
+        sha.update(name.encode() + value.numpy().tobytes())
+    return sha.hexdigest()
+
+
+def summary(output):
+    with open(output / 'run' / 'summary.csv') as file:
+        return list(csv.DictReader(file))
+
+
+def test_two_steps_of_dad_leave_everything_that_a_run_leaves(pictures, tmp_path):
+    results = train_dad.main(flags(pictures, tmp_path, *DAD, '--eval-suites', f'again={pictures}'))
+    names = {path.name for path in (tmp_path / 'run').iterdir()}
+    assert {'args.yaml', 'summary.csv', 'last.pth.tar', 'model_best.pth.tar', 'preview.png'} <= names
+    assert not [name for name in names if 'tmp' in name]
+    rows = summary(tmp_path)
+    assert [row['epoch'] for row in rows] == ['0', '1']
+    row = {name: float(value) for name, value in rows[0].items()}
+    parts = row['train_task_loss'] + 0.5 * row['train_kd_loss'] + 0.5 * row['train_dad_loss']
+    assert row['train_loss'] == pytest.approx(parts, rel=1e-4)
+    assert 0 <= row['train_teacher_kept'] <= 1
+    assert results['student']['again'] == pytest.approx(float(rows[1]['eval_top1']))
+    assert set(results['teacher']) == {'again'}
+    assert yaml.safe_load((tmp_path / 'run' / 'args.yaml').read_text())['dad_eps'] == 0.1
+    width, height = Image.open(tmp_path / 'run' / 'preview.png').size
+    assert width > 4 * 128
+    assert height > 6 * 128
+
+
+def test_checkpoint_holds_the_student_alone_and_timm_loads_it(pictures, tmp_path):
+    train_dad.main(flags(pictures, tmp_path, *DAD, '--model-ema'))
+    checkpoint = weights(tmp_path)
+    model = timm.create_model('test_resnet', num_classes=4)
+    assert set(checkpoint['state_dict']) == set(model.state_dict()) == set(checkpoint['state_dict_ema'])
+    for name in ('last', 'model_best'):
+        path = str(tmp_path / 'run' / f'{name}.pth.tar')
+        loaded = timm.create_model('test_resnet', num_classes=4, checkpoint_path=path)
+        assert digest(loaded.state_dict()) == digest(weights(tmp_path, name)['state_dict_ema'])
+
+
+def test_equal_seeds_give_equal_bits_and_other_seeds_do_not(pictures, tmp_path):
+    states = []
+    for index, seed in enumerate(('1', '1', '2')):
+        train_dad.main(flags(pictures, tmp_path / str(index), *DAD, '--seed', seed))
+        states.append(digest(weights(tmp_path / str(index))['state_dict']))
+    assert states[0] == states[1] != states[2]
+
+
+def test_a_resumed_run_ends_with_the_bits_of_an_undisturbed_one(pictures, tmp_path, monkeypatch):
+    more = (*DAD, '--model-ema', '--epochs', '4', '--smoothing', '0.1', '--mixup', '0.2')
+    train_dad.main(flags(pictures, tmp_path / 'whole', *more))
+    train_one_epoch = train_dad.train_one_epoch
+
+    def stop_at_epoch_2(run, epoch):
+        if epoch == 2:
+            raise KeyboardInterrupt
+        return train_one_epoch(run, epoch)
+
+    monkeypatch.setattr(train_dad, 'train_one_epoch', stop_at_epoch_2)
+    with pytest.raises(KeyboardInterrupt):
+        train_dad.main(flags(pictures, tmp_path / 'broken', *more))
+    monkeypatch.undo()
+    resume = str(tmp_path / 'broken' / 'run' / 'last.pth.tar')
+    train_dad.main(flags(pictures, tmp_path / 'broken', *more, '--resume', resume))
+    whole, broken = weights(tmp_path / 'whole'), weights(tmp_path / 'broken')
+    for name in ('state_dict', 'state_dict_ema'):
+        assert digest(whole[name]) == digest(broken[name])
+    assert [row['epoch'] for row in summary(tmp_path / 'broken')] == ['0', '1', '2', '3']
+
+
+def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_checkpoint(pictures, tmp_path, monkeypatch):
+    calls = []
+    cross_entropy = torch.nn.CrossEntropyLoss.forward
+
+    def poisoned(self, *args):
+        calls.append(1)
+        return cross_entropy(self, *args) * (float('nan') if len(calls) == 4 else 1.0)
+
+    monkeypatch.setattr(torch.nn.CrossEntropyLoss, 'forward', poisoned)
+    with pytest.raises(SystemExit, match=r'not finite in epoch 1, batch 1, after 3 updates'):
+        train_dad.main(flags(pictures, tmp_path, '--smoothing', '0'))
+    assert weights(tmp_path)['epoch'] == 0
+    assert all(value.isfinite().all() for value in weights(tmp_path)['state_dict'].values())
+
+
+def bad_folder(tmp_path, pictures, kind):
+    """A copy of the pictures with one fault."""
+    root = tmp_path / 'data'
+    for path in pictures.rglob('*.png'):
+        copy = root / path.relative_to(pictures)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if kind != 'empty':
+            copy.write_bytes(path.read_bytes())
+    if kind == 'truncated':
+        (root / 'train/dog/3.png').write_bytes((pictures / 'train/dog/3.png').read_bytes()[:100])
+    if kind == 'nan':
+        (root / 'train/dog/3.png').unlink()
+        Image.fromarray(np.full((36, 40), np.nan, dtype=np.float32)).save(root / 'train/dog/3.png', format='TIFF')
+    return root
+
+
+@pytest.mark.parametrize(
+    ('more', 'message'),
+    [
+        (('--model', 'resnet_of_nobody'), r'--model must be a timm model, got .resnet_of_nobody'),
+        ((*DAD, '--dad-teacher', 'timm:clip_of_nobody'), r'--dad-teacher timm:clip_of_nobody: timm has no model'),
+        ((*DAD, '--dad-teacher', 'open_clip:ViT-Z/openai'), r'--dad-teacher open_clip:ViT-Z/openai: open_clip has no'),
+        ((*DAD, '--dad-teacher', 'clip'), r'--dad-teacher must be timm:MODEL, open_clip:MODEL/PRETRAINED or demo, got'),
+        ((*DAD, '--dad-eps', '8', '--dad-norm', 'linf'), r'--dad-eps: eps is in \[0, 1\] pixel units.*got 8.*8/255'),
+        ((*DAD, '--dad-eps', '8'), r'--dad-eps: eps is in \[0, 1\] pixel units.*got 8.*8/255'),
+        ((*DAD, '--dad-temperature', '0'), r'--dad-temperature: temperature must be positive, got 0'),
+        ((*DAD, '--dad-weight', '-1'), r'--dad-weight: dad_weight must be 0 or more, got -1'),
+        ((*DAD, '--img-size', '30'), r'--img-size: image size must be a multiple of 4.*got 30x30'),
+        ((*DAD, '--num-classes', '7'), r'--data-dir must have as many classes as --num-classes, 7, got 4'),
+        ((*DAD, '--dad-vqgan', 'nowhere.safetensors'), r'--dad-vqgan: no VQGAN at nowhere.safetensors'),
+        ((*DAD, '--dad-classnames', 'nowhere.txt'), r'--dad-classnames must be a file, got .nowhere.txt'),
+        (('--dad',), r'--dad-teacher must be'),
+        (('--dad', '--dad-teacher', 'demo'), r'--dad-vqgan must name'),
+        (('--dad-eps', '0.2'), r'--dad-eps needs --dad'),
+        (
+            (*DAD[:3], '--dad-view', 'random', '--dad-eps', '0.2'),
+            r'--dad-eps shapes the DAD view and needs --dad-view dad',
+        ),
+        (('--batch-size', '0'), r'--batch-size must be 1 or more, got 0'),
+        (('--batch-size', '64'), r'--batch-size must be at most the 24 training images, got 64'),
+        (('--config', 'nowhere.yaml'), r'--config must be a YAML file, got .nowhere.yaml'),
+        (('--eval-suites', 'sketch'), r'--eval-suites takes NAME=DIR or demo/STYLE, got .sketch'),
+        (('--eval-suites', 'demo/noto'), r'--eval-suites noto must have as many classes as --num-classes, 4, got 16'),
+        (('--eval-suites', 'demo/kandinsky'), r'the demo has the styles .* got .kandinsky'),
+        (('--resume', 'nowhere.pth.tar'), r'--resume must be a checkpoint, got .nowhere'),
+        (('--initial-checkpoint', 'nowhere.pth'), r'--initial-checkpoint must be a checkpoint, got .nowhere'),
+        (('--opt', 'adamx'), r'--opt'),
+        (('--sched', 'cosinus'), r'--sched'),
+    ],
+)
+def test_bad_flags_are_named_before_anything_is_written(pictures, tmp_path, capsys, more, message):
+    with pytest.raises(SystemExit) as error:
+        train_dad.main(flags(pictures, tmp_path / 'out', *more))
+    assert re.search(message, f'{error.value} {capsys.readouterr().err}')
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(
+    ('kind', 'message'),
+    [
+        ('empty', r'--data-dir .*no images'),
+        ('truncated', r'--data-dir: images must decode to finite pixels, .*3\.png does not'),
+        ('nan', r'--data-dir: images must decode to finite pixels, .*3\.png does not.*not finite'),
+    ],
+)
+def test_bad_pictures_are_named_before_anything_is_written(pictures, tmp_path, kind, message):
+    root = bad_folder(tmp_path, pictures, kind)
+    with pytest.raises(SystemExit, match=message):
+        train_dad.main(flags(root, tmp_path / 'out'))
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_folder_in_use_and_a_folder_of_an_older_run_are_refused(pictures, tmp_path):
+    with train_dad.locked_output(tmp_path / 'run', resume=False, is_main_process=True):
+        holder = subprocess.run(
+            [sys.executable, REPO / 'train_dad.py', *flags(pictures, tmp_path)], capture_output=True, text=True
+        )
+    assert holder.returncode != 0
+    assert 'is in use by another run' in holder.stderr.splitlines()[-1]
+    train_dad.main(flags(pictures, tmp_path))
+    before = (tmp_path / 'run' / 'last.pth.tar').read_bytes()
+    with pytest.raises(SystemExit, match='holds an older run'):
+        train_dad.main(flags(pictures, tmp_path))
+    assert (tmp_path / 'run' / 'last.pth.tar').read_bytes() == before
+
+
+# --- every flag changes something -----------------------------------------------------------------------------------
+
+
+def fingerprint(argv, root, monkeypatch):
+    """All that a run leaves or uses, but for the echo of its flags in ``args.yaml``."""
+    seen = {'postfix': 0}
+    train_one_epoch, set_postfix = train_dad.train_one_epoch, train_dad.tqdm.set_postfix
+
+    def spy(run, epoch):
+        task, loader = run.task, run.loader_train
+        student = train_dad.utils.unwrap_model(task.trainable_module)
+        seen['loader'] = (loader.loader.batch_size, loader.loader.num_workers, loader.loader.pin_memory)
+        seen['compiled'] = type(task.trainable_module).__name__
+        seen['checkpointing'] = getattr(student, 'grad_checkpointing', None)
+        kernel = next(p for p in student.parameters() if p.ndim == 4 and p.shape[1] > 1)
+        seen['channels_last'] = kernel.is_contiguous(memory_format=torch.channels_last)
+        return train_one_epoch(run, epoch)
+
+    def count(self, *args, **kwargs):
+        seen['postfix'] += 1
+        return set_postfix(self, *args, **kwargs)
+
+    evaluate = train_dad.evaluate
+
+    def spy_evaluate(model, loader, accelerator):
+        seen['eval_loader'] = (loader.loader.batch_size, len(loader))
+        return evaluate(model, loader, accelerator)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_dad, 'train_one_epoch', spy)
+        patch.setattr(train_dad.tqdm, 'set_postfix', count)
+        patch.setattr(train_dad, 'evaluate', spy_evaluate)
+        patch.chdir(root)
+        results = train_dad.main(argv)
+        AcceleratorState._reset_state(reset_partial_state=True)
+    output = root / results['output_dir']
+    checkpoint = torch.load(output / 'last.pth.tar', weights_only=False)
+    seen['files'] = sorted(str(path.relative_to(root)) for path in root.rglob('*'))
+    seen['summary'] = (output / 'summary.csv').read_text()
+    seen['weights'] = {
+        name: digest(checkpoint[name]) for name in ('state_dict', 'state_dict_ema') if name in checkpoint
+    }
+    seen['results'] = {name: value for name, value in results.items() if name != 'output_dir'}
+    return seen
+
+
+RESUME = ('--resume', '{checkpoint}', '--epochs', '3')
+TIMM_TEACHER = ('--dad', '--dad-teacher', 'timm:test_resnet', '--dad-vqgan', 'demo')
+
+# For each flag: what both runs are given on top of the base, and what the second run alone is given.
+VARIANTS = {
+    'config': ((), ('--config', '{config}')),
+    'data_dir': ((), ('--data-dir', '{other}')),
+    'dataset': ((), ('--dataset', 'demo/noto', '--num-classes', '16', '--batch-size', '400')),
+    'train_split': ((), ('--train-split', 'validation')),
+    'val_split': ((), ('--val-split', 'train')),
+    'eval_suites': ((), ('--eval-suites', 'again={pictures}')),
+    'model': ((), ('--model', 'resnet10t')),
+    'initial_checkpoint': ((), ('--initial-checkpoint', '{checkpoint}')),
+    'resume': (('--epochs', '3'), ('--resume', '{checkpoint}')),
+    'no_resume_opt': (RESUME, ('--no-resume-opt',)),
+    'start_epoch': (RESUME, ('--start-epoch', '1')),
+    'model_kwargs': ((), ('--model-kwargs', 'output_stride=8')),
+    'img_size': ((), ('--img-size', '48')),
+    'input_size': ((), ('--input-size', '3', '48', '48')),
+    'crop_pct': ((), ('--crop-pct', '0.5')),
+    'mean': ((), ('--mean', '0.4', '0.5', '0.6')),
+    'std': ((), ('--std', '0.2', '0.2', '0.2')),
+    'interpolation': ((), ('--interpolation', 'bilinear')),
+    'batch_size': ((), ('--batch-size', '8')),
+    'validation_batch_size': ((), ('--validation-batch-size', '5')),
+    'grad_accum_steps': ((), ('--grad-accum-steps', '2')),
+    'grad_checkpointing': ((), ('--grad-checkpointing',)),
+    'channels_last': ((), ('--channels-last',)),
+    'torchcompile': ((), ('--torchcompile', 'eager')),
+    'amp': ((), ('--amp',)),
+    'amp_dtype': (('--amp',), ('--amp-dtype', 'bfloat16')),
+    'opt': ((), ('--opt', 'sgd')),
+    'opt_eps': ((), ('--opt-eps', '0.1')),
+    'opt_betas': ((), ('--opt-betas', '0.5', '0.5')),
+    'momentum': (('--opt', 'sgd'), ('--momentum', '0.1')),
+    'weight_decay': ((), ('--weight-decay', '0.5')),
+    'clip_grad': ((), ('--clip-grad', '0.1')),
+    'clip_mode': (('--opt', 'sgd', '--clip-grad', '0.01'), ('--clip-mode', 'value')),
+    'layer_decay': ((), ('--layer-decay', '0.5')),
+    'opt_kwargs': ((), ('--opt-kwargs', 'maximize=True')),
+    'sched': ((), ('--sched', 'poly')),
+    'sched_on_updates': ((), ('--sched-on-updates',)),
+    'lr': ((), ('--lr', '0.02')),
+    'lr_base': (('--lr', '0'), ('--lr-base', '0.2')),
+    'lr_base_size': (('--lr', '0'), ('--lr-base-size', '64')),
+    'lr_base_scale': (('--lr', '0'), ('--lr-base-scale', 'linear')),
+    'warmup_lr': (('--warmup-epochs', '1'), ('--warmup-lr', '0.001')),
+    'min_lr': ((), ('--min-lr', '0.005')),
+    'epochs': ((), ('--epochs', '3')),
+    'warmup_epochs': ((), ('--warmup-epochs', '1')),
+    'cooldown_epochs': ((), ('--cooldown-epochs', '1')),
+    'no_aug': ((), ('--no-aug',)),
+    'scale': ((), ('--scale', '0.9', '1.0')),
+    'ratio': ((), ('--ratio', '1.0', '1.0')),
+    'hflip': ((), ('--hflip', '0')),
+    'vflip': ((), ('--vflip', '0.5')),
+    'color_jitter': ((), ('--color-jitter', '0.1')),
+    'aa': ((), ('--aa', 'rand-m9-mstd0.5-inc1')),
+    'reprob': ((), ('--reprob', '0.5')),
+    'remode': (('--reprob', '0.9'), ('--remode', 'const')),
+    'mixup': ((), ('--mixup', '0.2')),
+    'cutmix': ((), ('--cutmix', '1.0')),
+    'mixup_prob': (('--mixup', '0.5'), ('--mixup-prob', '0.1')),
+    'mixup_off_epoch': (('--mixup', '0.5'), ('--mixup-off-epoch', '1')),
+    'smoothing': ((), ('--smoothing', '0')),
+    'train_interpolation': ((), ('--train-interpolation', 'bilinear')),
+    'drop': ((), ('--drop', '0.5')),
+    'drop_path': ((), ('--drop-path', '0.5')),
+    'model_ema': ((), ('--model-ema',)),
+    'model_ema_decay': (('--model-ema',), ('--model-ema-decay', '0.5')),
+    'model_ema_warmup': (('--model-ema',), ('--model-ema-warmup',)),
+    'seed': ((), ('--seed', '7')),
+    'log_interval': ((), ('--log-interval', '1')),
+    'val_interval': ((), ('--val-interval', '2')),
+    'checkpoint_hist': ((), ('--checkpoint-hist', '1')),
+    'workers': ((), ('--workers', '1')),
+    'pin_mem': ((), ('--pin-mem',)),
+    'output': ((), ('--output', 'elsewhere')),
+    'experiment': ((), ('--experiment', 'other')),
+    'eval_metric': ((), ('--eval-metric', 'loss')),
+    'dad': ((), DAD),
+    'dad_teacher': (DAD, ('--dad-teacher', 'timm:test_resnet', '--dad-teacher-checkpoint', '{checkpoint}')),
+    'dad_teacher_checkpoint': (
+        (*TIMM_TEACHER, '--dad-teacher-checkpoint', '{checkpoint}'), ('--dad-teacher-checkpoint', '{best}')
+    ),
+    'dad_classnames': (DAD, ('--dad-classnames', '{classnames}')),
+    'dad_templates': (DAD, ('--dad-templates', '{templates}')),
+    'dad_vqgan': (DAD, ('--dad-vqgan', '{vqgan}')),
+    'dad_view': (DAD[:3], ('--dad-view', 'random')),
+    'dad_same_crop': (DAD, ('--dad-same-crop',)),
+    'dad_norm': ((*DAD, '--dad-eps', '0.2', '--dad-step-size', '0.1'), ('--dad-norm', 'linf')),
+    'dad_eps': ((*DAD, '--dad-step-size', '4'), ('--dad-eps', '4')),
+    'dad_step_size': ((*DAD, '--dad-eps', '4'), ('--dad-step-size', '4')),
+    'dad_num_steps': ((*DAD, '--dad-eps', '4', '--dad-step-size', '2'), ('--dad-num-steps', '2')),
+    'dad_random_start': ((*DAD, '--dad-eps', '4'), ('--dad-random-start', '0')),
+    'dad_keep_label': (DAD, ('--dad-keep-label',)),
+    'dad_temperature': (DAD, ('--dad-temperature', '1')),
+    'dad_task_weight': (DAD, ('--dad-task-weight', '0.5')),
+    'dad_kd_weight': (DAD, ('--dad-kd-weight', '1')),
+    'dad_weight': (DAD, ('--dad-weight', '1')),
+    'dad_precision': (DAD, ('--dad-precision', 'bf16')),
+}  # fmt: skip
+ELSEWHERE = {
+    'help': 'argparse',
+    'num_classes': 'test_bad_flags_are_named_before_anything_is_written',
+    'pretrained': 'test_pretrained_asks_timm_for_its_weights',
+}
+
+
+@pytest.fixture(scope='module')
+def things(pictures, tmp_path_factory):
+    """Files that flags name: a checkpoint, another folder, a config, class names, templates, another VQGAN."""
+    root = tmp_path_factory.mktemp('things')
+    train_dad.main(flags(pictures, root, '--seed', '5'))
+    train_dad.main(flags(pictures, root / 'best', '--seed', '6'))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    for path in pictures.rglob('*.png'):
+        copy = root / 'other' / path.relative_to(pictures)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(path).transpose(Image.Transpose.ROTATE_90).save(copy)
+    (root / 'config.yaml').write_text('weight_decay: 0.5\n')
+    (root / 'classnames.txt').write_text('vehicle\nweather\nfood\ntool\n')
+    (root / 'templates.txt').write_text('a photo of the {}.\n')
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(DEMO_VQGAN)
+    state['post_quant_conv.weight'] = -state['post_quant_conv.weight']
+    save_file(state, root / 'vqgan.safetensors')
+    (root / 'vqgan.yaml').write_text(DEMO_VQGAN.with_suffix('.yaml').read_text())
+    return {
+        'pictures': pictures,
+        'other': root / 'other',
+        'checkpoint': root / 'run' / 'last.pth.tar',
+        'best': root / 'best' / 'run' / 'last.pth.tar',
+        'config': root / 'config.yaml',
+        'classnames': root / 'classnames.txt',
+        'templates': root / 'templates.txt',
+        'vqgan': root / 'vqgan.safetensors',
+    }
+
+
+def test_every_flag_has_a_variant():
+    flags_of_help = {action.dest for action in create_parser()._actions}
+    assert flags_of_help == set(VARIANTS) | set(ELSEWHERE)
+
+
+@pytest.mark.parametrize('flag', VARIANTS)
+def test_flag_changes_something(flag, pictures, things, tmp_path, monkeypatch):
+    common, changed = ([part.format(**things) for part in parts] for parts in VARIANTS[flag])
+    prints = []
+    for name, more in (('a', common), ('b', [*common, *changed])):
+        (tmp_path / name).mkdir()
+        # Without --dad-vqgan the first run of --dad-view needs it.
+        extra = ['--dad-vqgan', 'demo'] if flag == 'dad_view' and name == 'a' else []
+        prints.append(fingerprint(flags(pictures, 'out', *more, *extra), tmp_path / name, monkeypatch))
+    assert prints[0] != prints[1]
+
+
+def test_the_fingerprint_of_equal_runs_is_equal(pictures, tmp_path, monkeypatch):
+    """Without this, the test above could not fail."""
+    prints = []
+    for name in ('a', 'b'):
+        (tmp_path / name).mkdir()
+        prints.append(fingerprint(flags(pictures, 'out', *DAD), tmp_path / name, monkeypatch))
+    assert prints[0] == prints[1]
+
+
+def test_pretrained_asks_timm_for_its_weights(pictures, tmp_path, monkeypatch):
+    asked = []
+
+    def create(*args, pretrained, **kwargs):
+        asked.append(pretrained)
+        return timm.create_model(*args, **kwargs)
+
+    monkeypatch.setattr(train_dad, 'create_model', create)
+    train_dad.main(flags(pictures, tmp_path, '--pretrained'))
+    assert asked == [True]

@@ -1,0 +1,100 @@
+"""``timm-dad demo``: plain training, distillation and DAD side by side, by the same trainer."""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from timm_dad.demo.data import STYLES, UNSEEN_STYLES
+
+# KD sees a second random view, so that both it and DAD train on the same number of images.
+ARMS = {'plain': ['--no-dad'], 'kd': ['--dad-view', 'random'], 'dad': ['--dad-view', 'dad']}
+MEANS = {'mean unseen': UNSEEN_STYLES, 'mean but noto': tuple(style for style in STYLES if style != 'noto')}
+
+# Two-sided 95 % quantiles of Student's t, by number of seeds.
+_T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+
+Top1 = dict[str, float]
+
+
+def run_arms(output: Path, seed: int, extra: Sequence[str]) -> dict[str, Top1]:
+    """Train every arm with one seed.
+
+    Args:
+        output: Folder of the runs.
+        seed: Random seed of all three.
+        extra: More flags for ``train_dad.py``.
+
+    Returns:
+        ``{arm: {style: top1}}`` with the arms ``teacher``, ``plain``, ``kd`` and ``dad``; top-1 in percent.
+    """
+    import train_dad
+
+    results: dict[str, Top1] = {'teacher': {}}
+    for arm, flags in ARMS.items():
+        print(f'--- {arm}, seed {seed}', flush=True)
+        run = train_dad.main(
+            [*flags, '--seed', str(seed), '--output', str(output), '--experiment', f'{arm}-seed{seed}', *extra]
+        )
+        results[arm] = run['student']
+        results['teacher'] = run.get('teacher', results['teacher'])
+    return results
+
+
+def interval(values: Sequence[float]) -> str:
+    """Mean, with the half width of its 95 % t-interval where there are several values."""
+    if len(values) < 2:
+        return f'{values[0]:.1f}'
+    return f'{mean(values):.1f} ± {_T95[len(values)] * stdev(values) / len(values) ** 0.5:.1f}'
+
+
+def format_table(by_seed: dict[int, dict[str, Top1]]) -> str:
+    """Styles down, arms across; the last two columns are paired differences."""
+    runs = list(by_seed.values())
+    rows: dict[str, tuple[str, ...]] = {**{style: (style,) for style in STYLES}, **MEANS}
+    marks = {style: '' if style in UNSEEN_STYLES else ' (seen by the teacher)' for style in STYLES}
+
+    def top1(run: dict[str, Top1], arm: str, styles: Sequence[str]) -> float:
+        return mean(run[arm][style] for style in styles)
+
+    arms = ['teacher', *ARMS]
+    lines = [f'{"top-1":<34}' + ''.join(f'{title:>13}' for title in (*arms, 'kd - plain', 'dad - kd'))]
+    for name, styles in rows.items():
+        cells = [interval([top1(run, arm, styles) for run in runs]) for arm in arms]
+        for better, worse in (('kd', 'plain'), ('dad', 'kd')):
+            cells.append(interval([top1(run, better, styles) - top1(run, worse, styles) for run in runs]))
+        lines.append(f'{name + marks.get(name, ""):<34}' + ''.join(f'{cell:>13}' for cell in cells))
+    return '\n'.join(lines)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, to a temporary name first."""
+    temporary = path.with_suffix('.tmp')
+    temporary.write_text(json.dumps(content, indent=2) + '\n')
+    os.replace(temporary, path)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the arms for every seed, print the table, write ``results.json``."""
+    parser = argparse.ArgumentParser(
+        prog='timm-dad demo', description=__doc__, epilog='Other flags go to train_dad.py, for all arms.'
+    )
+    parser.add_argument(
+        '--output', type=Path, default=Path('output/demo'), help='folder to write (default: %(default)s)'
+    )
+    parser.add_argument('--seeds', type=int, nargs='+', default=[42], help='random seeds; several give 95 %% intervals')
+    args, extra = parser.parse_known_args(argv)
+    if len(set(args.seeds)) < len(args.seeds) or len(args.seeds) > max(_T95):
+        parser.error(f'--seeds takes up to {max(_T95)} different seeds, got {args.seeds}')
+    by_seed = {}
+    for seed in args.seeds:
+        by_seed[seed] = run_arms(args.output, seed, extra)
+        write_json(args.output / 'results-by-seed.json', by_seed)
+    runs = list(by_seed.values())
+    means = {arm: {style: mean(run[arm][style] for run in runs) for style in styles} for arm, styles in runs[0].items()}
+    write_json(args.output / 'results.json', means)
+    print(format_table(by_seed))
+    print(f'Results: {args.output / "results.json"}')

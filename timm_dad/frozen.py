@@ -1,0 +1,69 @@
+"""Frozen models under Accelerate, in a precision of their own."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from timm_dad.discretize import VQGAN
+from timm_dad.teacher import Teacher
+
+PRECISIONS = {'fp32': 'no', 'bf16': 'bf16', 'fp16': 'fp16'}
+
+
+@contextmanager
+def _own_accelerator(precision: str) -> Iterator[Accelerator]:
+    """An ``Accelerator`` that leaves the process-wide one, and its precision, as they were.
+
+    Accelerate keeps one precision a process and refuses a second ``Accelerator`` with another. What a model is
+    prepared with is fixed while it is prepared, so the state is set aside for that long and put back.
+    """
+    shared = AcceleratorState._shared_state
+    before = dict(shared)
+    shared.clear()
+    try:
+        accelerator = Accelerator(mixed_precision=PRECISIONS[precision])
+        if precision != 'fp32':
+            # Accelerate runs fp16 on a CPU in fp32 without a word; torch's autocast can do it.
+            accelerator.native_amp = True
+        yield accelerator
+    finally:
+        shared.clear()
+        shared.update(before)
+
+
+def prepare_frozen(
+    teacher: Teacher, vqgan: VQGAN | None = None, precision: str = 'fp32', device: torch.device | None = None
+) -> None:
+    """Freeze teacher and VQGAN in place and let Accelerate run their networks in ``precision``.
+
+    Resizing, normalization, codebook search and losses stay in fp32; networks return fp32. Nothing is wrapped for
+    distributed training, and an autocast of the caller does not reach inside.
+
+    Args:
+        teacher: The teacher.
+        vqgan: The VQGAN, if there is one.
+        precision: ``fp32``, ``bf16`` or ``fp16``; independent of the student's.
+        device: Where they run; Accelerate's device by default.
+
+    Raises:
+        ValueError: If the precision is unknown, or a network was prepared in another one before.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f'precision must be one of {tuple(PRECISIONS)}, got {precision!r}')
+    with _own_accelerator(precision) as accelerator:
+        networks: list[nn.Module] = [teacher.model]
+        if vqgan is not None:
+            networks += [vqgan.encoder, vqgan.decoder]
+        before = {network.dad_precision for network in networks if hasattr(network, 'dad_precision')}
+        if before - {precision}:
+            raise ValueError(f'precision {precision}: the networks were prepared in {before.pop()} before; load them again')
+        for module in (teacher, vqgan):
+            if module is not None:
+                module.eval().requires_grad_(False).to(device or accelerator.device)
+        for network in networks:
+            accelerator.prepare_model(network, device_placement=False, evaluation_mode=True)
+            network.dad_precision = precision  # type: ignore[assignment]

@@ -1,0 +1,123 @@
+"""The DAD loss: cross-entropy plus distillation on the clean and the DAD view (Zhou et al. 2023, section 3.4)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class DADLossConfig:
+    """Weights of ``task * CE + kd * T^2 KL(t(x) || s(x)) + dad * T^2 KL(t(x_dad) || s(x_dad))``.
+
+    Args:
+        temperature: ``T``; both softmaxes are taken over logits / ``T``.
+        task_weight: Weight of the task loss.
+        kd_weight: Weight of the distillation on the clean view.
+        dad_weight: Weight of the distillation on the DAD view.
+
+    Raises:
+        ValueError: If the temperature is not positive or a weight is negative.
+
+    Source: ``calculate_kd_loss`` of lapisrocks/DiscreteAdversarialDistillation: T 4 and weights 1, 1/2, 1/2.
+    """
+
+    temperature: float = 4.0
+    task_weight: float = 1.0
+    kd_weight: float = 0.5
+    dad_weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f'temperature must be positive, got {self.temperature}')
+        for name in ('task_weight', 'kd_weight', 'dad_weight'):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f'{name} must be 0 or more, got {getattr(self, name)}')
+
+
+def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """``T^2 KL(teacher || student)`` over softmax(logits / T), mean over images, in fp32.
+
+    Args:
+        student_logits: ``[B, K]``.
+        teacher_logits: ``[B, K]``; no gradient goes into them.
+        temperature: ``T``.
+
+    Returns:
+        The loss, a scalar of 0 or more.
+
+    Source: Hinton et al. 2015, arXiv:1503.02531.
+    """
+    student = F.log_softmax(student_logits.float() / temperature, dim=-1)
+    teacher = F.log_softmax(teacher_logits.detach().float() / temperature, dim=-1)
+    return F.kl_div(student, teacher, reduction='batchmean', log_target=True) * temperature**2
+
+
+class DADLoss(nn.Module):
+    """Task loss and distillation on both views.
+
+    Args:
+        config: Temperature and weights.
+        criterion: Task loss of ``(student_logits, target)``; ``nn.CrossEntropyLoss()`` by default, which takes
+            class indices ``[B]`` and soft targets ``[B, K]``.
+    """
+
+    def __init__(
+        self, config: DADLossConfig | None = None, criterion: Callable[[Tensor, Tensor], Tensor] | None = None
+    ) -> None:
+        super().__init__()
+        self.config = config or DADLossConfig()
+        self.criterion = criterion or nn.CrossEntropyLoss()
+
+    def forward(
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        student_dad_logits: Tensor,
+        teacher_dad_logits: Tensor,
+        target: Tensor,
+    ) -> dict[str, Tensor]:
+        """Compute the loss and its parts.
+
+        Args:
+            student_logits: Student on the clean view ``[B, K]``.
+            teacher_logits: Teacher on the clean view ``[B, K]``.
+            student_dad_logits: Student on the DAD view ``[B, K]``.
+            teacher_dad_logits: Teacher on the DAD view ``[B, K]``.
+            target: What the criterion takes: class indices ``[B]`` or soft targets ``[B, K]``.
+
+        Returns:
+            Scalars ``loss`` (weighted sum), ``task_loss``, ``kd_loss`` and ``dad_loss`` (each before its weight).
+
+        Raises:
+            ValueError: If the four logits differ in shape.
+        """
+        shapes = [tuple(x.shape) for x in (student_logits, teacher_logits, student_dad_logits, teacher_dad_logits)]
+        if len(set(shapes)) > 1:
+            raise ValueError(f'student and teacher logits of both views need one shape [B, K], got {shapes}')
+        config = self.config
+        task_loss = self.criterion(student_logits, target)
+        kd_loss = distillation_loss(student_logits, teacher_logits, config.temperature)
+        dad_loss = distillation_loss(student_dad_logits, teacher_dad_logits, config.temperature)
+        loss = config.task_weight * task_loss + config.kd_weight * kd_loss + config.dad_weight * dad_loss
+        return {'loss': loss, 'task_loss': task_loss, 'kd_loss': kd_loss, 'dad_loss': dad_loss}
+
+
+def teacher_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """One cross-entropy per image, for the attack.
+
+    Args:
+        logits: ``[B, K]``.
+        target: Class indices ``[B]`` or soft targets ``[B, K]``.
+
+    Returns:
+        Losses ``[B]``, fp32.
+    """
+    return F.cross_entropy(logits.float(), target, reduction='none')
+
+
+def hard_labels(target: Tensor) -> Tensor:
+    """Class indices ``[B]`` of class indices ``[B]`` or soft targets ``[B, K]``."""
+    return target if target.ndim == 1 else torch.argmax(target, dim=-1)
