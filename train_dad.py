@@ -33,8 +33,11 @@ from timm.task import ClassificationTask, TrainingTask, load_task_ema_checkpoint
 from torch import nn
 from tqdm import tqdm
 
-from timm_dad.dad_args import create_task, create_teacher, create_vqgan, uses_two_views
+from timm_dad.augment import DADAugment
+from timm_dad.cache import DADPairs, make_dad_images
+from timm_dad.dad_args import create_augment, create_task, create_teacher, create_vqgan, uses_two_views
 from timm_dad.data import TwoViews, check_images, create_dataset, dataset_class_names, open_dataset
+from timm_dad.frozen import prepare_frozen
 from timm_dad.preview import save_preview
 from timm_dad.task import DADTask
 from timm_dad.train_args import parse_args
@@ -113,9 +116,11 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]:
     for name, data in suites.items():
         check_classes(f'--eval-suites {name}', data, args.num_classes)
     data_config = resolve_data_config(vars(args), model=student)
+    task, augment = build_task(args, accelerator, student, data_config, class_names)
+    if augment is not None and args.dad_cache:
+        dataset_train = DADPairs(dataset_train, cached_dad_images(args, accelerator, augment, data_config))
     loader_train = create_train_loader(args, accelerator, dataset_train, data_config)
     loader_eval = create_eval_loader(args, accelerator, dataset_eval, data_config)
-    task = build_task(args, accelerator, student, data_config, class_names)
     args.lr = args.lr or scaled_learning_rate(args, accelerator.num_processes)
     optimizer = create_optimizer_v2(student, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
     run = Run(args, accelerator, data_config, loader_train, loader_eval, create_mixup(args), task, optimizer)
@@ -137,8 +142,8 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]:
         if accelerator.is_main_process:
             if suites:
                 print(format_suites(results))
-            if isinstance(task, DADTask) and task.augment is not None:
-                write_preview(output_dir / 'preview.png', task, loader_eval, class_names)
+            if augment is not None:
+                write_preview(output_dir / 'preview.png', augment, loader_eval, class_names)
                 print(f'Preview: {output_dir / "preview.png"}')
     return results
 
@@ -149,19 +154,32 @@ def build_task(
     student: nn.Module,
     data_config: dict[str, Any],
     class_names: Sequence[str] | None,
-) -> TrainingTask:
-    """Plain classification, or DAD with its frozen teacher and VQGAN."""
+) -> tuple[TrainingTask, DADAugment | None]:
+    """Plain classification, or DAD with its frozen teacher and VQGAN; and what makes the DAD views."""
     device = accelerator.device
     student.to(device)
     if args.channels_last:
         student.to(memory_format=torch.channels_last)
     criterion = create_criterion(args).to(device)
     if not args.dad:
-        return ClassificationTask(student, criterion, device=device, verbose=False)
+        return ClassificationTask(student, criterion, device=device, verbose=False), None
     teacher = create_teacher(args, args.num_classes, class_names)
     vqgan = create_vqgan(args, tuple(data_config['input_size'][-2:]))
+    prepare_frozen(teacher, vqgan, args.dad_precision, device)
     mean, std = data_config['mean'], data_config['std']
-    return create_task(args, student, teacher, vqgan, criterion=criterion, mean=mean, std=std, device=device)
+    augment = create_augment(args, teacher, vqgan, mean, std)
+    task = create_task(args, student, teacher, augment, criterion=criterion, mean=mean, std=std, device=device)
+    return task, augment
+
+
+def cached_dad_images(
+    args: argparse.Namespace, accelerator: Accelerator, augment: DADAugment, data_config: dict[str, Any]
+) -> torch.Tensor:
+    """DAD views of every training image, made once; every process makes the same ones."""
+    seed_all(args.seed, 0, 0)
+    dataset = create_dataset(args, args.train_split, is_training=False)
+    loader = create_eval_loader(args, accelerator, dataset, data_config, distributed=False)
+    return make_dad_images(augment, loader, args.dad_cache, progress=accelerator.is_main_process)
 
 
 def prepare(run: Run) -> None:
@@ -328,12 +346,14 @@ def create_train_loader(args: argparse.Namespace, accelerator: Accelerator, data
     )
     if not len(loader):
         raise ValueError(f'--batch-size must be at most the {len(dataset)} training images, got {args.batch_size}')
-    if uses_two_views(args):
+    if uses_two_views(args) and not args.dad_cache:
         dataset.transform = TwoViews(dataset.transform)
     return loader
 
 
-def create_eval_loader(args: argparse.Namespace, accelerator: Accelerator, dataset: Any, data_config: Any) -> Any:
+def create_eval_loader(
+    args: argparse.Namespace, accelerator: Accelerator, dataset: Any, data_config: Any, distributed: bool = True
+) -> Any:
     """Create timm's evaluation loader."""
     return create_loader(
         dataset,
@@ -344,7 +364,7 @@ def create_eval_loader(args: argparse.Namespace, accelerator: Accelerator, datas
         mean=data_config['mean'],
         std=data_config['std'],
         num_workers=args.workers,
-        distributed=accelerator.num_processes > 1,
+        distributed=distributed and accelerator.num_processes > 1,
         pin_memory=args.pin_mem,
         device=accelerator.device,
         persistent_workers=False,
@@ -511,12 +531,13 @@ def format_suites(results: dict[str, Any]) -> str:
     return '\n'.join(lines)
 
 
-def write_preview(path: Path, task: DADTask, loader: Any, class_names: Sequence[str] | None, count: int = 6) -> None:
+def write_preview(
+    path: Path, augment: DADAugment, loader: Any, class_names: Sequence[str] | None, count: int = 6
+) -> None:
     """The preview sheet of a few validation images, spread over the first batch."""
-    assert task.augment is not None
     input, target = next(iter(loader))
     chosen = torch.linspace(0, len(input) - 1, min(count, len(input))).long()
-    save_preview(path, task.augment, task.norm.to_pixels(input[chosen]), target[chosen], class_names)
+    save_preview(path, augment, augment.norm.to_pixels(input[chosen]), target[chosen], class_names)
 
 
 if __name__ == '__main__':

@@ -111,8 +111,9 @@ def test_equal_seeds_give_equal_bits_and_other_seeds_do_not(pictures, tmp_path):
     assert states[0] == states[1] != states[2]
 
 
-def test_a_resumed_run_ends_with_the_bits_of_an_undisturbed_one(pictures, tmp_path, monkeypatch):
-    more = (*DAD, '--model-ema', '--epochs', '4', '--smoothing', '0.1', '--mixup', '0.2')
+@pytest.mark.parametrize('cache', ['0', '2'])
+def test_a_resumed_run_ends_with_the_bits_of_an_undisturbed_one(pictures, tmp_path, monkeypatch, cache):
+    more = (*DAD, '--dad-cache', cache, '--model-ema', '--epochs', '4', '--smoothing', '0.1', '--mixup', '0.2')
     train_dad.main(flags(pictures, tmp_path / 'whole', *more))
     train_one_epoch = train_dad.train_one_epoch
 
@@ -186,6 +187,8 @@ def bad_folder(tmp_path, pictures, kind):
             (*DAD[:3], '--dad-view', 'random', '--dad-eps', '0.2'),
             r'--dad-eps shapes the DAD view and needs --dad-view dad',
         ),
+        ((*DAD, '--dad-cache', '-1'), r'--dad-cache must be 0 or more.*got -1'),
+        ((*DAD, '--dad-cache', '2', '--dad-same-crop'), r'--dad-cache .* has no --dad-same-crop'),
         (('--batch-size', '0'), r'--batch-size must be 1 or more, got 0'),
         (('--batch-size', '64'), r'--batch-size must be at most the 24 training images, got 64'),
         (('--config', 'nowhere.yaml'), r'--config must be a YAML file, got .nowhere.yaml'),
@@ -369,6 +372,7 @@ VARIANTS = {
     'dad_templates': (DAD, ('--dad-templates', '{templates}')),
     'dad_vqgan': (DAD, ('--dad-vqgan', '{vqgan}')),
     'dad_view': (DAD[:3], ('--dad-view', 'random')),
+    'dad_cache': (DAD, ('--dad-cache', '2')),
     'dad_same_crop': (DAD, ('--dad-same-crop',)),
     'dad_norm': ((*DAD, '--dad-eps', '0.2', '--dad-step-size', '0.1'), ('--dad-norm', 'linf')),
     'dad_eps': ((*DAD, '--dad-step-size', '4'), ('--dad-eps', '4')),

@@ -12,13 +12,13 @@ from timm_dad.attack import NORMS, AttackConfig
 from timm_dad.augment import DADAugment
 from timm_dad.demo.data import DEMO_TEACHER, DEMO_VQGAN, TEMPLATES
 from timm_dad.discretize import VQGAN, load_vqgan
-from timm_dad.frozen import PRECISIONS, prepare_frozen
+from timm_dad.frozen import PRECISIONS
 from timm_dad.loss import DADLossConfig
 from timm_dad.task import DADTask
 from timm_dad.teacher import DEFAULT_TEMPLATES, Teacher, create_open_clip_teacher, create_timm_teacher
 
 # Flags that shape the DAD view alone: useless when the second view is a random one.
-_VIEW_FLAGS = ('vqgan', 'eps', 'step_size', 'num_steps', 'norm', 'random_start', 'keep_label', 'same_crop')
+_VIEW_FLAGS = ('vqgan', 'eps', 'step_size', 'num_steps', 'norm', 'random_start', 'keep_label', 'same_crop', 'cache')
 
 
 def add_dad_args(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +43,10 @@ def add_dad_args(parser: argparse.ArgumentParser) -> None:
         action='store_true',
         help='make the DAD view from the clean view, not from a second random one',
     )
+    group.add_argument(
+        '--dad-cache', type=int, default=0, metavar='K',
+        help='make K DAD views of every image once, in memory, and draw from them (default: a fresh view each step)',
+    )  # fmt: skip
     group.add_argument('--dad-norm', choices=NORMS, default=attack.norm, help='norm of the attack')
     group.add_argument('--dad-eps', type=float, default=attack.eps, help='radius of the attack, in [0, 1] pixel units')
     group.add_argument('--dad-step-size', type=float, default=attack.step_size, help='its step size, same units')
@@ -101,6 +105,8 @@ def check_dad_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
         return
     attack_config(args)
     loss_config(args)
+    if args.dad_cache < 0 or (args.dad_cache and args.dad_same_crop):
+        raise ValueError(f'--dad-cache must be 0 or more, and has no --dad-same-crop, got {args.dad_cache}')
     ignored = [name for name in dad_flags if name.removeprefix('dad_') in _VIEW_FLAGS]
     if args.dad_view == 'random' and ignored:
         raise ValueError(f'{flag[ignored[0]]} shapes the DAD view and needs --dad-view dad')
@@ -124,8 +130,8 @@ def _check_dad_files(args: argparse.Namespace, given: Mapping[str, Any]) -> None
 
 
 def uses_two_views(args: argparse.Namespace) -> bool:
-    """Whether the data loader must give two random views of every image."""
-    return bool(args.dad and not (args.dad_view == 'dad' and args.dad_same_crop))
+    """Whether the batches of the task hold two views of every image."""
+    return bool(args.dad and not args.dad_same_crop)
 
 
 def create_teacher(args: argparse.Namespace, num_classes: int, class_names: Sequence[str] | None) -> Teacher:
@@ -185,11 +191,20 @@ def create_vqgan(args: argparse.Namespace, image_size: tuple[int, int]) -> VQGAN
     return vqgan
 
 
+def create_augment(
+    args: argparse.Namespace, teacher: Teacher, vqgan: VQGAN | None, mean: Sequence[float], std: Sequence[float]
+) -> DADAugment | None:
+    """The augmentation that makes DAD views, if the second view is one (there is a VQGAN then)."""
+    if vqgan is None:
+        return None
+    return DADAugment(teacher, vqgan, mean=mean, std=std, attack=attack_config(args), keep_label=args.dad_keep_label)
+
+
 def create_task(
     args: argparse.Namespace,
     student: nn.Module,
     teacher: Teacher,
-    vqgan: VQGAN | None,
+    augment: DADAugment | None,
     *,
     criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
     mean: Sequence[float],
@@ -197,13 +212,13 @@ def create_task(
     device: torch.device,
     verbose: bool = True,
 ) -> DADTask:
-    """Create the task that the flags ask for, teacher and VQGAN prepared by Accelerate in ``--dad-precision``.
+    """Create the task that the flags ask for.
 
     Args:
         args: Flags.
         student: The model to train.
-        teacher: From ``create_teacher``.
-        vqgan: From ``create_vqgan``.
+        teacher: From ``create_teacher``, prepared.
+        augment: From ``create_augment``; with ``--dad-cache`` the batches bring its views, and the task needs none.
         criterion: Task loss.
         mean: Normalization of the batches.
         std: Normalization of the batches.
@@ -213,16 +228,10 @@ def create_task(
     Returns:
         The task.
     """
-    prepare_frozen(teacher, vqgan, args.dad_precision, device)
-    augment = None
-    if vqgan is not None:
-        augment = DADAugment(
-            teacher, vqgan, mean=mean, std=std, attack=attack_config(args), keep_label=args.dad_keep_label
-        )
     return DADTask(
         student,
         teacher,
-        augment,
+        None if args.dad_cache else augment,
         criterion=criterion,
         loss=loss_config(args),
         mean=mean,

@@ -60,7 +60,9 @@ def prepare_frozen(
             networks += [vqgan.encoder, vqgan.decoder]
         before = {network.dad_precision for network in networks if hasattr(network, 'dad_precision')}
         if before - {precision}:
-            raise ValueError(f'precision {precision}: the networks were prepared in {before.pop()} before; load them again')
+            raise ValueError(
+                f'precision {precision}: the networks were prepared in {before.pop()} before; load them again'
+            )
         for module in (teacher, vqgan):
             if module is not None:
                 module.eval().requires_grad_(False).to(device or accelerator.device)
