@@ -109,8 +109,21 @@ class DADAugment:
         Raises:
             ValueError: If the VQGAN's factor does not divide a side.
         """
-        with torch.no_grad(), torch.autocast(x_pix.device.type, enabled=False):
-            x_vq = self.vqgan(x_pix)
+        return self.attack_reconstruction(self.vqgan(x_pix), target, eps)
+
+    @torch.no_grad()
+    def attack_reconstruction(self, x_vq: Tensor, target: Tensor, eps: Tensor | None = None) -> DADViews:
+        """Attack and discretize; several views of one image share its reconstruction.
+
+        Args:
+            x_vq: Reconstructions ``Q(x)`` ``[B, 3, H, W]``, range [0, 1].
+            target: Class indices ``[B]`` or soft targets ``[B, K]``.
+            eps: One radius per image ``[B]``, in place of the configured one.
+
+        Returns:
+            The DAD view and what was on the way to it, all detached.
+        """
+        with torch.autocast(x_vq.device.type, enabled=False):
             x_adv = ascend(lambda x: teacher_cross_entropy(self.teacher(x), target), x_vq, self.attack, eps=eps)
             x_dad = self.vqgan(x_adv)
             dad_logits = self.teacher(x_dad)

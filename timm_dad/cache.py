@@ -30,8 +30,8 @@ def make_dad_images(augment: DADAugment, loader: Any, num_views: int, progress: 
     """
     rows = []
     for input, target in tqdm(loader, desc='DAD views', disable=not progress, leave=False):
-        x_pix = augment.norm.to_pixels(input)
-        views = torch.stack([augment.make_views(x_pix, target).x_dad for _ in range(num_views)], dim=1)
+        x_vq = augment.vqgan(augment.norm.to_pixels(input))
+        views = torch.stack([augment.attack_reconstruction(x_vq, target).x_dad for _ in range(num_views)], dim=1)
         rows.append(views.mul(255).round().byte().permute(0, 1, 3, 4, 2).cpu())
     return torch.cat(rows)
 

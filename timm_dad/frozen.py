@@ -67,5 +67,6 @@ def prepare_frozen(
             if module is not None:
                 module.eval().requires_grad_(False).to(device or accelerator.device)
         for network in networks:
+            network.to(memory_format=torch.channels_last)
             accelerator.prepare_model(network, device_placement=False, evaluation_mode=True)
             network.dad_precision = precision  # type: ignore[assignment]
