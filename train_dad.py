@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from timm_dad.augment import DADAugment
 from timm_dad.cache import DADPairs, make_dad_images
-from timm_dad.dad_args import create_augment, create_task, create_teacher, create_vqgan, uses_two_views
+from timm_dad.dad_args import create_augment, create_task, create_teacher, create_vqgan, uses_cache, uses_two_views
 from timm_dad.data import TwoViews, check_images, create_dataset, dataset_class_names, open_dataset
 from timm_dad.frozen import prepare_frozen
 from timm_dad.preview import save_preview
@@ -117,7 +117,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]:
         check_classes(f'--eval-suites {name}', data, args.num_classes)
     data_config = resolve_data_config(vars(args), model=student)
     task, augment = build_task(args, accelerator, student, data_config, class_names)
-    if augment is not None and args.dad_cache:
+    if augment is not None and uses_cache(args):
         dataset_train = DADPairs(dataset_train, cached_dad_images(args, accelerator, augment, data_config))
     loader_train = create_train_loader(args, accelerator, dataset_train, data_config)
     loader_eval = create_eval_loader(args, accelerator, dataset_eval, data_config)
@@ -346,7 +346,7 @@ def create_train_loader(args: argparse.Namespace, accelerator: Accelerator, data
     )
     if not len(loader):
         raise ValueError(f'--batch-size must be at most the {len(dataset)} training images, got {args.batch_size}')
-    if uses_two_views(args) and not args.dad_cache:
+    if uses_two_views(args) and not uses_cache(args):
         dataset.transform = TwoViews(dataset.transform)
     return loader
 
@@ -405,7 +405,8 @@ def scaled_learning_rate(args: argparse.Namespace, num_processes: int) -> float:
 
 def setup_logging() -> None:
     """Log in timm's format: this script and timm_dad from INFO on, libraries from WARNING on."""
-    utils.setup_default_logging(default_level=logging.WARNING)
+    if not logging.getLogger().handlers:  # once, also where several runs share a process
+        utils.setup_default_logging(default_level=logging.WARNING)
     for name in ('train_dad', 'timm_dad'):
         logging.getLogger(name).setLevel(logging.INFO)
 

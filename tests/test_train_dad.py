@@ -305,7 +305,7 @@ VARIANTS = {
     'crop_pct': ((), ('--crop-pct', '0.5')),
     'mean': ((), ('--mean', '0.4', '0.5', '0.6')),
     'std': ((), ('--std', '0.2', '0.2', '0.2')),
-    'interpolation': ((), ('--interpolation', 'bilinear')),
+    'interpolation': (('--crop-pct', '0.5'), ('--interpolation', 'nearest')),
     'batch_size': ((), ('--batch-size', '8')),
     'validation_batch_size': ((), ('--validation-batch-size', '5')),
     'grad_accum_steps': ((), ('--grad-accum-steps', '2')),

@@ -131,7 +131,12 @@ def _check_dad_files(args: argparse.Namespace, given: Mapping[str, Any]) -> None
 
 def uses_two_views(args: argparse.Namespace) -> bool:
     """Whether the batches of the task hold two views of every image."""
-    return bool(args.dad and not args.dad_same_crop)
+    return bool(args.dad and not (args.dad_view == 'dad' and args.dad_same_crop))
+
+
+def uses_cache(args: argparse.Namespace) -> bool:
+    """Whether the second views are DAD views made once, before training."""
+    return bool(args.dad and args.dad_view == 'dad' and args.dad_cache)
 
 
 def create_teacher(args: argparse.Namespace, num_classes: int, class_names: Sequence[str] | None) -> Teacher:
@@ -231,7 +236,7 @@ def create_task(
     return DADTask(
         student,
         teacher,
-        None if args.dad_cache else augment,
+        None if uses_cache(args) else augment,
         criterion=criterion,
         loss=loss_config(args),
         mean=mean,
