@@ -7,12 +7,14 @@ group ``--dad ...``; without ``--dad`` it is plain timm training. Without data i
 
 import argparse
 import contextlib
+import csv
 import logging
 import math
+import os
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,27 +22,48 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+import torchvision
 import yaml
 from accelerate import Accelerator
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    DistributedDataParallelKwargs,
+    broadcast_object_list,
+    gather_object,
+)
 from filelock import FileLock, Timeout
 from timm import utils
-from timm.data import Mixup, create_loader, resolve_data_config
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.data import Mixup, resolve_data_config
+from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
+from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.models import create_model, safe_model_name
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
-from timm.task import ClassificationTask, TrainingTask, load_task_ema_checkpoint, resume_task_checkpoint
+from timm.task import (
+    ClassificationTask,
+    FeatureDistillationTask,
+    LogitDistillationTask,
+    TokenDistillationTask,
+    TrainingTask,
+    load_task_ema_checkpoint,
+    resume_task_checkpoint,
+)
 from torch import nn
+from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
 from timm_dad.augment import DADAugment
 from timm_dad.cache import DADPairs, make_dad_images
-from timm_dad.dad_args import create_augment, create_task, create_teacher, create_vqgan, uses_cache, uses_two_views
-from timm_dad.data import TwoViews, check_images, create_dataset, dataset_class_names, open_dataset
+from timm_dad.checkpoint import TaskWithProgress, create_saver, find_newest, load_progress, remove_recovery
+from timm_dad.dad_args import create_augment, create_task, create_teacher, create_vqgan, uses_cache
+from timm_dad.data import check_images, create_dataset, dataset_class_names, open_dataset
+from timm_dad.demo.data import SEEN_STYLES
+from timm_dad.errors import errors_in_one_line, is_main_process
 from timm_dad.frozen import prepare_frozen
+from timm_dad.loaders import create_eval_loader, create_mixup, create_train_loader, mixes, set_epoch, stop_mixup
 from timm_dad.preview import save_preview
 from timm_dad.task import DADTask
-from timm_dad.train_args import parse_args
+from timm_dad.train_args import parse_args, torch_dtype
 
 _logger = logging.getLogger('train_dad')
 
@@ -60,19 +83,19 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     Returns:
         ``best_metric``, ``output_dir``, and top-1 by data set in ``student`` and ``teacher`` (with ``--eval-suites``).
     """
-    setup_logging()
     args = parse_args(argv)
-    precision = {'float16': 'fp16', 'bfloat16': 'bf16'}[args.amp_dtype] if args.amp else 'no'
-    accelerator = Accelerator(mixed_precision=precision)
-    accelerator.native_amp = args.amp  # Accelerate leaves fp16 out on a CPU without a word; torch's autocast can do it
-    if not accelerator.is_main_process:
-        _logger.setLevel(logging.WARNING)
-    try:
-        return train(args, accelerator)
-    except (ValueError, ImportError, NonFiniteLossError) as error:
-        if accelerator.is_main_process:
+    setup_logging(logging.INFO if is_main_process() else logging.WARNING)
+    with contextlib.ExitStack() as stack:
+        with errors_in_one_line('train_dad.py'):
+            output_dir = output_folder(args)
+            run = build(args, create_accelerator(args, output_dir), output_dir)
+            stack.enter_context(locked_output(run.output_dir, run.accelerator, resume=bool(args.resume)))
+            prepare(run)
+            start_output(run)
+        try:
+            return train(run)
+        except NonFiniteLossError as error:
             sys.exit(f'train_dad.py: error: {error}')
-        sys.exit(2)
 
 
 @dataclass
@@ -81,16 +104,26 @@ class Run:
 
     args: argparse.Namespace
     accelerator: Accelerator
+    output_dir: Path
     data_config: dict[str, Any]
+    class_names: Sequence[str] | None
     loader_train: Any
     loader_eval: Any
+    suites: dict[str, Any]
     mixup_fn: Mixup | None
     task: TrainingTask
+    augment: DADAugment | None
     optimizer: Any
     start_epoch: int = 0
+    start_batch: int = 0
     num_epochs: int = 0
     scheduler: Any = None
     saver: utils.CheckpointSaver | None = None
+    meters: dict[str, list[float]] = field(default_factory=dict)  # sum and count of each loss part, in this epoch
+
+    def __post_init__(self) -> None:
+        self.task_with_progress = TaskWithProgress(self.task)
+        self.eval_metric = self.args.eval_metric if self.loader_eval else 'loss'
 
     @property
     def updates_per_epoch(self) -> int:
@@ -99,53 +132,139 @@ class Run:
         return math.ceil(num_batches / int(self.args.grad_accum_steps))
 
 
-def train(args: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]:
-    """Build everything, train, validate, save, report."""
-    seed_all(args.seed, 0, accelerator.process_index)
-
-    # Data first: whatever is wrong with it shows before anything large is built.
+def build(args: argparse.Namespace, accelerator: Accelerator, output_dir: Path) -> Run:
+    """Check the flags against data, models and output folder, and build all that training needs."""
+    seed_all(args.seed, 0, rank=accelerator.process_index)
+    with locked_output(output_dir, accelerator, resume=bool(args.resume), make=False):
+        pass
+    # Data before models: whatever is wrong with it shows before anything large is built.
     dataset_train = create_dataset(args, args.train_split, is_training=True)
-    dataset_eval = create_dataset(args, args.val_split, is_training=False)
-    suites = {name: open_dataset(data, root, 'validation') for name, data, root in map(parse_suite, args.eval_suites)}
-    check_images(dataset_train)
-    check_images(dataset_eval)
+    dataset_eval = create_dataset(args, args.val_split, is_training=False) if args.val_split else None
+    suites = open_suites(args.eval_suites)
     class_names = dataset_class_names(dataset_train)
-
     student = create_student(args)
-    check_classes('--data-dir', dataset_train, args.num_classes)
-    for name, data in suites.items():
-        check_classes(f'--eval-suites {name}', data, args.num_classes)
+    flags = {'--data-dir': dataset_train, '--val-split': dataset_eval}
+    flags.update({f'--eval-suites {name}': dataset for name, dataset in suites.items()})
+    for flag, dataset in flags.items():
+        check_images(dataset, flag)
+        check_classes(flag, dataset, args.num_classes, class_names)
     data_config = resolve_data_config(vars(args), model=student)
+    student = prepare_student(args, accelerator, student)
     task, augment = build_task(args, accelerator, student, data_config, class_names)
     if augment is not None and uses_cache(args):
         dataset_train = DADPairs(dataset_train, cached_dad_images(args, accelerator, augment, data_config))
-    loader_train = create_train_loader(args, accelerator, dataset_train, data_config)
-    loader_eval = create_eval_loader(args, accelerator, dataset_eval, data_config)
+    with blame('augmentation and loader flags (--aa, --mixup, --workers, ...)'):
+        loader_train = create_train_loader(args, accelerator, dataset_train, data_config)
+        loader_eval = create_eval_loader(args, accelerator, dataset_eval, data_config) if dataset_eval else None
+        mixup_fn = create_mixup(args)
     args.lr = args.lr or scaled_learning_rate(args, accelerator.num_processes)
-    optimizer = create_optimizer_v2(student, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
-    run = Run(args, accelerator, data_config, loader_train, loader_eval, create_mixup(args), task, optimizer)
-    prepare(run)
+    with blame('--opt, --opt-kwargs'):
+        optimizer = create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=args), **args.opt_kwargs)
+    return Run(
+        args=args,
+        accelerator=accelerator,
+        output_dir=output_dir,
+        data_config=data_config,
+        class_names=class_names,
+        loader_train=loader_train,
+        loader_eval=loader_eval,
+        suites=suites,
+        mixup_fn=mixup_fn,
+        task=task,
+        augment=augment,
+        optimizer=optimizer,
+    )
 
-    output_dir = output_folder(args, data_config)
-    results: dict[str, Any] = {'output_dir': str(output_dir)}
-    with locked_output(output_dir, resume=bool(args.resume), is_main_process=accelerator.is_main_process):
-        start_output(run, output_dir)
-        for epoch in range(run.start_epoch, run.num_epochs):
-            train_metrics = train_one_epoch(run, epoch)
-            metric = None
-            if epoch + 1 == run.num_epochs or (epoch + 1) % args.val_interval == 0:
-                eval_metrics = evaluate(task.get_eval_model(ema=task.has_ema()), loader_eval, accelerator)
-                metric = eval_metrics[args.eval_metric]
-                results.update(save_epoch(run, epoch, train_metrics, eval_metrics, output_dir))
-            run.scheduler.step(epoch + 1, metric)
-        results.update(evaluate_suites(run, suites))
-        if accelerator.is_main_process:
-            if suites:
-                print(format_suites(results))
-            if augment is not None:
-                write_preview(output_dir / 'preview.png', augment, loader_eval, class_names)
-                print(f'Preview: {output_dir / "preview.png"}')
+
+def train(run: Run) -> dict[str, Any]:
+    """Train, validate, save, report."""
+    results: dict[str, Any] = {'output_dir': str(run.output_dir)}
+    for epoch in range(run.start_epoch, run.num_epochs):
+        train_metrics = train_one_epoch(run, epoch)
+        metric = None
+        if epoch + 1 == run.num_epochs or (epoch + 1) % run.args.val_interval == 0:
+            eval_metrics = validate(run)
+            metric = (eval_metrics or train_metrics)[run.eval_metric]
+            results.update(save_epoch(run, epoch, train_metrics, eval_metrics, metric))
+        step_schedule(run, epoch + 1, metric)
+    results.update(evaluate_suites(run))
+    if run.augment is not None and run.loader_eval is not None and run.accelerator.is_main_process:
+        write_preview(run)
+    run.accelerator.end_training()
     return results
+
+
+@contextlib.contextmanager
+def blame(flags: str) -> Iterator[None]:
+    """Say which flags a failed factory of timm or torch got; they raise what they like."""
+    try:
+        yield
+    except (ValueError, ImportError):
+        raise
+    except Exception as error:
+        raise ValueError(f'{flags}: {type(error).__name__}: {error}') from error
+
+
+def set_backends(args: argparse.Namespace) -> None:
+    """Set process-wide switches of torch and timm."""
+    if torch.cuda.is_available():
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+    if args.fuser:
+        utils.set_jit_fuser(args.fuser)
+    if args.fast_norm:
+        set_fast_norm()
+
+
+def create_accelerator(args: argparse.Namespace, output_dir: Path) -> Accelerator:
+    """Create the ``Accelerator``: device, processes, precision, trackers.
+
+    Raises:
+        ValueError: If the device is missing, or Accelerate is configured for what this trainer does not do.
+    """
+    set_backends(args)
+    for kind in ('FSDP', 'DEEPSPEED', 'MEGATRON_LM', 'PARALLELISM_CONFIG'):
+        if os.environ.get(f'ACCELERATE_USE_{kind}', '').lower() in ('1', 'true'):
+            raise ValueError(
+                f"Accelerate's configuration asks for {kind}, and the student is trained with data parallelism alone: "
+                'run `accelerate config` and choose multi-GPU, without it'
+            )
+    if args.device.startswith('cuda'):
+        if not torch.cuda.is_available():
+            raise ValueError(f'--device {args.device}: there is no CUDA device; use --device cpu')
+        if ':' in args.device:
+            torch.cuda.set_device(args.device)
+    trackers = [name for name in (*args.log_with.split(','), 'wandb' if args.log_wandb else '') if name]
+    try:
+        accelerator = Accelerator(
+            mixed_precision={'float16': 'fp16', 'bfloat16': 'bf16'}[args.amp_dtype] if args.amp else 'no',
+            cpu=args.device == 'cpu',
+            log_with=trackers or None,
+            project_dir=output_dir,
+            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=not args.no_ddp_bb)],
+        )
+    except ValueError as error:
+        raise ValueError(f'--log-with / --amp: Accelerate says: {error}') from error
+    if args.sync_bn and accelerator.device.type == 'cpu':
+        raise ValueError('--sync-bn needs GPUs: PyTorch synchronizes batch norm on them alone')
+    missing = {name for name in trackers if name not in {tracker.value for tracker in accelerator.log_with}}
+    if missing:
+        raise ValueError(f'--log-with: {", ".join(sorted(missing))} is not installed, or no tracker of Accelerate')
+    accelerator.native_amp = args.amp  # Accelerate leaves fp16 out on a CPU without a word; torch's autocast can do it
+    return accelerator
+
+
+def prepare_student(args: argparse.Namespace, accelerator: Accelerator, student: nn.Module) -> nn.Module:
+    """Batch norm by split or over processes, device, precision and memory layout."""
+    if args.split_bn:
+        student = convert_splitbn_model(student, max(args.aug_splits, 2))
+    student.to(device=accelerator.device, dtype=torch_dtype(args.model_dtype))
+    if args.channels_last:
+        student.to(memory_format=torch.channels_last)
+    if args.sync_bn and accelerator.num_processes > 1:
+        student = convert_sync_batchnorm(student)
+    return student
 
 
 def build_task(
@@ -155,12 +274,11 @@ def build_task(
     data_config: dict[str, Any],
     class_names: Sequence[str] | None,
 ) -> tuple[TrainingTask, DADAugment | None]:
-    """Plain classification, or DAD with its frozen teacher and VQGAN; and what makes the DAD views."""
+    """Plain classification, timm's distillation, or DAD with its frozen teacher and VQGAN; and what makes DAD views."""
     device = accelerator.device
-    student.to(device)
-    if args.channels_last:
-        student.to(memory_format=torch.channels_last)
     criterion = create_criterion(args).to(device)
+    if args.kd_model_name:
+        return create_kd_task(args, student, criterion, device), None
     if not args.dad:
         return ClassificationTask(student, criterion, device=device, verbose=False), None
     teacher = create_teacher(args, args.num_classes, class_names)
@@ -172,105 +290,276 @@ def build_task(
     return task, augment
 
 
+def create_kd_task(
+    args: argparse.Namespace, student: nn.Module, criterion: nn.Module, device: torch.device
+) -> TrainingTask:
+    """Timm's own distillation, the baseline that DAD is compared with."""
+    common = {
+        'student_model': student,
+        'teacher_model': args.kd_model_name,
+        'criterion': criterion,
+        'distill_loss_weight': args.distill_loss_weight,
+        'task_loss_weight': args.task_loss_weight,
+        'device': device,
+        'dtype': torch_dtype(args.model_dtype),
+        'verbose': False,
+    }
+    if args.kd_distill_type == 'logit':
+        return LogitDistillationTask(loss_type=args.kd_loss_type, temperature=args.kd_temperature, **common)
+    if args.kd_distill_type == 'feature':
+        return FeatureDistillationTask(
+            student_feature_dim=args.kd_student_feature_dim, teacher_feature_dim=args.kd_teacher_feature_dim, **common
+        )
+    return TokenDistillationTask(distill_type=args.kd_token_distill_type, temperature=args.kd_temperature, **common)
+
+
 def cached_dad_images(
     args: argparse.Namespace, accelerator: Accelerator, augment: DADAugment, data_config: dict[str, Any]
 ) -> torch.Tensor:
     """DAD views of every training image, made once; every process makes the same ones."""
-    seed_all(args.seed, 0, 0)
+    seed_all(args.seed, 0)
     dataset = create_dataset(args, args.train_split, is_training=False)
+    if isinstance(dataset, IterableDataset):
+        raise ValueError('--dad-cache needs data with an index, not a stream')
     loader = create_eval_loader(args, accelerator, dataset, data_config, distributed=False)
     return make_dad_images(augment, loader, args.dad_cache, progress=accelerator.is_main_process)
+
+
+def find_resume(run: Run) -> None:
+    """``--resume auto`` to the newest checkpoint of the folder, if there is one; the same in every process."""
+    args = run.args
+    if args.resume == 'auto':
+        newest = [find_newest(run.output_dir) if run.accelerator.is_main_process else '']
+        broadcast_object_list(newest)
+        args.resume = newest[0]
+        _logger.info('--resume auto: %s', args.resume or f'no checkpoint in {run.output_dir}, starting')
+
+
+def resume(run: Run) -> dict[str, Any]:
+    """Load model, optimizer and position of ``--resume``; returns the rest of the checkpoint's progress."""
+    args = run.args
+    progress: dict[str, Any] = {}
+    if args.resume:
+        progress = load_progress(args.resume)
+        optimizer = None if args.no_resume_opt else run.optimizer
+        run.start_epoch = resume_task_checkpoint(run.task, args.resume, optimizer=optimizer, log_info=False) or 0
+        if progress.get('batches'):
+            run.start_epoch, run.start_batch = run.start_epoch - 1, progress['batches']
+    if args.start_epoch is not None:
+        run.start_epoch, run.start_batch = args.start_epoch, 0
+    if run.start_batch and len(progress['meters']) == run.accelerator.num_processes:
+        run.meters = progress['meters'][run.accelerator.process_index]
+    return progress
 
 
 def prepare(run: Run) -> None:
     """Resume, EMA, compilation, Accelerate and schedule, in the order of timm's train.py."""
     args, task = run.args, run.task
-    if args.resume:
-        optimizer = None if args.no_resume_opt else run.optimizer
-        run.start_epoch = resume_task_checkpoint(task, args.resume, optimizer=optimizer, log_info=False) or 0
-    if args.start_epoch is not None:
-        run.start_epoch = args.start_epoch
+    find_resume(run)
+    with blame(f'--resume {args.resume}'):
+        progress = resume(run)
     if args.model_ema:
-        task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
+        device = torch.device('cpu') if args.model_ema_force_cpu else None
+        task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup, device=device)
         if args.resume:
             load_task_ema_checkpoint(task, args.resume)
     if args.torchcompile:
-        task.compile(backend=args.torchcompile)
+        task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
+        if task.has_ema():
+            task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
     task.trainable_module = run.accelerator.prepare_model(task.trainable_module)
     run.optimizer = run.accelerator.prepare_optimizer(run.optimizer)
     run.scheduler, run.num_epochs = create_scheduler_v2(
         run.optimizer,
-        **scheduler_kwargs(args, decreasing_metric=args.eval_metric == 'loss'),
+        **scheduler_kwargs(args, decreasing_metric=run.eval_metric == 'loss'),
         updates_per_epoch=run.updates_per_epoch,
     )
-    if run.start_epoch and args.sched_on_updates:
-        run.scheduler.step_update(run.start_epoch * run.updates_per_epoch)
-    elif run.start_epoch:
-        run.scheduler.step(run.start_epoch)
+    if progress.get('scaler') and run.accelerator.scaler is not None:
+        run.accelerator.scaler.load_state_dict(progress['scaler'])
+    if len(progress.get('buffers', [])) == run.accelerator.num_processes:
+        restore_buffers(run, progress['buffers'][run.accelerator.process_index])
+    if progress.get('plateau'):
+        run.scheduler.lr_scheduler.load_state_dict(progress['plateau'])
+    if run.start_epoch or run.start_batch:
+        run.scheduler.step_update(run.start_epoch * run.updates_per_epoch + run.start_batch // args.grad_accum_steps)
+        step_schedule(run, run.start_epoch, None)
+
+
+def step_schedule(run: Run, epoch: int, metric: float | None) -> None:
+    """Step the schedule to an epoch; plateau waits for a metric once its warm-up is over."""
+    if run.args.sched != 'plateau' or metric is not None or epoch <= run.args.warmup_epochs:
+        run.scheduler.step(epoch, metric)
+
+
+def batches(run: Run, epoch: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Batches of an epoch from ``start_batch`` on, on the device and mixed.
+
+    Every batch is drawn, and then trained on, under seeds of its own. So no batch depends on how it was reached, and a
+    resumed epoch draws those before it again, without training on them.
+    """
+    args, rank = run.args, run.accelerator.process_index
+    start_batch = run.start_batch if epoch == run.start_epoch else 0
+    progress = tqdm(
+        total=len(run.loader_train), desc=f'Epoch {epoch}', disable=not run.accelerator.is_main_process, leave=False
+    )
+    iterator = iter(run.loader_train)
+    with progress:
+        for batch_idx in range(len(run.loader_train)):
+            seed_all(args.seed, epoch + 1, batch_idx, rank)
+            batch = next(iterator, None)
+            if batch is None:  # a stream may be shorter than it says
+                return
+            input, target = batch
+            if args.no_prefetcher:
+                input = input.to(run.accelerator.device, torch_dtype(args.model_dtype))
+                target = target.to(run.accelerator.device)
+            if run.mixup_fn is not None:
+                input, target = run.mixup_fn(input, target)
+            if args.channels_last:
+                input = input.contiguous(memory_format=torch.channels_last)
+            progress.update()
+            if batch_idx >= start_batch:
+                seed_all(args.seed, epoch + 1, batch_idx, rank, purpose=1)
+                yield batch_idx, input, target
+                if (batch_idx + 1) % (args.log_interval * args.grad_accum_steps) == 0:
+                    progress.set_postfix({name: f'{total / count:.3f}' for name, (total, count) in run.meters.items()})
+                    save_images(run, batch_idx, input)
 
 
 def train_one_epoch(run: Run, epoch: int) -> Metrics:
     """One pass over the training data; returns the mean of every loss part, over all processes."""
-    args, accelerator, task, loader = run.args, run.accelerator, run.task, run.loader_train
-    seed_all(args.seed, epoch + 1, accelerator.process_index)
-    if hasattr(loader.sampler, 'set_epoch'):
-        loader.sampler.set_epoch(epoch)
-    if run.mixup_fn is not None and args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
-        run.mixup_fn.mixup_enabled = False
+    args, accelerator, task = run.args, run.accelerator, run.task
+    set_epoch(run.loader_train, epoch)
+    if args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
+        stop_mixup(run.loader_train, run.mixup_fn)
+    if isinstance(task, DADTask):
+        task.set_epoch(epoch)
     task.train()
-    meters: dict[str, utils.AverageMeter] = {}
-    num_updates = epoch * run.updates_per_epoch
+    if epoch > run.start_epoch or not run.start_batch:
+        run.meters = {}
+    num_batches, accum_steps = len(run.loader_train), args.grad_accum_steps
     run.optimizer.zero_grad()
-    progress = tqdm(loader, desc=f'Epoch {epoch}', disable=not accelerator.is_main_process, leave=False)
-    for batch_idx, (input, target) in enumerate(progress):
-        if run.mixup_fn is not None:
-            input, target = run.mixup_fn(input, target)
-        if args.channels_last:
-            input = input.contiguous(memory_format=torch.channels_last)
-        first_of_update = batch_idx - batch_idx % args.grad_accum_steps
-        accum_steps = min(args.grad_accum_steps, len(loader) - first_of_update)
-        need_update = batch_idx + 1 == first_of_update + accum_steps
+    for batch_idx, input, target in batches(run, epoch):
+        first_of_update = batch_idx - batch_idx % accum_steps
+        of_update = min(accum_steps, num_batches - first_of_update)
+        need_update = batch_idx + 1 == first_of_update + of_update
         with contextlib.nullcontext() if need_update else task.no_sync():
             result = task(input, target)
-            check_finite(result, epoch, batch_idx, num_updates)
-            accelerator.backward(result['loss'] / accum_steps)
-        for name, value in result.items():
-            if name != 'output':
-                meters.setdefault(name, utils.AverageMeter()).update(value.item(), len(result['output']))
+            parts = {name: value.detach().float() for name, value in result.items() if name != 'output'}
+            values = dict(zip(parts, torch.stack(list(parts.values())).tolist(), strict=True))  # one sync a batch
+            check_finite(run, values, epoch, batch_idx)
+            accelerator.backward(result['loss'] / of_update)
+        for name, value in values.items():
+            meter = run.meters.setdefault(name, [0.0, 0])
+            meter[0] += value * len(input)
+            meter[1] += len(input)
         if need_update:
-            num_updates += 1
-            update(run, num_updates, meters['loss'].avg)
-            if num_updates % args.log_interval == 0:
-                progress.set_postfix({name: f'{meter.avg:.3f}' for name, meter in meters.items()})
-    averages = torch.tensor([meter.avg for meter in meters.values()], device=accelerator.device)
-    averages = accelerator.reduce(averages, reduction='mean')
-    return OrderedDict(zip(meters, averages.tolist(), strict=True))
+            update(run, epoch, batch_idx)
+    distribute_batch_norm(run)
+    sums = torch.tensor(list(run.meters.values()), dtype=torch.float64, device=accelerator.device)
+    totals = accelerator.reduce(sums, reduction='sum')
+    return OrderedDict(zip(run.meters, (totals[:, 0] / totals[:, 1]).tolist(), strict=True))
 
 
-def update(run: Run, num_updates: int, loss: float) -> None:
-    """Clip, step, and what follows a step: EMA and schedule."""
-    if run.args.clip_grad is not None:
-        run.accelerator.unscale_gradients(run.optimizer)
-        parameters = run.task.get_clip_parameters(exclude_head=run.args.clip_mode == 'agc')
-        utils.dispatch_clip_grad(parameters, value=run.args.clip_grad, mode=run.args.clip_mode)
+def update(run: Run, epoch: int, batch_idx: int) -> None:
+    """Clip, step, and what follows a step: EMA, schedule, recovery file."""
+    args = run.args
+    update_idx = batch_idx // args.grad_accum_steps
+    num_updates = epoch * run.updates_per_epoch + update_idx + 1
+    if args.clip_grad is not None:
+        if run.accelerator.scaler is not None:  # there is none for fp16 on a CPU
+            run.accelerator.unscale_gradients(run.optimizer)
+        parameters = run.task.get_clip_parameters(exclude_head=args.clip_mode == 'agc')
+        utils.dispatch_clip_grad(parameters, value=args.clip_grad, mode=args.clip_mode)
     run.optimizer.step()
     run.optimizer.zero_grad()
     run.task.update_ema(step=num_updates)
-    run.scheduler.step_update(num_updates=num_updates, metric=loss)
+    if args.synchronize_step and run.accelerator.device.type == 'cuda':
+        torch.cuda.synchronize()
+    total, count = run.meters['loss']
+    run.scheduler.step_update(num_updates=num_updates, metric=total / count)
+    if args.recovery_interval and (update_idx + 1) % args.recovery_interval == 0:
+        remember_progress(run, batches=batch_idx + 1)
+        if run.saver is not None:
+            run.saver.save_recovery(epoch, batch_idx=batch_idx)
+
+
+def own_buffers(run: Run) -> dict[str, torch.Tensor]:
+    """Buffers of student and EMA: statistics of batch norm, of which every process has its own."""
+    modules = {'': run.task.get_trainable_module(), 'ema.': run.task.get_trainable_module(ema=True)}
+    return {
+        prefix + name: buffer.cpu()
+        for prefix, module in modules.items()
+        if module is not None
+        for name, buffer in utils.unwrap_model(module).named_buffers()
+    }
+
+
+def restore_buffers(run: Run, buffers: dict[str, torch.Tensor]) -> None:
+    """Give student and EMA what ``own_buffers`` took."""
+    modules = {'': run.task.get_trainable_module(), 'ema.': run.task.get_trainable_module(ema=True)}
+    for prefix, module in modules.items():
+        if module is not None:
+            for name, buffer in utils.unwrap_model(module).named_buffers():
+                buffer.copy_(buffers[prefix + name])
+
+
+def remember_progress(run: Run, batches: int = 0) -> None:
+    """What the next checkpoint holds for an exact resume beside model, EMA and optimizer; all processes take part."""
+    progress = run.task_with_progress.progress
+    progress.update(batches=batches, meters=gather_object([run.meters]) if batches else [])
+    progress['buffers'] = gather_object([own_buffers(run)]) if run.accelerator.num_processes > 1 else []
+    if run.accelerator.scaler is not None:
+        progress['scaler'] = run.accelerator.scaler.state_dict()
+    if run.args.sched == 'plateau':
+        progress['plateau'] = run.scheduler.lr_scheduler.state_dict()
+
+
+def distribute_batch_norm(run: Run) -> None:
+    """Make the running statistics of all processes one, as timm does after every epoch."""
+    args, world_size = run.args, run.accelerator.num_processes
+    if world_size > 1 and args.dist_bn and not args.sync_bn:
+        for ema in (False, True):
+            module = run.task.get_trainable_module(ema=ema)
+            if module is not None and not (ema and args.model_ema_force_cpu):
+                utils.distribute_bn(module, world_size, args.dist_bn == 'reduce')
+
+
+def save_images(run: Run, batch_idx: int, input: torch.Tensor) -> None:
+    """The batch as a picture (``--save-images``), for debugging."""
+    if run.args.save_images and run.saver is not None:
+        path = run.output_dir / f'train-batch-{batch_idx}.jpg'
+        torchvision.utils.save_image(input.float(), path, padding=0, normalize=True)
+
+
+def uses_ema(run: Run) -> bool:
+    """Whether the moving average is what is evaluated."""
+    return bool(run.task.has_ema()) and not run.args.model_ema_force_cpu
+
+
+def validate(run: Run) -> Metrics | None:
+    """Metrics on the validation data, of the EMA if there is one."""
+    if run.loader_eval is None:
+        return None
+    return evaluate(run.task.get_eval_model(ema=uses_ema(run)), run.loader_eval, run.accelerator)
 
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, loader: Any, accelerator: Accelerator) -> Metrics:
     """Top-1, top-5 and loss over all processes, each image counted once."""
     model.eval()
+    dtype = next(model.parameters()).dtype
+    # timm's sampler pads the last round, so that all processes have as many images; what is padded is not counted.
     remaining = len(range(accelerator.process_index, len(loader.dataset), accelerator.num_processes))
     totals = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
     for input, target in loader:
-        output, target = model(input).float()[:remaining], target[:remaining]
-        remaining -= len(target)
+        input, target = input.to(accelerator.device, dtype), target.to(accelerator.device)
+        count = len(target) if isinstance(loader.dataset, IterableDataset) else min(len(target), max(remaining, 0))
+        remaining -= count
+        output, target = model(input).float()[:count], target[:count]
         correct = output.topk(min(5, output.shape[1])).indices == target[:, None]
         loss = nn.functional.cross_entropy(output, target, reduction='sum')
-        totals += torch.stack([torch.tensor(len(target)), correct[:, 0].sum(), correct.sum(), loss]).to(totals)
+        totals += torch.stack([torch.tensor(count).to(loss), correct[:, 0].sum(), correct.sum(), loss]).to(totals)
     count, top1, top5, loss = accelerator.reduce(totals, reduction='sum').tolist()
     return OrderedDict(loss=loss / count, top1=100 * top1 / count, top5=100 * top5 / count)
 
@@ -288,29 +577,68 @@ class PixelModel(nn.Module):
         return logits
 
 
-def check_classes(flag: str, dataset: Any, num_classes: int) -> None:
-    """A data set that knows its classes must have as many as the student."""
+def check_classes(flag: str, dataset: Any, num_classes: int, class_names: Sequence[str] | None) -> None:
+    """A data set that knows its classes must have the student's number of them, and those of the training data."""
     names = dataset_class_names(dataset)
-    if names is not None and len(names) != num_classes:
-        raise ValueError(f'{flag} must have as many classes as --num-classes, {num_classes}, got {len(names)}')
+    if names is None:
+        return
+    if len(names) != num_classes:
+        raise ValueError(f'{flag}: data must have as many classes as --num-classes, {num_classes}, got {len(names)}')
+    if class_names is not None and list(names) != list(class_names):
+        other = sorted(set(names) ^ set(class_names))[:4]
+        raise ValueError(f'{flag}: data must have the classes of the training data in their order; {other} differ')
+
+
+def open_suites(suites: Sequence[str]) -> dict[str, Any]:
+    """Data sets of ``--eval-suites`` by name."""
+    parsed = [parse_suite(suite) for suite in suites]
+    names = [name for name, _, _ in parsed]
+    if len(set(names)) < len(names):
+        raise ValueError(f'--eval-suites: every name once, got {names}')
+    return {
+        name: open_dataset(data, root, 'validation', f'--eval-suites {name}', is_training=False)
+        for name, data, root in parsed
+    }
 
 
 def create_student(args: argparse.Namespace) -> nn.Module:
     """Create the student; sets ``args.num_classes`` where the model chose."""
-    for flag, path in (('--resume', args.resume), ('--initial-checkpoint', args.initial_checkpoint)):
+    resume = '' if args.resume == 'auto' else args.resume
+    paths = {
+        '--resume': resume,
+        '--initial-checkpoint': args.initial_checkpoint,
+        '--pretrained-path': args.pretrained_path,
+    }
+    for flag, path in paths.items():
         if path and not Path(path).is_file():
             raise ValueError(f'{flag} must be a checkpoint, got {path!r}, which does not exist')
+    if resume:
+        load_progress(resume)
     if not args.model.startswith(('hf-hub:', 'hf_hub:', 'local-dir:')) and not timm.is_model(args.model.split('.')[0]):
         raise ValueError(f'--model must be a timm model, got {args.model!r} (timm.list_models() names them)')
-    model = create_model(
-        args.model,
-        pretrained=args.pretrained,
-        num_classes=args.num_classes,
-        drop_rate=args.drop,
-        drop_path_rate=args.drop_path,
-        checkpoint_path=args.initial_checkpoint,
-        **args.model_kwargs,
-    )
+    overlay = {'pretrained_cfg_overlay': {'file': args.pretrained_path, 'num_classes': -1}}  # -1: adapt the head
+    with blame('--model, --model-kwargs, --pretrained, --initial-checkpoint'):
+        model = create_model(
+            args.model,
+            pretrained=args.pretrained,
+            in_chans=args.in_chans or (args.input_size[0] if args.input_size else 3),
+            num_classes=args.num_classes,
+            drop_rate=args.drop,
+            drop_path_rate=args.drop_path,
+            drop_block_rate=args.drop_block,
+            global_pool=args.gp,
+            bn_momentum=args.bn_momentum,
+            bn_eps=args.bn_eps,
+            checkpoint_path=args.initial_checkpoint,
+            **(overlay if args.pretrained_path else {}),
+            **args.model_kwargs,
+        )
+    with torch.no_grad():
+        if args.head_init_scale is not None:
+            model.get_classifier().weight.mul_(args.head_init_scale)
+            model.get_classifier().bias.mul_(args.head_init_scale)
+        if args.head_init_bias is not None:
+            nn.init.constant_(model.get_classifier().bias, args.head_init_bias)
     if args.grad_checkpointing:
         model.set_grad_checkpointing(enable=True)
     args.num_classes = model.num_classes
@@ -318,76 +646,15 @@ def create_student(args: argparse.Namespace) -> nn.Module:
     return student
 
 
-def create_train_loader(args: argparse.Namespace, accelerator: Accelerator, dataset: Any, data_config: Any) -> Any:
-    """Create timm's training loader; with two random views of every image where DAD asks for them."""
-    interpolation = data_config['interpolation'] if args.no_aug else args.train_interpolation
-    loader = create_loader(
-        dataset,
-        input_size=data_config['input_size'],
-        batch_size=args.batch_size,
-        is_training=True,
-        no_aug=args.no_aug,
-        re_prob=args.reprob,
-        re_mode=args.remode,
-        scale=args.scale,
-        ratio=args.ratio,
-        hflip=args.hflip,
-        vflip=args.vflip,
-        color_jitter=args.color_jitter,
-        auto_augment=args.aa,
-        interpolation=interpolation,
-        mean=data_config['mean'],
-        std=data_config['std'],
-        num_workers=args.workers,
-        distributed=accelerator.num_processes > 1,
-        pin_memory=args.pin_mem,
-        device=accelerator.device,
-        persistent_workers=False,  # workers start anew, seeded, in every epoch: a resumed run equals an undisturbed one
-    )
-    if not len(loader):
-        raise ValueError(f'--batch-size must be at most the {len(dataset)} training images, got {args.batch_size}')
-    if uses_two_views(args) and not uses_cache(args):
-        dataset.transform = TwoViews(dataset.transform)
-    return loader
-
-
-def create_eval_loader(
-    args: argparse.Namespace, accelerator: Accelerator, dataset: Any, data_config: Any, distributed: bool = True
-) -> Any:
-    """Create timm's evaluation loader."""
-    return create_loader(
-        dataset,
-        input_size=data_config['input_size'],
-        batch_size=args.validation_batch_size or args.batch_size,
-        interpolation=data_config['interpolation'],
-        crop_pct=data_config['crop_pct'],
-        mean=data_config['mean'],
-        std=data_config['std'],
-        num_workers=args.workers,
-        distributed=distributed and accelerator.num_processes > 1,
-        pin_memory=args.pin_mem,
-        device=accelerator.device,
-        persistent_workers=False,
-    )
-
-
-def create_mixup(args: argparse.Namespace) -> Mixup | None:
-    """Create timm's Mixup / CutMix; with two views both views of an image get the same partner and weight."""
-    if not args.mixup and not args.cutmix:
-        return None
-    return Mixup(
-        mixup_alpha=args.mixup,
-        cutmix_alpha=args.cutmix,
-        prob=args.mixup_prob,
-        label_smoothing=args.smoothing,
-        num_classes=args.num_classes,
-    )
-
-
 def create_criterion(args: argparse.Namespace) -> nn.Module:
     """The task loss, as timm's train.py chooses it."""
-    if args.mixup or args.cutmix:
-        criterion: nn.Module = SoftTargetCrossEntropy()
+    bce = {'target_threshold': args.bce_target_thresh, 'sum_classes': args.bce_sum, 'pos_weight': args.bce_pos_weight}
+    if args.jsd_loss:
+        criterion: nn.Module = JsdCrossEntropy(num_splits=args.aug_splits, smoothing=args.smoothing)
+    elif mixes(args):  # the mixed targets are smooth already
+        criterion = BinaryCrossEntropy(**bce) if args.bce_loss else SoftTargetCrossEntropy()
+    elif args.bce_loss:
+        criterion = BinaryCrossEntropy(smoothing=args.smoothing, **bce)
     elif args.smoothing:
         criterion = LabelSmoothingCrossEntropy(smoothing=args.smoothing)
     else:
@@ -403,55 +670,75 @@ def scaled_learning_rate(args: argparse.Namespace, num_processes: int) -> float:
     return float(args.lr_base * (ratio**0.5 if scale == 'sqrt' else ratio))
 
 
-def setup_logging() -> None:
-    """Log in timm's format: this script and timm_dad from INFO on, libraries from WARNING on."""
+def setup_logging(level: int) -> None:
+    """Log in timm's format: this script and timm_dad from ``level`` on, libraries from WARNING on."""
     if not logging.getLogger().handlers:  # once, also where several runs share a process
         utils.setup_default_logging(default_level=logging.WARNING)
     for name in ('train_dad', 'timm_dad'):
-        logging.getLogger(name).setLevel(logging.INFO)
+        logging.getLogger(name).setLevel(level)
 
 
-def seed_all(seed: int, epoch: int, rank: int) -> None:
-    """Seed torch, numpy and random for one epoch, so that an epoch does not depend on how it was reached."""
-    state = np.random.SeedSequence([seed, epoch, rank]).generate_state(1)
+def seed_all(seed: int, epoch: int, batch: int = 0, rank: int = 0, purpose: int = 0) -> None:
+    """Seed torch, numpy and random by all that a draw may depend on."""
+    state = np.random.SeedSequence([seed, epoch, batch, rank, purpose]).generate_state(1)
     utils.random_seed(int(state[0]))
 
 
-def check_finite(result: dict[str, torch.Tensor], epoch: int, batch_idx: int, num_updates: int) -> None:
-    """Stop before a non-finite loss reaches the weights."""
-    if not torch.isfinite(result['loss']):
-        parts = ', '.join(f'{name} {value.item():g}' for name, value in result.items() if name != 'output')
+def check_finite(run: Run, values: dict[str, float], epoch: int, batch_idx: int) -> None:
+    """Stop all processes before a non-finite loss of one reaches the weights."""
+    finite = math.isfinite(values['loss'])
+    if run.accelerator.num_processes > 1:
+        failed = torch.tensor(float(not finite), device=run.accelerator.device)
+        if run.accelerator.reduce(failed, reduction='sum').item() and finite:
+            sys.exit(2)  # another process says why
+    if not finite:
+        kept = find_newest(run.output_dir)
         raise NonFiniteLossError(
-            f'the loss is not finite in epoch {epoch}, batch {batch_idx}, after {num_updates} updates ({parts}); '
-            'the checkpoints before it are kept: resume from last.pth.tar with a lower --lr or with --clip-grad'
+            f'the loss is not finite in epoch {epoch}, batch {batch_idx}, process {run.accelerator.process_index} '
+            f'({", ".join(f"{name} {value:g}" for name, value in values.items())}); lower --lr or set --clip-grad, and '
+            + (f'go on from {kept} with --resume auto' if kept else 'start again (there is no checkpoint yet)')
         )
 
 
-def output_folder(args: argparse.Namespace, data_config: dict[str, Any]) -> Path:
+def output_folder(args: argparse.Namespace) -> Path:
     """Where the run writes: ``--output``/``--experiment``, named as timm names them."""
-    stamp = datetime.now().strftime('%Y%m%d-%H%M%S')
-    name = args.experiment or f'{stamp}-{safe_model_name(args.model)}-{data_config["input_size"][-1]}'
+    name: str = args.experiment
+    if not name:
+        cfg = timm.get_pretrained_cfg(args.model, allow_unregistered=True)
+        size = args.img_size or (args.input_size or (cfg.input_size if cfg else (224,)))[-1]
+        name = f'{datetime.now().strftime("%Y%m%d-%H%M%S")}-{safe_model_name(args.model)}-{size}'
     return Path(args.output or './output/train') / name
 
 
 @contextlib.contextmanager
-def locked_output(output_dir: Path, *, resume: bool, is_main_process: bool) -> Iterator[None]:
-    """Make the folder and hold it: a second run on the same folder is refused, as is one over an older run."""
-    if not is_main_process:
-        yield
-        return
-    output_dir.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(output_dir / '.lock')
+def locked_output(output_dir: Path, accelerator: Accelerator, *, resume: bool, make: bool = True) -> Iterator[None]:
+    """Hold the folder: a second run on the same folder is refused, as is one over an older run.
+
+    Args:
+        output_dir: The folder.
+        accelerator: The main process holds it; all stop if it cannot.
+        resume: An older run is welcome.
+        make: Make the folder. ``False`` only asks, and leaves a folder that does not exist alone.
+    """
+    lock, refusal = FileLock(output_dir / '.lock'), ['']
+    if accelerator.is_main_process and (make or output_dir.is_dir()):
+        try:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+            if find_newest(output_dir) and not resume:
+                lock.release()
+                refusal = ['holds an older run; name another folder, or --resume auto']
+        except Timeout:
+            refusal = ['is in use by another run; name another folder']
+        except OSError as error:
+            refusal = [f'cannot be written: {error}']
+    broadcast_object_list(refusal)  # no process waits for one that stopped
+    if refusal[0]:
+        raise ValueError(f'--output/--experiment: {output_dir} {refusal[0]}')
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(f'--output/--experiment: {output_dir} is in use by another run; name another folder') from None
-    with lock:
-        if (output_dir / 'args.yaml').exists() and not resume:
-            raise ValueError(
-                f'--output/--experiment: {output_dir} holds an older run; name another folder, or --resume it'
-            )
         yield
+    finally:
+        lock.release()
 
 
 def parse_suite(suite: str) -> tuple[str, str, str | None]:
@@ -464,37 +751,53 @@ def parse_suite(suite: str) -> tuple[str, str, str | None]:
     return name, '', root
 
 
-def start_output(run: Run, output_dir: Path) -> None:
-    """Write the flags and set up the saver, on the main process."""
-    if not run.accelerator.is_main_process:
+def start_output(run: Run) -> None:
+    """Write the flags, cut the summary where a resumed run begins, and set up saver and trackers."""
+    args, accelerator, output_dir = run.args, run.accelerator, run.output_dir
+    if accelerator.log_with:
+        values = {
+            name: value if isinstance(value, int | float | str) else str(value) for name, value in vars(args).items()
+        }
+        wandb = {'name': output_dir.name, 'tags': args.wandb_tags}
+        if args.wandb_resume_id:
+            wandb.update(id=args.wandb_resume_id, resume='must')
+        accelerator.init_trackers(args.wandb_project or 'timm-dad', values, {'wandb': wandb})
+    if not accelerator.is_main_process:
         return
-    args = run.args
-    (output_dir / 'args.yaml').write_text(yaml.safe_dump(vars(args), default_flow_style=False))
-    run.saver = utils.CheckpointSaver(
-        model=run.task.trainable_module,
-        optimizer=run.optimizer,
-        args=args,
-        task=run.task,
-        checkpoint_dir=str(output_dir),
-        recovery_dir=str(output_dir),
-        decreasing=args.eval_metric == 'loss',
-        max_history=args.checkpoint_hist,
-    )
-    if args.resume and hasattr(run.saver, 'load_state_dict_from_checkpoint'):  # not in timm 1.0.28
-        run.saver.load_state_dict_from_checkpoint(args.resume)
+    write_file(output_dir / 'args.yaml', yaml.safe_dump(vars(args), default_flow_style=False))
+    cut_summary(output_dir / 'summary.csv', run.start_epoch)
+    run.saver = create_saver(run)
     _logger.info('%s: %d epochs of %d updates, to %s', args.model, run.num_epochs, run.updates_per_epoch, output_dir)
 
 
+def write_file(path: Path, text: str) -> None:
+    """Write a file under a temporary name, then rename it; line ends stay as they are."""
+    temporary = path.with_name(f'{path.name}.tmp')
+    temporary.write_bytes(text.encode())
+    os.replace(temporary, path)
+
+
+def cut_summary(path: Path, start_epoch: int) -> None:
+    """Drop the rows of epochs that will be trained again."""
+    if path.exists():
+        lines = path.read_bytes().decode().splitlines(keepends=True)
+        rows = list(csv.DictReader(lines))
+        kept = [line for line, row in zip(lines[1:], rows, strict=True) if int(row['epoch']) < start_epoch]
+        write_file(path, ''.join([lines[0], *kept]))
+
+
 def save_epoch(
-    run: Run, epoch: int, train_metrics: Metrics, eval_metrics: Metrics, output_dir: Path
+    run: Run, epoch: int, train_metrics: Metrics, eval_metrics: Metrics | None, metric: float
 ) -> dict[str, float | None]:
-    """One line on the terminal, one in ``summary.csv``, and a checkpoint, on the main process."""
+    """One line on the terminal, one in ``summary.csv`` and the trackers, and a checkpoint."""
+    values = {**train_metrics, **{f'val_{name}': value for name, value in (eval_metrics or {}).items()}}
+    rates = [group['lr'] for group in run.optimizer.param_groups]
+    run.accelerator.log({**values, 'lr': sum(rates) / len(rates)}, step=epoch)
+    remember_progress(run)
     if run.saver is None:
         return {}
-    values = {**train_metrics, **{f'val_{name}': value for name, value in eval_metrics.items()}}
     _logger.info('Epoch %d: %s', epoch, '  '.join(f'{name} {value:.3f}' for name, value in values.items()))
-    rates = [group['lr'] for group in run.optimizer.param_groups]
-    summary = output_dir / 'summary.csv'
+    summary = run.output_dir / 'summary.csv'
     utils.update_summary(
         epoch,
         train_metrics,
@@ -503,42 +806,48 @@ def save_epoch(
         lr=sum(rates) / len(rates),
         write_header=not summary.exists(),
     )
-    best_metric, best_epoch = run.saver.save_checkpoint(epoch, metric=eval_metrics[run.args.eval_metric])
+    best_metric, best_epoch = run.saver.save_checkpoint(epoch, metric=metric)
+    remove_recovery(run.output_dir)
     return {'best_metric': best_metric, 'best_epoch': best_epoch}
 
 
-def evaluate_suites(run: Run, suites: dict[str, Any]) -> dict[str, dict[str, float]]:
+def evaluate_suites(run: Run) -> dict[str, dict[str, float]]:
     """Top-1 of student and teacher on every data set of ``--eval-suites``."""
-    if not suites:
+    if not run.suites:
         return {}
-    models = {'student': run.task.get_eval_model(ema=run.task.has_ema())}
+    models = {'student': run.task.get_eval_model(ema=uses_ema(run))}
     if isinstance(run.task, DADTask):
         models['teacher'] = PixelModel(run.task).to(run.accelerator.device)
     loaders = {
-        name: create_eval_loader(run.args, run.accelerator, data, run.data_config) for name, data in suites.items()
+        name: create_eval_loader(run.args, run.accelerator, data, run.data_config) for name, data in run.suites.items()
     }
-    return {
+    results = {
         label: {name: evaluate(model, loader, run.accelerator)['top1'] for name, loader in loaders.items()}
         for label, model in models.items()
     }
+    if run.accelerator.is_main_process:
+        print(format_suites(results, seen=SEEN_STYLES if run.args.dad_teacher == 'demo' else ()))
+    return results
 
 
-def format_suites(results: dict[str, Any]) -> str:
-    """Table of top-1 by data set, for student and teacher."""
-    columns = [label for label in ('student', 'teacher') if label in results]
-    lines = [f'{"top-1":<16}' + ''.join(f'{label:>10}' for label in columns)]
+def format_suites(results: dict[str, dict[str, float]], seen: Sequence[str] = ()) -> str:
+    """Table of top-1 by data set, for student and teacher; ``seen`` are those that the teacher was trained on."""
+    lines = [f'{"top-1":<34}' + ''.join(f'{label:>10}' for label in results)]
     for name in results['student']:
-        lines.append(f'{name:<16}' + ''.join(f'{results[label][name]:>10.1f}' for label in columns))
+        mark = ' (seen by the teacher)' if name in seen and 'teacher' in results else ''
+        lines.append(f'{name + mark:<34}' + ''.join(f'{top1[name]:>10.1f}' for top1 in results.values()))
     return '\n'.join(lines)
 
 
-def write_preview(
-    path: Path, augment: DADAugment, loader: Any, class_names: Sequence[str] | None, count: int = 6
-) -> None:
+def write_preview(run: Run, count: int = 6) -> None:
     """The preview sheet of a few validation images, spread over the first batch."""
-    input, target = next(iter(loader))
+    augment, path = run.augment, run.output_dir / 'preview.png'
+    assert augment is not None
+    input, target = next(iter(run.loader_eval))
     chosen = torch.linspace(0, len(input) - 1, min(count, len(input))).long()
-    save_preview(path, augment, augment.norm.to_pixels(input[chosen]), target[chosen], class_names)
+    x_pix = augment.norm.to_pixels(input[chosen].to(run.accelerator.device))
+    save_preview(path, augment, x_pix, target[chosen].to(run.accelerator.device), run.class_names)
+    print(f'Preview: {path}')
 
 
 if __name__ == '__main__':

@@ -413,3 +413,15 @@ def test_a_loss_that_is_not_one_per_image_is_refused(reduce):
 def test_budgets_that_are_not_one_per_image_are_refused(eps):
     with pytest.raises(ValueError, match=r'eps must hold one radius per image \[2\], got shape'):
         ascend(linear_loss, random_tensor(2, 0), AttackConfig(), eps=eps)
+
+
+@pytest.mark.parametrize('bad', [-0.1, 8.0, float('nan')])
+def test_a_radius_of_an_image_out_of_range_is_refused(x_pix, bad):
+    eps = torch.tensor([0.1, bad, 0.1, 0.1])
+    with pytest.raises(ValueError, match=r'eps is in \[0, 1\] pixel units, from 0 to 5 for l2'):
+        ascend(lambda x: x.sum(dim=(1, 2, 3)), x_pix, AttackConfig(), eps=eps)
+
+
+def test_radii_need_a_step_to_scale(x_pix):
+    with pytest.raises(ValueError, match=r'config\.eps must not be 0'):
+        ascend(lambda x: x.sum(dim=(1, 2, 3)), x_pix, AttackConfig(eps=0.0), eps=torch.full((4,), 0.1))

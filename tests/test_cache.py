@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader, TensorDataset
 
 from timm_dad.attack import AttackConfig
 from timm_dad.augment import DADAugment
@@ -30,7 +31,7 @@ def test_images_are_the_dad_views_in_order(teacher, vqgan, x_pix):
     attack = AttackConfig(eps=2, step_size=1, random_start=0)
     augment = DADAugment(teacher, vqgan, attack=attack, **NORM)
     target = torch.arange(4)
-    loader = [(2 * x_pix[:3] - 1, target[:3]), (2 * x_pix[3:] - 1, target[3:])]
+    loader = DataLoader(TensorDataset(2 * x_pix - 1, target), batch_size=3)
     images = make_dad_images(augment, loader, 2, progress=False)
     assert images.shape == (4, 2, 16, 16, 3)
     assert images.dtype == torch.uint8
@@ -41,7 +42,8 @@ def test_images_are_the_dad_views_in_order(teacher, vqgan, x_pix):
 
 def test_views_differ_where_the_attack_starts_at_random(teacher, vqgan, x_pix):
     augment = DADAugment(teacher, vqgan, attack=AttackConfig(eps=3, step_size=1, random_start=1), **NORM)
-    images = make_dad_images(augment, [(2 * x_pix - 1, torch.arange(4))], 2, progress=False)
+    loader = DataLoader(TensorDataset(2 * x_pix - 1, torch.arange(4)), batch_size=4)
+    images = make_dad_images(augment, loader, 2, progress=False)
     assert (images[:, 0] != images[:, 1]).flatten(1).any(dim=1).all()
 
 

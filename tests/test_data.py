@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 from timm.data import create_loader
 
-from timm_dad.data import TwoViews, check_images, dataset_class_names, open_dataset
+from timm_dad.data import TwoViews, check_images, create_dataset, dataset_class_names, open_dataset
+from timm_dad.loaders import PairMixup
+from timm_dad.train_args import parse_args
 
 
 @pytest.fixture
@@ -22,34 +24,48 @@ def folder(tmp_path):
 
 
 def test_class_names_are_in_the_order_of_the_labels(folder):
-    dataset = open_dataset('', str(folder), 'train')
+    dataset = open_dataset('', str(folder), 'train', '--data-dir')
     assert dataset_class_names(dataset) == ['a', 'b']
     assert dataset_class_names(object()) is None
-    assert len(dataset_class_names(open_dataset('demo/noto', None, 'train'))) == 16
+    assert len(dataset_class_names(open_dataset('demo/noto', None, 'train', '--data-dir'))) == 16
 
 
 def test_missing_data_is_an_error_that_names_the_flag(tmp_path):
     with pytest.raises(ValueError, match='--data-dir must name a folder'):
-        open_dataset('', None, 'train')
-    with pytest.raises(ValueError, match=r'--data-dir .*: no images'):
-        open_dataset('', str(tmp_path), 'train')
+        create_dataset(parse_args(['--data-dir', '']), 'train', is_training=True)
+    with pytest.raises(ValueError, match=r'--eval-suites a: no images'):
+        open_dataset('', str(tmp_path), 'train', '--eval-suites a')
     with pytest.raises(ValueError, match=r'--data-dir .*nowhere'):
-        open_dataset('', str(tmp_path / 'nowhere'), 'train')
+        create_dataset(parse_args(['--data-dir', str(tmp_path / 'nowhere')]), 'train', is_training=True)
+    with pytest.raises(ValueError, match=r'--dataset torch/nothing: no images'):
+        create_dataset(parse_args(['--dataset', 'torch/nothing']), 'train', is_training=True)
+
+
+@pytest.mark.parametrize('split', ['train', 'training', 'train[:50%]'])
+def test_a_split_may_have_the_names_that_timm_knows(folder, split):
+    assert len(create_dataset(parse_args(['--data-dir', str(folder)]), split, is_training=True)) == 6
+
+
+@pytest.mark.parametrize(('split', 'is_training'), [('validation', False), ('foo', True)])
+def test_a_split_without_a_folder_is_not_all_of_the_data(folder, split, is_training):
+    flag = '--train-split' if is_training else '--val-split'
+    with pytest.raises(ValueError, match=rf"{flag} must be a folder in .*, got '{split}'; there are \['train'\]"):
+        create_dataset(parse_args(['--data-dir', str(folder)]), split, is_training=is_training)
 
 
 def test_good_images_pass_and_data_without_files_is_left_alone(folder):
-    check_images(open_dataset('', str(folder), 'train'))
-    check_images(open_dataset('demo/noto', None, 'train'))
+    check_images(open_dataset('', str(folder), 'train', '--data-dir'), '--data-dir')
+    check_images(open_dataset('demo/noto', None, 'train', '--data-dir'), '--data-dir')
 
 
 def test_a_broken_image_is_named(folder):
     (folder / 'train' / 'a' / '1.png').write_bytes(b'not a picture')
     with pytest.raises(ValueError, match=r'--val-dir: .*a.1\.png does not'):
-        check_images(open_dataset('', str(folder), 'train'), '--val-dir')
+        check_images(open_dataset('', str(folder), 'train', '--data-dir'), '--val-dir')
 
 
 def test_two_views_are_two_draws_in_the_layout_of_augmentation_splits(folder):
-    dataset = open_dataset('', str(folder), 'train')
+    dataset = open_dataset('', str(folder), 'train', '--data-dir')
     loader = create_loader(
         dataset,
         8,
@@ -73,3 +89,20 @@ def test_two_views_are_two_draws_in_the_layout_of_augmentation_splits(folder):
     assert (second == first + 50).all()
     assert (target[:6] == target[6:]).all()
     assert len(calls) == 12
+
+
+@pytest.mark.parametrize('config', [{'mixup_alpha': 1.0}, {'mixup_alpha': 0.0, 'cutmix_alpha': 1.0}])
+@pytest.mark.parametrize('mode', ['batch', 'elem', 'pair'])
+def test_mixup_of_pairs_mixes_each_view_with_its_own_kind_and_alike(config, mode):
+    np.random.seed(0)
+    clean = torch.rand(6, 3, 8, 8)
+    mixup = PairMixup(**config, mode=mode, num_classes=6)
+    labels = torch.arange(6)
+    mixed, target = mixup(torch.cat([clean, clean + 10]), torch.cat([labels, labels]))
+    first, second = mixed.chunk(2)
+    torch.testing.assert_close(first + 10, second)  # one partner, weight and box
+    assert first.max() <= 1  # nothing of a second view in a clean one
+    assert not torch.equal(first, clean)
+    assert target.shape == (12, 6)
+    assert torch.equal(target[:6], target[6:])
+    torch.testing.assert_close(target.sum(dim=1), torch.ones(12))

@@ -145,3 +145,29 @@ def test_demo_refuses_seeds_that_repeat(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run.main(['--output', str(tmp_path), '--seeds', '1', '1'])
     assert '--seeds takes up to 10 different seeds' in capsys.readouterr().err
+
+
+def test_flags_of_dad_do_not_reach_the_plain_arm(tmp_path, monkeypatch):
+    import train_dad
+
+    seen = []
+
+    def train(argv):
+        seen.append(argv)
+        return {'student': dict.fromkeys(data.STYLES, 1.0), 'teacher': dict.fromkeys(data.STYLES, 2.0)}
+
+    monkeypatch.setattr(train_dad, 'main', train)
+    run.main(
+        ['--output', str(tmp_path / 'new'), '--epochs', '3', '--dad-weight', '1.5', '--dad-keep-label', '--lr', '1']
+    )
+    plain, kd, dad = seen
+    assert plain[-4:] == ['--epochs', '3', '--lr', '1']
+    for arm in (kd, dad):
+        assert arm[-7:] == ['--epochs', '3', '--dad-weight', '1.5', '--dad-keep-label', '--lr', '1']
+
+
+@pytest.mark.parametrize('flag', ['--eval-suites', '--experiment', '--data-dir', '--seed'])
+def test_what_the_demo_sets_itself_is_refused(flag, capsys):
+    with pytest.raises(SystemExit):
+        run.main([flag, 'x'])
+    assert f'{flag} is what the demo itself sets' in capsys.readouterr().err

@@ -8,6 +8,7 @@ from timm_dad.attack import AttackConfig, ascend
 from timm_dad.augment import DADAugment
 from timm_dad.frozen import PRECISIONS, prepare_frozen
 from timm_dad.loss import teacher_cross_entropy
+from timm_dad.teacher import Teacher, ZeroShotClassifier
 
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 TARGET = torch.tensor([0, 1, 2, 3])
@@ -233,3 +234,24 @@ def test_fp16_would_underflow_without_care(teacher, x_pix):
 def test_an_unknown_precision_is_refused(teacher, precision):
     with pytest.raises(ValueError, match=rf"precision must be one of \('fp32', 'bf16', 'fp16'\), got '{precision}'"):
         prepare_frozen(teacher, precision=precision)
+
+
+def test_the_callers_gradient_accumulation_stays_as_it_was(teacher, vqgan):
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=4)
+    prepare_frozen(teacher, vqgan, 'bf16')
+    assert accelerator.gradient_accumulation_steps == 4
+    assert GradientState().num_steps == 4
+
+
+def test_a_zero_shot_head_is_not_rounded(x_pix):
+    # 1000 classes that differ in the third digit: in bf16 many would tie.
+    text = nn.functional.normalize(torch.ones(64, 1000) + 0.01 * torch.randn(64, 1000), dim=0)
+    visual = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 64))
+    teacher = Teacher(
+        ZeroShotClassifier(visual, text, 100.0), mean=[0.5] * 3, std=[0.5] * 3, input_size=(16, 16), num_classes=1000
+    )
+    prepare_frozen(teacher, None, 'bf16', torch.device('cpu'))
+    logits = teacher(x_pix)
+    assert logits.dtype == torch.float32
+    assert not torch.equal(logits, logits.bfloat16().float())
+    assert all(len(row.unique()) > 900 for row in logits)

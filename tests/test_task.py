@@ -168,27 +168,10 @@ def test_equal_seeds_are_bit_equal(student, teacher, vqgan, input):
     assert losses(1) != losses(2)
 
 
-@pytest.mark.parametrize('soft', [False, True])
-def test_two_views_take_the_clean_view_from_the_first_and_the_dad_view_from_the_second(
-    student, teacher, augment, input, soft
-):
-    first, second = input, input.flip(3)
-    targets = TARGET, TARGET
-    if soft:  # Mixup mixes the two views with other partners
-        targets = torch.rand(4, 5).softmax(dim=1), torch.rand(4, 5).softmax(dim=1)
-    x_dad = augment.make_views(to_pixels(second), targets[1]).x_dad
-    reference = copy.deepcopy(student).train()
-    expected = reference_loss(reference, teacher, first, (x_dad - 0.5) / 0.5, targets[0])
-    task = DADTask(student, teacher, augment, two_views=True, verbose=False).train()
-    result = task(torch.cat([first, second]), torch.cat(targets))
-    for name, value in expected.items():
-        torch.testing.assert_close(result[name], value, atol=1e-5, rtol=1e-4)
-
-
 def test_without_an_augment_the_second_view_is_distilled_as_it_is(student, teacher, input):
     first, second = input, input.flip(3)
     expected = reference_loss(copy.deepcopy(student).train(), teacher, first, second, TARGET)
-    task = DADTask(student, teacher, None, two_views=True, verbose=False).train()
+    task = DADTask(student, teacher, None, verbose=False).train()
     result = task(torch.cat([first, second]), torch.cat([TARGET, OTHER_TARGET]))
     assert set(result) == PARTS
     for name, value in expected.items():
@@ -197,15 +180,11 @@ def test_without_an_augment_the_second_view_is_distilled_as_it_is(student, teach
     assert result['teacher_kept'] == kept
 
 
-def test_without_an_augment_nor_two_views_there_is_no_second_view(student, teacher):
-    with pytest.raises(ValueError, match=r'without an augment .* two_views must be True'):
-        DADTask(student, teacher, None)
-
-
-def test_an_odd_batch_of_two_views_is_refused(student, teacher, augment, input):
-    task = DADTask(student, teacher, augment, two_views=True, verbose=False)
-    with pytest.raises(ValueError, match='a batch of two views has an even number of images, got 3'):
-        task(input[:3], TARGET[:3])
+def test_a_batch_that_holds_no_whole_views_is_refused(student, teacher, augment, input):
+    with pytest.raises(ValueError, match='a batch of 2 views must be a multiple of that, got 3 images'):
+        DADTask(student, teacher, None, verbose=False)(input[:3], TARGET[:3])
+    with pytest.raises(ValueError, match='a batch of 3 views must be a multiple of that, got 4 images'):
+        DADTask(student, teacher, augment, num_splits=3, verbose=False)(input, TARGET)
 
 
 @pytest.mark.parametrize('hits', [0, 1, 3, 4])

@@ -1,5 +1,6 @@
 import json
 import sys
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -308,3 +309,32 @@ def test_without_open_clip_the_pip_line_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, 'open_clip', None)
     with pytest.raises(ImportError, match=r'^open_clip is missing; run: pip install "timm-dad\[clip\]"$'):
         create_open_clip_teacher('ViT-B-32/openai', NAMES)
+
+
+def test_a_coca_is_a_zero_shot_teacher(tmp_path, images):
+    # Its image tower returns tokens beside the features.
+    config = json.loads((Path(open_clip.__file__).parent / 'model_configs' / 'coca_base.json').read_text())
+    config['vision_cfg'].update(image_size=32, layers=1, width=64, patch_size=16, attn_pooler_heads=4, head_width=32)
+    config['text_cfg'].update(layers=1, width=64, heads=2)
+    config['multimodal_cfg'].update(layers=1, width=64, heads=2)
+    config['embed_dim'] = 32
+    (tmp_path / 'tiny-coca.json').write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / 'tiny-coca.json')
+    weights = tmp_path / 'weights.pt'
+    torch.save(open_clip.create_model('tiny-coca').state_dict(), weights)
+    logits = create_open_clip_teacher('tiny-coca', NAMES, checkpoint_path=str(weights))(images)
+    assert logits.shape == (len(images), len(NAMES))
+    assert logits.isfinite().all()
+
+
+def test_a_timm_teacher_without_a_normalization_is_refused(timm_folder, monkeypatch):
+    create_model = timm.create_model
+
+    def create(*args, **kwargs):
+        model = create_model(*args, **kwargs)
+        model.pretrained_cfg = {'input_size': (3, 32, 32)}
+        return model
+
+    monkeypatch.setattr(timm, 'create_model', create)
+    with pytest.raises(ValueError, match='does not say its normalization'):
+        create_timm_teacher(f'local-dir:{timm_folder[0]}', 5)

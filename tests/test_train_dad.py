@@ -12,12 +12,16 @@ import pytest
 import timm
 import torch
 import yaml
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from timm.utils import CheckpointSaver
 
 import train_dad
+from timm_dad.data import create_dataset
 from timm_dad.demo.data import DEMO_VQGAN
-from timm_dad.train_args import create_parser
+from timm_dad.train_args import REFUSED, create_parser, parse_args
 
 CLASSES = ('cat', 'dog', 'fish', 'tree')
 REPO = Path(train_dad.__file__).parent
@@ -64,7 +68,7 @@ def weights(output, name='last'):
 def digest(state_dict):
     sha = hashlib.sha256()
     for name, value in sorted(state_dict.items()):
-        sha.update(name.encode() + value.numpy().tobytes())
+        sha.update(name.encode() + value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
 
 
@@ -143,7 +147,7 @@ def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_checkpoint(pictures,
         return cross_entropy(self, *args) * (float('nan') if len(calls) == 4 else 1.0)
 
     monkeypatch.setattr(torch.nn.CrossEntropyLoss, 'forward', poisoned)
-    with pytest.raises(SystemExit, match=r'not finite in epoch 1, batch 1, after 3 updates'):
+    with pytest.raises(SystemExit, match=r'not finite in epoch 1, batch 1, process 0 .*last\.pth\.tar with'):
         train_dad.main(flags(pictures, tmp_path, '--smoothing', '0'))
     assert weights(tmp_path)['epoch'] == 0
     assert all(value.isfinite().all() for value in weights(tmp_path)['state_dict'].values())
@@ -177,7 +181,7 @@ def bad_folder(tmp_path, pictures, kind):
         ((*DAD, '--dad-temperature', '0'), r'--dad-temperature: temperature must be positive, got 0'),
         ((*DAD, '--dad-weight', '-1'), r'--dad-weight: dad_weight must be 0 or more, got -1'),
         ((*DAD, '--img-size', '30'), r'--img-size: image size must be a multiple of 4.*got 30x30'),
-        ((*DAD, '--num-classes', '7'), r'--data-dir must have as many classes as --num-classes, 7, got 4'),
+        ((*DAD, '--num-classes', '7'), r'--data-dir: data must have as many classes as --num-classes, 7, got 4'),
         ((*DAD, '--dad-vqgan', 'nowhere.safetensors'), r'--dad-vqgan: no VQGAN at nowhere.safetensors'),
         ((*DAD, '--dad-classnames', 'nowhere.txt'), r'--dad-classnames must be a file, got .nowhere.txt'),
         (('--dad',), r'--dad-teacher must be'),
@@ -188,20 +192,71 @@ def bad_folder(tmp_path, pictures, kind):
             r'--dad-eps shapes the DAD view and needs --dad-view dad',
         ),
         ((*DAD, '--dad-cache', '-1'), r'--dad-cache must be 0 or more.*got -1'),
-        ((*DAD, '--dad-cache', '2', '--dad-same-crop'), r'--dad-cache .* has no --dad-same-crop'),
         (('--batch-size', '0'), r'--batch-size must be 1 or more, got 0'),
         (('--batch-size', '64'), r'--batch-size must be at most the 24 training images, got 64'),
         (('--config', 'nowhere.yaml'), r'--config must be a YAML file, got .nowhere.yaml'),
         (('--eval-suites', 'sketch'), r'--eval-suites takes NAME=DIR or demo/STYLE, got .sketch'),
-        (('--eval-suites', 'demo/noto'), r'--eval-suites noto must have as many classes as --num-classes, 4, got 16'),
+        (
+            ('--eval-suites', 'demo/noto'),
+            r'--eval-suites noto: data must have as many classes as .*, 4, got 16',
+        ),
         (('--eval-suites', 'demo/kandinsky'), r'the demo has the styles .* got .kandinsky'),
         (('--resume', 'nowhere.pth.tar'), r'--resume must be a checkpoint, got .nowhere'),
         (('--initial-checkpoint', 'nowhere.pth'), r'--initial-checkpoint must be a checkpoint, got .nowhere'),
         (('--opt', 'adamx'), r'--opt'),
         (('--sched', 'cosinus'), r'--sched'),
+        (('--sched', 'plateau', '--sched-on-updates'), r'--sched plateau goes by epochs'),
+        (('--train-split', 'trian'), r"--train-split must be a folder in .* got 'trian'; there are .*'train'"),
+        (('--val-split', 'test'), r"--val-split must be a folder in .* got 'test'"),
+        (('--aa', 'foo'), r'--aa, .*AssertionError'),
+        (('--interpolation', 'foo'), r"--interpolation must be one of .*'bicubic'.*, got foo"),
+        (('--scale', '0.5'), r'--scale takes 2 numbers, got \[0\.5\]'),
+        (('--mean', '0.5', '0.5'), r'--mean takes 3 numbers'),
+        (('--std', '0', '0', '0'), r'--std must be positive, got \[0\.0, 0\.0, 0\.0\]'),
+        (('--opt-betas', '0.9'), r'--opt-betas takes 2 numbers'),
+        (('--opt-kwargs', 'foo=1'), r'--opt, --opt-kwargs: TypeError'),
+        (('--model-kwargs', 'foo=1'), r'--model, --model-kwargs.*TypeError'),
+        (('--hflip', '2'), r'--hflip must be from 0 to 1, got 2'),
+        (('--mixup', '-1'), r'--mixup must be 0 or more, got -1'),
+        (('--batch-size', '11', '--mixup', '0.2'), r'--mixup and --cutmix need an even --batch-size, got 11'),
+        (('--start-epoch', '-1'), r'--start-epoch must be 0 or more, got -1'),
+        (('--torchcompile', 'foo'), r'--torchcompile must be one of'),
+        (('--config', '{nonsense}'), r"--config .*: dad_view has the bad value 'nonsense'"),
+        (('--resume', '{junk}'), r'--resume must be a training checkpoint, got .*junk'),
+        (('--initial-checkpoint', '{junk}'), r'--initial-checkpoint: '),
+        (('--eval-suites', 'a={pictures}', 'a={pictures}'), r"--eval-suites: every name once, got \['a', 'a'\]"),
+        (('--eval-suites', 'a=nowhere'), r'--eval-suites a: no images for split'),
+        (('--dataset', 'demo/noto'), r'--data-dir .* and --dataset demo/noto: the demo needs no folder'),
+        ((*DAD, '--dad-classnames', '{three}'), r'there are 3 class names and --num-classes is 4'),
+        ((*DAD, '--dad-teacher', 'demo:small'), r"--dad-teacher must be .* got 'demo:small'"),
+        ((*DAD, '--dad-prob', '1.5'), r'--dad-prob: prob is a probability, from 0 to 1, got 1.5'),
+        (
+            (*DAD, '--dad-eps-sched', 'linear', '--dad-eps-start', '1'),
+            r'--dad-eps-start must be at most',
+        ),
+        ((*DAD, '--dad-off-epoch', '-1'), r'--dad-off-epoch: off_epoch must be 0 or more, got -1'),
+        ((*DAD, '--kd-model-name', 'resnet18'), r'--kd-model-name is another distillation than --dad'),
+        ((*DAD, '--in-chans', '1'), r'--dad needs images of 3 channels, got 1'),
+        (('--jsd-loss',), r'--jsd-loss needs --aug-splits 2 or more, got --aug-splits 0'),
+        (('--aug-splits', '1'), r'--aug-splits must be 0, or 2 or more, got 1'),
+        (('--aug-repeats', '3'), r'--aug-repeats needs several processes'),
+        (('--sync-bn',), r'--sync-bn needs GPUs'),
+        (('--device', 'cuda'), r'--device cuda: there is no CUDA device; use --device cpu'),
+        (('--log-with', 'notepad'), r'--log-with'),
+        (('--wandb-resume-id', 'x'), r'--wandb-resume-id needs --resume'),
+        (('--local_rank', '3'), r'--local_rank must be what the launcher says'),
+        (('--drop-connect', '0.1'), r'--drop-connect is deprecated'),
+        (('--bce-loss', '--smoothing', '0'), r'--bce-loss needs --smoothing, --mixup or --cutmix'),
+        (('--amp', '--model-dtype', 'bfloat16'), r'--amp needs --model-dtype float32'),
     ],
 )
 def test_bad_flags_are_named_before_anything_is_written(pictures, tmp_path, capsys, more, message):
+    (tmp_path / 'nonsense.yaml').write_text('dad_view: nonsense')
+    (tmp_path / 'junk.pth').write_bytes(b'junk')
+    (tmp_path / 'three.txt').write_text('cat\ndog\nfish\n')
+    files = {'nonsense': 'nonsense.yaml', 'junk': 'junk.pth', 'three': 'three.txt'}
+    paths = {name: tmp_path / file for name, file in files.items()}
+    more = [flag.format(**paths, pictures=pictures) for flag in more]
     with pytest.raises(SystemExit) as error:
         train_dad.main(flags(pictures, tmp_path / 'out', *more))
     assert re.search(message, f'{error.value} {capsys.readouterr().err}')
@@ -216,15 +271,16 @@ def test_bad_flags_are_named_before_anything_is_written(pictures, tmp_path, caps
         ('nan', r'--data-dir: images must decode to finite pixels, .*3\.png does not.*not finite'),
     ],
 )
-def test_bad_pictures_are_named_before_anything_is_written(pictures, tmp_path, kind, message):
+def test_bad_pictures_are_named_before_anything_is_written(pictures, tmp_path, capsys, kind, message):
     root = bad_folder(tmp_path, pictures, kind)
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(SystemExit):
         train_dad.main(flags(root, tmp_path / 'out'))
+    assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / 'out').exists()
 
 
-def test_a_folder_in_use_and_a_folder_of_an_older_run_are_refused(pictures, tmp_path):
-    with train_dad.locked_output(tmp_path / 'run', resume=False, is_main_process=True):
+def test_a_folder_in_use_and_a_folder_of_an_older_run_are_refused(pictures, tmp_path, capsys):
+    with train_dad.locked_output(tmp_path / 'run', Accelerator(), resume=False):
         holder = subprocess.run(
             [sys.executable, REPO / 'train_dad.py', *flags(pictures, tmp_path)], capture_output=True, text=True
         )
@@ -232,8 +288,9 @@ def test_a_folder_in_use_and_a_folder_of_an_older_run_are_refused(pictures, tmp_
     assert 'is in use by another run' in holder.stderr.splitlines()[-1]
     train_dad.main(flags(pictures, tmp_path))
     before = (tmp_path / 'run' / 'last.pth.tar').read_bytes()
-    with pytest.raises(SystemExit, match='holds an older run'):
+    with pytest.raises(SystemExit):
         train_dad.main(flags(pictures, tmp_path))
+    assert 'holds an older run' in capsys.readouterr().err
     assert (tmp_path / 'run' / 'last.pth.tar').read_bytes() == before
 
 
@@ -248,7 +305,9 @@ def fingerprint(argv, root, monkeypatch):
     def spy(run, epoch):
         task, loader = run.task, run.loader_train
         student = train_dad.utils.unwrap_model(task.trainable_module)
-        seen['loader'] = (loader.loader.batch_size, loader.loader.num_workers, loader.loader.pin_memory)
+        inner = getattr(loader, 'loader', loader)
+        seen['loader'] = (inner.batch_sampler.batch_size, inner.num_workers, inner.pin_memory, inner.persistent_workers)
+        seen['prefetcher'] = inner is not loader
         seen['compiled'] = type(task.trainable_module).__name__
         seen['checkpointing'] = getattr(student, 'grad_checkpointing', None)
         kernel = next(p for p in student.parameters() if p.ndim == 4 and p.shape[1] > 1)
@@ -259,16 +318,22 @@ def fingerprint(argv, root, monkeypatch):
         seen['postfix'] += 1
         return set_postfix(self, *args, **kwargs)
 
-    evaluate = train_dad.evaluate
+    evaluate, save_recovery = train_dad.evaluate, CheckpointSaver.save_recovery
+    seen['recovery'] = []
+
+    def spy_recovery(self, *args, **kwargs):
+        seen['recovery'].append((args, kwargs))
+        return save_recovery(self, *args, **kwargs)
 
     def spy_evaluate(model, loader, accelerator):
-        seen['eval_loader'] = (loader.loader.batch_size, len(loader))
+        seen['eval_loader'] = (getattr(loader, 'loader', loader).batch_size, len(loader))
         return evaluate(model, loader, accelerator)
 
     with monkeypatch.context() as patch:
         patch.setattr(train_dad, 'train_one_epoch', spy)
         patch.setattr(train_dad.tqdm, 'set_postfix', count)
         patch.setattr(train_dad, 'evaluate', spy_evaluate)
+        patch.setattr(CheckpointSaver, 'save_recovery', spy_recovery)
         patch.chdir(root)
         results = train_dad.main(argv)
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -283,14 +348,39 @@ def fingerprint(argv, root, monkeypatch):
     return seen
 
 
+KD = ('--kd-model-name', 'local-dir:{timm_teacher}')
+DEIT = ('--model', 'deit_tiny_distilled_patch16_224', '--model-kwargs', 'img_size=32')
+TOKEN = (
+    *KD,
+    '--kd-distill-type',
+    'token',
+    '--model',
+    'deit_tiny_distilled_patch16_224',
+    '--model-kwargs',
+    'img_size=32',
+)
+CYCLES = ('--epochs', '2', '--lr-cycle-limit', '2')
+PLATEAU = ('--sched', 'plateau', '--epochs', '3', '--eval-metric', 'top5')
 RESUME = ('--resume', '{checkpoint}', '--epochs', '3')
 TIMM_TEACHER = ('--dad', '--dad-teacher', 'timm:test_resnet', '--dad-vqgan', 'demo')
+
+# Flag -> what timm's create_dataset must get.
+DATASET_FLAGS = {
+    'train_num_samples': ('--train-num-samples', '7', {'num_samples': 7}),
+    'val_num_samples': ('--val-num-samples', '5', {'num_samples': 5}),
+    'dataset_download': ('--dataset-download', None, {'download': True}),
+    'input_img_mode': ('--input-img-mode', 'L', {'input_img_mode': 'L'}),
+    'input_key': ('--input-key', 'png', {'input_key': 'png'}),
+    'target_key': ('--target-key', 'cls', {'target_key': 'cls'}),
+    'dataset_trust_remote_code': ('--dataset-trust-remote-code', None, {'trust_remote_code': True}),
+    'epoch_repeats': ('--epoch-repeats', '2', {'repeats': 2.0}),
+}
 
 # For each flag: what both runs are given on top of the base, and what the second run alone is given.
 VARIANTS = {
     'config': ((), ('--config', '{config}')),
     'data_dir': ((), ('--data-dir', '{other}')),
-    'dataset': ((), ('--dataset', 'demo/noto', '--num-classes', '16', '--batch-size', '400')),
+    'dataset': ((), ('--data-dir', '', '--dataset', 'demo/noto', '--num-classes', '16', '--batch-size', '400')),
     'train_split': ((), ('--train-split', 'validation')),
     'val_split': ((), ('--val-split', 'train')),
     'eval_suites': ((), ('--eval-suites', 'again={pictures}')),
@@ -363,6 +453,59 @@ VARIANTS = {
     'output': ((), ('--output', 'elsewhere')),
     'experiment': ((), ('--experiment', 'other')),
     'eval_metric': ((), ('--eval-metric', 'loss')),
+    'train_crop_mode': ((), ('--train-crop-mode', 'rkrc')),
+    'color_jitter_prob': ((), ('--color-jitter-prob', '0.1')),
+    'grayscale_prob': ((), ('--grayscale-prob', '0.9')),
+    'gaussian_blur_prob': ((), ('--gaussian-blur-prob', '0.9')),
+    'aug_splits': (('--aa', 'augmix-m5'), ('--aug-splits', '2')),
+    'jsd_loss': (('--aug-splits', '2'), ('--jsd-loss',)),
+    'bce_loss': ((), ('--bce-loss',)),
+    'bce_sum': (('--bce-loss',), ('--bce-sum',)),
+    'bce_target_thresh': (('--bce-loss', '--mixup', '0.5'), ('--bce-target-thresh', '0.2')),
+    'bce_pos_weight': (('--bce-loss',), ('--bce-pos-weight', '3')),
+    'recount': (('--reprob', '0.9'), ('--recount', '3')),
+    'resplit': (('--reprob', '0.9', '--aug-splits', '2'), ('--resplit',)),
+    'cutmix_minmax': ((), ('--cutmix-minmax', '0.2', '0.8')),
+    'mixup_switch_prob': (('--mixup', '0.5', '--cutmix', '1'), ('--mixup-switch-prob', '0.9')),
+    'mixup_mode': (('--mixup', '0.5'), ('--mixup-mode', 'elem')),
+    'drop_block': (('--model', 'resnet10t'), ('--drop-block', '0.5')),
+    'bn_momentum': (('--model', 'test_efficientnet'), ('--bn-momentum', '0.5')),
+    'bn_eps': (('--model', 'test_efficientnet'), ('--bn-eps', '0.1')),
+    'split_bn': (('--aug-splits', '2'), ('--split-bn',)),
+    'model_ema_force_cpu': (('--model-ema',), ('--model-ema-force-cpu',)),
+    'layer_decay_min_scale': (('--layer-decay', '0.1'), ('--layer-decay-min-scale', '0.5')),
+    'layer_decay_no_opt_scale': (('--layer-decay', '0.1'), ('--layer-decay-no-opt-scale', '0.05')),
+    'lr_noise': ((), ('--lr-noise', '0', '1')),
+    'lr_noise_pct': (('--lr-noise', '0', '1'), ('--lr-noise-pct', '0.1')),
+    'lr_noise_std': (('--lr-noise', '0', '1', '--seed', '3'), ('--lr-noise-std', '0.1')),
+    'lr_cycle_mul': (CYCLES, ('--lr-cycle-mul', '2')),
+    'lr_cycle_decay': (CYCLES, ('--lr-cycle-decay', '0.1')),
+    'lr_cycle_limit': (('--epochs', '2'), ('--lr-cycle-limit', '2')),
+    'lr_k_decay': ((), ('--lr-k-decay', '0.5')),
+    'decay_milestones': (('--sched', 'multistep'), ('--decay-milestones', '1')),
+    'decay_epochs': (('--sched', 'step'), ('--decay-epochs', '1')),
+    'decay_rate': (('--sched', 'step', '--decay-epochs', '1'), ('--decay-rate', '0.5')),
+    'warmup_prefix': (('--warmup-epochs', '1'), ('--warmup-prefix',)),
+    'patience_epochs': (PLATEAU, ('--patience-epochs', '0')),
+    'recovery_interval': (('--val-interval', '2'), ('--recovery-interval', '1')),
+    'save_images': (('--log-interval', '1'), ('--save-images',)),
+    'no_prefetcher': (('--mixup', '0.5'), ('--no-prefetcher',)),
+    'use_multi_epochs_loader': (('--workers', '1'), ('--use-multi-epochs-loader',)),
+    'worker_seeding': (('--workers', '1', '--aa', 'rand-m9-mstd0.5'), ('--worker-seeding', 'part')),
+    'log_with': ((), ('--log-with', 'tensorboard')),
+    'pretrained_path': ((), ('--pretrained', '--pretrained-path', '{checkpoint}')),
+    'gp': (('--img-size', '64'), ('--gp', 'max')),
+    'in_chans': ((), ('--in-chans', '1', '--mean', '0.4', '--std', '0.4')),
+    'head_init_scale': ((), ('--head-init-scale', '3')),
+    'head_init_bias': ((), ('--head-init-bias', '1')),
+    'model_dtype': ((), ('--model-dtype', 'bfloat16')),
+    'class_map': ((), ('--class-map', '{class_map}')),
+    'kd_model_name': ((), KD),
+    'kd_distill_type': (KD, ('--kd-distill-type', 'feature')),
+    'distill_loss_weight': (KD, ('--distill-loss-weight', '3')),
+    'task_loss_weight': (KD, ('--task-loss-weight', '0.3')),
+    'kd_temperature': (KD, ('--kd-temperature', '1')),
+    'kd_token_distill_type': (TOKEN, ('--kd-token-distill-type', 'hard')),
     'dad': ((), DAD),
     'dad_teacher': (DAD, ('--dad-teacher', 'timm:test_resnet', '--dad-teacher-checkpoint', '{checkpoint}')),
     'dad_teacher_checkpoint': (
@@ -373,7 +516,6 @@ VARIANTS = {
     'dad_vqgan': (DAD, ('--dad-vqgan', '{vqgan}')),
     'dad_view': (DAD[:3], ('--dad-view', 'random')),
     'dad_cache': (DAD, ('--dad-cache', '2')),
-    'dad_same_crop': (DAD, ('--dad-same-crop',)),
     'dad_norm': ((*DAD, '--dad-eps', '0.2', '--dad-step-size', '0.1'), ('--dad-norm', 'linf')),
     'dad_eps': ((*DAD, '--dad-step-size', '4'), ('--dad-eps', '4')),
     'dad_step_size': ((*DAD, '--dad-eps', '4'), ('--dad-step-size', '4')),
@@ -384,12 +526,29 @@ VARIANTS = {
     'dad_task_weight': (DAD, ('--dad-task-weight', '0.5')),
     'dad_kd_weight': (DAD, ('--dad-kd-weight', '1')),
     'dad_weight': (DAD, ('--dad-weight', '1')),
+    'dad_prob': (DAD, ('--dad-prob', '0.3')),
+    'dad_warmup_epochs': (DAD, ('--dad-warmup-epochs', '1')),
+    'dad_off_epoch': (DAD, ('--dad-off-epoch', '1')),
+    'dad_eps_sched': ((*DAD, '--dad-eps', '4'), ('--dad-eps-sched', 'linear')),
+    'dad_eps_start': ((*DAD, '--dad-eps', '4', '--dad-eps-sched', 'cosine'), ('--dad-eps-start', '3')),
     'dad_precision': (DAD, ('--dad-precision', 'bf16')),
 }  # fmt: skip
 ELSEWHERE = {
     'help': 'argparse',
-    'num_classes': 'test_bad_flags_are_named_before_anything_is_written',
     'pretrained': 'test_pretrained_asks_timm_for_its_weights',
+    'torchcompile_mode': 'test_the_mode_reaches_torch_compile',
+    'data': 'test_the_folder_may_be_positional',
+    'synchronize_step': 'test_gpu.py',
+    **dict.fromkeys(REFUSED, 'test_flags_that_make_no_sense_here_say_so'),
+    **dict.fromkeys(
+        ('num_classes', 'device', 'local_rank', 'drop_connect', 'sync_bn', 'wandb_resume_id'),
+        'test_bad_flags_are_named_before_anything_is_written',
+    ),
+    **dict.fromkeys(('aug_repeats', 'dist_bn', 'no_ddp_bb'), 'test_processes.py'),
+    **dict.fromkeys(DATASET_FLAGS, 'test_flags_of_data_sets_reach_timm'),
+    **dict.fromkeys(('fuser', 'fast_norm'), 'test_switches_reach_timm'),
+    **dict.fromkeys(('kd_loss_type', 'kd_student_feature_dim', 'kd_teacher_feature_dim'), 'test_kd_flags_reach_timm'),
+    **dict.fromkeys(('log_wandb', 'wandb_project', 'wandb_tags'), 'test_wandb_flags_reach_accelerate'),
 }
 
 
@@ -404,6 +563,9 @@ def things(pictures, tmp_path_factory):
         copy = root / 'other' / path.relative_to(pictures)
         copy.parent.mkdir(parents=True, exist_ok=True)
         Image.open(path).transpose(Image.Transpose.ROTATE_90).save(copy)
+    teacher = timm.create_model('test_resnet', num_classes=4)
+    timm.models.save_for_hf(teacher, root / 'timm_teacher', model_config={'num_classes': 4}, safe_serialization=True)
+    (root / 'class_map.txt').write_text('\n'.join(reversed(CLASSES)))
     (root / 'config.yaml').write_text('weight_decay: 0.5\n')
     (root / 'classnames.txt').write_text('vehicle\nweather\nfood\ntool\n')
     (root / 'templates.txt').write_text('a photo of the {}.\n')
@@ -418,6 +580,8 @@ def things(pictures, tmp_path_factory):
         'other': root / 'other',
         'checkpoint': root / 'run' / 'last.pth.tar',
         'best': root / 'best' / 'run' / 'last.pth.tar',
+        'timm_teacher': root / 'timm_teacher',
+        'class_map': root / 'class_map.txt',
         'config': root / 'config.yaml',
         'classnames': root / 'classnames.txt',
         'templates': root / 'templates.txt',
@@ -461,3 +625,99 @@ def test_pretrained_asks_timm_for_its_weights(pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(train_dad, 'create_model', create)
     train_dad.main(flags(pictures, tmp_path, '--pretrained'))
     assert asked == [True]
+
+
+def test_the_mode_reaches_torch_compile(pictures, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch, 'compile', lambda model, **kwargs: seen.append(kwargs) or model)
+    train_dad.main(flags(pictures, tmp_path, '--torchcompile', 'inductor', '--torchcompile-mode', 'max-autotune'))
+    assert seen == [{'backend': 'inductor', 'mode': 'max-autotune'}]
+
+
+def test_the_folder_may_be_positional():
+    assert parse_args(['pictures', '--model', 'resnet18']).data_dir == 'pictures'
+
+
+@pytest.mark.parametrize('name', REFUSED)
+def test_flags_that_make_no_sense_here_say_so(name, capsys):
+    flag = '--' + name.replace('_', '-')
+    values = {'naflex_loss_scale': 'sqrt', 'train_size_schedule': 'progressive', 'variable_batch_loss_scale': 'sqrt'}
+    value = (
+        [] if name in ('torchscript', 'naflex_loader', 'naflex_patchify_channels_first') else [values.get(name, '1')]
+    )
+    with pytest.raises(SystemExit):
+        parse_args(['--data-dir', 'pictures', flag, *value])
+    assert re.search(rf'{flag} does not work here: .*; (use|run|leave)', capsys.readouterr().err)
+
+
+@pytest.mark.parametrize('name', DATASET_FLAGS)
+def test_flags_of_data_sets_reach_timm(name, pictures, monkeypatch):
+    flag, value, expected = DATASET_FLAGS[name]
+    seen = []
+    monkeypatch.setattr('timm_dad.data.create_timm_dataset', lambda *args, **kwargs: seen.append(kwargs))
+    args = parse_args(['--data-dir', str(pictures), flag, *([value] if value else [])])
+    create_dataset(args, 'train', is_training=not name.startswith('val'))
+    assert expected.items() <= seen[0].items()
+
+
+def test_switches_reach_timm(monkeypatch):
+    seen = []
+    monkeypatch.setattr(train_dad.utils, 'set_jit_fuser', seen.append)
+    monkeypatch.setattr(train_dad, 'set_fast_norm', lambda: seen.append('fast_norm'))
+    train_dad.set_backends(parse_args(['--data-dir', 'x']))
+    assert seen == []
+    train_dad.set_backends(parse_args(['--data-dir', 'x', '--fuser', 'te', '--fast-norm']))
+    assert seen == ['te', 'fast_norm']
+
+
+def test_kd_flags_reach_timm(monkeypatch):
+    seen = []
+    for name in ('LogitDistillationTask', 'FeatureDistillationTask', 'TokenDistillationTask'):
+        monkeypatch.setattr(train_dad, name, lambda name=name, **kwargs: seen.append((name, kwargs)))
+    common = ['--data-dir', 'x', '--kd-model-name', 'resnet18']
+    for more in (
+        ['--kd-loss-type', 'other'],
+        ['--kd-distill-type', 'feature', '--kd-student-feature-dim', '8', '--kd-teacher-feature-dim', '9'],
+    ):
+        train_dad.create_kd_task(parse_args([*common, *more]), None, None, torch.device('cpu'))
+    (logit, logit_flags), (feature, feature_flags) = seen
+    assert (logit, feature) == ('LogitDistillationTask', 'FeatureDistillationTask')
+    assert logit_flags['loss_type'] == 'other'
+    assert (feature_flags['student_feature_dim'], feature_flags['teacher_feature_dim']) == (8, 9)
+
+
+def test_wandb_flags_reach_accelerate(pictures, tmp_path, monkeypatch):
+    pytest.importorskip('wandb', reason='wandb is not installed')
+    monkeypatch.setenv('WANDB_MODE', 'offline')
+    seen = []
+    monkeypatch.setattr(Accelerator, 'init_trackers', lambda self, *args: seen.append((self.log_with, args)))
+    train_dad.main(flags(pictures, tmp_path, '--log-wandb', '--wandb-project', 'birds', '--wandb-tags', 'a', 'b'))
+    (log_with, (project, _, options)) = seen[0]
+    assert [tracker.value for tracker in log_with] == ['wandb']
+    assert project == 'birds'
+    assert options['wandb']['tags'] == ['a', 'b']
+
+
+def test_tensorboard_has_every_loss_part(pictures, tmp_path):
+    train_dad.main(flags(pictures, tmp_path, *DAD, '--log-with', 'tensorboard'))
+    events = EventAccumulator(str(next((tmp_path / 'run' / 'timm-dad').glob('**/events*')))).Reload()
+    assert {'loss', 'task_loss', 'kd_loss', 'dad_loss', 'teacher_kept', 'val_top1', 'lr'} <= set(
+        events.Tags()['scalars']
+    )
+    assert [event.step for event in events.Scalars('dad_loss')] == [0, 1]
+
+
+def test_a_run_can_be_had_again_from_its_args_yaml(pictures, tmp_path):
+    train_dad.main(flags(pictures, tmp_path / 'a', *DAD))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    train_dad.main(['--config', str(tmp_path / 'a' / 'run' / 'args.yaml'), '--output', str(tmp_path / 'b')])
+    assert digest(weights(tmp_path / 'a')['state_dict']) == digest(weights(tmp_path / 'b')['state_dict'])
+
+
+def test_wordnet_ids_become_words():
+    from timm_dad.dad_args import _spoken
+
+    assert _spoken(['n01440764', 'n02123045']) == ['tench', 'tabby cat']
+    assert _spoken(['cat', 'n02123045']) == ['cat', 'n02123045']
+    with pytest.raises(ValueError, match=r"no words for the WordNet ids \['n99999999'\] ...: give --dad-classnames"):
+        _spoken(['n01440764', 'n99999999'])

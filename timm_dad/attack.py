@@ -157,7 +157,8 @@ def ascend(
         Perturbed images, same shape, memory format and range, fp32, detached.
 
     Raises:
-        ValueError: If ``x_pix`` is not 4-D, ``eps`` is not ``[B]`` or ``loss_fn`` does not return ``[B]``.
+        ValueError: If ``x_pix`` is not 4-D, ``eps`` is not ``[B]`` or is out of range, or ``loss_fn`` does not return
+            ``[B]``.
 
     Source: Zhou et al. 2023, arXiv:2311.01441, section 3.3.
     """
@@ -167,6 +168,11 @@ def ascend(
         eps = torch.full((len(x_pix),), config.eps)
     if eps.shape != (len(x_pix),):
         raise ValueError(f'eps must hold one radius per image [{len(x_pix)}], got shape {tuple(eps.shape)}')
+    limit = _MAX_RADIUS[config.norm]
+    if not ((eps >= 0) & (eps <= limit)).all():
+        raise ValueError(f'eps is in [0, 1] pixel units, from 0 to {limit:g} for {config.norm}, got {eps.tolist()}')
+    if not config.eps and bool((eps > 0).any()) and config.num_steps:
+        raise ValueError('eps per image scales the step by eps / config.eps, so config.eps must not be 0')
     x_pix = x_pix.detach().float()
     radius = _per_image(eps, x_pix)
     step = radius * (config.step_size / config.eps) if config.eps else torch.zeros_like(radius)

@@ -52,6 +52,10 @@ class PixelNorm:
         self.mean, self.std = self.mean.to(like.device), self.std.to(like.device)
         return self.mean, self.std
 
+    def equals(self, other: 'PixelNorm') -> bool:
+        """Whether both normalize alike."""
+        return torch.equal(self.mean.cpu(), other.mean.cpu()) and torch.equal(self.std.cpu(), other.std.cpu())
+
     def to_pixels(self, x_norm: Tensor) -> Tensor:
         """Normalized ``[B, 3, H, W]`` to [0, 1] pixels, fp32, clipped (random erasing leaves the range)."""
         mean, std = self._moved(x_norm)

@@ -3,6 +3,7 @@
 This is the paper's own mode, kept in memory: for data sets that fit there.
 """
 
+import logging
 import random
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,8 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from timm_dad.augment import DADAugment
+
+_logger = logging.getLogger(__name__)
 
 
 def make_dad_images(augment: DADAugment, loader: Any, num_views: int, progress: bool = True) -> Tensor:
@@ -28,12 +31,18 @@ def make_dad_images(augment: DADAugment, loader: Any, num_views: int, progress: 
     Returns:
         Images ``[N, num_views, H, W, 3]``, uint8, on the CPU.
     """
-    rows = []
+    views = torch.empty(0)
+    start = 0
     for input, target in tqdm(loader, desc='DAD views', disable=not progress, leave=False):
         x_vq = augment.vqgan(augment.norm.to_pixels(input))
-        views = torch.stack([augment.attack_reconstruction(x_vq, target).x_dad for _ in range(num_views)], dim=1)
-        rows.append(views.mul(255).round().byte().permute(0, 1, 3, 4, 2).cpu())
-    return torch.cat(rows)
+        if not start:
+            views = torch.empty((len(loader.dataset), num_views, *x_vq.shape[2:], 3), dtype=torch.uint8)
+            _logger.info('DAD views: %d a picture, %.1f GiB in memory', num_views, views.nbytes / 2**30)
+        for view in range(num_views):
+            x_dad = augment.attack_reconstruction(x_vq, target).x_dad
+            views[start : start + len(x_vq), view] = x_dad.mul(255).round().byte().permute(0, 2, 3, 1).cpu()
+        start += len(x_vq)
+    return views
 
 
 class DADPairs(Dataset[tuple[Any, int]]):

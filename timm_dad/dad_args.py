@@ -1,29 +1,44 @@
 """The flags ``--dad ...``, and what they build: attack, loss, teacher, VQGAN and task."""
 
 import argparse
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
 from timm_dad.attack import NORMS, AttackConfig
 from timm_dad.augment import DADAugment
 from timm_dad.demo.data import DEMO_TEACHER, DEMO_VQGAN, TEMPLATES
 from timm_dad.discretize import VQGAN, load_vqgan
+from timm_dad.extras import require_extra
 from timm_dad.frozen import PRECISIONS
 from timm_dad.loss import DADLossConfig
+from timm_dad.schedule import EPS_SCHEDULES, DADSchedule
 from timm_dad.task import DADTask
 from timm_dad.teacher import DEFAULT_TEMPLATES, Teacher, create_open_clip_teacher, create_timm_teacher
 
 # Flags that shape the DAD view alone: useless when the second view is a random one.
-_VIEW_FLAGS = ('vqgan', 'eps', 'step_size', 'num_steps', 'norm', 'random_start', 'keep_label', 'same_crop', 'cache')
+_VIEW_FLAGS = (
+    'vqgan',
+    'eps',
+    'step_size',
+    'num_steps',
+    'norm',
+    'random_start',
+    'keep_label',
+    'cache',
+    'eps_sched',
+    'eps_start',
+)
 
 
 def add_dad_args(parser: argparse.ArgumentParser) -> None:
     """Add the group ``--dad ...`` to a parser; defaults are those of the config dataclasses."""
-    attack, loss = AttackConfig(), DADLossConfig()
+    attack, loss, schedule = AttackConfig(), DADLossConfig(), DADSchedule()
     group = parser.add_argument_group('Discrete Adversarial Distillation')
     group.add_argument('--dad', action=argparse.BooleanOptionalAction, default=False, help='train with DAD')
     group.add_argument(
@@ -39,13 +54,9 @@ def add_dad_args(parser: argparse.ArgumentParser) -> None:
         help='second view that is distilled: DAD, or another random view (plain distillation at equal compute)',
     )  # fmt: skip
     group.add_argument(
-        '--dad-same-crop',
-        action='store_true',
-        help='make the DAD view from the clean view, not from a second random one',
-    )
-    group.add_argument(
         '--dad-cache', type=int, default=0, metavar='K',
-        help='make K DAD views of every image once, in memory, and draw from them (default: a fresh view each step)',
+        help='make K DAD views of every image (its validation crop) once, in memory, and draw from them '
+        '(default: a fresh view of every batch)',
     )  # fmt: skip
     group.add_argument('--dad-norm', choices=NORMS, default=attack.norm, help='norm of the attack')
     group.add_argument('--dad-eps', type=float, default=attack.eps, help='radius of the attack, in [0, 1] pixel units')
@@ -55,6 +66,19 @@ def add_dad_args(parser: argparse.ArgumentParser) -> None:
         '--dad-random-start', type=float, default=attack.random_start, help='probability of a random start'
     )
     group.add_argument('--dad-keep-label', action='store_true', help='take Q(x) where the teacher loses the label')
+    group.add_argument('--dad-prob', type=float, default=schedule.prob, help='probability of a DAD view, a batch')
+    group.add_argument(
+        '--dad-warmup-epochs', type=int, default=schedule.warmup_epochs, metavar='N',
+        help='epochs over which the weight of the second view rises linearly from 0',
+    )  # fmt: skip
+    group.add_argument(
+        '--dad-off-epoch', type=int, default=schedule.off_epoch, metavar='N', help='no DAD view from this epoch on'
+    )
+    group.add_argument(
+        '--dad-eps-sched', choices=EPS_SCHEDULES, default=schedule.eps_sched,
+        help='how radius and step of the attack rise to their values over --epochs',
+    )  # fmt: skip
+    group.add_argument('--dad-eps-start', type=float, default=schedule.eps_start, help='radius that they rise from')
     group.add_argument('--dad-temperature', type=float, default=loss.temperature, help='distillation temperature')
     group.add_argument('--dad-task-weight', type=float, default=loss.task_weight, help='weight of the task loss')
     group.add_argument('--dad-kd-weight', type=float, default=loss.kd_weight, help='weight of KD on the clean view')
@@ -79,12 +103,19 @@ def loss_config(args: argparse.Namespace) -> DADLossConfig:
     return config
 
 
+def schedule_config(args: argparse.Namespace) -> DADSchedule:
+    """The schedule that the flags ask for; ``ValueError`` names the flag."""
+    names = ('prob', 'warmup_epochs', 'off_epoch', 'eps_sched', 'eps_start')
+    config: DADSchedule = _config(DADSchedule, args, {**{name: f'dad_{name}' for name in names}, 'epochs': 'epochs'})
+    return config
+
+
 def _config(config: Any, args: argparse.Namespace, flags: dict[str, str]) -> Any:
     try:
         return config(**{name: getattr(args, dest) for name, dest in flags.items()})
     except ValueError as error:
-        field = str(error).split()[0]
-        raise ValueError(f'--{flags[field].replace("_", "-")}: {error}') from error
+        dest = flags.get(str(error).split()[0], 'dad')  # the message begins with the field
+        raise ValueError(f'--{dest.replace("_", "-")}: {error}') from error
 
 
 def check_dad_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
@@ -105,19 +136,53 @@ def check_dad_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
         return
     attack_config(args)
     loss_config(args)
-    if args.dad_cache < 0 or (args.dad_cache and args.dad_same_crop):
-        raise ValueError(f'--dad-cache must be 0 or more, and has no --dad-same-crop, got {args.dad_cache}')
+    schedule_config(args)
+    if args.dad_cache < 0:
+        raise ValueError(f'--dad-cache must be 0 or more, got {args.dad_cache}')
     ignored = [name for name in dad_flags if name.removeprefix('dad_') in _VIEW_FLAGS]
     if args.dad_view == 'random' and ignored:
         raise ValueError(f'{flag[ignored[0]]} shapes the DAD view and needs --dad-view dad')
-    if not args.dad_teacher or args.dad_teacher.split(':')[0] not in ('timm', 'open_clip', 'demo'):
+    if args.dad_teacher != 'demo' and not (args.dad_teacher or '').startswith(('timm:', 'open_clip:')):
         raise ValueError(
             f'--dad-teacher must be timm:MODEL, open_clip:MODEL/PRETRAINED or demo, got {args.dad_teacher!r} '
             '(such as open_clip:ViT-L-14/openai)'
         )
     if args.dad_view == 'dad' and not args.dad_vqgan:
         raise ValueError('--dad-vqgan must name the weights of a VQGAN (.safetensors with a .yaml beside), or demo')
+    _check_composition(args)
     _check_dad_files(args, given)
+
+
+def _check_composition(args: argparse.Namespace) -> None:
+    """What DAD does not go together with; the rest of timm's flags composes."""
+    channels = args.in_chans or (args.input_size[0] if args.input_size else 3)
+    rules = (
+        (not args.kd_model_name, '--kd-model-name is another distillation than --dad: give one of them'),
+        (channels == 3, f'--dad needs images of 3 channels, got {channels}'),
+        (
+            not (args.aug_splits and uses_pairs(args)),
+            '--aug-splits brings views of its own: leave --dad-cache and --dad-view random out',
+        ),
+        (
+            not (uses_cache(args) and args.dad_eps_sched != 'constant'),
+            '--dad-eps-sched changes the attack by epoch, and cached views are made once: leave --dad-cache out',
+        ),
+        (
+            not args.dad_eps_start or args.dad_eps_sched != 'constant',
+            '--dad-eps-start needs --dad-eps-sched linear or cosine',
+        ),
+        (
+            args.dad_eps_start <= args.dad_eps,
+            f'--dad-eps-start must be at most --dad-eps, {args.dad_eps}, got {args.dad_eps_start}',
+        ),
+        (
+            not args.split_bn or schedule_config(args).always,
+            '--split-bn needs a DAD view in every batch: leave --dad-prob, --dad-warmup-epochs and --dad-off-epoch out',
+        ),
+    )
+    for holds, message in rules:
+        if not holds:
+            raise ValueError(message)
 
 
 def _check_dad_files(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
@@ -129,14 +194,14 @@ def _check_dad_files(args: argparse.Namespace, given: Mapping[str, Any]) -> None
             raise ValueError(f'{flag} is for zero-shot teachers, got --dad-teacher {args.dad_teacher}')
 
 
-def uses_two_views(args: argparse.Namespace) -> bool:
-    """Whether the batches of the task hold two views of every image."""
-    return bool(args.dad and not (args.dad_view == 'dad' and args.dad_same_crop))
-
-
 def uses_cache(args: argparse.Namespace) -> bool:
     """Whether the second views are DAD views made once, before training."""
     return bool(args.dad and args.dad_view == 'dad' and args.dad_cache)
+
+
+def uses_pairs(args: argparse.Namespace) -> bool:
+    """Whether the batches of the task hold two views of every image, and the task makes none."""
+    return bool(args.dad and (args.dad_view == 'random' or uses_cache(args)))
 
 
 def create_teacher(args: argparse.Namespace, num_classes: int, class_names: Sequence[str] | None) -> Teacher:
@@ -158,7 +223,7 @@ def create_teacher(args: argparse.Namespace, num_classes: int, class_names: Sequ
     try:
         if source == 'timm':
             return create_timm_teacher(name, num_classes, checkpoint)
-        names = _read_lines(args.dad_classnames) if args.dad_classnames else class_names
+        names = _read_lines(args.dad_classnames) if args.dad_classnames else _spoken(class_names)
         if names is None:
             raise ValueError('a zero-shot teacher needs class names and the data has none: give --dad-classnames FILE')
         if len(names) != num_classes:
@@ -171,6 +236,17 @@ def create_teacher(args: argparse.Namespace, num_classes: int, class_names: Sequ
         return create_open_clip_teacher(name, names, templates, checkpoint)
     except ValueError as error:
         raise ValueError(f'--dad-teacher {args.dad_teacher}: {error}') from error
+
+
+def _spoken(class_names: Sequence[str] | None) -> Sequence[str] | None:
+    """Class names as words: folders of ImageNet are named by WordNet ids, which say nothing to a text tower."""
+    if not class_names or not all(re.fullmatch(r'n\d{8}', name) for name in class_names):
+        return class_names
+    words = dict(zip(ImageNetInfo().label_names(), require_extra('open_clip', 'clip').IMAGENET_CLASSNAMES, strict=True))
+    unknown = [name for name in class_names if name not in words]
+    if unknown:
+        raise ValueError(f'there are no words for the WordNet ids {unknown[:3]} ...: give --dad-classnames FILE')
+    return [words[name] for name in class_names]
 
 
 def _read_lines(path: str) -> list[str]:
@@ -236,12 +312,13 @@ def create_task(
     return DADTask(
         student,
         teacher,
-        None if uses_cache(args) else augment,
+        None if uses_pairs(args) else augment,
         criterion=criterion,
         loss=loss_config(args),
         mean=mean,
         std=std,
-        two_views=uses_two_views(args),
+        schedule=schedule_config(args),
+        num_splits=args.aug_splits or 1,
         device=device,
         verbose=verbose,
     )

@@ -2,15 +2,21 @@
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, UnidentifiedImageError
 from timm.data import create_dataset as create_timm_dataset
+from torch import Tensor
+from torch.utils.data import default_collate
 
 from timm_dad.demo.data import PREFIX, DemoDataset
 
 _MAX_CHECKED = 1000
+# Names of a split that timm takes for one another.
+_SYNONYMS = (('train', 'training'), ('val', 'valid', 'validation', 'eval', 'evaluation'))
 
 
 class TwoViews:
@@ -30,6 +36,19 @@ class TwoViews:
         return self.transform(image), self.transform(image)
 
 
+def collate_views(batch: Any) -> tuple[Tensor, Tensor]:
+    """Lay a batch of ``TwoViews`` out as timm's collate does, for loaders without its prefetcher.
+
+    Args:
+        batch: Pairs of a tuple of views ``[3, H, W]`` and a class index.
+
+    Returns:
+        Images ``[V * B, 3, H, W]``, the first views of all before the second ones, and their targets ``[V * B]``.
+    """
+    views, target = default_collate(batch)
+    return torch.cat(views), target.repeat(len(views))
+
+
 def create_dataset(args: argparse.Namespace, split: str, is_training: bool) -> Any:
     """Create the demo's data set or one of timm's from the flags.
 
@@ -44,19 +63,50 @@ def create_dataset(args: argparse.Namespace, split: str, is_training: bool) -> A
     Raises:
         ValueError: If it does not exist or is empty.
     """
-    return open_dataset(args.dataset, args.data_dir, split, is_training, batch_size=args.batch_size, seed=args.seed)
+    if args.dataset.startswith(PREFIX) and args.data_dir:
+        raise ValueError(f'--data-dir {args.data_dir} and --dataset {args.dataset}: the demo needs no folder')
+    if not args.data_dir and not args.dataset:
+        raise ValueError('--data-dir must name a folder with one sub-folder a class (or give --dataset)')
+    flag = f'--dataset {args.dataset}' if args.dataset else f'--data-dir {args.data_dir}'
+    if not args.dataset and Path(args.data_dir).is_dir():
+        _check_split_folder(Path(args.data_dir), split, '--train-split' if is_training else '--val-split')
+    channels = args.in_chans or (args.input_size[0] if args.input_size else 3)
+    return open_dataset(
+        args.dataset,
+        args.data_dir,
+        split,
+        flag,
+        is_training=is_training,
+        class_map=args.class_map,
+        download=args.dataset_download,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        repeats=args.epoch_repeats if is_training else 0,
+        input_img_mode=args.input_img_mode or ('RGB' if channels == 3 else 'L'),
+        input_key=args.input_key,
+        target_key=args.target_key,
+        num_samples=args.train_num_samples if is_training else args.val_num_samples,
+        trust_remote_code=args.dataset_trust_remote_code,
+    )
 
 
-def open_dataset(name: str, root: str | None, split: str, is_training: bool = False, **kwargs: Any) -> Any:
-    """Open ``demo/STYLE`` or a timm data set; see ``create_dataset``."""
+def open_dataset(name: str, root: str | None, split: str, flag: str, **kwargs: Any) -> Any:
+    """Open ``demo/STYLE`` or a timm data set; ``flag`` is what an error names."""
     if name.startswith(PREFIX):
         return DemoDataset(name.removeprefix(PREFIX), split)
-    if not root and not name:
-        raise ValueError('--data-dir must name a folder with one sub-folder a class (or give --dataset)')
     try:
-        return create_timm_dataset(name, root=root, split=split, is_training=is_training, **kwargs)
-    except (RuntimeError, FileNotFoundError, AssertionError) as error:
-        raise ValueError(f'--data-dir {root}: no images for split {split!r}: {error}') from error
+        return create_timm_dataset(name, root=root, split=split, **kwargs)
+    except Exception as error:  # timm and its readers raise what they like
+        raise ValueError(f'{flag}: no images for split {split!r}: {error or type(error).__name__}') from error
+
+
+def _check_split_folder(root: Path, split: str, flag: str) -> None:
+    # NOTE: where the split's folder is missing timm takes all of the root, training pictures for validation too.
+    name = split.split('[')[0]
+    synonyms = next((group for group in _SYNONYMS if name in group), (name,))
+    if not any((root / synonym).is_dir() for synonym in synonyms):
+        folders = sorted(path.name for path in root.iterdir() if path.is_dir())[:5]
+        raise ValueError(f'{flag} must be a folder in {root}, got {split!r}; there are {folders or "none"}')
 
 
 def dataset_class_names(dataset: Any) -> list[str] | None:
@@ -69,7 +119,7 @@ def dataset_class_names(dataset: Any) -> list[str] | None:
     return [name for name, _ in sorted(class_to_idx.items(), key=lambda item: item[1])]
 
 
-def check_images(dataset: Any, flag: str = '--data-dir') -> None:
+def check_images(dataset: Any, flag: str) -> None:
     """Decode images of a folder before work starts: all of them, or 1000 spread evenly.
 
     Args:

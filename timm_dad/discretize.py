@@ -5,6 +5,7 @@ In DAD it is ``Q(x) = decode(nearest_code(encode(x)))`` (Zhou et al. 2023, arXiv
 
 import contextlib
 import io
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,8 +71,8 @@ class VQGANConfig:
 def nearest_codes(z: Tensor, codebook: Tensor) -> Tensor:
     """Index of the code with the smallest squared distance to each vector.
 
-    The arithmetic is that of taming's ``VectorQuantizer``, in blocks of rows: indices are equal to the last bit of
-    a tie, and neither the ``[N, n_embed]`` distance matrix nor a one-hot matrix is ever built.
+    The arithmetic is that of taming's ``VectorQuantizer``, in blocks of rows of one size: no one-hot matrix is built,
+    and of the ``[N, n_embed]`` distances never more than 16 MiB at once.
 
     Args:
         z: Vectors ``[N, embed_dim]``, fp32.
@@ -89,8 +90,8 @@ def nearest_codes(z: Tensor, codebook: Tensor) -> Tensor:
         raise ValueError(f'z [N, D] and codebook [K, D] need one D, got {tuple(z.shape)} and {tuple(codebook.shape)}')
     codes = torch.empty(len(z), dtype=torch.long, device=z.device)
     codebook_sq = (codebook**2).sum(dim=1)
-    rows = max(1, _MAX_BLOCK // len(codebook))
-    for block, out in zip(z.split(rows), codes.split(rows), strict=True):
+    blocks = max(1, math.ceil(len(z) * len(codebook) / _MAX_BLOCK))
+    for block, out in zip(z.tensor_split(blocks), codes.tensor_split(blocks), strict=True):
         distance = (block**2).sum(dim=1, keepdim=True) + codebook_sq
         distance.sub_(block @ codebook.t(), alpha=2)
         torch.argmin(distance, dim=1, out=out)
@@ -100,7 +101,7 @@ def nearest_codes(z: Tensor, codebook: Tensor) -> Tensor:
 class VQGAN(nn.Module):
     """Frozen-ready VQGAN on taming-transformers' own ``Encoder`` and ``Decoder``, in [0, 1] pixels.
 
-    Parameter names are those of ``taming.models.vqgan.VQModel``, so its checkpoints load as they are.
+    Parameter names are those of ``taming.models.vqgan.VQModel``, so its checkpoints load without the keys of its loss.
 
     Args:
         config: Architecture.

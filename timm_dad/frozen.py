@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 
 from timm_dad.discretize import VQGAN
@@ -21,8 +21,8 @@ def _own_accelerator(precision: str) -> Iterator[Accelerator]:
     Accelerate keeps one precision a process and refuses a second ``Accelerator`` with another. What a model is
     prepared with is fixed while it is prepared, so the state is set aside for that long and put back.
     """
-    shared = AcceleratorState._shared_state
-    before = dict(shared)
+    shared, gradient_state = AcceleratorState._shared_state, GradientState._shared_state
+    before, gradient_before = dict(shared), dict(gradient_state)
     shared.clear()
     try:
         accelerator = Accelerator(mixed_precision=PRECISIONS[precision])
@@ -31,8 +31,9 @@ def _own_accelerator(precision: str) -> Iterator[Accelerator]:
             accelerator.native_amp = True
         yield accelerator
     finally:
-        shared.clear()
-        shared.update(before)
+        for state, content in ((shared, before), (gradient_state, gradient_before)):
+            state.clear()
+            state.update(content)
 
 
 def prepare_frozen(

@@ -30,7 +30,7 @@ class DADLossConfig:
     dad_weight: float = 0.5
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
+        if not 0 < self.temperature < float('inf'):
             raise ValueError(f'temperature must be positive, got {self.temperature}')
         for name in ('task_weight', 'kd_weight', 'dad_weight'):
             if not getattr(self, name) >= 0:
@@ -75,33 +75,39 @@ class DADLoss(nn.Module):
         self,
         student_logits: Tensor,
         teacher_logits: Tensor,
-        student_dad_logits: Tensor,
-        teacher_dad_logits: Tensor,
+        student_dad_logits: Tensor | None,
+        teacher_dad_logits: Tensor | None,
         target: Tensor,
+        dad_scale: float = 1.0,
     ) -> dict[str, Tensor]:
         """Compute the loss and its parts.
 
         Args:
-            student_logits: Student on the clean view ``[B, K]``.
+            student_logits: Student on the clean view ``[B, K]``; or on ``V`` splits ``[V * B, K]``, clean first.
             teacher_logits: Teacher on the clean view ``[B, K]``.
-            student_dad_logits: Student on the DAD view ``[B, K]``.
-            teacher_dad_logits: Teacher on the DAD view ``[B, K]``.
-            target: What the criterion takes: class indices ``[B]`` or soft targets ``[B, K]``.
+            student_dad_logits: Student on the DAD view ``[B, K]``; ``None`` without one.
+            teacher_dad_logits: Teacher on the DAD view ``[B, K]``; ``None`` without one.
+            target: What the criterion takes with ``student_logits``: class indices or soft targets.
+            dad_scale: Factor of the DAD weight, for a warm-up.
 
         Returns:
             Scalars ``loss`` (weighted sum), ``task_loss``, ``kd_loss`` and ``dad_loss`` (each before its weight).
 
         Raises:
-            ValueError: If the four logits differ in shape.
+            ValueError: If the logits of student and teacher differ in shape.
         """
-        shapes = [tuple(x.shape) for x in (student_logits, teacher_logits, student_dad_logits, teacher_dad_logits)]
+        config = self.config
+        clean_logits = student_logits[: len(teacher_logits)]
+        pairs = [(clean_logits, teacher_logits)]
+        if student_dad_logits is not None and teacher_dad_logits is not None:
+            pairs.append((student_dad_logits, teacher_dad_logits))
+        shapes = [tuple(logits.shape) for pair in pairs for logits in pair]
         if len(set(shapes)) > 1:
             raise ValueError(f'student and teacher logits of both views need one shape [B, K], got {shapes}')
-        config = self.config
         task_loss = self.criterion(student_logits, target)
-        kd_loss = distillation_loss(student_logits, teacher_logits, config.temperature)
-        dad_loss = distillation_loss(student_dad_logits, teacher_dad_logits, config.temperature)
-        loss = config.task_weight * task_loss + config.kd_weight * kd_loss + config.dad_weight * dad_loss
+        kd_loss, *dad_losses = (distillation_loss(student, teacher, config.temperature) for student, teacher in pairs)
+        dad_loss = dad_losses[0] if dad_losses else torch.zeros_like(kd_loss)
+        loss = config.task_weight * task_loss + config.kd_weight * kd_loss + dad_scale * config.dad_weight * dad_loss
         return {'loss': loss, 'task_loss': task_loss, 'kd_loss': kd_loss, 'dad_loss': dad_loss}
 
 

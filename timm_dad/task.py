@@ -1,15 +1,20 @@
 """``DADTask``: Discrete Adversarial Distillation as a timm training task (Zhou et al. 2023, section 3.4)."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from timm.layers import SplitBatchNorm2d
 from timm.task import TrainingTask
 from torch import Tensor, nn
 
 from timm_dad.augment import DADAugment, PixelNorm
 from timm_dad.loss import DADLoss, DADLossConfig, hard_labels
+from timm_dad.schedule import DADSchedule
 from timm_dad.teacher import Teacher
+
+_logger = logging.getLogger(__name__)
 
 
 class DADTask(TrainingTask):  # type: ignore[misc]
@@ -21,20 +26,22 @@ class DADTask(TrainingTask):  # type: ignore[misc]
     Args:
         student_model: The model to train; maps normalized images to logits ``[B, K]``.
         teacher: Frozen teacher.
-        augment: Makes the DAD view. ``None`` distils the batch's second view as it is (the equal-compute control),
-            and needs ``two_views``.
-        criterion: Task loss on the clean view; ``nn.CrossEntropyLoss()`` by default.
+        augment: Makes the DAD view from the clean view. ``None``: batches hold two views of every image, all clean
+            ones before all second ones (DAD views made before, or random ones: the equal-compute control).
+        criterion: Task loss on all that the batch holds (on the clean views alone, if it holds two);
+            ``nn.CrossEntropyLoss()`` by default.
         loss: Temperature and weights.
+        schedule: Probability, weight and attack budget of the DAD view by epoch; told by ``set_epoch``.
         mean: The student's normalization; ``student_model.pretrained_cfg`` by default.
         std: The student's normalization; ``student_model.pretrained_cfg`` by default.
-        two_views: Batches hold two views of every image, all first views before all second ones: the first is the
-            clean view, the DAD view is made from the second. ``False``: both are made from the one view.
+        num_splits: Augmentation splits of the batch (AugMix), all of one before all of the next, the clean one first.
         device: Device of the task.
         dtype: Floating dtype of the task.
         verbose: Log what was built.
 
     Raises:
-        ValueError: If ``augment`` is missing without ``two_views``, or there is no normalization.
+        ValueError: If there is no normalization or ``augment`` has another, or split batch norm meets a schedule that
+            leaves the DAD view out.
 
     Source: Zhou et al. 2023, arXiv:2311.01441, equation of section 3.4; timm ``LogitDistillationTask`` for the idiom.
     """
@@ -47,27 +54,42 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         *,
         criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
         loss: DADLossConfig | None = None,
+        schedule: DADSchedule | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        two_views: bool = False,
+        num_splits: int = 1,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         verbose: bool = True,
     ) -> None:
         super().__init__(device=device, dtype=dtype, verbose=verbose)
-        if augment is None and not two_views:
-            raise ValueError('without an augment the second view comes with the batch: two_views must be True')
-        pretrained_cfg = getattr(student_model, 'pretrained_cfg', None) or {}
-        mean, std = mean or pretrained_cfg.get('mean'), std or pretrained_cfg.get('std')
+        cfg = getattr(student_model, 'pretrained_cfg', None) or {}
+        mean, std = mean or cfg.get('mean'), std or cfg.get('std')
         if mean is None or std is None:
             raise ValueError('the student has no pretrained_cfg with mean and std: pass mean and std')
+        norm = PixelNorm(mean, std)
+        if augment is not None and not augment.norm.equals(norm):
+            raise ValueError('augment must have the normalization of the student: pass both the same mean and std')
         self.trainable_module = student_model
         self.teacher = teacher.eval().requires_grad_(False).to(self.device)
         self.vqgan = augment.vqgan.eval().requires_grad_(False).to(self.device) if augment else None
         self.augment = augment
-        self.norm = PixelNorm(mean, std)
+        self.full_attack = augment.attack if augment else None
+        self.norm = norm
         self.loss = DADLoss(loss, criterion).to(self.device)
-        self.two_views = two_views
+        self.schedule = schedule or DADSchedule()
+        self.num_splits = num_splits
+        if add_splits(student_model, num_splits + 1) and not self.schedule.always:
+            raise ValueError('split batch norm needs a DAD view in every batch: no probability, warm-up or off-epoch')
+        self.set_epoch(0)
+        if verbose:
+            _logger.info('DAD: %s, %s, %s', self.loss.config, self.full_attack, self.schedule)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set weight and attack budget of the DAD view for an epoch, from 0."""
+        self.dad_weight = self.schedule.weight(epoch)
+        if self.augment is not None and self.full_attack is not None:
+            self.augment.attack = self.schedule.attack(self.full_attack, epoch)
 
     def train(self, mode: bool = True) -> 'DADTask':
         """Set the student's mode; teacher and VQGAN stay in evaluation mode."""
@@ -89,6 +111,8 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         """
         from torch.nn.parallel import DistributedDataParallel
 
+        if self.device.type == 'cpu':
+            device_ids = None  # timm's train.py names the device always; DistributedDataParallel refuses it on a CPU
         self.trainable_module = DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp_kwargs)
         return self
 
@@ -112,41 +136,69 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         """Compute loss, parts and student output of a batch.
 
         Args:
-            input: Student-normalized images ``[B, 3, H, W]``; ``[2B, 3, H, W]`` with ``two_views``.
+            input: Student-normalized images ``[V * B, 3, H, W]``: ``V`` augmentation splits, or two views (``V`` 2).
             target: Class indices or soft targets of ``input``, one row an image.
 
         Returns:
             - ``loss``: training loss, a scalar
-            - ``output``: student logits ``[B, K]`` on the clean view
+            - ``output``: student logits ``[V * B, K]``; with two views ``[B, K]``, on the clean ones
             - ``task_loss``, ``kd_loss``, ``dad_loss``: its parts before their weights, scalars
             - ``teacher_kept``: fraction of images on whose DAD view the teacher predicts the label, a scalar
 
+            Without a DAD view (schedule) ``dad_loss`` and ``teacher_kept`` are 0.
+
         Raises:
-            ValueError: If ``two_views`` is set and the batch is not even.
+            ValueError: If the batch does not hold whole splits.
         """
-        clean, source, target, source_target = self._split(input, target)
+        num_views = self.num_splits if self.augment else 2
+        if len(input) % num_views:
+            raise ValueError(f'a batch of {num_views} views must be a multiple of that, got {len(input)} images')
+        num_images = len(input) // num_views
+        clean, label = input[:num_images], target[:num_images]
         with torch.no_grad():
-            x_pix = self.norm.to_pixels(clean)
-            teacher_logits = self.teacher(x_pix)
+            teacher_logits = self.teacher(self.norm.to_pixels(clean))
+        own, own_target = (input, target) if self.augment else (clean, label)
+        if not self._wants_dad_view():
+            output = self.trainable_module(own)
+            parts: dict[str, Tensor] = self.loss(output, teacher_logits, None, None, own_target)
+            return {**parts, 'output': output, 'teacher_kept': torch.zeros_like(parts['loss'])}
+
+        with torch.no_grad():
             if self.augment is None:
-                second = source
-                second_logits = self.teacher(self.norm.to_pixels(source))
-                kept = second_logits.argmax(dim=-1) == hard_labels(source_target)
+                second = input[num_images:]
+                second_logits = self.teacher(self.norm.to_pixels(second))
+                kept = second_logits.argmax(dim=-1) == hard_labels(target[num_images:])
             else:
-                views = self.augment.make_views(self.norm.to_pixels(source) if self.two_views else x_pix, source_target)
+                views = self.augment.make_views(self.norm.to_pixels(clean), label)
                 second = self.norm.normalize(views.x_dad).to(input.dtype)
                 second_logits, kept = views.dad_logits, views.kept
-        # One forward for both views: one set of batch statistics, and one backward under DistributedDataParallel.
-        student_logits, student_dad_logits = self.trainable_module(torch.cat([clean, second])).chunk(2)
-        parts: dict[str, Tensor] = self.loss(student_logits, teacher_logits, student_dad_logits, second_logits, target)
-        return {**parts, 'output': student_logits, 'teacher_kept': kept.float().mean()}
+        # One forward for all views: one set of batch statistics, and one backward under DistributedDataParallel.
+        output, student_dad_logits = self.trainable_module(torch.cat([own, second])).split([len(own), num_images])
+        parts = self.loss(output, teacher_logits, student_dad_logits, second_logits, own_target, self.dad_weight)
+        return {**parts, 'output': output, 'teacher_kept': kept.float().mean()}
 
-    def _split(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Clean view, source of the DAD view, and the targets of both."""
-        if not self.two_views:
-            return input, input, target, target
-        if len(input) % 2:
-            raise ValueError(f'a batch of two views has an even number of images, got {len(input)}')
-        clean, source = input.chunk(2)
-        clean_target, source_target = target.chunk(2)
-        return clean, source, clean_target, source_target
+    def _wants_dad_view(self) -> bool:
+        """Whether this batch gets a DAD view; drawn for all its images at once, as timm draws mixup."""
+        if self.dad_weight == 0:
+            return False
+        return self.schedule.prob == 1 or float(torch.rand(())) < self.schedule.prob
+
+
+def add_splits(student: nn.Module, num_splits: int) -> bool:
+    """Give the DAD view a batch norm of its own where the student has split batch norm (AdvProp's auxiliary one).
+
+    Args:
+        student: Changed in place: missing auxiliary batch norms are added as copies of the main one.
+        num_splits: Splits that a batch will have, the DAD view's among them.
+
+    Returns:
+        Whether there is split batch norm.
+    """
+    modules = [module for module in student.modules() if isinstance(module, SplitBatchNorm2d)]
+    for module in modules:
+        while module.num_splits < num_splits:
+            aux = nn.BatchNorm2d(module.num_features, module.eps, module.momentum, module.affine)
+            aux.load_state_dict({name: value for name, value in module.state_dict().items() if '.' not in name})
+            module.aux_bn.append(aux.to(module.running_mean.device, module.running_mean.dtype))
+            module.num_splits += 1
+    return bool(modules)

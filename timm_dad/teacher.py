@@ -96,8 +96,11 @@ class ZeroShotClassifier(nn.Module):
 
     def forward(self, x_norm: Tensor) -> Tensor:
         """Logits ``[B, K]`` of normalized images ``[B, 3, h, w]``."""
-        features = F.normalize(self.visual(x_norm), dim=-1)
-        return self.logit_scale * features @ self.text_features
+        features = self.visual(x_norm)
+        features = features[0] if isinstance(features, tuple) else features  # CoCa also returns its tokens
+        with torch.autocast(x_norm.device.type, enabled=False):  # cosines times 100 need more than 8 bits
+            logits: Tensor = self.logit_scale * F.normalize(features.float(), dim=-1) @ self.text_features
+        return logits
 
 
 def create_timm_teacher(name: str, num_classes: int, checkpoint_path: str | None = None) -> Teacher:
@@ -129,6 +132,9 @@ def create_timm_teacher(name: str, num_classes: int, checkpoint_path: str | None
             f'teacher timm:{name} has {model.num_classes} classes and the data {num_classes}; '
             'they must be the same classes in the same order (give a checkpoint fine-tuned on this data)'
         )
+    cfg = getattr(model, 'pretrained_cfg', None) or {}
+    if not cfg.get('mean') or not cfg.get('std'):
+        raise ValueError(f'teacher timm:{name} does not say its normalization (pretrained_cfg with mean and std)')
     data_config = resolve_data_config({}, model=model)
     return Teacher(
         model,

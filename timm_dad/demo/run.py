@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -12,6 +13,16 @@ from timm_dad.demo.data import STYLES, UNSEEN_STYLES
 
 # KD sees a second random view, so that both it and DAD train on the same number of images.
 ARMS = {'plain': ['--no-dad'], 'kd': ['--dad-view', 'random'], 'dad': ['--dad-view', 'dad']}
+_OWN_FLAGS = (
+    '--eval-suites',
+    '--experiment',
+    '--data-dir',
+    '--dataset',
+    '--config',
+    '--resume',
+    '--seed',
+    '--dad-view',
+)
 MEANS = {'mean unseen': UNSEEN_STYLES, 'mean but noto': tuple(style for style in STYLES if style != 'noto')}
 
 # Two-sided 95 % quantiles of Student's t, by number of seeds.
@@ -36,12 +47,23 @@ def run_arms(output: Path, seed: int, extra: Sequence[str]) -> dict[str, Top1]:
     results: dict[str, Top1] = {'teacher': {}}
     for arm, flags in ARMS.items():
         print(f'--- {arm}, seed {seed}', flush=True)
-        run = train_dad.main(
-            [*flags, '--seed', str(seed), '--output', str(output), '--experiment', f'{arm}-seed{seed}', *extra]
-        )
+        names = ['--seed', str(seed), '--output', str(output), '--experiment', f'{arm}-seed{seed}']
+        run = train_dad.main([*flags, *names, *(without_dad_flags(extra) if arm == 'plain' else extra)])
         results[arm] = run['student']
         results['teacher'] = run.get('teacher', results['teacher'])
     return results
+
+
+def without_dad_flags(flags: Sequence[str]) -> list[str]:
+    """The flags without ``--dad-...`` and their values."""
+    kept: list[str] = []
+    skipping = False
+    for flag in flags:
+        if flag.startswith('-'):
+            skipping = flag.startswith('--dad-')
+        if not skipping:
+            kept.append(flag)
+    return kept
 
 
 def interval(values: Sequence[float]) -> str:
@@ -72,6 +94,7 @@ def format_table(by_seed: dict[int, dict[str, Top1]]) -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, to a temporary name first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix('.tmp')
     temporary.write_text(json.dumps(content, indent=2) + '\n')
     os.replace(temporary, path)
@@ -80,21 +103,26 @@ def write_json(path: Path, content: Any) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the arms for every seed, print the table, write ``results.json``."""
     parser = argparse.ArgumentParser(
-        prog='timm-dad demo', description=__doc__, epilog='Other flags go to train_dad.py, for all arms.'
+        prog='timm-dad demo',
+        description=__doc__,
+        epilog='Other flags go to train_dad.py: --dad-... to the arms that distil, the rest to all.',
+        allow_abbrev=False,
     )
-    parser.add_argument(
-        '--output', type=Path, default=Path('output/demo'), help='folder to write (default: %(default)s)'
-    )
+    parser.add_argument('--output', type=Path, help='folder to write (default: output/demo/TIME)')
     parser.add_argument('--seeds', type=int, nargs='+', default=[42], help='random seeds; several give 95 %% intervals')
     args, extra = parser.parse_known_args(argv)
     if len(set(args.seeds)) < len(args.seeds) or len(args.seeds) > max(_T95):
         parser.error(f'--seeds takes up to {max(_T95)} different seeds, got {args.seeds}')
+    own = [flag for flag in extra if flag.split('=')[0] in _OWN_FLAGS]
+    if own:
+        parser.error(f'{own[0]} is what the demo itself sets; use train_dad.py for a run of your own')
+    output = args.output or Path('output/demo') / datetime.now().strftime('%Y%m%d-%H%M%S')
     by_seed = {}
     for seed in args.seeds:
-        by_seed[seed] = run_arms(args.output, seed, extra)
-        write_json(args.output / 'results-by-seed.json', by_seed)
+        by_seed[seed] = run_arms(output, seed, extra)
+        write_json(output / 'results-by-seed.json', by_seed)
     runs = list(by_seed.values())
     means = {arm: {style: mean(run[arm][style] for run in runs) for style in styles} for arm, styles in runs[0].items()}
-    write_json(args.output / 'results.json', means)
+    write_json(output / 'results.json', means)
     print(format_table(by_seed))
-    print(f'Results: {args.output / "results.json"}')
+    print(f'Results: {output / "results.json"}')

@@ -1,0 +1,484 @@
+"""DAD in timm's own ``train.py``: on a script like it made here, and with TIMM_SRC on timm's own, patched and run."""
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.data import AugMixDataset, create_dataset, create_loader
+from timm.models import save_for_hf
+from torch import nn
+
+from timm_dad import run_timm
+from timm_dad.cli import main
+from timm_dad.patch import patch_file
+from timm_dad.timm_train import check_args, create_task, set_views
+from timm_dad.train_args import create_parser
+
+REPO = Path(__file__).parents[1]
+TIMM_SRC = os.environ.get('TIMM_SRC', '')
+CLASSES = ('cat', 'dog', 'fish', 'tree')
+DAD = ('--dad', '--dad-teacher', 'demo', '--dad-vqgan', 'demo')
+DATA_CONFIG = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5), 'input_size': (3, 32, 32)}
+
+# What timm-dad run needs of a train.py, and little more.
+SCRIPT = """
+import argparse
+import torch
+from timm.data import create_dataset, create_loader, resolve_data_config
+from timm.models import create_model
+from timm.task import ClassificationTask
+
+seen = []
+parser = argparse.ArgumentParser()
+for flag in ('kd-model-name', 'in-chans', 'input-size', 'cutmix-minmax'):
+    parser.add_argument(f'--{flag}')
+for flag in ('naflex-loader', 'no-prefetcher', 'use-multi-epochs-loader', 'split-bn'):
+    parser.add_argument(f'--{flag}', action='store_true')
+for flag in ('aug-splits', 'mixup', 'cutmix'):
+    parser.add_argument(f'--{flag}', type=float, default=0)
+parser.add_argument('--data-dir')
+parser.add_argument('--epochs', type=int, default=3)
+parser.add_argument('--num-classes', type=int, default=4)
+
+
+def _parse_args():
+    return parser.parse_args(), 'text'
+
+
+def main():
+    args, text = _parse_args()
+    assert text == 'text'
+    model = create_model('test_resnet', num_classes=args.num_classes)
+    config = resolve_data_config(
+        {'img_size': 32, 'mean': (0.4, 0.5, 0.6), 'std': (0.3, 0.2, 0.1)}, model=model, verbose=False
+    )
+    common = {'input_size': config['input_size'], 'mean': config['mean'], 'std': config['std'], 'num_workers': 0}
+    common.update(batch_size=8, persistent_workers=False, device=torch.device('cpu'))
+    common.update(use_prefetcher=not args.no_prefetcher)
+    dataset, dataset_eval = (create_dataset('', args.data_dir, split=split) for split in ('train', 'validation'))
+    loader = create_loader(dataset, is_training=True, **common)
+    loader_eval = create_loader(dataset_eval, is_training=False, **common)
+    task = ClassificationTask(
+        model=model, criterion=torch.nn.CrossEntropyLoss(), device=torch.device('cpu'), dtype=None, verbose=True
+    )
+    for epoch in range(args.epochs):
+        train_one_epoch(epoch, model, loader, task=task)
+    seen.append((len(next(iter(loader_eval))[0]), task))
+
+
+def train_one_epoch(epoch, model, loader, task=None):
+    input, target = next(iter(loader))
+    result = task(input, target)
+    result['loss'].backward()
+    seen.append((epoch, len(input), getattr(task, 'dad_weight', None)))
+"""
+
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory):
+    """Image folder: 4 classes, 6 training and 3 validation pictures each, 40 x 36 px, colours by class."""
+    root = tmp_path_factory.mktemp('pictures')
+    rng = np.random.default_rng(0)
+    for split, count in (('train', 6), ('validation', 3)):
+        for label, name in enumerate(CLASSES):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(0, 120, (36, 40, 3)) + np.eye(4, 3)[label] * 120
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f'{index}.png')
+    return root
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    """Flags of timm's train.py as a namespace, and as the command line of this process."""
+
+    def parse_flags(*flags):
+        monkeypatch.setattr(sys, 'argv', ['train.py', *flags])
+        return create_parser().parse_args(flags)
+
+    return parse_flags
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch):
+    """Write a script; ``timm-dad run`` changes ``sys`` of this process, which is put back."""
+    for name in ('argv', 'path'):
+        monkeypatch.setattr(sys, name, list(getattr(sys, name)))
+
+    def write(text=SCRIPT):
+        (tmp_path / 'train.py').write_text(text)
+        return str(tmp_path / 'train.py')
+
+    return write
+
+
+def seen():
+    return sys.modules['timm_train_script'].seen
+
+
+# Flags.
+
+
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        ((*DAD, '--dad-cache', '2'), '--dad-cache needs `timm-dad train`'),
+        ((*DAD, '--naflex-loader'), '--dad does not go with --naflex-loader'),
+        ((*DAD, '--train-img-sizes', '32', '48'), '--dad does not go with --train-img-sizes'),
+        ((*DAD[:3], '--dad-view', 'random', '--mixup', '0.2'), 'needs --no-prefetcher'),
+        ((*DAD[:3], '--dad-view', 'random', '--use-multi-epochs-loader'), 'does not go with --use-multi-epochs-loader'),
+        ((*DAD, '--kd-model-name', 'resnet18'), '--kd-model-name is another distillation than --dad'),
+        (('--dad-eps', '0.1'), '--dad-eps needs --dad'),
+        ((*DAD, '--dad-prob=2'), '--dad-prob: prob is a probability'),
+        ((*DAD[:3], '--dad-view', 'random', '--dad-eps', '0.1'), '--dad-eps shapes the DAD view'),
+    ],
+)
+def test_a_bad_flag_ends_with_one_line(parse, capsys, flags, message):
+    args = parse(*flags)
+    with pytest.raises(SystemExit) as stop:
+        check_args(args)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.startswith('train.py: error: ')
+    assert message in error
+    assert error.count('\n') == 1
+
+
+def test_a_flag_may_be_abbreviated_as_timm_allows_it(parse, capsys):
+    args = parse('--dad-num-steps', '2')
+    sys.argv[1:] = ['--dad-num', '2']
+    with pytest.raises(SystemExit):
+        check_args(args)
+    assert '--dad-num-steps needs --dad' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'flags',
+    [
+        (),
+        ('--naflex-loader', '--train-img-sizes', '32', '--mixup', '0.2'),
+        (*DAD, '--mixup', '0.2', '--use-multi-epochs-loader'),
+        (*DAD[:3], '--dad-view', 'random', '--mixup', '0.2', '--no-prefetcher'),
+    ],
+)
+def test_what_composes_passes(parse, flags):
+    check_args(parse(*flags))
+
+
+def test_the_main_process_says_it_before_another_exits(parse, capsys, monkeypatch):
+    said = []
+    monkeypatch.setattr(time, 'sleep', lambda seconds: said.append((seconds, capsys.readouterr().err)))
+    for rank in ('0', '1'):
+        monkeypatch.setenv('RANK', rank)
+        with pytest.raises(SystemExit):
+            check_args(parse('--dad-eps', '0.1'))
+        assert '--dad-eps needs --dad' in capsys.readouterr().err
+        assert said == ([] if rank == '0' else [(10, '')])
+
+
+def test_a_yaml_file_may_hold_dad_flags_that_the_command_line_turns_off(parse):
+    args = parse('--no-dad')
+    args.dad_eps = 0.3  # as set_defaults of a --config does
+    check_args(args)
+
+
+# The task and its data.
+
+
+def test_the_task_has_the_loaders_normalization_and_the_datas_class_names(parse, pictures):
+    dataset = create_dataset('', str(pictures), split='train')
+    config = {**DATA_CONFIG, 'mean': (0.1, 0.2, 0.3)}
+    model = timm.create_model('test_resnet', num_classes=4)
+    criterion = nn.CrossEntropyLoss(label_smoothing=0.3)
+    args = parse(*DAD, '--num-classes', '4')
+    task = create_task(args, model, criterion, dataset, config, torch.device('cpu'))
+    torch.testing.assert_close(task.norm.mean.flatten(), torch.tensor(config['mean']))
+    assert task.loss.criterion is criterion
+    assert task.trainable_module is model
+    assert task.teacher(torch.rand(2, 3, 32, 32)).shape == (2, 4)
+
+
+def test_class_names_are_found_behind_augmix(parse, pictures):
+    dataset = AugMixDataset(create_dataset('', str(pictures), split='train'), num_splits=3)
+    model = timm.create_model('test_resnet', num_classes=4)
+    args = parse(*DAD, '--num-classes', '4', '--aug-splits', '3')
+    task = create_task(args, model, nn.CrossEntropyLoss(), dataset, DATA_CONFIG, torch.device('cpu'))
+    assert task.num_splits == 3
+
+
+def test_what_does_not_fit_ends_with_one_line(parse, pictures, capsys):
+    dataset = create_dataset('', str(pictures), split='train')
+    model = timm.create_model('test_resnet', num_classes=7)
+    with pytest.raises(SystemExit) as stop:
+        create_task(
+            parse(*DAD, '--num-classes', '7'), model, nn.CrossEntropyLoss(), dataset, DATA_CONFIG, torch.device('cpu')
+        )
+    assert stop.value.code == 2
+    assert 'there are 4 class names and --num-classes is 7' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('no_prefetcher', [False, True])
+def test_random_views_come_as_all_first_then_all_second(parse, pictures, no_prefetcher):
+    args = parse(*DAD[:3], '--dad-view', 'random', *(['--no-prefetcher'] if no_prefetcher else []))
+    dataset = create_dataset('', str(pictures), split='train')
+    loader = create_loader(dataset, (3, 32, 32), 4, is_training=True, color_jitter=0.0, num_workers=0,
+                           persistent_workers=False, device=torch.device('cpu'),
+                           use_prefetcher=not no_prefetcher)  # fmt: skip
+    set_views(args, dataset, loader)
+    input, target = next(iter(loader))
+    assert input.shape == (8, 3, 32, 32)
+    assert torch.equal(target[:4], target[4:])
+    colours = input.mean(dim=(2, 3))
+    for label in target.unique():  # the second view of an image has the colours of its class
+        others = colours[:4][target[:4] != label]
+        for second in colours[4:][target[4:] == label]:
+            own = torch.cdist(second[None], colours[:4][target[:4] == label]).min()
+            assert 0 < own < torch.cdist(second[None], others).min()
+
+
+def test_dad_views_need_nothing_of_the_loader(parse):
+    set_views(parse(*DAD), None, None)
+
+
+# From outside.
+
+
+def test_run_tells_the_task_every_epoch_and_takes_the_scripts_own_parts(script, pictures):
+    path = script()
+    main(['run', path, '--data-dir', str(pictures), *DAD, '--dad-warmup-epochs', '2'])
+    *epochs, (eval_batch, task) = seen()
+    assert epochs == [(0, 8, 0.0), (1, 8, 0.5), (2, 8, 1.0)]
+    assert eval_batch == 8
+    torch.testing.assert_close(task.norm.mean.flatten(), torch.tensor([0.4, 0.5, 0.6]))
+    assert sorted(file.name for file in Path(path).parent.iterdir()) == ['train.py']
+
+
+def test_run_gives_two_random_views_in_training_alone(script, pictures):
+    main(['run', script(), '--data-dir', str(pictures), *DAD[:3], '--dad-view', 'random', '--epochs', '1'])
+    (_, train_batch, _), (eval_batch, _) = seen()
+    assert (train_batch, eval_batch) == (16, 8)
+
+
+def test_run_without_dad_is_the_script(script, pictures):
+    main(['run', script(), '--data-dir', str(pictures), '--epochs', '1'])
+    (_, _, dad_weight), (_, task) = seen()
+    assert dad_weight is None
+    assert type(task) is timm.task.ClassificationTask
+
+
+def test_run_shows_the_flags_of_the_script_and_ours(script, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(['run', script(), '--help'])
+    shown = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert '--naflex-loader' in shown
+    assert '--dad-teacher' in shown
+
+
+@pytest.mark.parametrize('name', run_timm.NAMES)
+def test_run_refuses_a_script_that_lacks_a_name(script, capsys, name):
+    path = script(SCRIPT + f'\ndel {name}\n')
+    with pytest.raises(SystemExit) as stop:
+        main(['run', path, *DAD])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith(f'train.py: error: {path} has no {name!r}')
+
+
+def test_run_refuses_a_patched_script(script, capsys):
+    with pytest.raises(SystemExit):
+        main(['run', script(SCRIPT + "\nparser.add_argument('--dad')\n"), *DAD])
+    assert 'has the flags --dad already (patched?): start it with python' in capsys.readouterr().err
+
+
+def test_run_refuses_a_script_in_which_dad_has_no_effect(script, pictures, capsys):
+    text = SCRIPT.replace('task = ClassificationTask(', 'import timm\n    task = timm.task.ClassificationTask(')
+    with pytest.raises(SystemExit):
+        main(['run', script(text), '--data-dir', str(pictures), *DAD])
+    assert 'creates its task in another way than timm: --dad had no effect' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('argv', [(), ('nothing.py',), ('--dad',)])
+def test_run_needs_a_script(argv, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(['run', *argv])
+    assert stop.value.code == 2
+    assert 'timm-dad run: error: ' in capsys.readouterr().err
+
+
+def test_run_starts_again_with_the_timm_beside_the_script(script, monkeypatch, capsys):
+    path = script()
+    beside = Path(path).parent / 'timm'
+    beside.mkdir()
+    (beside / '__init__.py').touch()
+    started = []
+
+    def execv(*command):
+        started.append(command)
+        raise SystemExit
+
+    monkeypatch.setattr(os, 'execv', execv)
+    monkeypatch.setenv('PYTHONPATH', '/somewhere')
+    with pytest.raises(SystemExit):
+        main(['run', path, *DAD])
+    assert started == [(sys.executable, [sys.executable, '-m', 'timm_dad', 'run', path, *DAD])]
+    assert os.environ['PYTHONPATH'] == f'{beside.parent}{os.pathsep}/somewhere'
+    with pytest.raises(SystemExit):  # and once is enough
+        main(['run', path, *DAD])
+    assert len(started) == 1
+    assert f'timm must be the one beside {path}' in capsys.readouterr().err
+
+
+# timm's own train.py.
+
+needs_timm = pytest.mark.skipif(not TIMM_SRC, reason="TIMM_SRC names no folder with timm's train.py")
+
+
+@pytest.fixture(scope='module')
+def scripts(tmp_path_factory):
+    """timm's train.py, untouched and patched, each with the timm of the checkout beside if there is one."""
+    root = tmp_path_factory.mktemp('scripts')
+    for name in ('untouched', 'patched'):
+        (root / name).mkdir()
+        shutil.copy(Path(TIMM_SRC) / 'train.py', root / name)
+        patch_file(root / name, revert=name == 'untouched')
+        if (Path(TIMM_SRC) / 'timm').is_dir():
+            (root / name / 'timm').symlink_to(Path(TIMM_SRC).resolve() / 'timm')
+    return root
+
+
+@pytest.fixture
+def train(scripts, pictures, tmp_path):
+    """Train with timm's script in its own process; returns the last checkpoint."""
+    python = (sys.executable,)
+    torchrun = (sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2')
+    accelerate = (sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2',
+                  '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no',
+                  '--main_process_port', '0')  # fmt: skip
+    starts = {'python': python, 'torchrun': torchrun, 'accelerate': accelerate}
+
+    def run(kind, *flags, start='python', check=True):
+        script = {
+            'patched': (scripts / 'patched' / 'train.py',),
+            'untouched': (scripts / 'untouched' / 'train.py',),
+            'run': ('-m', 'timm_dad', 'run', scripts / 'untouched' / 'train.py'),
+        }[kind]
+        output = tmp_path / f'{kind}{len(list(tmp_path.iterdir()))}'
+        command = [
+            *(*starts[start], *script, '--data-dir', pictures, '--output', output, '--experiment', 'run'),
+            *('--model', 'test_resnet', '--num-classes', '4', '--img-size', '32', '--mean', '0.5', '0.5', '0.5'),
+            *('--std', '0.5', '0.5', '0.5', '-b', '12', '--workers', '1', '--epochs', '2', '--opt', 'adamw'),
+            *('--lr', '0.01', '--warmup-epochs', '0', '--device', 'cpu', *flags),
+        ]
+        environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(REPO), 'CUDA_VISIBLE_DEVICES': ''}
+        done = subprocess.run([str(part) for part in command], cwd=tmp_path, env=environment, capture_output=True,
+                              text=True, timeout=300)  # fmt: skip
+        if not check:
+            return done
+        assert done.returncode == 0, done.stderr[-4000:]
+        return Run(output / 'run')
+
+    return run
+
+
+class Run:
+    def __init__(self, folder):
+        self.folder = folder
+        self.checkpoint = torch.load(folder / 'last.pth.tar', weights_only=False)
+        with open(folder / 'summary.csv') as file:
+            self.rows = list(csv.DictReader(file))
+
+    @property
+    def steps(self):
+        return {int(state['step']) for state in self.checkpoint['optimizer']['state'].values()}
+
+
+def assert_equal(run, other):
+    names = ('state_dict', 'state_dict_ema', 'optimizer', 'epoch', 'metric')
+    checkpoints = [{name: each.checkpoint.get(name) for name in names} for each in (run, other)]
+    torch.testing.assert_close(*checkpoints, rtol=0, atol=0)
+
+
+def differs(run, other):
+    weights, others = run.checkpoint['state_dict'], other.checkpoint['state_dict']
+    return any(not torch.equal(weights[name], others[name]) for name in weights)
+
+
+@needs_timm
+@pytest.mark.slow
+def test_the_patched_script_trains_with_dad_mixup_and_ema_and_resumes(train):
+    flags = (*DAD, '--mixup', '0.2', '--model-ema', '--model-ema-decay', '0.5', '--dad-warmup-epochs', '1')
+    run = train('patched', *flags)
+    student = timm.create_model('test_resnet', num_classes=4)
+    assert [row['epoch'] for row in run.rows] == ['0', '1']
+    for name in ('state_dict', 'state_dict_ema'):
+        assert run.checkpoint[name].keys() == student.state_dict().keys()
+    resumed = train('patched', *flags, '--resume', run.folder / 'checkpoint-0.pth.tar')
+    assert [row['epoch'] for row in resumed.rows] == ['1']
+    assert resumed.steps == {4}
+
+
+@needs_timm
+@pytest.mark.slow
+def test_run_gives_the_very_checkpoint_of_the_patched_script(train):
+    flags = (*DAD, '--mixup', '0.2', '--model-ema', '--model-ema-decay', '0.5')
+    patched = train('patched', *flags)
+    assert_equal(train('run', *flags), patched)
+    assert differs(train('run', *flags[5:]), patched)
+
+
+@needs_timm
+@pytest.mark.slow
+@pytest.mark.parametrize('kd', [False, True])
+def test_without_dad_both_are_timms_script(train, tmp_path, kd):
+    teacher = timm.create_model('test_resnet', num_classes=4)
+    save_for_hf(teacher, tmp_path / 'teacher', model_config={'num_classes': 4}, safe_serialization=True)
+    flags = ('--model-ema', *(('--kd-model-name', f'local-dir:{tmp_path / "teacher"}') if kd else ()))
+    untouched = train('untouched', *flags)
+    assert_equal(train('patched', *flags), untouched)
+    assert_equal(train('run', *flags), untouched)
+
+
+@needs_timm
+@pytest.mark.slow
+@pytest.mark.parametrize('more', [(), ('--mixup', '0.2', '--no-prefetcher')])
+def test_two_random_views_in_both(train, more):
+    flags = (*DAD[:3], '--dad-view', 'random', *more)
+    assert_equal(train('run', *flags), train('patched', *flags))
+
+
+@needs_timm
+@pytest.mark.slow
+def test_augmix_in_both(train):
+    flags = (*DAD, '--aug-splits', '3', '--aa', 'augmix-m3-w3', '--jsd-loss', '--split-bn')
+    assert_equal(train('run', *flags), train('patched', *flags))
+
+
+@needs_timm
+@pytest.mark.slow
+@pytest.mark.parametrize('start', ['torchrun', 'accelerate'])
+def test_two_processes(train, start):
+    flags = (*DAD, '--mixup', '0.2', '--model-ema', '--model-ema-decay', '0.5', '-b', '6')
+    run = train('run', *flags, start=start)
+    assert run.steps == {4}  # 2 epochs of 24 images, 12 a step
+    assert_equal(train('patched', *flags, start=start), run)
+
+
+@needs_timm
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['patched', 'run'])
+def test_a_bad_flag_is_one_line(train, kind):
+    done = train(kind, '--dad', '--dad-teacher', 'demo', check=False)
+    assert done.returncode == 2
+    assert done.stderr == (
+        'train.py: error: --dad-vqgan must name the weights of a VQGAN (.safetensors with a .yaml beside), or demo\n'
+    )

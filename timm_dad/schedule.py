@@ -1,0 +1,74 @@
+"""When and how hard: the DAD view's probability, weight and attack budget by epoch, as timm schedules mixup."""
+
+import math
+from dataclasses import dataclass, replace
+
+from timm_dad.attack import AttackConfig
+
+EPS_SCHEDULES = ('constant', 'linear', 'cosine')
+
+
+@dataclass(frozen=True, kw_only=True)
+class DADSchedule:
+    """The DAD view over the epochs of a training.
+
+    Args:
+        prob: Probability that a batch gets a DAD view, as ``mixup_prob``.
+        warmup_epochs: The weight of the DAD loss rises linearly from 0 (no DAD view) over these epochs.
+        off_epoch: No DAD view from this epoch on, as ``mixup_off_epoch``; 0 for never.
+        eps_sched: How radius and step of the attack rise to their full values, which the last epoch has.
+        eps_start: Radius to rise from, in [0, 1] pixel units.
+        epochs: Epochs over which the radius rises; needed where it does.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    prob: float = 1.0
+    warmup_epochs: int = 0
+    off_epoch: int = 0
+    eps_sched: str = 'constant'
+    eps_start: float = 0.0
+    epochs: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.prob <= 1:
+            raise ValueError(f'prob is a probability, from 0 to 1, got {self.prob}')
+        for name in ('warmup_epochs', 'off_epoch', 'eps_start'):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f'{name} must be 0 or more, got {getattr(self, name)}')
+        if self.eps_sched not in EPS_SCHEDULES:
+            raise ValueError(f'eps_sched must be one of {EPS_SCHEDULES}, got {self.eps_sched!r}')
+        if self.eps_sched != 'constant' and self.epochs < 1:
+            raise ValueError(f'eps_sched {self.eps_sched} needs the number of epochs, got {self.epochs}')
+
+    @property
+    def always(self) -> bool:
+        """Whether every batch gets a DAD view."""
+        return self.prob == 1 and not self.warmup_epochs and not self.off_epoch
+
+    def weight(self, epoch: int) -> float:
+        """Factor of the DAD loss in an epoch, from 0 (no DAD view is made) to 1."""
+        if self.off_epoch and epoch >= self.off_epoch:
+            return 0.0
+        return min(1.0, epoch / self.warmup_epochs) if self.warmup_epochs else 1.0
+
+    def attack(self, full: AttackConfig, epoch: int) -> AttackConfig:
+        """Attack of an epoch: radius between ``eps_start`` and the full one, the step in proportion.
+
+        Args:
+            full: The attack at the end.
+            epoch: Epoch, from 0.
+
+        Returns:
+            The attack of the epoch; ``full`` from the last epoch on.
+        """
+        if self.eps_sched == 'constant' or not full.eps:
+            return full
+        progress = (epoch + 1) / self.epochs
+        if progress >= 1:
+            return full
+        if self.eps_sched == 'cosine':
+            progress = (1 - math.cos(math.pi * progress)) / 2
+        eps = self.eps_start + (full.eps - self.eps_start) * progress
+        return replace(full, eps=eps, step_size=full.step_size * eps / full.eps)
