@@ -49,6 +49,7 @@ from timm.task import (
     resume_task_checkpoint,
 )
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
@@ -281,7 +282,7 @@ def build_task(
         return create_kd_task(args, student, criterion, device), None
     if not args.dad:
         return ClassificationTask(student, criterion, device=device, verbose=False), None
-    teacher = create_teacher(args, args.num_classes, class_names)
+    teacher = create_teacher(args, args.num_classes, class_names, device)
     vqgan = create_vqgan(args, tuple(data_config['input_size'][-2:]))
     prepare_frozen(teacher, vqgan, args.dad_precision, device)
     mean, std = data_config['mean'], data_config['std']
@@ -532,16 +533,17 @@ def save_images(run: Run, batch_idx: int, input: torch.Tensor) -> None:
         torchvision.utils.save_image(input.float(), path, padding=0, normalize=True)
 
 
-def uses_ema(run: Run) -> bool:
-    """Whether the moving average is what is evaluated."""
-    return bool(run.task.has_ema()) and not run.args.model_ema_force_cpu
+def eval_model(run: Run) -> nn.Module:
+    """What is evaluated: the moving average, if there is one, else the student; without its distributed wrapper."""
+    model: nn.Module = run.task.get_eval_model(ema=run.task.has_ema() and not run.args.model_ema_force_cpu)
+    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def validate(run: Run) -> Metrics | None:
     """Metrics on the validation data, of the EMA if there is one."""
     if run.loader_eval is None:
         return None
-    return evaluate(run.task.get_eval_model(ema=uses_ema(run)), run.loader_eval, run.accelerator)
+    return evaluate(eval_model(run), run.loader_eval, run.accelerator)
 
 
 @torch.inference_mode()
@@ -815,7 +817,7 @@ def evaluate_suites(run: Run) -> dict[str, dict[str, float]]:
     """Top-1 of student and teacher on every data set of ``--eval-suites``."""
     if not run.suites:
         return {}
-    models = {'student': run.task.get_eval_model(ema=uses_ema(run))}
+    models = {'student': eval_model(run)}
     if isinstance(run.task, DADTask):
         models['teacher'] = PixelModel(run.task).to(run.accelerator.device)
     loaders = {
