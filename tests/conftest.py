@@ -1,3 +1,6 @@
+import os
+import tempfile
+
 import pytest
 import timm
 import torch
@@ -6,6 +9,10 @@ from torch import nn
 
 from timm_dad.discretize import VQGAN, VQGANConfig
 from timm_dad.teacher import Teacher
+
+# Caches of this session are its own; set before anything reads it, and inherited by the processes that tests start.
+_caches = tempfile.TemporaryDirectory(prefix='timm_dad-tests-', ignore_cleanup_errors=True)
+os.environ['TORCH_HOME'] = f'{_caches.name}/torch'
 
 NUM_CLASSES = 5
 SIZE = 16

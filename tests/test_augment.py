@@ -214,7 +214,8 @@ def test_no_gradient_is_left_behind(build, teacher, vqgan, x_pix):
     assert all(parameter.grad is None for parameter in (*teacher.parameters(), *vqgan.parameters()))
 
 
-def test_a_size_that_the_factor_does_not_divide_is_refused(build):
+def test_strict_size_refuses_what_the_factor_does_not_divide(build, vqgan):
+    vqgan.strict_size = True
     with pytest.raises(ValueError, match='image size must be a multiple of 2, the factor of the VQGAN, got 16x15'):
         build()(torch.rand(4, 3, 16, 15), TARGET)
 

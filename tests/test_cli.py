@@ -22,7 +22,7 @@ def test_help_names_the_commands(capsys):
     with pytest.raises(SystemExit) as stop:
         main(['--help'])
     assert stop.value.code == 0
-    assert '{train,demo,patch,run}' in capsys.readouterr().out
+    assert '{train,demo,patch,run,convert' in capsys.readouterr().out
 
 
 def test_an_unknown_command_is_an_error(capsys):

@@ -138,7 +138,7 @@ def test_a_timm_teacher_is_the_checkpoint_with_the_normalization_of_its_model(tm
     assert teacher.input_size == cfg['input_size'][1:]
     assert teacher.num_classes == 5
     x_pix = smooth_images((48, 48))
-    resized = F.interpolate(x_pix, cfg['input_size'][1:], mode='bicubic', antialias=True)
+    resized = F.interpolate(x_pix, cfg['input_size'][1:], mode=cfg['interpolation'], antialias=True)
     expected = model(normalize(resized, cfg['mean'], cfg['std']))
     torch.testing.assert_close(teacher(x_pix), expected, atol=1e-5, rtol=1e-5)
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
@@ -167,7 +167,7 @@ def test_a_timm_teacher_of_other_classes_is_refused(timm_folder):
 
 def test_a_checkpoint_of_other_classes_is_refused(tmp_path):
     torch.save(timm.create_model('test_resnet', num_classes=5).state_dict(), tmp_path / 'model.pth')
-    with pytest.raises(ValueError, match='teacher timm:test_resnet could not be loaded'):
+    with pytest.raises(ValueError, match='teacher timm:test_resnet has 5 classes and the data 7'):
         create_timm_teacher('test_resnet', 7, checkpoint_path=str(tmp_path / 'model.pth'))
 
 

@@ -22,6 +22,7 @@ from timm_dad.cli import main
 from timm_dad.patch import patch_file
 from timm_dad.timm_train import check_args, create_task, set_views
 from timm_dad.train_args import create_parser
+from timm_dad.vqgan_presets import PRESETS
 
 REPO = Path(__file__).parents[1]
 TIMM_SRC = os.environ.get('TIMM_SRC', '')
@@ -480,5 +481,5 @@ def test_a_bad_flag_is_one_line(train, kind):
     done = train(kind, '--dad', '--dad-teacher', 'demo', check=False)
     assert done.returncode == 2
     assert done.stderr == (
-        'train.py: error: --dad-vqgan must name the weights of a VQGAN (.safetensors with a .yaml beside), or demo\n'
+        f'train.py: error: --dad-vqgan must name the weights of a VQGAN, demo, or one of {", ".join(PRESETS)}\n'
     )

@@ -180,7 +180,8 @@ def bad_folder(tmp_path, pictures, kind):
         ((*DAD, '--dad-eps', '8'), r'--dad-eps: eps is in \[0, 1\] pixel units.*got 8.*8/255'),
         ((*DAD, '--dad-temperature', '0'), r'--dad-temperature: temperature must be positive, got 0'),
         ((*DAD, '--dad-weight', '-1'), r'--dad-weight: dad_weight must be 0 or more, got -1'),
-        ((*DAD, '--img-size', '30'), r'--img-size: image size must be a multiple of 4.*got 30x30'),
+        ((*DAD, '--img-size', '30', '--dad-strict-size'), r'--img-size: image size must be a multiple of 4.*got 30x30'),
+        ((*DAD[:3], '--dad-view', 'random', '--dad-strict-size'), r'--dad-strict-size shapes the DAD view and needs'),
         ((*DAD, '--num-classes', '7'), r'--data-dir: data must have as many classes as --num-classes, 7, got 4'),
         ((*DAD, '--dad-vqgan', 'nowhere.safetensors'), r'--dad-vqgan: no VQGAN at nowhere.safetensors'),
         ((*DAD, '--dad-classnames', 'nowhere.txt'), r'--dad-classnames must be a file, got .nowhere.txt'),
@@ -229,6 +230,11 @@ def bad_folder(tmp_path, pictures, kind):
         (('--dataset', 'demo/noto'), r'--data-dir .* and --dataset demo/noto: the demo needs no folder'),
         ((*DAD, '--dad-classnames', '{three}'), r'there are 3 class names and --num-classes is 4'),
         ((*DAD, '--dad-teacher', 'demo:small'), r"--dad-teacher must be .* got 'demo:small'"),
+        ((*DAD, '--dad-teacher', 'probe:{three}'), r'--dad-teacher probe:.*three.txt is no file of weights'),
+        ((*DAD, '--dad-teacher', 'demo', 'clip'), r"--dad-teacher must be .* got 'clip'"),
+        ((*DAD, '--dad-teacher-weights', '1'), r'--dad-teacher-weights is for several teachers, one weight each'),
+        ((*DAD, '--dad-class-map', '{three}'), r'--dad-class-map is for teachers with a head of their own'),
+        ((*DAD, '--dad-templates', '{three}'), r'--dad-templates .*three.txt: a template needs'),
         ((*DAD, '--dad-prob', '1.5'), r'--dad-prob: prob is a probability, from 0 to 1, got 1.5'),
         (
             (*DAD, '--dad-eps-sched', 'linear', '--dad-eps-start', '1'),
@@ -363,6 +369,7 @@ CYCLES = ('--epochs', '2', '--lr-cycle-limit', '2')
 PLATEAU = ('--sched', 'plateau', '--epochs', '3', '--eval-metric', 'top5')
 RESUME = ('--resume', '{checkpoint}', '--epochs', '3')
 TIMM_TEACHER = ('--dad', '--dad-teacher', 'timm:test_resnet', '--dad-vqgan', 'demo')
+TWO_TEACHERS = (*DAD, '--dad-teacher', 'demo', 'timm:test_resnet/{checkpoint}')
 
 # Flag -> what timm's create_dataset must get.
 DATASET_FLAGS = {
@@ -511,6 +518,10 @@ VARIANTS = {
     'dad_teacher_checkpoint': (
         (*TIMM_TEACHER, '--dad-teacher-checkpoint', '{checkpoint}'), ('--dad-teacher-checkpoint', '{best}')
     ),
+    'dad_teacher_weights': (TWO_TEACHERS, ('--dad-teacher-weights', '0.9', '0.1')),
+    'dad_class_map': (
+        (*TIMM_TEACHER, '--dad-teacher-checkpoint', '{checkpoint}'), ('--dad-class-map', '{teacher_classes}')
+    ),
     'dad_classnames': (DAD, ('--dad-classnames', '{classnames}')),
     'dad_templates': (DAD, ('--dad-templates', '{templates}')),
     'dad_vqgan': (DAD, ('--dad-vqgan', '{vqgan}')),
@@ -541,7 +552,7 @@ ELSEWHERE = {
     'synchronize_step': 'test_gpu.py',
     **dict.fromkeys(REFUSED, 'test_flags_that_make_no_sense_here_say_so'),
     **dict.fromkeys(
-        ('num_classes', 'device', 'local_rank', 'drop_connect', 'sync_bn', 'wandb_resume_id'),
+        ('num_classes', 'device', 'local_rank', 'drop_connect', 'sync_bn', 'wandb_resume_id', 'dad_strict_size'),
         'test_bad_flags_are_named_before_anything_is_written',
     ),
     **dict.fromkeys(('aug_repeats', 'dist_bn', 'no_ddp_bb'), 'test_processes.py'),
@@ -569,6 +580,7 @@ def things(pictures, tmp_path_factory):
     (root / 'config.yaml').write_text('weight_decay: 0.5\n')
     (root / 'classnames.txt').write_text('vehicle\nweather\nfood\ntool\n')
     (root / 'templates.txt').write_text('a photo of the {}.\n')
+    (root / 'teacher_classes.csv').write_text('class,teacher\ncat,3\ndog,2\nfish,1\ntree,0\n')
     from safetensors.torch import load_file, save_file
 
     state = load_file(DEMO_VQGAN)
@@ -585,6 +597,7 @@ def things(pictures, tmp_path_factory):
         'config': root / 'config.yaml',
         'classnames': root / 'classnames.txt',
         'templates': root / 'templates.txt',
+        'teacher_classes': root / 'teacher_classes.csv',
         'vqgan': root / 'vqgan.safetensors',
     }
 
@@ -715,7 +728,7 @@ def test_a_run_can_be_had_again_from_its_args_yaml(pictures, tmp_path):
 
 
 def test_wordnet_ids_become_words():
-    from timm_dad.dad_args import _spoken
+    from timm_dad.zero_shot import spoken_names as _spoken
 
     assert _spoken(['n01440764', 'n02123045']) == ['tench', 'tabby cat']
     assert _spoken(['cat', 'n02123045']) == ['cat', 'n02123045']

@@ -103,7 +103,7 @@ class DADAugment:
         """Reconstruct, attack, discretize.
 
         Args:
-            x_pix: Images ``[B, 3, H, W]``, range [0, 1], sides multiples of the VQGAN's factor.
+            x_pix: Images ``[B, 3, H, W]``, range [0, 1].
             target: Class indices ``[B]`` or soft targets ``[B, K]``.
             eps: One radius per image ``[B]``, in place of the configured one.
 
@@ -111,7 +111,7 @@ class DADAugment:
             The DAD view and what was on the way to it, all detached.
 
         Raises:
-            ValueError: If the VQGAN's factor does not divide a side.
+            ValueError: If the VQGAN does not take the size (with its ``strict_size``), or the values.
         """
         return self.attack_reconstruction(self.vqgan(x_pix), target, eps)
 

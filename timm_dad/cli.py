@@ -1,17 +1,24 @@
 """The command ``timm-dad``.
 
 ``train`` is ``train_dad.py``; ``demo`` compares plain, KD and DAD on the embedded data; ``patch`` adds the flags
-``--dad`` to timm's own ``train.py``; ``run`` starts that file with them, without touching it.
+``--dad`` to timm's own ``train.py``; ``run`` starts that file with them, without touching it; ``convert`` writes the
+checkpoint of a VQGAN as safetensors; ``probe`` fits a linear head for a teacher; ``vqgan train`` trains a VQGAN;
+``info`` says what a training would take.
 """
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from timm_dad import run_timm
+from timm_dad.convert import convert
 from timm_dad.demo import run
 from timm_dad.patch import patch_file
+
+# Commands that are imported when they are used.
+_MODULES = {'probe': 'timm_dad.probe', 'vqgan': 'timm_dad.vqgan_command', 'info': 'timm_dad.info'}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -23,8 +30,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog='timm-dad', description=__doc__, add_help=False)
     parser.add_argument(
-        'command', nargs='?', choices=('train', 'demo', 'patch', 'run'), help='what to do; COMMAND --help tells more'
-    )
+        'command', nargs='?', choices=('train', 'demo', 'patch', 'run', 'convert', 'probe', 'vqgan', 'info'),
+        help='what to do; COMMAND --help tells more',
+    )  # fmt: skip
     parser.add_argument('-h', '--help', action='store_true', help='show this message and exit')
     args, _ = parser.parse_known_args(arguments[:1])
     if args.command is None:
@@ -38,6 +46,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         run.main(arguments[1:])
     elif args.command == 'patch':
         patch_timm(arguments[1:])
+    elif args.command == 'convert':
+        convert_vqgan(arguments[1:])
+    elif args.command in _MODULES:
+        importlib.import_module(_MODULES[args.command]).main(arguments[1:])
     else:
         run_timm.main(arguments[1:])
 
@@ -55,3 +67,24 @@ def patch_timm(argv: Sequence[str]) -> None:
         print(patch_file(args.path, revert=args.revert))
     except (OSError, ValueError) as error:
         sys.exit(f'timm-dad patch: error: {error}')
+
+
+def convert_vqgan(argv: Sequence[str]) -> None:
+    """The command ``convert``."""
+    parser = argparse.ArgumentParser(
+        prog='timm-dad convert',
+        description='Write NAME.safetensors, and NAME.yaml if there is none, beside the checkpoint NAME of a VQGAN.',
+    )
+    parser.add_argument('checkpoint', type=Path, metavar='CKPT', help='.ckpt, .pth or .pt (taming, latent-diffusion)')
+    parser.add_argument(
+        '--config', metavar='YAML', help='its YAML if that is not beside it, or the preset whose architecture it has'
+    )
+    parser.add_argument(
+        '--trust', action='store_true', help='run whatever code the checkpoint asks for: only if you trust its source'
+    )
+    args = parser.parse_args(argv)
+    try:
+        path = convert(args.checkpoint, args.config, trust=args.trust)
+    except (OSError, ValueError, ImportError) as error:
+        sys.exit(f'timm-dad convert: error: {error}')
+    print(f'{path} is written; use it with --dad-vqgan {path}')

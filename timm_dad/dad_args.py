@@ -1,29 +1,30 @@
 """The flags ``--dad ...``, and what they build: attack, loss, teacher, VQGAN and task."""
 
 import argparse
-import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
 from timm_dad.attack import NORMS, AttackConfig
 from timm_dad.augment import DADAugment
-from timm_dad.demo.data import DEMO_TEACHER, DEMO_VQGAN, TEMPLATES
-from timm_dad.discretize import VQGAN, load_vqgan
-from timm_dad.extras import require_extra
+from timm_dad.demo.data import DEMO_VQGAN
+from timm_dad.discretize import VQGAN
 from timm_dad.frozen import PRECISIONS
 from timm_dad.loss import DADLossConfig
 from timm_dad.schedule import EPS_SCHEDULES, DADSchedule
 from timm_dad.task import DADTask
-from timm_dad.teacher import DEFAULT_TEMPLATES, Teacher, create_open_clip_teacher, create_timm_teacher
+from timm_dad.teacher import Teacher
+from timm_dad.teacher_args import add_teacher_args, check_teacher_args
+from timm_dad.teacher_args import create_teacher as create_teacher
+from timm_dad.vqgan_files import load_vqgan
+from timm_dad.vqgan_presets import PRESETS
 
 # Flags that shape the DAD view alone: useless when the second view is a random one.
 _VIEW_FLAGS = (
     'vqgan',
+    'strict_size',
     'eps',
     'step_size',
     'num_steps',
@@ -41,14 +42,16 @@ def add_dad_args(parser: argparse.ArgumentParser) -> None:
     attack, loss, schedule = AttackConfig(), DADLossConfig(), DADSchedule()
     group = parser.add_argument_group('Discrete Adversarial Distillation')
     group.add_argument('--dad', action=argparse.BooleanOptionalAction, default=False, help='train with DAD')
+    add_teacher_args(group)
     group.add_argument(
-        '--dad-teacher', metavar='SPEC',
-        help='timm:MODEL, open_clip:MODEL/PRETRAINED (a tag or a file), open_clip:local-dir:DIR, or demo',
+        '--dad-vqgan', metavar='SPEC',
+        help='weights of a VQGAN of taming or latent-diffusion (.safetensors, .ckpt, .pth or .pt, with the .yaml '
+        f'beside), a folder of a diffusers VQModel, demo, or one of {", ".join(PRESETS)}',
     )  # fmt: skip
-    group.add_argument('--dad-teacher-checkpoint', metavar='PATH', help='weights of the teacher')
-    group.add_argument('--dad-classnames', metavar='FILE', help='class names for a zero-shot teacher, one a line')
-    group.add_argument('--dad-templates', metavar='FILE', help='prompts for a zero-shot teacher, one a line, with {}')
-    group.add_argument('--dad-vqgan', metavar='PATH', help='VQGAN weights (.safetensors, .yaml beside), or demo')
+    group.add_argument(
+        '--dad-strict-size', action='store_true',
+        help='refuse image sizes that the factor of the VQGAN does not divide (default: pad them by reflection)',
+    )  # fmt: skip
     group.add_argument(
         '--dad-view', choices=('dad', 'random'), default='dad',
         help='second view that is distilled: DAD, or another random view (plain distillation at equal compute)',
@@ -142,15 +145,10 @@ def check_dad_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
     ignored = [name for name in dad_flags if name.removeprefix('dad_') in _VIEW_FLAGS]
     if args.dad_view == 'random' and ignored:
         raise ValueError(f'{flag[ignored[0]]} shapes the DAD view and needs --dad-view dad')
-    if args.dad_teacher != 'demo' and not (args.dad_teacher or '').startswith(('timm:', 'open_clip:')):
-        raise ValueError(
-            f'--dad-teacher must be timm:MODEL, open_clip:MODEL/PRETRAINED or demo, got {args.dad_teacher!r} '
-            '(such as open_clip:ViT-L-14/openai)'
-        )
+    check_teacher_args(args, given)
     if args.dad_view == 'dad' and not args.dad_vqgan:
-        raise ValueError('--dad-vqgan must name the weights of a VQGAN (.safetensors with a .yaml beside), or demo')
+        raise ValueError(f'--dad-vqgan must name the weights of a VQGAN, demo, or one of {", ".join(PRESETS)}')
     _check_composition(args)
-    _check_dad_files(args, given)
 
 
 def _check_composition(args: argparse.Namespace) -> None:
@@ -185,15 +183,6 @@ def _check_composition(args: argparse.Namespace) -> None:
             raise ValueError(message)
 
 
-def _check_dad_files(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
-    for name in ('dad_classnames', 'dad_templates', 'dad_teacher_checkpoint'):
-        path, flag = getattr(args, name), f'--{name.replace("_", "-")}'
-        if path and not Path(path).is_file():
-            raise ValueError(f'{flag} must be a file, got {path!r}, which does not exist')
-        if name in given and name != 'dad_teacher_checkpoint' and args.dad_teacher.startswith('timm:'):
-            raise ValueError(f'{flag} is for zero-shot teachers, got --dad-teacher {args.dad_teacher}')
-
-
 def uses_cache(args: argparse.Namespace) -> bool:
     """Whether the second views are DAD views made once, before training."""
     return bool(args.dad and args.dad_view == 'dad' and args.dad_cache)
@@ -204,65 +193,18 @@ def uses_pairs(args: argparse.Namespace) -> bool:
     return bool(args.dad and (args.dad_view == 'random' or uses_cache(args)))
 
 
-def create_teacher(args: argparse.Namespace, num_classes: int, class_names: Sequence[str] | None) -> Teacher:
-    """Create the teacher of ``--dad-teacher``.
-
-    Args:
-        args: Flags.
-        num_classes: Classes of the student.
-        class_names: Names of the data's classes, if it has any.
-
-    Returns:
-        The frozen teacher.
-
-    Raises:
-        ValueError: If the teacher is unknown, or its classes are not the student's.
-    """
-    source, _, name = args.dad_teacher.partition(':')
-    checkpoint = args.dad_teacher_checkpoint
-    try:
-        if source == 'timm':
-            return create_timm_teacher(name, num_classes, checkpoint)
-        names = _read_lines(args.dad_classnames) if args.dad_classnames else _spoken(class_names)
-        if names is None:
-            raise ValueError('a zero-shot teacher needs class names and the data has none: give --dad-classnames FILE')
-        if len(names) != num_classes:
-            raise ValueError(f'there are {len(names)} class names and --num-classes is {num_classes}; give one a class')
-        templates: Sequence[str] = DEFAULT_TEMPLATES if source == 'open_clip' else TEMPLATES
-        if args.dad_templates:
-            templates = _read_lines(args.dad_templates)
-        if source == 'demo':
-            name = f'local-dir:{DEMO_TEACHER}'
-        return create_open_clip_teacher(name, names, templates, checkpoint)
-    except ValueError as error:
-        raise ValueError(f'--dad-teacher {args.dad_teacher}: {error}') from error
-
-
-def _spoken(class_names: Sequence[str] | None) -> Sequence[str] | None:
-    """Class names as words: folders of ImageNet are named by WordNet ids, which say nothing to a text tower."""
-    if not class_names or not all(re.fullmatch(r'n\d{8}', name) for name in class_names):
-        return class_names
-    words = dict(zip(ImageNetInfo().label_names(), require_extra('open_clip', 'clip').IMAGENET_CLASSNAMES, strict=True))
-    unknown = [name for name in class_names if name not in words]
-    if unknown:
-        raise ValueError(f'there are no words for the WordNet ids {unknown[:3]} ...: give --dad-classnames FILE')
-    return [words[name] for name in class_names]
-
-
-def _read_lines(path: str) -> list[str]:
-    return [line.strip() for line in Path(path).read_text().splitlines() if line.strip()]
-
-
 def create_vqgan(args: argparse.Namespace, image_size: tuple[int, int]) -> VQGAN | None:
     """Load the VQGAN of ``--dad-vqgan``, if the second view needs one, and check that it takes the image size.
 
     Raises:
-        ValueError: If it is missing or broken, or its factor does not divide the size.
+        ValueError: If it is missing or broken, or the size is too small or, with ``--dad-strict-size``, not a multiple
+            of its factor.
     """
     if args.dad_view != 'dad':
         return None
     try:
-        vqgan = load_vqgan(DEMO_VQGAN if args.dad_vqgan == 'demo' else args.dad_vqgan)
+        name = DEMO_VQGAN if args.dad_vqgan == 'demo' else args.dad_vqgan
+        vqgan = load_vqgan(name, strict_size=args.dad_strict_size)
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(f'--dad-vqgan: {error}') from error
     try:

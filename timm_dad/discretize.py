@@ -6,21 +6,28 @@ In DAD it is ``Q(x) = decode(nearest_code(encode(x)))`` (Zhou et al. 2023, arXiv
 import contextlib
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from timm_dad.extras import require_extra
 
 # One block of the distance matrix holds at most this many floats (16 MiB in fp32).
 _MAX_BLOCK = 2**22
+
+# Pixels may leave [0, 1] by this much: rounding.
+_TOLERANCE = 1e-3
+
+# Quantizer of each class that a YAML's model.target may name, of taming and latent-diffusion.
+_QUANTIZERS = {'VQModel': 'nearest', 'VQModelInterface': 'nearest', 'GumbelVQ': 'gumbel'}
+
+# Keys of latent-diffusion's ddconfig that taming's modules take without a word, and what they build.
+_BUILT = {'double_z': False, 'attn_type': 'vanilla', 'use_linear_attn': False, 'tanh_out': False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,14 +38,16 @@ class VQGANConfig:
         ddconfig: Arguments of taming's ``Encoder`` and ``Decoder`` (``ch``, ``ch_mult``, ``z_channels``, ...).
         n_embed: Number of codes in the codebook.
         embed_dim: Channels of one code.
+        quantizer: ``nearest`` code (``VQModel``) or ``gumbel``, the likeliest by a projection (``GumbelVQ``).
 
     Raises:
-        ValueError: If a size is not positive or ``ddconfig`` lacks a key.
+        ValueError: If a size is not positive, or ``ddconfig`` lacks a key or asks for what taming's modules do not do.
     """
 
     ddconfig: Mapping[str, Any]
     n_embed: int
     embed_dim: int
+    quantizer: Literal['nearest', 'gumbel'] = 'nearest'
 
     def __post_init__(self) -> None:
         required = ('ch', 'ch_mult', 'num_res_blocks', 'attn_resolutions', 'in_channels', 'out_ch', 'z_channels')
@@ -47,6 +56,12 @@ class VQGANConfig:
             raise ValueError(f"ddconfig lacks {missing}; it takes the keys of model.params.ddconfig in taming's YAML")
         if self.n_embed < 1 or self.embed_dim < 1:
             raise ValueError(f'n_embed and embed_dim are at least 1, got {self.n_embed} and {self.embed_dim}')
+        for key, built in _BUILT.items():
+            if self.ddconfig.get(key, built) != built:
+                raise ValueError(f"{key} of ddconfig must be {built} for taming's modules, got {self.ddconfig[key]}")
+        channels = self.ddconfig['z_channels']
+        if self.quantizer == 'gumbel' and self.embed_dim != channels:
+            raise ValueError(f'embed_dim of a Gumbel quantizer must be z_channels, {channels}, got {self.embed_dim}')
 
     @property
     def factor(self) -> int:
@@ -55,17 +70,30 @@ class VQGANConfig:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> 'VQGANConfig':
-        """Read the YAML that stands beside a taming-transformers checkpoint.
+        """Read the YAML that stands beside a checkpoint of taming-transformers or latent-diffusion.
 
         Raises:
-            ValueError: If the file has no ``model.params`` with ``ddconfig``, ``n_embed`` and ``embed_dim``.
+            ValueError: If the file has no ``model.params`` with ``ddconfig``, ``n_embed`` and ``embed_dim``, or is the
+                config of another model than a VQGAN.
         """
         try:
-            content = yaml.safe_load(Path(path).read_text())
-            params = content['model']['params']
-            return cls(ddconfig=params['ddconfig'], n_embed=params['n_embed'], embed_dim=params['embed_dim'])
-        except (KeyError, TypeError, UnicodeDecodeError, yaml.YAMLError) as error:
+            model = yaml.safe_load(Path(path).read_text())['model']
+            params, target = model['params'], str(model.get('target', 'VQModel'))
+            quantizer: Any = _QUANTIZERS.get(target.rpartition('.')[2])
+            if quantizer is None:
+                raise ValueError(f'{path} describes a {target}, and a VQGAN is one of {", ".join(_QUANTIZERS)}')
+            if params.get('remap'):
+                raise ValueError(f'{path}: remap leaves codes out, which is not supported, got {params["remap"]}')
+            sizes = {key: params[key] for key in ('ddconfig', 'n_embed', 'embed_dim')}
+            return cls(**sizes, quantizer=quantizer)
+        except (KeyError, TypeError, AttributeError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ValueError(f'{path} is no VQGAN config: model.params needs ddconfig, n_embed, embed_dim') from error
+
+    def to_yaml(self) -> str:
+        """The text of a YAML that ``from_yaml`` reads, with taming's names."""
+        target = 'taming.models.vqgan.' + ('GumbelVQ' if self.quantizer == 'gumbel' else 'VQModel')
+        params = {'embed_dim': self.embed_dim, 'n_embed': self.n_embed, 'ddconfig': dict(self.ddconfig)}
+        return yaml.safe_dump({'model': {'target': target, 'params': params}}, sort_keys=False)
 
 
 def nearest_codes(z: Tensor, codebook: Tensor) -> Tensor:
@@ -88,91 +116,152 @@ def nearest_codes(z: Tensor, codebook: Tensor) -> Tensor:
     """
     if z.ndim != 2 or codebook.ndim != 2 or z.shape[1] != codebook.shape[1]:
         raise ValueError(f'z [N, D] and codebook [K, D] need one D, got {tuple(z.shape)} and {tuple(codebook.shape)}')
-    codes = torch.empty(len(z), dtype=torch.long, device=z.device)
     codebook_sq = (codebook**2).sum(dim=1)
-    blocks = max(1, math.ceil(len(z) * len(codebook) / _MAX_BLOCK))
-    for block, out in zip(z.tensor_split(blocks), codes.tensor_split(blocks), strict=True):
+
+    def nearest(block: Tensor) -> Tensor:
         distance = (block**2).sum(dim=1, keepdim=True) + codebook_sq
-        distance.sub_(block @ codebook.t(), alpha=2)
-        torch.argmin(distance, dim=1, out=out)
+        return distance.sub_(block @ codebook.t(), alpha=2).argmin(dim=1)
+
+    return _in_blocks(nearest, z, len(codebook))
+
+
+def likeliest_codes(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Index of the largest logit of each vector, as in taming's ``GumbelQuantize``, in blocks of rows.
+
+    NOTE: in evaluation too, taming's draws the code from the softmax of the logits (Gumbel noise of temperature 1). We
+    take its mode, so that ``Q`` is a function.
+
+    Args:
+        z: Vectors ``[N, D]``, fp32.
+        weight: Projection to logits ``[n_embed, D]``, fp32.
+        bias: Its bias ``[n_embed]``.
+
+    Returns:
+        Code indices ``[N]``, int64, in ``0 .. n_embed - 1``.
+    """
+    return _in_blocks(lambda block: nn.functional.linear(block, weight, bias).argmax(dim=1), z, len(weight))
+
+
+def _in_blocks(codes_of: Callable[[Tensor], Tensor], z: Tensor, n_embed: int) -> Tensor:
+    """Codes of the rows of ``z``, so many rows at once that their ``n_embed`` scores each stay in ``_MAX_BLOCK``."""
+    codes = torch.empty(len(z), dtype=torch.long, device=z.device)
+    blocks = max(1, math.ceil(len(z) * n_embed / _MAX_BLOCK))
+    for block, out in zip(z.tensor_split(blocks), codes.tensor_split(blocks), strict=True):
+        out.copy_(codes_of(block))
     return codes
 
 
 class VQGAN(nn.Module):
     """Frozen-ready VQGAN on taming-transformers' own ``Encoder`` and ``Decoder``, in [0, 1] pixels.
 
-    Parameter names are those of ``taming.models.vqgan.VQModel``, so its checkpoints load without the keys of its loss.
+    Parameter names are those of ``taming.models.vqgan.VQModel`` (or ``GumbelVQ``), so its checkpoints load without the
+    keys of its loss. Images may have any size: sides that ``config.factor`` does not divide are extended to the right
+    and below by reflection, and reconstructions are cropped back.
 
     Args:
         config: Architecture.
+        strict_size: Refuse sizes that the factor does not divide, in place of padding them.
 
     Raises:
         ImportError: If the extra ``vqgan`` is not installed.
     """
 
-    def __init__(self, config: VQGANConfig) -> None:
+    def __init__(self, config: VQGANConfig, *, strict_size: bool = False) -> None:
         super().__init__()
         model = require_extra('taming.modules.diffusionmodules.model', 'vqgan')
         self.config = config
+        self.strict_size = strict_size
+        self._range_seen = False
         with contextlib.redirect_stdout(io.StringIO()):  # taming prints when it builds
             self.encoder = model.Encoder(**{'double_z': False, **config.ddconfig})
             self.decoder = model.Decoder(**config.ddconfig)
         self.quantize = nn.Module()
-        self.quantize.embedding = nn.Embedding(config.n_embed, config.embed_dim)
-        nn.init.uniform_(self.quantize.embedding.weight, -1.0 / config.n_embed, 1.0 / config.n_embed)
+        codebook = nn.Embedding(config.n_embed, config.embed_dim)
+        if config.quantizer == 'gumbel':
+            self.quantize.proj = nn.Conv2d(config.embed_dim, config.n_embed, 1)
+            self.quantize.embed = codebook
+        else:
+            self.quantize.embedding = codebook
+        nn.init.uniform_(codebook.weight, -1.0 / config.n_embed, 1.0 / config.n_embed)
         self.quant_conv = nn.Conv2d(config.ddconfig['z_channels'], config.embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.ddconfig['z_channels'], 1)
 
     @property
     def codebook(self) -> Tensor:
         """Codes ``[n_embed, embed_dim]``."""
-        weight: Tensor = self.quantize.embedding.weight  # type: ignore[union-attr, assignment]
+        name = 'embed' if self.config.quantizer == 'gumbel' else 'embedding'
+        weight: Tensor = self.quantize.get_submodule(name).weight  # type: ignore[assignment]
         return weight
 
     def check_size(self, height: int, width: int) -> None:
-        """Raise ``ValueError`` unless ``config.factor`` divides both sides."""
+        """Raise ``ValueError`` unless images of this size can be encoded."""
         factor = self.config.factor
-        if height % factor or width % factor:
+        if self.strict_size and (height % factor or width % factor):
             nearest = [max(factor, round(side / factor) * factor) for side in (height, width)]
             raise ValueError(
                 f'image size must be a multiple of {factor}, the factor of the VQGAN, got {height}x{width} '
                 f'(nearest: {nearest[0]}x{nearest[1]})'
             )
+        if any(-side % factor >= side for side in (height, width)):
+            raise ValueError(
+                f'image sides must be more than half of {factor}, the factor of the VQGAN, to be padded by reflection, '
+                f'got {height}x{width}'
+            )
+
+    def _check_range(self, x_pix: Tensor) -> None:
+        # A look at the values waits for the device: on a CPU that is free, elsewhere the first batch must do.
+        if torch.compiler.is_compiling() or (self._range_seen and not x_pix.is_cpu):
+            return
+        low, high = (value.item() for value in x_pix.detach().aminmax())
+        if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):  # false for NaN, too
+            raise ValueError(f'x_pix is in [0, 1], got values from {low:.4g} to {high:.4g} (normalized, or 0 to 255?)')
+        self._range_seen = True
 
     def encode(self, x_pix: Tensor) -> Tensor:
         """Latents before quantization.
 
         Args:
-            x_pix: Images ``[B, 3, H, W]``, range [0, 1], sides multiples of ``config.factor``.
+            x_pix: Images ``[B, 3, H, W]``, range [0, 1].
 
         Returns:
-            Latents ``[B, embed_dim, H / factor, W / factor]``.
+            Latents ``[B, embed_dim, h, w]``; ``h = ceil(H / factor)``, ``w = ceil(W / factor)``.
 
         Raises:
-            ValueError: If a side is not a multiple of the factor.
+            ValueError: If the images are too small or, with ``strict_size``, a side is not a multiple of the factor; or
+                if values are outside [0, 1] or not finite (checked on a CPU, and on the first batch elsewhere).
         """
-        self.check_size(*x_pix.shape[-2:])
+        height, width = x_pix.shape[-2:]
+        self.check_size(height, width)
+        self._check_range(x_pix)
+        pad = (0, -width % self.config.factor, 0, -height % self.config.factor)
+        if any(pad):
+            x_pix = nn.functional.pad(x_pix, pad, mode='reflect')
         with torch.autocast(x_pix.device.type, enabled=False):  # the caller's precision is not ours
             z: Tensor = self.quant_conv(self.encoder(2 * x_pix - 1))
         return z
 
     def encode_to_codes(self, x_pix: Tensor) -> Tensor:
-        """Indices of the nearest codes.
+        """Indices of the codes: the nearest, or the likeliest with a Gumbel quantizer.
 
         Args:
-            x_pix: Images ``[B, 3, H, W]``, range [0, 1], sides multiples of ``config.factor``.
+            x_pix: Images ``[B, 3, H, W]``, range [0, 1].
 
         Returns:
-            Code indices ``[B, H / factor, W / factor]``, int64.
+            Code indices ``[B, h, w]``, int64; ``h = ceil(H / factor)``, ``w = ceil(W / factor)``.
 
         Raises:
-            ValueError: If a side is not a multiple of the factor.
+            ValueError: As ``encode``.
         """
         z = self.encode(x_pix).float()
         batch, dim, height, width = z.shape
         z_flat = z.permute(0, 2, 3, 1).reshape(-1, dim)
         with torch.autocast(z.device.type, enabled=False):
-            return nearest_codes(z_flat, self.codebook.float()).view(batch, height, width)
+            if self.config.quantizer == 'gumbel':
+                weight, bias = (value.float() for value in self.quantize.get_submodule('proj').parameters())
+                codes = likeliest_codes(z_flat, weight.flatten(1), bias)
+            else:
+                codes = nearest_codes(z_flat, self.codebook.float())
+        return codes.view(batch, height, width)
 
     def decode(self, z: Tensor) -> Tensor:
         """Images of latents.
@@ -204,42 +293,13 @@ class VQGAN(nn.Module):
         """Reconstruct: ``Q(x)``. No gradient goes through (DAD takes ``Q`` as the identity, straight-through).
 
         Args:
-            x_pix: Images ``[B, 3, H, W]``, range [0, 1], sides multiples of ``config.factor``.
+            x_pix: Images ``[B, 3, H, W]``, range [0, 1].
 
         Returns:
             Reconstructions, same shape, range [0, 1].
 
         Raises:
-            ValueError: If a side is not a multiple of the factor.
+            ValueError: As ``encode``.
         """
-        return self.decode_codes(self.encode_to_codes(x_pix))
-
-
-def load_vqgan(path: str | Path) -> VQGAN:
-    """Load a VQGAN from ``NAME.safetensors`` with ``NAME.yaml`` (taming's config) beside it.
-
-    Args:
-        path: The weights; parameter names as in ``taming.models.vqgan.VQModel``, any floating dtype.
-
-    Returns:
-        The VQGAN in fp32, on the CPU, in evaluation mode.
-
-    Raises:
-        FileNotFoundError: If the weights or the YAML are missing.
-        ValueError: If the file is no safetensors file, or names and shapes do not fit the YAML.
-        ImportError: If the extra ``vqgan`` is not installed.
-    """
-    path = Path(path)
-    config_path = path.with_suffix('.yaml')
-    for file in (path, config_path):
-        if not file.is_file():
-            raise FileNotFoundError(
-                f'no VQGAN at {path}: {file} is missing (NAME.safetensors and NAME.yaml belong together)'
-            )
-    vqgan = VQGAN(VQGANConfig.from_yaml(config_path))
-    try:
-        state = {name: value.float() for name, value in load_file(path).items()}
-        vqgan.load_state_dict(state)
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f'{path} does not hold the VQGAN that {config_path.name} describes: {error}') from error
-    return vqgan.eval()
+        height, width = x_pix.shape[-2:]
+        return self.decode_codes(self.encode_to_codes(x_pix))[..., :height, :width]

@@ -124,7 +124,7 @@ def create_task(
         dataset = dataset.dataset
     mean, std = data_config['mean'], data_config['std']
     with errors_in_one_line(os.path.basename(sys.argv[0])):
-        teacher = create_teacher(args, args.num_classes, dataset_class_names(dataset))
+        teacher = create_teacher(args, args.num_classes, dataset_class_names(dataset), device)
         vqgan = create_vqgan(args, tuple(data_config['input_size'][-2:]))
         prepare_frozen(teacher, vqgan, args.dad_precision, device)
         augment = create_augment(args, teacher, vqgan, mean, std)

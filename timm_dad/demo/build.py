@@ -19,14 +19,14 @@ import torch
 import torch.nn.functional as F
 import yaml
 from accelerate import Accelerator
-from safetensors.torch import save_file
 from timm.utils import setup_default_logging
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from timm_dad.demo.data import SEEN_STYLES, SIZE, STYLES, TEMPLATES, TUNING_STYLE
-from timm_dad.discretize import VQGAN, VQGANConfig, nearest_codes
+from timm_dad.discretize import VQGAN, VQGANConfig
 from timm_dad.extras import require_extra
+from timm_dad.vqgan_train import VQGANTrainConfig, VQGANTrainer, one_cycle, write_weights
 
 _logger = logging.getLogger('timm_dad.demo.build')
 
@@ -160,46 +160,16 @@ def batches(count: int, batch_size: int, steps: int) -> Iterator[Tensor]:
         order = order[batch_size:]
 
 
-def one_cycle(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    """Warm up over 5 % of the steps, then cosine to zero."""
-    lr = optimizer.param_groups[0]['lr']
-    return torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.05)
-
-
 def train_vqgan(x: Tensor, steps: int, precision: str) -> VQGAN:
     """Train taming's modules on pictures ``[N, 3, S, S]``: L1 and L2, commitment, restart of unused codes."""
-    vqgan = VQGAN(VQGANConfig(**VQGAN_CONFIG))
-    vqgan.train()
     accelerator = Accelerator(mixed_precision={'fp32': 'no', 'bf16': 'bf16'}[precision])
-    for network in (vqgan.encoder, vqgan.decoder):
-        accelerator.prepare_model(network)
-    optimizer = torch.optim.AdamW(vqgan.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=1e-4)
-    schedule = one_cycle(optimizer, steps)
-    used = torch.zeros(vqgan.config.n_embed)
+    trainer = VQGANTrainer(VQGAN(VQGANConfig(**VQGAN_CONFIG)), accelerator, VQGANTrainConfig(steps=steps, lr=2e-3))
     progress = tqdm(batches(len(x), 64, steps), total=steps, desc='VQGAN', mininterval=10)
     for step, index in enumerate(progress):
-        batch = random_colour(random_affine(x[index], 0.2, 0.3, 0.1), 0.3)
-        z = vqgan.encode(batch)
-        z_flat = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1])
-        codes = nearest_codes(z_flat.detach(), vqgan.codebook.detach())
-        z_q = F.embedding(codes, vqgan.codebook).view(z.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
-        commitment = F.mse_loss(z_q, z.detach()) + 0.25 * F.mse_loss(z, z_q.detach())
-        output = vqgan.decode(z + (z_q - z).detach())
-        l1 = F.l1_loss(output, batch)
-        loss = l1 + F.mse_loss(output, batch) + commitment
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(vqgan.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        used += torch.bincount(codes, minlength=len(used))
+        parts = trainer.step(random_colour(random_affine(x[index], 0.2, 0.3, 0.1), 0.3))
         if step % 50 == 49:
-            dead = (used < 1).nonzero().flatten()
-            if step < 0.7 * steps and len(dead):
-                vqgan.codebook.data[dead] = z_flat.detach()[torch.randint(len(z_flat), (len(dead),))]
-            progress.set_postfix(l1=f'{l1.item():.4f}', codes_used=int((used > 0).sum()))
-            used.zero_()
-    return vqgan.eval()
+            progress.set_postfix(l1=f'{parts["l1"].item():.4f}', codes_used=trainer.codes_used)
+    return trainer.vqgan.eval()
 
 
 def train_clip(
@@ -254,20 +224,11 @@ def train_clip(
     return trained
 
 
-def save_half(module: nn.Module, path: Path) -> None:
-    """Write weights as fp16 safetensors (never half a file under its final name)."""
-    temporary = path.with_suffix('.tmp')
-    state = {name: value.half() if value.is_floating_point() else value for name, value in module.state_dict().items()}
-    save_file({name: value.contiguous() for name, value in state.items()}, temporary)
-    temporary.chmod(0o644)  # safetensors writes for its owner alone
-    os.replace(temporary, path)
-
-
 def build_vqgan(styles: dict[str, Style], output: Path, steps: int, precision: str) -> None:
     """Train and write ``vqgan.safetensors`` and its YAML in taming's layout."""
     x = to_tensor(np.concatenate([styles[name].x for name in SEEN_STYLES]))
     vqgan = train_vqgan(x, steps, precision)
-    save_half(vqgan, output / 'vqgan.safetensors')
+    write_weights(vqgan, output / 'vqgan.safetensors', torch.float16)
     config = {'model': {'target': 'taming.models.vqgan.VQModel', 'params': VQGAN_CONFIG}}
     (output / 'vqgan.yaml').write_text(yaml.safe_dump(config, sort_keys=False))
     with torch.no_grad():
@@ -288,7 +249,7 @@ def build_teacher(styles: dict[str, Style], source: Path, output: Path, steps: i
     folder = output / 'teacher'
     folder.mkdir(exist_ok=True)
     (folder / 'open_clip_config.json').write_text(json.dumps(CLIP_CONFIG, indent=2) + '\n')
-    save_half(model, folder / 'open_clip_model.safetensors')
+    write_weights(model, folder / 'open_clip_model.safetensors', torch.float16)
 
 
 def main(argv: list[str] | None = None) -> None:

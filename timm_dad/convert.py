@@ -1,0 +1,70 @@
+"""Checkpoints of taming and latent-diffusion to safetensors: the command ``timm-dad convert``."""
+
+import os
+import pickle
+from pathlib import Path
+
+from timm_dad.discretize import VQGAN, VQGANConfig
+from timm_dad.vqgan_files import CHECKPOINTS, find_yaml, load_weights, model_weights, read_weights
+from timm_dad.vqgan_presets import PRESETS, fetch, preset_of_cached
+from timm_dad.vqgan_train import write_weights
+
+
+def convert(checkpoint: Path, config: str | None = None, *, trust: bool = False) -> Path:
+    """Write ``NAME.safetensors`` with the model's weights alone, and ``NAME.yaml`` if there is none.
+
+    Each is written to a temporary name first, and only once the weights fit the config.
+
+    Args:
+        checkpoint: ``NAME.ckpt``, ``.pth`` or ``.pt``.
+        config: A YAML or the name of a preset; by default the YAML beside the checkpoint.
+        trust: Unpickle whatever the checkpoint asks for, which may run anything.
+
+    Returns:
+        The safetensors file.
+
+    Raises:
+        FileNotFoundError: If the checkpoint or its YAML is missing.
+        FileExistsError: If there is a ``NAME.safetensors``, or a ``NAME.yaml`` beside ``config``.
+        ValueError: If the checkpoint is of another kind, does not fit its config, or needs ``trust``.
+        ImportError: If it names a package that is not installed (with ``trust``).
+    """
+    target, yaml_path = checkpoint.with_suffix('.safetensors'), checkpoint.with_suffix('.yaml')
+    if not checkpoint.is_file():
+        raise FileNotFoundError(f'there is no checkpoint {checkpoint}')
+    if checkpoint.suffix not in CHECKPOINTS:
+        raise ValueError(f'a checkpoint is one of {", ".join(CHECKPOINTS)}, got {checkpoint.name}')
+    if target.exists():
+        raise FileExistsError(f'{target} is there already: use it, or move it away')
+    if config is not None and yaml_path.exists():
+        raise FileExistsError(f'{yaml_path} is there and would be taken: leave --config out, or move it away')
+    vqgan_config = _config_of(checkpoint, config)
+    vqgan = VQGAN(vqgan_config)
+    try:
+        state = model_weights(read_weights(checkpoint, trust=trust), checkpoint)
+    except (AttributeError, pickle.PickleError) as error:  # of the code that it runs
+        raise ValueError(f'{checkpoint} cannot be unpickled here: {error}') from error
+    try:
+        load_weights(vqgan, state)
+    except ValueError as error:
+        raise ValueError(f'{checkpoint} does not hold the VQGAN that its config describes: {error}') from error
+    if not yaml_path.exists():
+        temporary = yaml_path.with_name(f'{yaml_path.name}.tmp')
+        temporary.write_text(vqgan_config.to_yaml())
+        os.replace(temporary, yaml_path)
+    write_weights(vqgan, target)
+    return target
+
+
+def _config_of(checkpoint: Path, config: str | None) -> VQGANConfig:
+    if config is None:
+        preset = preset_of_cached(checkpoint)
+        if preset is None:
+            return VQGANConfig.from_yaml(find_yaml(checkpoint))
+        fetch(preset)  # compares it with what was downloaded
+        return preset.config
+    if config in PRESETS:
+        return PRESETS[config].config
+    if not Path(config).is_file():
+        raise FileNotFoundError(f'--config must be a YAML or one of {", ".join(PRESETS)}, got {config}')
+    return VQGANConfig.from_yaml(config)

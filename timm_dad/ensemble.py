@@ -1,0 +1,73 @@
+"""Several teachers as one: the mean of their softened probabilities."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from timm_dad.teacher import Teacher
+
+
+class _Networks(nn.Module):
+    """Networks side by side, one input each; one module, so that one precision holds for all."""
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Outputs of the networks."""
+        return [network(x) for network, x in zip(self.networks, inputs, strict=True)]
+
+
+class TeacherEnsemble(Teacher):
+    """Teachers whose softened probabilities are averaged: ``softmax(z / T) = sum_i w_i softmax(z_i / T)``.
+
+    Its logits ``z`` are ``T log(sum_i w_i softmax(z_i / T))``: the distillation loss, which divides them by ``T``, gets
+    the mean of the teachers' soft targets exactly, and one teacher alone keeps its logits up to a constant. The attack
+    ascends the cross-entropy of ``z``, so its gradient goes through all teachers.
+
+    Args:
+        teachers: Frozen teachers of the same classes; each has its own normalization and size.
+        weights: One positive weight a teacher, normalized to the sum 1; equal by default.
+        temperature: Distillation temperature ``T``.
+
+    Raises:
+        ValueError: If the class counts differ, or there is not one positive weight a teacher.
+
+    Source: Hinton et al. 2015, arXiv:1503.02531, section 1 (arithmetic or geometric mean of the distributions).
+    """
+
+    log_weights: Tensor
+
+    def __init__(
+        self, teachers: Sequence[Teacher], weights: Sequence[float] | None = None, temperature: float = 1.0
+    ) -> None:
+        counts = [teacher.num_classes for teacher in teachers]
+        if len(set(counts)) != 1:
+            raise ValueError(f'teachers must have the same classes, got {counts} of them')
+        weights = [1.0] * len(teachers) if weights is None else weights
+        if len(weights) != len(teachers) or min(weights) <= 0:
+            raise ValueError(f'weights must be {len(teachers)} positive numbers, one a teacher, got {list(weights)}')
+        if temperature <= 0:
+            raise ValueError(f'temperature must be positive, got {temperature}')
+        super().__init__(
+            _Networks([teacher.model for teacher in teachers]),
+            mean=(0, 0, 0),  # each teacher normalizes by itself
+            std=(1, 1, 1),
+            input_size=max(teacher.input_size for teacher in teachers),
+            num_classes=counts[0],
+        )
+        self.teachers = nn.ModuleList(teachers)
+        self.temperature = temperature
+        self.register_buffer('log_weights', (torch.tensor(weights) / sum(weights)).log(), persistent=False)
+
+    def forward(self, x_pix: Tensor) -> Tensor:
+        """Logits ``[B, K]`` of images ``[B, 3, H, W]`` in [0, 1]; gradients reach ``x_pix`` through all teachers."""
+        teachers: list[Teacher] = list(self.teachers)  # type: ignore[arg-type]
+        with torch.autocast(x_pix.device.type, enabled=False):
+            outputs = self.model([teacher.normalize(x_pix) for teacher in teachers])
+            logits = [teacher.select(output).float() for teacher, output in zip(teachers, outputs, strict=True)]
+            log_probs = (torch.stack(logits) / self.temperature).log_softmax(dim=-1)  # [teachers, B, K]
+            mean = (log_probs + self.log_weights[:, None, None]).logsumexp(dim=0)
+        return self.temperature * mean

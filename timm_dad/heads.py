@@ -1,0 +1,206 @@
+"""A linear head on an image tower: what ``timm-dad probe`` writes, and CLIPs fine-tuned with a head.
+
+A file holds ``head.weight [K, D]``, maybe ``head.bias [K]``, and maybe ``visual.*``, the weights of open_clip's image
+tower where it was fine-tuned. The head is on features of unit length, as CLIP's own text head is.
+"""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from timm_dad.backbones import load_open_clip, load_timm, open_clip_norm, timm_norm
+from timm_dad.class_map import match_classes, resolve_classes
+from timm_dad.teacher import Teacher
+from timm_dad.zero_shot import content_hash, unit_features
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearHead:
+    """A head, and what is known of it.
+
+    Args:
+        weight: ``[K, D]``.
+        bias: ``[K]``.
+        visual: Weights of the image tower, if it was fine-tuned.
+        tower: SPEC of the image tower that it was fitted on (``timm:...``, ``open_clip:...``).
+        tower_sha256: Hash of that tower's weights.
+        class_names: The classes' folders, if they had any.
+        facts: What else was written down: how it was fitted, how good it is.
+
+    Raises:
+        ValueError: If the shapes do not fit each other.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    visual: Mapping[str, Tensor] = field(default_factory=dict)
+    tower: str = ''
+    tower_sha256: str = ''
+    class_names: Sequence[str] | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.weight.ndim != 2 or self.bias.shape != self.weight.shape[:1]:
+            shapes = tuple(self.weight.shape), tuple(self.bias.shape)
+            raise ValueError(f'head.weight must be [K, D] and head.bias [K], got {shapes[0]} and {shapes[1]}')
+
+
+class HeadClassifier(nn.Module):
+    """An image tower and a linear head on its features of unit length.
+
+    Args:
+        visual: Maps normalized images ``[B, 3, h, w]`` to features ``[B, D]``.
+        head: The head.
+    """
+
+    def __init__(self, visual: nn.Module, head: LinearHead) -> None:
+        super().__init__()
+        self.visual = visual
+        self.head = nn.Linear(head.weight.shape[1], head.weight.shape[0])
+        with torch.no_grad():
+            self.head.weight.copy_(head.weight)
+            self.head.bias.copy_(head.bias)
+
+    def forward(self, x_norm: Tensor) -> Tensor:
+        """Logits ``[B, K]`` of normalized images ``[B, 3, h, w]``: the head's own, without CLIP's logit scale."""
+        features = unit_features(self.visual, x_norm)
+        with torch.autocast(x_norm.device.type, enabled=False):
+            logits: Tensor = self.head(features)
+        return logits
+
+
+class UnitFeatures(nn.Module):
+    """An image tower whose features have unit length.
+
+    Args:
+        visual: Maps normalized images ``[B, 3, h, w]`` to features ``[B, D]``.
+    """
+
+    def __init__(self, visual: nn.Module) -> None:
+        super().__init__()
+        self.visual = visual
+
+    def forward(self, x_norm: Tensor) -> Tensor:
+        """Features ``[B, D]`` of normalized images ``[B, 3, h, w]``."""
+        return unit_features(self.visual, x_norm)
+
+
+def read_head(path: str | Path) -> LinearHead | None:
+    """Read a head from a file.
+
+    Args:
+        path: safetensors, or what ``torch.load`` takes with ``weights_only``, maybe under ``state_dict``.
+
+    Returns:
+        The head; ``None`` if the file holds other weights.
+
+    Raises:
+        ValueError: If the file cannot be read, or its head has no sensible shape.
+    """
+    metadata: dict[str, str] = {}
+    try:
+        if str(path).endswith('.safetensors'):
+            with safe_open(path, framework='pt') as file:
+                metadata = file.metadata() or {}
+                state = {name: file.get_tensor(name) for name in file.keys()}
+        else:
+            content = torch.load(path, map_location='cpu', weights_only=True)
+            state = content.get('state_dict', content)
+    except Exception as error:  # torch and safetensors raise what they like on broken files
+        raise ValueError(f'{path} is no file of weights: {error}') from error
+    state = {name.removeprefix('module.'): value for name, value in state.items()}
+    if 'head.weight' not in state:
+        return None
+    weight = state['head.weight']
+    known = json.loads(metadata.get('timm_dad', '{}'))
+    return LinearHead(
+        weight=weight,
+        bias=state.get('head.bias', torch.zeros(weight.shape[:1])),
+        visual={name.removeprefix('visual.'): value for name, value in state.items() if name.startswith('visual.')},
+        **known,
+    )
+
+
+def save_head(path: str | Path, head: LinearHead) -> None:
+    """Write a head as safetensors, with what is known of it beside the weights."""
+    known = {name: getattr(head, name) for name in ('tower', 'tower_sha256', 'class_names', 'facts')}
+    tensors = {'head.weight': head.weight.contiguous(), 'head.bias': head.bias.contiguous()}
+    tensors.update({f'visual.{name}': value.contiguous() for name, value in head.visual.items()})
+    save_file(tensors, path, {'timm_dad': json.dumps(known)})
+
+
+def load_tower(spec: str, weights: bool = True) -> tuple[nn.Module, dict[str, Any]]:
+    """Load the image tower of a SPEC.
+
+    Args:
+        spec: ``timm:...`` or ``open_clip:...``.
+        weights: Whether to load its weights.
+
+    Returns:
+        The tower, which maps normalized images to features ``[B, D]``, and its normalization for ``Teacher``.
+
+    Raises:
+        ValueError: If it cannot be loaded, or the SPEC is of another kind.
+    """
+    source, _, name = spec.partition(':')
+    if source == 'open_clip':
+        visual = load_open_clip(name, weights=weights)[0].visual
+        return visual.eval(), open_clip_norm(visual)
+    if source == 'timm':
+        model = load_timm(name)
+        norm = timm_norm(name, model)
+        model.reset_classifier(0)
+        return model.eval(), norm
+    raise ValueError(f'an image tower is timm:MODEL or open_clip:MODEL/PRETRAINED, got {spec!r}')
+
+
+def create_head_teacher(
+    head: LinearHead,
+    spec: str,
+    num_classes: int,
+    *,
+    class_names: Sequence[str] | None = None,
+    class_map: Sequence[str] | None = None,
+) -> Teacher:
+    """Create a teacher from an image tower and a head.
+
+    Args:
+        head: The head.
+        spec: SPEC of the tower.
+        num_classes: Classes of the data.
+        class_names: The data's class folders, looked up among the head's where they differ.
+        class_map: The head's class of each class of the data, in place of that.
+
+    Returns:
+        The frozen teacher; its logits are the head's own.
+
+    Raises:
+        ValueError: If tower and head, or the classes, do not fit.
+    """
+    visual, norm = load_tower(spec, weights=not head.visual)
+    try:
+        if head.visual:
+            visual.load_state_dict(head.visual)
+        elif head.tower_sha256 and content_hash(visual.state_dict()) != head.tower_sha256:
+            raise ValueError(f'was fitted on other weights than those of {spec}: fit it again')
+        model = HeadClassifier(visual, head)
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, *norm['input_size']))
+    except RuntimeError as error:
+        raise ValueError(f'does not fit the image tower {spec}: {error}') from error
+    count = len(head.weight)
+    if class_map is not None:
+        index: Sequence[int] | None = resolve_classes(class_map, count, head.class_names)
+    else:
+        index = match_classes(count, head.class_names, num_classes, class_names)
+    return Teacher(model, **norm, num_classes=num_classes, class_index=index)

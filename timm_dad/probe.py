@@ -1,0 +1,235 @@
+"""The command ``timm-dad probe``: fit a linear head on the features of an image tower.
+
+Zero-shot is weak off ImageNet (Radford et al. 2021, arXiv:2103.00020, section 3.1.5); a linear probe needs the training
+labels and one pass over the pictures. The fit is torch's LBFGS: the problem is convex and a few lines long, it runs
+where the features are, on a GPU too, and needs no package that the rest does not.
+"""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from timm.data import create_transform
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from timm_dad.data import check_images, dataset_class_names, open_dataset
+from timm_dad.errors import errors_in_one_line
+from timm_dad.frozen import PRECISIONS, prepare_frozen
+from timm_dad.heads import LinearHead, UnitFeatures, load_tower, save_head
+from timm_dad.teacher import Teacher
+from timm_dad.zero_shot import content_hash
+
+_logger = logging.getLogger(__name__)
+
+L2_GRID = tuple(10.0**exponent for exponent in range(0, -9, -1))
+
+
+def fit_head(
+    features: Tensor, labels: Tensor, l2: float, start: tuple[Tensor, Tensor] | None = None, num_classes: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Multinomial logistic regression: the minimum of ``mean cross-entropy + l2 / 2 * ||weight||^2``.
+
+    Args:
+        features: ``[N, D]``.
+        labels: Class indices ``[N]``.
+        l2: Strength of the regularization.
+        start: Weight and bias to start from; zeros by default.
+        num_classes: ``K``; by default the number of classes in ``labels``.
+
+    Returns:
+        Weight ``[K, D]`` and bias ``[K]``.
+    """
+    num_classes = num_classes or int(labels.max()) + 1
+    if start is None:
+        start = features.new_zeros(num_classes, features.shape[1]), features.new_zeros(num_classes)
+    weight, bias = (part.clone().requires_grad_(True) for part in start)
+    optimizer = torch.optim.LBFGS(
+        [weight, bias], max_iter=1000, tolerance_grad=1e-6, tolerance_change=1e-10, line_search_fn='strong_wolfe'
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(F.linear(features, weight, bias), labels) + 0.5 * l2 * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return weight.detach(), bias.detach()
+
+
+def split_held_out(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Split indices by class, at random.
+
+    Args:
+        labels: Class indices ``[N]``.
+        fraction: Part of each class that is held out; of a class of one picture none.
+        seed: Seed.
+
+    Returns:
+        Indices to fit on, and held out.
+
+    Raises:
+        ValueError: If nothing is held out.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    kept, held_out = [], []
+    for label in labels.unique():
+        index = (labels == label).nonzero().flatten()
+        index = index[torch.randperm(len(index), generator=generator)]
+        count = min(max(1, round(fraction * len(index))), len(index) - 1)
+        held_out.append(index[:count])
+        kept.append(index[count:])
+    if not sum(map(len, held_out)):
+        raise ValueError('every class has one picture: a part to choose the regularization on needs two of some')
+    return torch.cat(kept), torch.cat(held_out)
+
+
+def fit_probe(
+    features: Tensor, labels: Tensor, num_classes: int, held_out: float = 0.1, seed: int = 0
+) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """Fit a head whose regularization is chosen on a held-out part, then refit on everything.
+
+    The choice is by cross-entropy, not by accuracy: the probabilities are what is distilled.
+
+    Args:
+        features: Features of unit length ``[N, D]``.
+        labels: Class indices ``[N]``.
+        num_classes: ``K``.
+        held_out: Part of each class that is held out.
+        seed: Seed of the split.
+
+    Returns:
+        Weight ``[K, D]``, bias ``[K]`` and what was found: ``l2``, ``held_out_loss``, ``held_out_top1`` in percent.
+
+    Raises:
+        ValueError: If a class has no picture.
+    """
+    empty = sorted(set(range(num_classes)) - set(labels.tolist()))
+    if empty:
+        raise ValueError(f'every class needs pictures to fit on, the labels {empty[:5]} have none')
+    # Features of unit length lie in a narrow cone: centred and scaled, the same problem is well conditioned.
+    mean = features.mean(dim=0)
+    scale = (features - mean).square().mean().sqrt().clamp_min(1e-12)
+    x = (features - mean) / scale
+    fit, test = (index.to(x.device) for index in split_held_out(labels.cpu(), held_out, seed))
+    start, best = None, (float('inf'), 0.0, 0.0)
+    for l2 in L2_GRID:
+        start = fit_head(x[fit], labels[fit], l2, start, num_classes)
+        logits = F.linear(x[test], *start)
+        loss = F.cross_entropy(logits, labels[test]).item()
+        top1 = 100 * (logits.argmax(dim=-1) == labels[test]).float().mean().item()
+        _logger.info('l2 %.0e: held-out loss %.4f, top-1 %.2f', l2, loss, top1)
+        best = min(best, (loss, l2, top1))
+        if loss > 2 * best[0]:
+            break  # far past the best: the rest of the grid overfits more
+    loss, l2, top1 = best
+    weight, bias = fit_head(x, labels, l2, num_classes=num_classes)
+    weight = weight / scale
+    return weight, bias - weight @ mean, {'l2': l2, 'held_out_loss': loss, 'held_out_top1': top1}
+
+
+@torch.no_grad()
+def extract_features(tower: Teacher, loader: DataLoader[tuple[Tensor, Tensor]], device: torch.device) -> list[Tensor]:
+    """Features ``[N, D]`` and labels ``[N]`` of all pictures of a loader of [0, 1] pixels; on the CPU."""
+    features, labels = [], []
+    for x_pix, label in tqdm(loader, desc='Features', leave=False):
+        features.append(tower(x_pix.to(device)).cpu())
+        labels.append(label)
+    return [torch.cat(features), torch.cat(labels)]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command ``probe``.
+
+    Args:
+        argv: Command line without the program; ``sys.argv[1:]`` by default.
+    """
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format='%(message)s')
+    with errors_in_one_line('timm-dad probe'):
+        _check(args)
+        head = make_probe(args)
+        save_head(args.output, head)
+    _logger.info(
+        '%s: %d classes, held-out top-1 %.2f; use it with --dad-teacher probe:%s',
+        *(args.output, len(head.weight), head.facts['held_out_top1'], args.output),
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog='timm-dad probe',
+        description='Fit a linear head on the frozen features of a teacher, for --dad-teacher probe:FILE.',
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument('--data-dir', metavar='DIR', help='path to dataset (root dir)')
+    parser.add_argument('--dataset', metavar='NAME', default='', help='dataset type + name (image folder if empty)')
+    parser.add_argument('--train-split', metavar='NAME', default='train', help='split to fit on')
+    parser.add_argument('--class-map', default='', metavar='FILENAME', help='class to index mapping file, as in timm')
+    parser.add_argument('--teacher', metavar='SPEC', default='open_clip:ViT-L-14/openai', help='timm: or open_clip:')
+    parser.add_argument('--output', metavar='FILE', required=True, help='safetensors file to write')
+    parser.add_argument('--held-out', type=float, default=0.1, help='part of each class to choose the l2 on')
+    parser.add_argument('--batch-size', type=int, default=128, metavar='N', help='pictures at a time')
+    parser.add_argument('--workers', type=int, default=4, metavar='N', help='loader processes')
+    parser.add_argument('--precision', choices=tuple(PRECISIONS), default='fp32', help='precision of the tower')
+    parser.add_argument('--device', default='cuda', help='cuda (the CPU where there is none) or cpu')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the held-out part')
+    return parser
+
+
+def _check(args: argparse.Namespace) -> None:
+    output = Path(args.output)
+    rules = (
+        (bool(args.data_dir or args.dataset), '--data-dir must name a folder with one sub-folder a class'),
+        (output.suffix == '.safetensors', f'--output must end in .safetensors, got {args.output!r}'),
+        (output.parent.is_dir(), f'--output must be in a folder that exists, got {args.output!r}'),
+        (0 < args.held_out < 1, f'--held-out must be between 0 and 1, got {args.held_out}'),
+        (args.batch_size > 0, f'--batch-size must be 1 or more, got {args.batch_size}'),
+        (args.workers >= 0, f'--workers must be 0 or more, got {args.workers}'),
+    )
+    for holds, message in rules:
+        if not holds:
+            raise ValueError(message)
+
+
+def make_probe(args: argparse.Namespace) -> LinearHead:
+    """Fit the head that the flags ask for.
+
+    Raises:
+        ValueError: If data or tower cannot be used.
+    """
+    flag = f'--dataset {args.dataset}' if args.dataset else f'--data-dir {args.data_dir}'
+    dataset = open_dataset(
+        args.dataset, args.data_dir, args.train_split, flag, is_training=False, class_map=args.class_map
+    )
+    check_images(dataset, flag)
+    try:
+        visual, norm = load_tower(args.teacher)
+    except ValueError as error:
+        raise ValueError(f'--teacher {args.teacher}: {error}') from error
+    sha256 = content_hash(visual.state_dict())
+    tower = Teacher(UnitFeatures(visual), **norm, num_classes=0)
+    device = torch.device('cuda' if args.device.startswith('cuda') and torch.cuda.is_available() else 'cpu')
+    prepare_frozen(tower, None, args.precision, device)
+    size, interpolation = (3, *norm['input_size']), norm['interpolation']
+    dataset.transform = create_transform(
+        size, is_training=False, mean=(0, 0, 0), std=(1, 1, 1), interpolation=interpolation
+    )
+    loader = DataLoader(dataset, args.batch_size, num_workers=args.workers)
+    features, labels = extract_features(tower, loader, device)
+    names = dataset_class_names(dataset)
+    num_classes = len(names) if names else int(labels.max()) + 1
+    weight, bias, facts = fit_probe(features.to(device), labels.to(device), num_classes, args.held_out, args.seed)
+    return LinearHead(
+        weight=weight.cpu(),
+        bias=bias.cpu(),
+        tower=args.teacher,
+        tower_sha256=sha256,
+        class_names=names,
+        facts={**facts, 'pictures': len(labels), 'seed': args.seed},
+    )

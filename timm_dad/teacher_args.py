@@ -1,0 +1,192 @@
+"""The flags about the teacher, and the teacher that they ask for."""
+
+import argparse
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from timm_dad.class_files import in_label_order, read_class_file
+from timm_dad.ensemble import TeacherEnsemble
+from timm_dad.teacher import Teacher
+from timm_dad.teachers import DEFAULT_TEACHER, PAPERS_TEACHER, DataClasses, check_spec, create_teacher_by_spec
+from timm_dad.zero_shot import ZeroShotClassifier, check_templates, is_imagenet
+
+_logger = logging.getLogger(__name__)
+
+
+class _OneOrMore(argparse.Action):
+    """One value as it is, several as a list."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, values[0] if len(values) == 1 else values)
+
+
+def add_teacher_args(group: Any) -> None:
+    """Add the flags to a group of a parser."""
+    group.add_argument(
+        '--dad-teacher', metavar='SPEC', nargs='+', action=_OneOrMore,
+        help='timm:MODEL (its pretrained weights) or timm:MODEL/FILE, open_clip:MODEL/PRETRAINED (a tag or a file), '
+        'both with hf-hub:ORG/REPO or local-dir:DIR in place of the model, probe:FILE (of `timm-dad probe`), or demo; '
+        f"several are averaged (default, for ImageNet's classes alone: {DEFAULT_TEACHER}, zero-shot; the paper's: "
+        f'{PAPERS_TEACHER})',
+    )  # fmt: skip
+    group.add_argument(
+        '--dad-teacher-weights', type=float, nargs='+', metavar='W', help='weights of several teachers (default: equal)'
+    )
+    group.add_argument('--dad-teacher-checkpoint', metavar='PATH', help='weights of the teacher')
+    group.add_argument(
+        '--dad-classnames', metavar='FILE',
+        help='class names for a zero-shot teacher: text (one a line), .json (a list, or a map from class folder), or '
+        ".csv (header name, maybe class); default: the data's folders, WordNet ids in words",
+    )  # fmt: skip
+    group.add_argument(
+        '--dad-templates', metavar='FILE',
+        help="prompts for a zero-shot teacher, one a line, with {}; default: open_clip's for ImageNet's classes, else "
+        '"a photo of a {}."',
+    )  # fmt: skip
+    group.add_argument(
+        '--dad-class-map', metavar='FILE',
+        help="the teacher's class, by index or name, of every class of the data, for a teacher with other classes: "
+        'text (one a line), .json (a list, or a map from class folder) or .csv (header teacher, maybe class); '
+        'default: looked up by class folder, such as a WordNet id',
+    )  # fmt: skip
+
+
+def teacher_specs(args: argparse.Namespace) -> list[str]:
+    """SPECs of ``--dad-teacher``; empty where it was left out."""
+    specs = args.dad_teacher or []
+    return [specs] if isinstance(specs, str) else list(specs)
+
+
+def check_teacher_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
+    """Check the flags before anything is built.
+
+    Args:
+        args: All flags.
+        given: The flags of the command line alone, which must not be ignored.
+
+    Raises:
+        ValueError: If a flag has a bad value, is missing, or would be ignored.
+    """
+    specs, weights = teacher_specs(args), args.dad_teacher_weights
+    if not specs and args.num_classes not in (None, 1000):
+        raise ValueError(_no_default(args.num_classes))
+    for spec in specs:
+        check_spec(spec)
+    if weights and (len(weights) != len(specs) or len(specs) == 1):
+        raise ValueError(f'--dad-teacher-weights is for several teachers, one weight each, got {weights} for {specs}')
+    if weights and min(weights) <= 0:
+        raise ValueError(f'--dad-teacher-weights must be positive, got {weights}')
+    if args.dad_teacher_checkpoint and len(specs) > 1:
+        raise ValueError('--dad-teacher-checkpoint is for one teacher: write timm:MODEL/FILE or open_clip:MODEL/FILE')
+    for name in ('dad_classnames', 'dad_templates', 'dad_teacher_checkpoint', 'dad_class_map'):
+        path, flag = getattr(args, name), f'--{name.replace("_", "-")}'
+        if path and not Path(path).is_file():
+            raise ValueError(f'{flag} must be a file, got {path!r}, which does not exist')
+    _check_used(args, given, specs)
+
+
+def _check_used(args: argparse.Namespace, given: Mapping[str, Any], specs: list[str]) -> None:
+    zero_shot = not specs or any(spec.startswith(('open_clip:', 'demo')) for spec in specs)
+    own_head = any(spec.startswith(('timm:', 'probe:', 'open_clip:')) for spec in specs)
+    rules = (
+        ('dad_classnames', zero_shot, 'is for zero-shot teachers'),
+        ('dad_templates', zero_shot, 'is for zero-shot teachers'),
+        ('dad_class_map', own_head, 'is for teachers with a head of their own (timm:, probe:)'),
+        ('dad_teacher_checkpoint', not specs[:1] or not specs[0].startswith('probe:'), 'is for timm: and open_clip:'),
+    )
+    for name, used, rule in rules:
+        if name in given and not used:
+            raise ValueError(f'--{name.replace("_", "-")} {rule}, got --dad-teacher {" ".join(specs)}')
+
+
+def _no_default(num_classes: int) -> str:
+    return (
+        f"--dad-teacher must be given: its default, {DEFAULT_TEACHER}, is for ImageNet's 1000 classes, and the data "
+        f'has {num_classes} others'
+    )
+
+
+def create_teacher(
+    args: argparse.Namespace,
+    num_classes: int,
+    class_names: Sequence[str] | None,
+    device: torch.device | None = None,
+) -> Teacher:
+    """Create the teacher of ``--dad-teacher``.
+
+    Args:
+        args: Flags.
+        num_classes: Classes of the student.
+        class_names: Names of the data's classes (folders), if it has any.
+        device: Where a zero-shot head is computed, if it is not in the cache.
+
+    Returns:
+        The frozen teacher, on the CPU.
+
+    Raises:
+        ValueError: If the teacher is unknown, or its classes are not the student's.
+    """
+    specs = teacher_specs(args)
+    if not specs:
+        if not is_imagenet(class_names, num_classes):
+            raise ValueError(_no_default(num_classes))
+        _logger.info("No --dad-teacher, and the data has ImageNet's classes: %s", DEFAULT_TEACHER)
+        specs = [DEFAULT_TEACHER]
+    data = _data_classes(args, num_classes, class_names)
+    teachers = []
+    for spec in specs:
+        try:
+            teachers.append(create_teacher_by_spec(spec, data, args.dad_teacher_checkpoint, device))
+        except ValueError as error:
+            raise ValueError(f'--dad-teacher {spec}: {error}') from error
+    _check_heads(args, specs, teachers)
+    if len(teachers) == 1:
+        return teachers[0]
+    return TeacherEnsemble(teachers, args.dad_teacher_weights, args.dad_temperature)
+
+
+def _check_heads(args: argparse.Namespace, specs: Sequence[str], teachers: Sequence[Teacher]) -> None:
+    """Whether a model of open_clip has a head of its own is in its file: ``check_teacher_args`` cannot know it."""
+    if not any(spec.startswith('open_clip:') for spec in specs):
+        return
+    zero_shot = [isinstance(teacher.model, ZeroShotClassifier) for teacher in teachers]
+    if (args.dad_classnames or args.dad_templates) and not any(zero_shot):
+        raise ValueError(
+            f'--dad-classnames and --dad-templates are for zero-shot teachers, and {specs} have heads of their own'
+        )
+    if args.dad_class_map and all(zero_shot):
+        raise ValueError(
+            f'--dad-class-map is for teachers with a head of their own, and {specs} are zero-shot: they know the '
+            'classes by name (--dad-classnames)'
+        )
+
+
+def _data_classes(args: argparse.Namespace, num_classes: int, class_names: Sequence[str] | None) -> DataClasses:
+    def by_class(path: str | None, column: str, flag: str, what: str) -> list[str] | None:
+        if not path:
+            return None
+        try:
+            return in_label_order(read_class_file(path, column), class_names, num_classes, what)
+        except ValueError as error:
+            raise ValueError(f'{flag}: {error}') from error
+
+    return DataClasses(
+        num_classes=num_classes,
+        class_names=class_names,
+        spoken=by_class(args.dad_classnames, 'name', '--dad-classnames', 'class names'),
+        templates=_read_templates(args.dad_templates) if args.dad_templates else None,
+        class_map=by_class(args.dad_class_map, 'teacher', '--dad-class-map', "teacher's classes"),
+    )
+
+
+def _read_templates(path: str) -> list[str]:
+    try:
+        templates = [line.strip() for line in Path(path).read_text(encoding='utf-8-sig').splitlines() if line.strip()]
+        check_templates(templates)
+    except ValueError as error:
+        raise ValueError(f'--dad-templates {path}: {error}') from error
+    return templates

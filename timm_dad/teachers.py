@@ -1,0 +1,114 @@
+"""Teachers by the SPECs of ``--dad-teacher``."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from timm_dad.demo.data import DEMO_TEACHER, TEMPLATES
+from timm_dad.heads import LinearHead, create_head_teacher, read_head
+from timm_dad.teacher import Teacher, create_open_clip_teacher, create_timm_teacher
+from timm_dad.zero_shot import default_templates, spoken_names
+
+DEFAULT_TEACHER = 'open_clip:ViT-L-14/openai'
+PAPERS_TEACHER = 'timm:vit_large_patch14_clip_224.openai_ft_in1k'
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataClasses:
+    """What a teacher is told of the classes of the data.
+
+    Args:
+        num_classes: How many there are.
+        class_names: Their folders, if there are any.
+        spoken: Their names for a text tower; made of the folders by default.
+        templates: Prompts for a text tower; the teacher's own by default.
+        class_map: The class of a teacher with a fixed head that each of them is, by index or name; looked up by the
+            folders by default.
+    """
+
+    num_classes: int
+    class_names: Sequence[str] | None = None
+    spoken: Sequence[str] | None = None
+    templates: Sequence[str] | None = None
+    class_map: Sequence[str] | None = None
+
+
+def check_spec(spec: str) -> None:
+    """Check how a SPEC begins.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if spec != 'demo' and not spec.startswith(('timm:', 'open_clip:', 'probe:')):
+        raise ValueError(
+            f'--dad-teacher must be timm:MODEL, open_clip:MODEL/PRETRAINED or demo, got {spec!r} '
+            f'(such as {DEFAULT_TEACHER}), or probe:FILE of `timm-dad probe`'
+        )
+
+
+def create_teacher_by_spec(
+    spec: str, data: DataClasses, checkpoint_path: str | None = None, device: torch.device | None = None
+) -> Teacher:
+    """Create the teacher of a SPEC.
+
+    Args:
+        spec: ``timm:MODEL``, ``timm:MODEL/FILE``, ``open_clip:MODEL/PRETRAINED``, ``open_clip:MODEL/FILE``, either with
+            ``hf-hub:ORG/REPO`` or ``local-dir:DIR`` in place of the model, ``probe:FILE`` or ``demo``.
+        data: Classes of the data.
+        checkpoint_path: Weights in place of the named ones.
+        device: Where a text head is computed, if it is not in the cache.
+
+    Returns:
+        The frozen teacher.
+
+    Raises:
+        ValueError: If it cannot be loaded, or its classes are not those of the data.
+    """
+    check_spec(spec)
+    source, _, name = spec.partition(':')
+    if source == 'timm':
+        return create_timm_teacher(
+            name, data.num_classes, checkpoint_path, class_names=data.class_names, class_map=data.class_map
+        )
+    if source == 'probe':
+        head = read_head(name) if Path(name).is_file() else None
+        if head is None or not head.tower:
+            found = 'a file without a head or its tower' if Path(name).is_file() else 'no file'
+            raise ValueError(f'probe:FILE must be what `timm-dad probe` wrote, got {found}')
+        return _with_head(name, head, head.tower, data)
+    if source == 'demo':
+        name = f'local-dir:{DEMO_TEACHER}'
+    head, head_file = _head_beside(name, checkpoint_path)
+    if head is not None:
+        if not head.visual:
+            raise ValueError(f'{head_file} holds a head and no image tower (visual.*): give it as probe:{head_file}')
+        tower = name if ':' in name else f'{name.partition("/")[0]}/{head_file}'
+        return _with_head(head_file, head, f'open_clip:{tower}', data)
+    names = data.spoken or spoken_names(data.class_names, data.num_classes)
+    if names is None:
+        raise ValueError('a zero-shot teacher needs class names and the data has none: give --dad-classnames FILE')
+    if len(names) != data.num_classes:
+        raise ValueError(
+            f'there are {len(names)} class names and --num-classes is {data.num_classes}; give one a class'
+        )
+    templates = TEMPLATES if source == 'demo' else default_templates(data.class_names, data.num_classes)
+    return create_open_clip_teacher(name, names, data.templates or templates, checkpoint_path, device=device)
+
+
+def _head_beside(name: str, checkpoint_path: str | None) -> tuple[LinearHead | None, str]:
+    """The linear head in the file of weights, if there is a file, and a head in it."""
+    file = checkpoint_path or ('' if ':' in name.split('/')[0] else name.partition('/')[2])
+    if not Path(file).is_file() or Path(file).suffix in ('.npz', '.npy'):
+        return None, file
+    return read_head(file), file
+
+
+def _with_head(file: str, head: LinearHead, tower: str, data: DataClasses) -> Teacher:
+    try:
+        return create_head_teacher(
+            head, tower, data.num_classes, class_names=data.class_names, class_map=data.class_map
+        )
+    except ValueError as error:
+        raise ValueError(f'{file} {error}') from error

@@ -1,0 +1,129 @@
+"""Folders of a diffusers ``VQModel``: the same network as taming's ``VQModel`` under other names."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from timm_dad.discretize import VQGANConfig
+
+_WEIGHTS = 'diffusion_pytorch_model.safetensors'
+
+# What taming's modules are; diffusers' VQModel can be more. A key that a config lacks has this value in diffusers, too.
+_BUILT = {
+    'act_fn': 'silu',
+    'norm_num_groups': 32,
+    'norm_type': 'group',
+    'mid_block_add_attention': True,
+    'lookup_from_codebook': False,
+}
+
+# Names of diffusers, in order, to names of taming; up_blocks are numbered from the other end. query, key, value and
+# proj_attn are the names that attention had before diffusers 0.15.
+_NAMES = (
+    (r'\bdown_blocks\.(\d+)\.resnets\.', r'down.\1.block.'),
+    (r'\bdown_blocks\.(\d+)\.attentions\.', r'down.\1.attn.'),
+    (r'\bdown_blocks\.(\d+)\.downsamplers\.0\.', r'down.\1.downsample.'),
+    (r'\bup_blocks\.(\d+)\.resnets\.', r'up.\1.block.'),
+    (r'\bup_blocks\.(\d+)\.attentions\.', r'up.\1.attn.'),
+    (r'\bup_blocks\.(\d+)\.upsamplers\.0\.', r'up.\1.upsample.'),
+    (r'\bmid_block\.resnets\.0\.', 'mid.block_1.'),
+    (r'\bmid_block\.resnets\.1\.', 'mid.block_2.'),
+    (r'\bmid_block\.attentions\.0\.', 'mid.attn_1.'),
+    (r'\bgroup_norm\.', 'norm.'),
+    (r'\b(?:to_q|query)\.', 'q.'),
+    (r'\b(?:to_k|key)\.', 'k.'),
+    (r'\b(?:to_v|value)\.', 'v.'),
+    (r'\b(?:to_out\.0|proj_attn)\.', 'proj_out.'),
+    (r'\bconv_shortcut\.', 'nin_shortcut.'),
+    (r'\bconv_norm_out\.', 'norm_out.'),
+)
+
+
+def read_diffusers(folder: Path) -> tuple[VQGANConfig, dict[str, Tensor]]:
+    """Read ``config.json`` and ``diffusion_pytorch_model.safetensors``.
+
+    Args:
+        folder: What ``VQModel.save_pretrained`` wrote.
+
+    Returns:
+        The architecture and the weights, named as in ``taming.models.vqgan.VQModel``.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If the folder holds another model, or a ``VQModel`` that taming's modules are not.
+    """
+    for name in ('config.json', _WEIGHTS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f'no VQGAN at {folder}: {name} is missing{_hint(folder)}')
+    try:
+        config = config_of_diffusers(json.loads((folder / 'config.json').read_text()))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{folder / "config.json"} is no config of a VQGAN: {error!s}') from error
+    try:
+        state = load_file(folder / _WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f'{folder / _WEIGHTS} is no safetensors file: {error}') from error
+    levels = len(config.ddconfig['ch_mult'])
+    return config, dict(_to_taming(name, value, levels) for name, value in state.items())
+
+
+def _hint(folder: Path) -> str:
+    inside = sorted(path.parent.name for path in folder.glob(f'*/{_WEIGHTS}'))
+    if inside:
+        return f' (a pipeline: give its folder with the VQModel, one of {", ".join(inside)})'
+    if list(folder.glob('*.bin')):
+        return ' (a folder of pickles: VQModel.from_pretrained(FOLDER).save_pretrained(FOLDER) of diffusers writes it)'
+    return ' (a folder must be one of a diffusers VQModel; of taming and latent-diffusion, give the checkpoint in it)'
+
+
+def config_of_diffusers(content: Mapping[str, Any]) -> VQGANConfig:
+    """Config of a diffusers ``VQModel`` in taming's words.
+
+    Raises:
+        ValueError: If it is another model, or a ``VQModel`` that taming's modules are not.
+        KeyError: If it lacks a key.
+    """
+    if content.get('_class_name') != 'VQModel':
+        raise ValueError(f'_class_name must be VQModel, got {content.get("_class_name")}')
+    for key, built in _BUILT.items():
+        if content.get(key, built) != built:
+            raise ValueError(f"{key} must be {built} for taming's modules, got {content[key]}")
+    channels = list(content['block_out_channels'])
+    attention = [name == 'AttnDownEncoderBlock2D' for name in content['down_block_types']]
+    if [name == 'AttnUpDecoderBlock2D' for name in reversed(content['up_block_types'])] != attention:
+        raise ValueError("up_block_types must mirror down_block_types for taming's modules")
+    if any(channel % channels[0] for channel in channels):
+        raise ValueError(f'block_out_channels must be multiples of the first, got {channels}')
+    factor = 2 ** (len(channels) - 1)
+    resolution = factor * max(1, content.get('sample_size', 32) // factor)
+    z_channels = content['latent_channels']
+    ddconfig = {
+        'double_z': False,
+        'z_channels': z_channels,
+        'resolution': resolution,
+        'in_channels': content['in_channels'],
+        'out_ch': content['out_channels'],
+        'ch': channels[0],
+        'ch_mult': [channel // channels[0] for channel in channels],
+        'num_res_blocks': content['layers_per_block'],
+        'attn_resolutions': [resolution // 2**level for level, attends in enumerate(attention) if attends],
+        'dropout': 0.0,
+    }
+    embed_dim = content.get('vq_embed_dim') or z_channels
+    return VQGANConfig(ddconfig=ddconfig, n_embed=content['num_vq_embeddings'], embed_dim=embed_dim)
+
+
+def _to_taming(name: str, value: Tensor, levels: int) -> tuple[str, Tensor]:
+    is_attention = '.attentions.' in name
+    for pattern, replacement in _NAMES:
+        name = re.sub(pattern, replacement, name)
+    name = re.sub(r'\bup\.(\d+)\.', lambda match: f'up.{levels - 1 - int(match[1])}.', name)
+    if is_attention and value.ndim == 2:  # linear layers there, 1x1 convolutions here
+        value = value[:, :, None, None]
+    return name, value

@@ -1,0 +1,173 @@
+"""Files of VQGANs: checkpoints of taming-transformers and latent-diffusion, safetensors, folders of diffusers."""
+
+import logging
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from timm_dad.discretize import VQGAN, VQGANConfig
+from timm_dad.vqgan_diffusers import read_diffusers
+from timm_dad.vqgan_presets import PRESETS, fetch
+
+CHECKPOINTS = ('.ckpt', '.pth', '.pt')
+
+# What public files hold beside the model: taming's loss (LPIPS and discriminator), and latent-diffusion's averaged copy
+# of the weights, which its VQModel.encode and decode leave out as well (they are for its validation).
+_BESIDE = ('loss.', 'model_ema.')
+
+_logger = logging.getLogger(__name__)
+
+
+def load_vqgan(path: str | Path, *, strict_size: bool = False) -> VQGAN:
+    """Load a VQGAN; nothing in a file is ever run.
+
+    Args:
+        path: The name of a preset (``timm_dad.vqgan_presets.PRESETS``), which is fetched once; a checkpoint ``.ckpt``,
+            ``.pth``, ``.pt`` or ``.safetensors`` of taming-transformers or latent-diffusion with ``NAME.yaml`` or
+            ``config.yaml`` beside it; or a folder of a diffusers ``VQModel``.
+        strict_size: Refuse image sizes that the factor does not divide, in place of padding them.
+
+    Returns:
+        The VQGAN in fp32, on the CPU, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: If the weights or the YAML are missing.
+        ValueError: If a file is of another kind, needs more than its weights to load, or does not fit its config.
+        ImportError: If the extra ``vqgan`` is not installed.
+    """
+    preset = PRESETS.get(str(path))
+    if preset is not None:
+        config, path = preset.config, fetch(preset)
+        described_by = f'preset {preset.name}'
+        state = model_weights(read_weights(path), path)
+    elif Path(path).is_dir():
+        path = Path(path)
+        described_by = 'config.json'
+        config, state = read_diffusers(path)
+    else:
+        path = Path(path)
+        config_path = find_yaml(path)
+        described_by = config_path.name
+        config = VQGANConfig.from_yaml(config_path)
+        state = model_weights(read_weights(path), path)
+    vqgan = VQGAN(config, strict_size=strict_size)
+    try:
+        load_weights(vqgan, state)
+    except ValueError as error:
+        raise ValueError(f'{path} does not hold the VQGAN that {described_by} describes: {error}') from error
+    return vqgan.eval()
+
+
+def find_yaml(path: Path) -> Path:
+    """The YAML of a checkpoint: ``NAME.yaml`` or, as in latent-diffusion's folders, ``config.yaml``.
+
+    Raises:
+        FileNotFoundError: If the checkpoint or the YAML is missing.
+    """
+    candidates = (path.with_suffix('.yaml'), path.with_name('config.yaml'))
+    if not path.is_file():
+        raise FileNotFoundError(f'no VQGAN at {path}: it is no file, no folder, and none of {", ".join(PRESETS)}')
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise FileNotFoundError(
+        f'no VQGAN at {path}: {candidates[0]} is missing, which says its architecture; copy it from where the weights '
+        f'come from or, if they are those of a preset, run: timm-dad convert {path} --config PRESET'
+    )
+
+
+def read_weights(path: Path, *, trust: bool = False) -> dict[str, Any]:
+    """All that a checkpoint holds as weights, by name.
+
+    Args:
+        path: ``.safetensors``, ``.ckpt``, ``.pth`` or ``.pt``; the latter may keep them under ``state_dict``.
+        trust: Unpickle whatever the checkpoint asks for, which may run anything.
+
+    Raises:
+        ValueError: If the file is of another kind, broken, or needs ``trust``.
+    """
+    if path.suffix == '.safetensors':
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f'{path} is no safetensors file: {error}') from error
+    if path.suffix not in CHECKPOINTS:
+        raise ValueError(
+            f'VQGANs are files {", ".join((*CHECKPOINTS, ".safetensors"))}, or folders of diffusers, got {path.name} '
+            '(an archive? unpack it)'
+        )
+    content = _unpickle(path, trust=trust)
+    state = content.get('state_dict', content) if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        found = sorted(map(str, content))[:5] if isinstance(content, Mapping) else type(content).__name__
+        raise ValueError(f'{path} must hold weights by name, or these under state_dict, got {found}')
+    return dict(state)
+
+
+def _unpickle(path: Path, *, trust: bool) -> Any:
+    with path.open('rb') as file:
+        start = file.read(2)
+    if start[:1] != b'\x80' and start != b'PK':  # a pickle, or torch's zip of one
+        raise ValueError(f'{path} is no checkpoint of PyTorch: it begins with {start!r} (a page of a failed download?)')
+    try:
+        return torch.load(path, map_location='cpu', weights_only=not trust)
+    except (EOFError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else 'it ends early'
+        raise ValueError(f'{path} is broken: {reason}') from error
+    except pickle.UnpicklingError as error:
+        if trust:
+            raise ValueError(f'{path} is broken: {error}') from error
+        raise ValueError(
+            f'{path} holds more than weights ({_refused(error)}) and may run code when it is loaded. If you trust its '
+            f'source, run: timm-dad convert {path} --trust'
+        ) from error
+
+
+def _refused(error: pickle.UnpicklingError) -> str:
+    """What torch's ``weights_only`` stumbled on."""
+    name = re.search(r'GLOBAL ([\w.]+)', str(error))
+    if name:
+        return name[1]
+    return next((line for line in str(error).splitlines() if line.startswith('Unsupported')), 'an unknown object')
+
+
+def model_weights(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The model's own weights, without what public files are known to hold beside it."""
+    beside = [name for name in state if name.startswith(_BESIDE)]
+    if beside:
+        _logger.info('%s: left out %d tensors of %s', path.name, len(beside), ' and '.join(_BESIDE))
+    return {name: value for name, value in state.items() if not name.startswith(_BESIDE)}
+
+
+def load_weights(vqgan: VQGAN, state: Mapping[str, Tensor]) -> None:
+    """Load weights of any floating dtype as fp32.
+
+    Raises:
+        ValueError: If a weight is missing, unexpected, of another shape, or not finite.
+    """
+    expected = {name: tuple(value.shape) for name, value in vqgan.state_dict().items()}
+    wrong = {
+        'lacks': [name for name in expected if name not in state],
+        'has unexpected': [name for name in state if name not in expected],
+        'has of another shape': [
+            f'{name} {tuple(state[name].shape)}, not {shape}'
+            for name, shape in expected.items()
+            if name in state and tuple(state[name].shape) != shape
+        ],
+        'has not finite': [name for name, value in state.items() if not value.isfinite().all()],
+    }
+    problems = [f'it {what} {_some(names)}' for what, names in wrong.items() if names]
+    if problems:
+        raise ValueError('; '.join(problems))
+    vqgan.load_state_dict({name: value.float() for name, value in state.items()})
+
+
+def _some(names: list[str]) -> str:
+    return ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')

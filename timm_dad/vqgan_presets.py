@@ -1,0 +1,177 @@
+"""Public VQGANs by name: their architectures, their addresses, and a cache that notices when a file changes."""
+
+import hashlib
+import http.client
+import logging
+import os
+import shutil
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+
+from timm_dad.discretize import VQGANConfig
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQGANPreset:
+    """A public VQGAN.
+
+    Args:
+        name: What ``--dad-vqgan`` takes.
+        config: Architecture, as its authors' YAML gives it.
+        url: Address of the checkpoint, or of a ``.zip`` with one ``.ckpt`` in it.
+        sha256: Hash of the download if its authors publish one; else the first download's is kept.
+    """
+
+    name: str
+    config: VQGANConfig
+    url: str
+    sha256: str | None = None
+
+
+def _config(n_embed: int, channels: int, ch_mult: list[int], attention: list[int], **quantizer: Any) -> VQGANConfig:
+    ddconfig = {
+        'double_z': False,
+        'z_channels': channels,
+        'resolution': 256,
+        'in_channels': 3,
+        'out_ch': 3,
+        'ch': 128,
+        'ch_mult': ch_mult,
+        'num_res_blocks': 2,
+        'attn_resolutions': attention,
+        'dropout': 0.0,
+    }
+    return VQGANConfig(ddconfig=ddconfig, n_embed=n_embed, embed_dim=channels, **quantizer)
+
+
+_LATENT_DIFFUSION = 'https://ommer-lab.com/files/latent-diffusion'
+_TAMING = 'https://heibox.uni-heidelberg.de/f'
+
+# Where each address and architecture was read: docs/vqgan.md.
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        VQGANPreset(
+            name='openimages-f8-16384',
+            config=_config(16384, 4, [1, 2, 2, 4], [32]),
+            url=f'{_LATENT_DIFFUSION}/vq-f8.zip',
+        ),
+        VQGANPreset(
+            name='openimages-f8-256',
+            config=_config(256, 4, [1, 2, 2, 4], [32]),
+            url=f'{_LATENT_DIFFUSION}/vq-f8-n256.zip',
+        ),
+        VQGANPreset(
+            name='openimages-f8-gumbel-8192',
+            config=_config(8192, 256, [1, 1, 2, 4], [32], quantizer='gumbel'),
+            url=f'{_TAMING}/34a747d5765840b5a99d/?dl=1',
+        ),
+        VQGANPreset(
+            name='openimages-f4-8192',
+            config=_config(8192, 3, [1, 2, 4], []),
+            url=f'{_LATENT_DIFFUSION}/vq-f4.zip',
+        ),
+        VQGANPreset(
+            name='imagenet-f16-1024',
+            config=_config(1024, 256, [1, 1, 2, 2, 4], [16]),
+            url=f'{_TAMING}/140747ba53464f49b476/?dl=1',
+        ),
+        VQGANPreset(
+            name='imagenet-f16-16384',
+            config=_config(16384, 256, [1, 1, 2, 2, 4], [16]),
+            url=f'{_TAMING}/867b05fc8c4841768640/?dl=1',
+        ),
+    )
+}
+
+
+def fetch(preset: VQGANPreset) -> Path:
+    """Path of a preset's weights in the cache of torch hub; downloads them the first time.
+
+    The SHA-256 of the download is kept beside the checkpoint, and the checkpoint is compared with it from then on. What
+    ``timm-dad convert`` wrote beside the checkpoint is taken in its place.
+
+    Raises:
+        ValueError: If the download fails or is no checkpoint, or the checkpoint is not what it was.
+    """
+    path = _cached(preset)
+    converted, recorded = path.with_suffix('.safetensors'), path.with_suffix('.sha256')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix('.lock')):  # the processes of a run start at once
+        if converted.is_file():
+            return converted
+        if not path.is_file() or not recorded.is_file():
+            _download(preset, path, recorded)
+    if _sha256(path) != recorded.read_text().strip():
+        raise ValueError(
+            f'{path} is not the file that was downloaded first ({recorded.name}): delete both to start anew'
+        )
+    return path
+
+
+def preset_of_cached(checkpoint: Path) -> VQGANPreset | None:
+    """The preset whose cached checkpoint this is, if it is one."""
+    return next((preset for preset in PRESETS.values() if _cached(preset) == checkpoint.absolute()), None)
+
+
+def _cached(preset: VQGANPreset) -> Path:
+    return Path(torch.hub.get_dir()).absolute() / 'timm_dad' / f'{preset.name}.ckpt'
+
+
+def _download(preset: VQGANPreset, path: Path, recorded: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        _logger.info('fetching %s from %s', preset.name, preset.url)
+        download, checkpoint = Path(folder) / 'download', Path(folder) / 'checkpoint'
+        try:
+            torch.hub.download_url_to_file(preset.url, str(download), progress=False)
+        except (OSError, http.client.HTTPException) as error:
+            raise ValueError(
+                f'preset {preset.name} could not be fetched from {preset.url} ({error}); fetch it elsewhere, run '
+                f'timm-dad convert FILE.ckpt --config {preset.name}, and give FILE.safetensors'
+            ) from error
+        if preset.sha256 and _sha256(download) != preset.sha256:
+            raise ValueError(f'{preset.url} gave a file whose SHA-256 is not the published {preset.sha256}')
+        if preset.url.endswith('.zip'):
+            _extract(download, checkpoint, preset.url)
+        else:
+            checkpoint = download
+        with checkpoint.open('rb') as file:
+            start = file.read(1)
+        if start != b'\x80' and not zipfile.is_zipfile(checkpoint):  # a pickle, or torch's zip of one
+            raise ValueError(
+                f'{preset.url} gave no whole checkpoint of PyTorch (a page that says why?): open it and see'
+            )
+        digest = _sha256(checkpoint)
+        if recorded.is_file() and recorded.read_text().strip() != digest:
+            raise ValueError(f'{preset.url} gives another file than it did first: delete {recorded} to take it')
+        recorded.write_text(f'{digest}\n')
+        os.replace(checkpoint, path)
+
+
+def _extract(archive: Path, checkpoint: Path, url: str) -> None:
+    """Copy the one ``.ckpt`` out of a zip; names in it decide nothing."""
+    try:
+        with zipfile.ZipFile(archive) as content:
+            members = [member for member in content.infolist() if member.filename.endswith('.ckpt')]
+            if len(members) != 1:
+                raise ValueError(f'{url} must hold one .ckpt, got {[member.filename for member in members]}')
+            with content.open(members[0]) as source, checkpoint.open('wb') as target:
+                shutil.copyfileobj(source, target)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f'{url} gave no zip ({error}; a page that says why?): open it and see') from error
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open('rb') as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,226 @@
+"""Zero-shot classification: class names, templates, and the text head, computed once and cached on disk.
+
+Source: Radford et al. 2021, arXiv:2103.00020, section 3.1.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from timm.data import ImageNetInfo
+from torch import Tensor, nn
+
+from timm_dad.extras import require_extra
+
+_logger = logging.getLogger(__name__)
+
+DEFAULT_TEMPLATES = ('a photo of a {}.',)
+
+
+class ZeroShotClassifier(nn.Module):
+    """Image tower of a CLIP with a fixed text head: ``logit_scale * cos(image, text)``.
+
+    Args:
+        visual: Maps normalized images ``[B, 3, h, w]`` to features ``[B, D]``.
+        text_features: Unit-length text features, one column a class ``[D, K]``.
+        logit_scale: Factor of the cosines (CLIP's learned one, after ``exp``).
+
+    NOTE: SigLIP's ``logit_bias`` is left out: it is the same for all classes, and softmax does not see it.
+    """
+
+    text_features: Tensor
+
+    def __init__(self, visual: nn.Module, text_features: Tensor, logit_scale: float) -> None:
+        super().__init__()
+        self.visual = visual
+        self.logit_scale = logit_scale
+        self.register_buffer('text_features', text_features, persistent=False)
+
+    def forward(self, x_norm: Tensor) -> Tensor:
+        """Logits ``[B, K]`` of normalized images ``[B, 3, h, w]``."""
+        features = unit_features(self.visual, x_norm)
+        with torch.autocast(x_norm.device.type, enabled=False):  # cosines times 100 need more than 8 bits
+            logits: Tensor = self.logit_scale * features @ self.text_features
+        return logits
+
+
+def unit_features(visual: nn.Module, x_norm: Tensor) -> Tensor:
+    """Features ``[B, D]`` of unit length, fp32, of normalized images ``[B, 3, h, w]``."""
+    features = visual(x_norm)
+    features = features[0] if isinstance(features, tuple) else features  # CoCa also returns its tokens
+    return F.normalize(features.float(), dim=-1)
+
+
+def is_imagenet(class_names: Sequence[str] | None, num_classes: int) -> bool:
+    """Whether the data are ImageNet-1k's 1000 classes: by their folders, or by their number where there are none."""
+    if not class_names:
+        return num_classes == 1000
+    return len(class_names) == 1000 and set(class_names) == set(ImageNetInfo().label_names())
+
+
+def spoken_names(class_names: Sequence[str] | None, num_classes: int | None = None) -> Sequence[str] | None:
+    """Class names as words.
+
+    Args:
+        class_names: Folders of the classes. Folders of ImageNet are WordNet ids, which say nothing to a text tower.
+        num_classes: Classes of the data; 1000 classes without names are taken for ImageNet's.
+
+    Returns:
+        open_clip's words for WordNet ids of ImageNet-1k, the first lemma for others, and other names as they are.
+
+    Raises:
+        ValueError: If there are no words for a WordNet id.
+        ImportError: If the extra ``clip`` is not installed.
+    """
+    if not class_names:
+        if num_classes != 1000:
+            return None
+        _logger.warning("The data has 1000 classes without names: taken for ImageNet's, in its order")
+        return list(require_extra('open_clip', 'clip').IMAGENET_CLASSNAMES)
+    if not all(re.fullmatch(r'n\d{8}', name) for name in class_names):
+        return class_names
+    info = ImageNetInfo()
+    words = dict(zip(info.label_names(), require_extra('open_clip', 'clip').IMAGENET_CLASSNAMES, strict=True))
+    for name in set(class_names) - set(words):
+        with contextlib.suppress(KeyError):
+            words[name] = info.label_name_to_description(name).split(',')[0]
+    unknown = [name for name in class_names if name not in words]
+    if unknown:
+        raise ValueError(f'there are no words for the WordNet ids {unknown[:3]} ...: give --dad-classnames FILE')
+    return [words[name] for name in class_names]
+
+
+def default_templates(class_names: Sequence[str] | None, num_classes: int) -> Sequence[str]:
+    """open_clip's templates where all classes are of ImageNet-1k, and ``DEFAULT_TEMPLATES`` elsewhere."""
+    imagenet = is_imagenet(class_names, num_classes) or (
+        bool(class_names) and set(class_names or ()) <= set(ImageNetInfo().label_names())
+    )
+    if not imagenet:
+        return DEFAULT_TEMPLATES
+    return [template('{}') for template in require_extra('open_clip', 'clip').OPENAI_IMAGENET_TEMPLATES]
+
+
+def check_templates(templates: Sequence[str]) -> None:
+    """Check that every prompt has one place for the class name.
+
+    Raises:
+        ValueError: If one has not.
+    """
+    bad = [template for template in templates if re.findall(r'[{}]+', template) != ['{}']]
+    if bad or not templates:
+        raise ValueError(f'a template needs {{}} where the class name goes, got {bad or list(templates)}')
+
+
+def cache_folder() -> Path:
+    """Folder of cached text heads, ``timm_dad`` beside torch.hub's (``TORCH_HOME`` moves both)."""
+    return Path(torch.hub.get_dir()).parent / 'timm_dad'
+
+
+def zero_shot_head(
+    model: nn.Module,
+    tokenizer: Any,
+    class_names: Sequence[str],
+    templates: Sequence[str],
+    config: Mapping[str, Any],
+    device: torch.device | None = None,
+) -> Tensor:
+    """Text features of the classes, from the cache if they were computed before.
+
+    Args:
+        model: An open_clip model, on the CPU and left there.
+        tokenizer: Its tokenizer.
+        class_names: One name a class, in the order of the labels.
+        templates: Prompts with ``{}`` for the class name; their features are averaged.
+        config: What ``model`` was made from; two models of equal weights may differ in it (heads, activation).
+        device: Where a new head is computed; the CPU by default.
+
+    Returns:
+        Unit-length features ``[D, K]``, on the CPU.
+    """
+    open_clip = require_extra('open_clip', 'clip')
+    prompts = [template.format(name) for name in class_names for template in templates]
+    facts = {
+        'open_clip': open_clip.__version__,
+        'torch': torch.__version__,
+        'config': config,
+        'class_names': list(class_names),
+        'templates': list(templates),
+    }
+    state = {name: value for name, value in model.state_dict().items() if not name.startswith('visual.')}
+    # The prompts' tokens stand for the tokenizer and its vocabulary, the text tower's weights for its name and file.
+    key = content_hash({**state, 'tokens': tokenizer(prompts)}, facts)
+    path = cache_folder() / f'zero-shot-{key[:32]}.safetensors'
+    head = _read_head(path, key)
+    if head is None:
+        _logger.info('Zero-shot head of %d classes, %d templates: computing it', len(class_names), len(templates))
+        with _without_tf32():
+            head = open_clip.build_zero_shot_classifier(
+                model.to(device or 'cpu'), tokenizer, list(class_names), list(templates), device=device or 'cpu'
+            )
+        model.to('cpu')
+        head = head.float().cpu().contiguous()
+        _write_head(path, key, head)
+    return head
+
+
+@contextlib.contextmanager
+def _without_tf32() -> Iterator[None]:
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def content_hash(tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None) -> str:
+    """SHA-256 of tensors (names, types, shapes and bytes) and of plain facts."""
+    sha = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+    for name, value in sorted(tensors.items()):
+        sha.update(f'\0{name} {value.dtype} {tuple(value.shape)}\0'.encode())
+        sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+def _read_head(path: Path, key: str) -> Tensor | None:
+    """The head in ``path``; ``None`` if there is none, or it is not whole."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework='pt') as file:
+            metadata = file.metadata() or {}
+            head: Tensor = file.get_tensor('text_features')
+    except Exception as error:  # safetensors raises what it likes on a broken file
+        _logger.warning('%s is damaged and is made again: %s', path, error)
+        return None
+    if metadata.get('key') != key or metadata.get('sha256') != content_hash({'head': head}):
+        _logger.warning('%s is damaged and is made again', path)
+        return None
+    _logger.info('Zero-shot head from %s', path)
+    return head
+
+
+def _write_head(path: Path, key: str, head: Tensor) -> None:
+    """Write a head so that nobody ever reads a part of it; without a place to write it is not kept."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(dir=path.parent, suffix='.tmp')
+        os.close(handle)
+        try:
+            save_file({'text_features': head}, partial, {'key': key, 'sha256': content_hash({'head': head})})
+            os.replace(partial, path)
+        finally:
+            Path(partial).unlink(missing_ok=True)
+    except Exception as error:  # safetensors has an error of its own for a full disk
+        _logger.warning('The zero-shot head cannot be kept in %s: %s', path.parent, error)
