@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from PIL import Image
+from folders import CLASSES, write_pictures
 from timm.data.auto_augment import AugMixAugment, AutoAugment, RandAugment
 from timm.data.loader import PrefetchLoader
 from timm.data.mixup import FastCollateMixup, Mixup
@@ -35,7 +35,6 @@ from timm_dad.loss import DADLossConfig
 from timm_dad.schedule import DADSchedule
 from timm_dad.task import DADTask, add_splits
 
-CLASSES = ('cat', 'dog', 'fish', 'tree')
 DOCS = Path(train_dad.__file__).parent / 'docs' / 'composition.md'
 TASK_WEIGHT, KD_WEIGHT, DAD_WEIGHT = 0.9, 0.6, 0.7
 LR, SMOOTHING, CLIP_NORM, CLIP_VALUE, AGC = 0.01, 0.1, 0.01, 1e-4, 0.001
@@ -151,17 +150,7 @@ def own_state():
 
 @pytest.fixture(scope='module')
 def pictures(tmp_path_factory):
-    """Image folder: 4 classes, 2 training pictures and 1 validation picture each, 40 x 36 px, colours by class."""
-    root = tmp_path_factory.mktemp('pictures')
-    rng = np.random.default_rng(0)
-    for split, count in (('train', 2), ('validation', 1)):
-        for label, name in enumerate(CLASSES):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for index in range(count):
-                pixels = rng.integers(0, 120, (36, 40, 3)) + np.eye(4, 3)[label] * 120
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / f'{index}.png')
-    return root
+    return write_pictures(tmp_path_factory.mktemp('pictures'), train=2, validation=1)
 
 
 # --- what a run is seen to do ---------------------------------------------------------------------------------------

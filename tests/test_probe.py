@@ -9,6 +9,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from clips import MEAN, STD, add_clip_name, normalize, write_clip_folder
+from folders import CLASSES, write_pictures
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -20,8 +21,6 @@ from timm_dad.heads import LinearHead, create_head_teacher, load_tower, read_hea
 from timm_dad.probe import fit_head, fit_probe, split_held_out
 from timm_dad.teachers import DataClasses, create_teacher_by_spec
 
-CLASSES = ('cat', 'dog', 'fish', 'tree')
-
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
@@ -31,14 +30,7 @@ def own_cache(tmp_path, monkeypatch):
 @pytest.fixture
 def pictures(tmp_path):
     """4 classes of 10 pictures, told apart by colour."""
-    rng = np.random.default_rng(0)
-    for label, name in enumerate(CLASSES):
-        folder = tmp_path / 'pictures' / 'train' / name
-        folder.mkdir(parents=True)
-        for index in range(10):
-            pixels = rng.integers(0, 120, (36, 40, 3)) + np.eye(4, 3)[label] * 120
-            Image.fromarray(pixels.astype(np.uint8)).save(folder / f'{index}.png')
-    return tmp_path / 'pictures'
+    return write_pictures(tmp_path / 'pictures', train=10)
 
 
 @pytest.fixture

@@ -14,11 +14,10 @@ import psutil
 import pytest
 import torch
 import yaml
-from PIL import Image
+from folders import write_pictures
 
 import train_dad
 
-CLASSES = ('cat', 'dog', 'fish', 'tree')
 SCRIPT = Path(train_dad.__file__)
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(SCRIPT.parent)}
 TORCHRUN = (sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2')
@@ -35,17 +34,7 @@ EXACT = ('--model', 'test_vit', '--no-aug', '--dad-random-start', '0', '--opt', 
 
 @pytest.fixture(scope='module')
 def pictures(tmp_path_factory):
-    """Image folder of 24 training and 11 validation pictures: an odd number, which two processes must pad."""
-    root = tmp_path_factory.mktemp('pictures')
-    rng = np.random.default_rng(0)
-    for split, counts in (('train', (6, 6, 6, 6)), ('validation', (3, 3, 3, 2))):
-        for label, (name, count) in enumerate(zip(CLASSES, counts, strict=True)):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for index in range(count):
-                pixels = rng.integers(0, 120, (36, 40, 3)) + np.eye(4, 3)[label] * 120
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / f'{index}.png')
-    return root
+    return write_pictures(tmp_path_factory.mktemp('pictures'), train=6, validation=(3, 3, 3, 2))
 
 
 def flags(pictures, output, *more):

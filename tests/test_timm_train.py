@@ -8,11 +8,10 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
+from folders import write_pictures
 from timm.data import AugMixDataset, create_dataset, create_loader
 from timm.models import save_for_hf
 from torch import nn
@@ -26,7 +25,6 @@ from timm_dad.vqgan_presets import PRESETS
 
 REPO = Path(__file__).parents[1]
 TIMM_SRC = os.environ.get('TIMM_SRC', '')
-CLASSES = ('cat', 'dog', 'fish', 'tree')
 DAD = ('--dad', '--dad-teacher', 'demo', '--dad-vqgan', 'demo')
 DATA_CONFIG = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5), 'input_size': (3, 32, 32)}
 
@@ -86,17 +84,7 @@ def train_one_epoch(epoch, model, loader, task=None):
 
 @pytest.fixture(scope='module')
 def pictures(tmp_path_factory):
-    """Image folder: 4 classes, 6 training and 3 validation pictures each, 40 x 36 px, colours by class."""
-    root = tmp_path_factory.mktemp('pictures')
-    rng = np.random.default_rng(0)
-    for split, count in (('train', 6), ('validation', 3)):
-        for label, name in enumerate(CLASSES):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for index in range(count):
-                pixels = rng.integers(0, 120, (36, 40, 3)) + np.eye(4, 3)[label] * 120
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / f'{index}.png')
-    return root
+    return write_pictures(tmp_path_factory.mktemp('pictures'), train=6, validation=3)
 
 
 @pytest.fixture

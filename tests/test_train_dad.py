@@ -14,6 +14,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from folders import CLASSES, write_pictures
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from timm.utils import CheckpointSaver
@@ -23,7 +24,6 @@ from timm_dad.data import create_dataset
 from timm_dad.demo.data import DEMO_VQGAN
 from timm_dad.train_args import REFUSED, create_parser, parse_args
 
-CLASSES = ('cat', 'dog', 'fish', 'tree')
 REPO = Path(train_dad.__file__).parent
 
 
@@ -35,17 +35,7 @@ def own_accelerator_state():
 
 @pytest.fixture(scope='module')
 def pictures(tmp_path_factory):
-    """Image folder: 4 classes, 6 training and 3 validation pictures each, 40 x 36 px, colours by class."""
-    root = tmp_path_factory.mktemp('pictures')
-    rng = np.random.default_rng(0)
-    for split, count in (('train', 6), ('validation', 3)):
-        for label, name in enumerate(CLASSES):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for index in range(count):
-                pixels = rng.integers(0, 120, (36, 40, 3)) + np.eye(4, 3)[label] * 120
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / f'{index}.png')
-    return root
+    return write_pictures(tmp_path_factory.mktemp('pictures'), train=6, validation=3)
 
 
 def flags(pictures, output, *more):
