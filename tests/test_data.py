@@ -35,7 +35,7 @@ def test_missing_data_is_an_error_that_names_the_flag(tmp_path):
         create_dataset(parse_args(['--data-dir', '']), 'train', is_training=True)
     with pytest.raises(ValueError, match=r'--eval-suites a: no images'):
         open_dataset('', str(tmp_path), 'train', '--eval-suites a')
-    with pytest.raises(ValueError, match=r'--data-dir .*nowhere'):
+    with pytest.raises(ValueError, match=r'--data-dir .*nowhere: there is no such folder'):
         create_dataset(parse_args(['--data-dir', str(tmp_path / 'nowhere')]), 'train', is_training=True)
     with pytest.raises(ValueError, match=r'--dataset torch/nothing: no images'):
         create_dataset(parse_args(['--dataset', 'torch/nothing']), 'train', is_training=True)

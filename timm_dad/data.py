@@ -68,6 +68,8 @@ def create_dataset(args: argparse.Namespace, split: str, is_training: bool) -> A
     if not args.data_dir and not args.dataset:
         raise ValueError('--data-dir must name a folder with one sub-folder a class (or give --dataset)')
     flag = f'--dataset {args.dataset}' if args.dataset else f'--data-dir {args.data_dir}'
+    if not args.dataset and not Path(args.data_dir).exists():
+        raise ValueError(f'{flag}: there is no such folder')
     if not args.dataset and Path(args.data_dir).is_dir():
         _check_split_folder(Path(args.data_dir), split, '--train-split' if is_training else '--val-split')
     channels = args.in_chans or (args.input_size[0] if args.input_size else 3)
