@@ -59,9 +59,10 @@ from timm_dad.checkpoint import TaskWithProgress, create_saver, find_newest, loa
 from timm_dad.dad_args import create_augment, create_task, create_teacher, create_vqgan, uses_cache
 from timm_dad.data import check_images, create_dataset, dataset_class_names, open_dataset
 from timm_dad.demo.data import SEEN_STYLES
-from timm_dad.errors import errors_in_one_line, is_main_process
+from timm_dad.errors import errors_in_one_line
 from timm_dad.frozen import prepare_frozen
 from timm_dad.loaders import create_eval_loader, create_mixup, create_train_loader, mixes, set_epoch, stop_mixup
+from timm_dad.log import setup_logging
 from timm_dad.preview import save_preview
 from timm_dad.task import DADTask
 from timm_dad.train_args import parse_args, torch_dtype
@@ -85,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         ``best_metric``, ``output_dir``, and top-1 by data set in ``student`` and ``teacher`` (with ``--eval-suites``).
     """
     args = parse_args(argv)
-    setup_logging(logging.INFO if is_main_process() else logging.WARNING)
+    setup_logging()
     with contextlib.ExitStack() as stack:
         with errors_in_one_line('train_dad.py'):
             output_dir = output_folder(args)
@@ -670,14 +671,6 @@ def scaled_learning_rate(args: argparse.Namespace, num_processes: int) -> float:
     adaptive = any(name in args.opt.lower() for name in ('ada', 'lamb'))
     scale = args.lr_base_scale or ('sqrt' if adaptive else 'linear')
     return float(args.lr_base * (ratio**0.5 if scale == 'sqrt' else ratio))
-
-
-def setup_logging(level: int) -> None:
-    """Log in timm's format: this script and timm_dad from ``level`` on, libraries from WARNING on."""
-    if not logging.getLogger().handlers:  # once, also where several runs share a process
-        utils.setup_default_logging(default_level=logging.WARNING)
-    for name in ('train_dad', 'timm_dad'):
-        logging.getLogger(name).setLevel(level)
 
 
 def seed_all(seed: int, epoch: int, batch: int = 0, rank: int = 0, purpose: int = 0) -> None:

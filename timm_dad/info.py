@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import copy
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from timm_dad.data import create_dataset
 from timm_dad.errors import errors_in_one_line
 from timm_dad.info_text import format_report
 from timm_dad.loaders import create_eval_loader, create_mixup, create_train_loader
+from timm_dad.log import setup_logging
 from timm_dad.measure import (
     MeasuredLoader,
     Spread,
@@ -66,8 +68,6 @@ def main(argv: Sequence[str]) -> Report:
     Returns:
         What ``--json`` prints.
     """
-    import train_dad
-
     parser = create_parser()
     own, rest = parser.parse_known_args(argv)
     for name in ('gpus', 'images', 'batches'):
@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> Report:
         if value is not None and value < 1:
             parser.error(f'--{name} must be 1 or more, got {value}')
     args = parse_args(rest)
-    train_dad.setup_logging(level=30)
+    setup_logging(logging.WARNING)
     with errors_in_one_line(PROGRAM):
         if int(os.environ.get('WORLD_SIZE', 1)) > 1:
             raise ValueError('it measures in one process: start it without a launcher, and give --gpus N')

@@ -21,6 +21,7 @@ from timm_dad.data import check_images, dataset_class_names, open_dataset
 from timm_dad.errors import errors_in_one_line
 from timm_dad.frozen import PRECISIONS, prepare_frozen
 from timm_dad.heads import LinearHead, UnitFeatures, load_tower, save_head
+from timm_dad.log import setup_logging
 from timm_dad.teacher import Teacher
 from timm_dad.zero_shot import content_hash
 
@@ -150,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: Command line without the program; ``sys.argv[1:]`` by default.
     """
     args = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format='%(message)s')
+    setup_logging()
     with errors_in_one_line('timm-dad probe'):
         _check(args)
         head = make_probe(args)

@@ -25,8 +25,9 @@ from tqdm import tqdm
 from timm_dad.data import check_images, create_dataset
 from timm_dad.demo.data import DEMO_VQGAN
 from timm_dad.discretize import VQGAN
-from timm_dad.errors import errors_in_one_line, is_main_process
+from timm_dad.errors import errors_in_one_line
 from timm_dad.loaders import set_epoch
+from timm_dad.log import setup_logging
 from timm_dad.vqgan_args import FIXED, PROGRAM, check_image_size, create_config, parse_args, train_config
 from timm_dad.vqgan_files import load_vqgan
 from timm_dad.vqgan_train import (
@@ -92,7 +93,7 @@ def train_command(argv: Sequence[str]) -> dict[str, float]:
     import train_dad
 
     args = parse_args(argv)
-    train_dad.setup_logging(logging.INFO if is_main_process() else logging.WARNING)
+    setup_logging()
     output_dir = Path(args.output or f'output/vqgan/{datetime.now().strftime("%Y%m%d-%H%M%S")}')
     with contextlib.ExitStack() as stack:
         with errors_in_one_line(PROGRAM):
