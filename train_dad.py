@@ -54,15 +54,16 @@ from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
 from timm_dad.augment import DADAugment
-from timm_dad.cache import DADPairs, make_dad_images
+from timm_dad.cache import make_dad_images
 from timm_dad.checkpoint import TaskWithProgress, create_saver, find_newest, load_progress, remove_recovery
-from timm_dad.dad_args import create_augment, create_task, create_teacher, create_vqgan, uses_cache
+from timm_dad.dad_args import build_task
+from timm_dad.dad_set import DADSet
 from timm_dad.data import check_images, create_dataset, dataset_class_names, open_dataset
 from timm_dad.demo.data import SEEN_STYLES
 from timm_dad.errors import errors_in_one_line
-from timm_dad.frozen import prepare_frozen
 from timm_dad.loaders import create_eval_loader, create_mixup, create_train_loader, mixes, set_epoch, stop_mixup
 from timm_dad.log import setup_logging
+from timm_dad.pair_args import open_dad_set, pair_dataset, uses_cache, uses_pairs
 from timm_dad.preview import save_preview
 from timm_dad.task import DADTask
 from timm_dad.train_args import parse_args, torch_dtype
@@ -151,10 +152,14 @@ def build(args: argparse.Namespace, accelerator: Accelerator, output_dir: Path) 
         check_images(dataset, flag)
         check_classes(flag, dataset, args.num_classes, class_names)
     data_config = resolve_data_config(vars(args), model=student)
+    dad_set = open_dad_set(args, tuple(data_config['input_size'][-2:]))
     student = prepare_student(args, accelerator, student)
-    task, augment = build_task(args, accelerator, student, data_config, class_names)
-    if augment is not None and uses_cache(args):
-        dataset_train = DADPairs(dataset_train, cached_dad_images(args, accelerator, augment, data_config))
+    task, augment = create_training_task(args, accelerator, student, data_config, class_names, dad_set)
+    if uses_pairs(args):
+        dad_images = (
+            cached_dad_images(args, accelerator, augment, data_config) if augment and uses_cache(args) else None
+        )
+        dataset_train = pair_dataset(args, dataset_train, data_config, dad_set=dad_set, dad_images=dad_images)
     with blame('augmentation and loader flags (--aa, --mixup, --workers, ...)'):
         loader_train = create_train_loader(args, accelerator, dataset_train, data_config)
         loader_eval = create_eval_loader(args, accelerator, dataset_eval, data_config) if dataset_eval else None
@@ -269,27 +274,22 @@ def prepare_student(args: argparse.Namespace, accelerator: Accelerator, student:
     return student
 
 
-def build_task(
+def create_training_task(
     args: argparse.Namespace,
     accelerator: Accelerator,
     student: nn.Module,
     data_config: dict[str, Any],
     class_names: Sequence[str] | None,
+    dad_set: DADSet | None,
 ) -> tuple[TrainingTask, DADAugment | None]:
-    """Plain classification, timm's distillation, or DAD with its frozen teacher and VQGAN; and what makes DAD views."""
+    """Plain classification, timm's distillation, or DAD; and what makes DAD views, if they are made."""
     device = accelerator.device
     criterion = create_criterion(args).to(device)
     if args.kd_model_name:
         return create_kd_task(args, student, criterion, device), None
     if not args.dad:
         return ClassificationTask(student, criterion, device=device, verbose=False), None
-    teacher = create_teacher(args, args.num_classes, class_names, device)
-    vqgan = create_vqgan(args, tuple(data_config['input_size'][-2:]))
-    prepare_frozen(teacher, vqgan, args.dad_precision, device)
-    mean, std = data_config['mean'], data_config['std']
-    augment = create_augment(args, teacher, vqgan, mean, std)
-    task = create_task(args, student, teacher, augment, criterion=criterion, mean=mean, std=std, device=device)
-    return task, augment
+    return build_task(args, student, data_config, class_names, dad_set=dad_set, criterion=criterion, device=device)
 
 
 def create_kd_task(
@@ -572,6 +572,7 @@ class PixelModel(nn.Module):
 
     def __init__(self, task: DADTask) -> None:
         super().__init__()
+        assert task.teacher is not None
         self.norm, self.teacher = task.norm, task.teacher
 
     def forward(self, x_norm: torch.Tensor) -> torch.Tensor:
@@ -811,7 +812,7 @@ def evaluate_suites(run: Run) -> dict[str, dict[str, float]]:
     if not run.suites:
         return {}
     models = {'student': eval_model(run)}
-    if isinstance(run.task, DADTask):
+    if isinstance(run.task, DADTask) and run.task.teacher is not None:
         models['teacher'] = PixelModel(run.task).to(run.accelerator.device)
     loaders = {
         name: create_eval_loader(run.args, run.accelerator, data, run.data_config) for name, data in run.suites.items()

@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from dad_sets import stored_logits, write_taught_set
 from folders import CLASSES, write_pictures
+from timm.data import create_dataset as create_timm_dataset
 from timm.data.auto_augment import AugMixAugment, AutoAugment, RandAugment
 from timm.data.loader import PrefetchLoader
 from timm.data.mixup import FastCollateMixup, Mixup
@@ -50,6 +52,8 @@ BASE = {
 # Untrained ResNets of timm multiply residual branches by zero, so that their weights get no gradient.
 STUDENTS = ({'--model': 'test_resnet', '--model-kwargs': 'zero_init_last=False'}, {'--model': 'test_vit'})
 
+DAD_DIR = {'--dad-dir': '{dad_set}', '--dad-vqgan': None, '--dad-teacher': None}
+
 FEATURES = {
     'randaugment': {'--aa': 'rand-m9-mstd0.5-inc1'},
     'autoaugment': {'--aa': 'original'},
@@ -81,8 +85,12 @@ FEATURES = {
     'eps_sched': {'--dad-eps-sched': 'linear', '--dad-eps-start': '0.1', '--dad-eps': '0.4', '--epochs': '3'},
     'cache': {'--dad-cache': '2'},
     'random_view': {'--dad-view': 'random', '--dad-vqgan': None},
+    'dad_dir': DAD_DIR,
+    'same_crop': {**DAD_DIR, '--dad-same-crop': True},
+    'stored_logits': {**DAD_DIR, '--dad-stored-logits': True, '--no-aug': True},
 }
-SPLITS, MIXES, PAIRS = {'augmix', 'splits'}, {'mixup', 'cutmix'}, {'cache', 'random_view'}
+SPLITS, MIXES, SETS = {'augmix', 'splits'}, {'mixup', 'cutmix'}, {'dad_dir', 'same_crop', 'stored_logits'}
+PAIRS = {'cache', 'random_view', *SETS}
 
 # Which exclude each other, and what the error says; the first that fits is raised.
 EXCLUDED = (
@@ -92,7 +100,13 @@ EXCLUDED = (
     ({'random_view'}, {'eps_sched'}, r'--dad-eps-sched shapes the DAD view and needs --dad-view dad'),
     ({'random_view'}, {'cache'}, r'--dad-cache shapes the DAD view and needs --dad-view dad'),
     ({'cache'}, {'eps_sched'}, r'--dad-eps-sched .*leave --dad-cache out'),
-    (SPLITS, PAIRS, r'--aug-splits brings views of its own: leave --dad-cache and --dad-view random out'),
+    (SETS, {'random_view'}, r'--dad-dir brings DAD views: leave --dad-view random out, or --dad-dir'),
+    (SETS, {'cache'}, r'--dad-cache makes the DAD views that --dad-dir brings: give one of them'),
+    (SETS, {'eps_sched'}, r'--dad-eps-sched was fixed when the DAD set was made'),
+    ({'stored_logits'}, {'mixup'}, r'--dad-stored-logits are of the pictures as they are: leave --mixup out'),
+    ({'stored_logits'}, {'cutmix'}, r'--dad-stored-logits are of the pictures as they are: leave --cutmix out'),
+    ({'stored_logits'}, {'erasing'}, r'--dad-stored-logits are of the pictures as they are: leave --reprob out'),
+    ({'stored_logits'}, SPLITS, r'--dad-stored-logits are of the pictures as they are: leave --aug-splits out'),
     ({'split_bn'}, {'prob', 'warmup', 'off_epoch'}, r'--split-bn needs a DAD view in every batch: leave --dad-prob'),
     ({'sync_bn'}, set(FEATURES), r'--sync-bn needs GPUs'),
     ({'repeats'}, set(FEATURES), r'--aug-repeats needs several processes'),
@@ -102,7 +116,8 @@ EXCLUDED = (
 OFTEN = [
     *({'no_prefetcher', other} for other in (*SPLITS, *MIXES, *PAIRS, 'erasing')),
     *({'mixup', other} for other in (*PAIRS, 'bce', 'smoothing', 'accumulation')),
-    *({'splits', other} for other in ('randaugment', 'split_bn', 'erasing', 'prob')),
+    *({'splits', other} for other in (*PAIRS, 'randaugment', 'split_bn', 'erasing', 'prob')),
+    *({'dad_dir', other} for other in ('augmix', 'split_bn', 'prob', 'warmup')),
     *({'clip_norm', other} for other in ('accumulation', 'fp16')),
 ]
 
@@ -151,6 +166,11 @@ def own_state():
 @pytest.fixture(scope='module')
 def pictures(tmp_path_factory):
     return write_pictures(tmp_path_factory.mktemp('pictures'), train=2, validation=1)
+
+
+@pytest.fixture(scope='module')
+def dad_set(pictures, tmp_path_factory):
+    return write_taught_set(tmp_path_factory.mktemp('sets'), create_timm_dataset('', str(pictures), split='train'))
 
 
 # --- what a run is seen to do ---------------------------------------------------------------------------------------
@@ -237,7 +257,7 @@ def seen(monkeypatch):
         in_groups = {id(p) for group in optimizer.param_groups for p in group['params']}
         assert in_groups == {id(p) for p in parameters.values()}
         grads = {name: None if p.grad is None else p.grad.clone() for name, p in parameters.items()}
-        others = [*seen.task.teacher.parameters(), *(seen.task.vqgan.parameters() if seen.task.vqgan else ())]
+        others = [p for module in (seen.task.teacher, seen.task.vqgan) if module for p in module.parameters()]
         frozen = all(p.grad is None and not p.requires_grad for p in others)
         rates = [(group['lr'], group.get('lr_scale', 1.0)) for group in optimizer.param_groups]
         seen.steps.append(Step(snapshot(seen.student), grads, rates, frozen))
@@ -298,16 +318,30 @@ def epoch_weight(features, epoch):
 # --- what holds in every run ----------------------------------------------------------------------------------------
 
 
+def views_of(features):
+    """Views of an image in a batch of the loader: those that the task loss is taken on, and all."""
+    num_splits = 3 if 'augmix' in features else 2 if features & SPLITS else 1
+    return num_splits, num_splits + bool(features & PAIRS)
+
+
+def set_logits(task, coded):
+    """What the set holds for targets that say image, view and class."""
+    pairs = [divmod(number // 4, task.stored.dad_set.num_views) for number in coded.tolist()]
+    logits = [stored_logits(task.stored.dad_set, index, view) for index, view in pairs]
+    return [torch.stack(each) for each in zip(*logits, strict=True)]
+
+
 def check_call(seen, call, features, epoch):
     """Views, targets and loss parts of a batch, from what the student answered and the teacher says."""
     task, result = seen.task, call.result
-    of_loader = 3 if 'augmix' in features else 2 if features & (SPLITS | PAIRS) else 1
+    num_splits, of_loader = views_of(features)
     num_images = 4 if 'accumulation' in features else 8
-    own = num_images if features & PAIRS else of_loader * num_images  # what the task loss is taken on
+    own = num_splits * num_images  # what the task loss is taken on
     assert call.input.shape == (of_loader * num_images, 3, 32, 32)
     assert call.target.shape == (of_loader * num_images, *((4,) if features & MIXES else ()))
     for other in call.target.chunk(of_loader):
         assert torch.equal(other, call.target[:num_images])
+    target = call.target % 4 if 'stored_logits' in features else call.target
 
     weight = epoch_weight(features, epoch)
     made = len(call.fed) > own
@@ -316,9 +350,10 @@ def check_call(seen, call, features, epoch):
     assert torch.equal(call.fed[:own], call.input[:own])
     assert torch.equal(result['output'], call.logits[:own])
     assert (call.views is not None) == (made and not features & PAIRS)
-    torch.testing.assert_close(result['task_loss'], reference_task_loss(call.logits[:own], call.target[:own], features))
+    torch.testing.assert_close(result['task_loss'], reference_task_loss(call.logits[:own], target[:own], features))
     clean_pix = (call.input[:num_images] / 2 + 0.5).clamp(0, 1)
-    clean_logits = task.teacher(clean_pix)
+    clean_logits, second_logits = set_logits(task, call.target[:num_images]) if task.stored else (None, None)
+    clean_logits = task.teacher(clean_pix) if clean_logits is None else clean_logits
     expected = {'kd_loss': reference_kl(clean_logits, call.logits[:num_images])}
     if made:
         if call.views is not None:  # made from the first split alone, as the loader left it
@@ -327,10 +362,10 @@ def check_call(seen, call, features, epoch):
             torch.testing.assert_close(call.fed[own:], (call.views.x_dad - 0.5) / 0.5)
             assert not torch.equal(call.views.x_dad, clean_pix)
         else:
-            assert torch.equal(call.fed[own:], call.input[num_images:])
-        dad_logits = task.teacher((call.fed[own:] / 2 + 0.5).clamp(0, 1))
+            assert torch.equal(call.fed[own:], call.input[own:])
+        dad_logits = task.teacher((call.fed[own:] / 2 + 0.5).clamp(0, 1)) if second_logits is None else second_logits
         expected['dad_loss'] = reference_kl(dad_logits, call.logits[own:])
-        labels = soft(call.target[:num_images]).argmax(dim=1)
+        labels = soft(target[:num_images]).argmax(dim=1)
         expected['teacher_kept'] = (dad_logits.argmax(dim=1) == labels).float().mean()
         assert result['dad_loss'] > 0
     else:
@@ -370,18 +405,20 @@ def check_run(seen, features):
 
 def check_policy(policy):
     def check(seen, features):
-        # The clean split is not augmented; of pairs, each picture is.
-        of_loader = 3 if 'augmix' in features else 2 if features & (SPLITS | PAIRS) else 1
+        # The clean split is not augmented, nor a second view beside splits; of pairs without splits, each picture is.
+        num_splits, of_loader = views_of(features)
+        augmented = 0 if 'stored_logits' in features else num_splits - 1 if features & SPLITS else of_loader
         images = sum(len(call.input) for call in seen.calls)
-        assert seen.counts[policy] == images * (of_loader - bool(features & SPLITS)) / of_loader
+        assert seen.counts[policy] == images * augmented / of_loader
 
     return check
 
 
 def check_splits(seen, features):
     for call in seen.calls:
-        splits = call.input.chunk(seen.task.num_splits)
-        assert len(splits) == (3 if 'augmix' in features else 2)
+        num_splits, of_loader = views_of(features)
+        splits = call.input.chunk(of_loader)[:num_splits]
+        assert len(splits) == seen.task.num_splits == (3 if 'augmix' in features else 2)
         if features & {'augmix', 'randaugment', 'autoaugment', 'erasing'}:
             assert not any(torch.equal(splits[0], other) for other in splits[1:])
 
@@ -397,7 +434,7 @@ def check_split_bn(seen, features):
 
 
 def check_mix(seen, features):
-    in_loader = not features & {'no_prefetcher', *PAIRS}
+    in_loader = 'no_prefetcher' not in features
     assert (seen.counts[FastCollateMixup], seen.counts[Mixup])[:: -1 if in_loader else 1] == (0, len(seen.calls))
     for call in seen.calls:
         torch.testing.assert_close(call.target.sum(dim=1), torch.ones(len(call.target)))
@@ -488,7 +525,7 @@ def check_drop_path(seen, features):
 
 def check_prob(seen, features):
     made = [call.result['dad_loss'] > 0 for call in seen.calls]
-    if features <= {'prob', 'cache', 'random_view', 'mixup', 'ema'}:  # the seed is the same, and so are the draws
+    if features <= {'prob', *PAIRS, 'mixup', 'ema'}:  # the seed is the same, and so are the draws
         assert 0 < sum(made) < len(made)
 
 
@@ -501,9 +538,11 @@ def check_eps_sched(seen, features):
 
 def check_pairs(seen, features):
     for call in seen.calls:
-        first, second = call.input.chunk(2)
+        first, *_, second = call.input.chunk(views_of(features)[1])
         assert call.views is None
         assert not torch.equal(first, second)
+        assert bool(seen.task.stored) == ('stored_logits' in features)
+        assert bool(seen.task.teacher) == ('stored_logits' not in features)
 
 
 CHECKS = {
@@ -529,6 +568,7 @@ CHECKS = {
     'eps_sched': check_eps_sched,
     'cache': check_pairs,
     'random_view': check_pairs,
+    **dict.fromkeys(SETS, check_pairs),
 }
 # The loss parts and the gradients of every run show them.
 IN_EVERY_RUN = {'no_prefetcher', 'smoothing', 'bce', 'accumulation', 'warmup', 'off_epoch'}
@@ -548,13 +588,13 @@ def test_every_feature_is_checked_and_documented():
 
 
 @pytest.mark.parametrize('pair', list(walk()))
-def test_walk(pair, pictures, tmp_path, seen, capsys):
+def test_walk(pair, pictures, dad_set, tmp_path, seen, capsys):
     features = set(pair)
     student = STUDENTS[sum(map(len, pair)) % 3 == 0 and 'split_bn' not in pair]
     flags = {'--data-dir': str(pictures), '--output': str(tmp_path / 'out'), **BASE, **student}
     for name in pair:
         flags.update(FEATURES[name])
-    argv, message = command_line(flags), expected_error(pair)
+    argv, message = [part.format(dad_set=dad_set) for part in command_line(flags)], expected_error(pair)
     if message:
         with pytest.raises(SystemExit) as error:
             train_dad.main(argv)
@@ -633,6 +673,26 @@ def test_any_timm_dataset(kind, needs, data_flags, tmp_path, seen):
     assert (tmp_path / 'out' / 'run' / 'preview.png').exists()
 
 
+@pytest.mark.parametrize(('kind', 'needs'), [('folder', ''), ('tar', ''), ('wds', 'webdataset'), ('hfds', 'datasets')])
+@pytest.mark.parametrize('stored', [False, True])
+def test_any_timm_dataset_with_a_set(kind, needs, stored, data_flags, tmp_path, seen):
+    if needs and importlib.util.find_spec(needs) is None:
+        pytest.skip(f'{kind}/ needs the package {needs}')
+    data = data_flags[kind]()
+    dataset = create_timm_dataset(data.get('--dataset', ''), data['--data-dir'], split='train')
+    feature = FEATURES['stored_logits' if stored else 'dad_dir']
+    flags = {**BASE, **STUDENTS[0], '--output': str(tmp_path / 'out'), '--no-aug': True, **data, **feature}
+    path = write_taught_set(tmp_path, dataset)
+    train_dad.main([part.format(dad_set=path) for part in command_line(flags)])
+    check_run(seen, {'stored_logits' if stored else 'dad_dir'})
+    for call in seen.calls:
+        clean, second = (call.input / 2 + 0.5).mul(255).round().chunk(2)
+        for view, other in zip(clean, second, strict=True):
+            # A stored pair has the frame of the view; without it the picture is squeezed, of nearly the same mean.
+            ratio = other.mean() / view.mean()
+            assert min(abs(ratio - 0.7), abs(ratio - 0.8)) < 0.02
+
+
 class Stream(IterableDataset):
     """A data set as a stream, such as those of ``wds/``: no index."""
 
@@ -643,7 +703,8 @@ class Stream(IterableDataset):
         return len(self.dataset)
 
     def __iter__(self):
-        return ((self.transform(image), target) for image, target in map(self.dataset.__getitem__, range(len(self))))
+        for image, target in map(self.dataset.__getitem__, range(len(self))):
+            yield image if self.transform is None else self.transform(image), target
 
 
 @pytest.mark.parametrize(
@@ -653,6 +714,8 @@ class Stream(IterableDataset):
         (FEATURES['random_view'], ''),
         (FEATURES['splits'], r'--aug-splits needs data with an index'),
         (FEATURES['cache'], r'--dad-cache needs data with an index'),
+        ({**FEATURES['splits'], **FEATURES['random_view']}, r'--aug-splits needs data with an index'),
+        ({**FEATURES['splits'], **FEATURES['cache']}, r'--dad-cache needs data with an index'),
         (FEATURES['repeats'], r'--aug-repeats needs several processes and data with an index'),
     ],
 )

@@ -1,14 +1,11 @@
-"""Data sets, their class names, checks before work starts, two views."""
-
-import random
+"""Data sets, their class names, checks before work starts."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from timm.data import create_loader
 
-from timm_dad.data import TwoViews, check_images, create_dataset, dataset_class_names, open_dataset
+from timm_dad.data import check_images, create_dataset, dataset_class_names, open_dataset
 from timm_dad.loaders import PairMixup
 from timm_dad.train_args import parse_args
 
@@ -62,33 +59,6 @@ def test_a_broken_image_is_named(folder):
     (folder / 'train' / 'a' / '1.png').write_bytes(b'not a picture')
     with pytest.raises(ValueError, match=r'--val-dir: .*a.1\.png does not'):
         check_images(open_dataset('', str(folder), 'train', '--data-dir'), '--val-dir')
-
-
-def test_two_views_are_two_draws_in_the_layout_of_augmentation_splits(folder):
-    dataset = open_dataset('', str(folder), 'train', '--data-dir')
-    loader = create_loader(
-        dataset,
-        8,
-        6,
-        device=torch.device('cpu'),
-        num_workers=0,
-        persistent_workers=False,
-        mean=(0, 0, 0),
-        std=(1, 1, 1),
-    )
-    base, calls = dataset.transform, []
-
-    def shifted(image):
-        calls.append(random.random())
-        return base(image) + 50 * (len(calls) % 2 == 0)
-
-    dataset.transform = TwoViews(shifted)
-    input, target = next(iter(loader))
-    assert input.shape == (12, 3, 8, 8)
-    first, second = (input * 255).round().chunk(2)
-    assert (second == first + 50).all()
-    assert (target[:6] == target[6:]).all()
-    assert len(calls) == 12
 
 
 @pytest.mark.parametrize('config', [{'mixup_alpha': 1.0}, {'mixup_alpha': 0.0, 'cutmix_alpha': 1.0}])

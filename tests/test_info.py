@@ -10,6 +10,9 @@ import pytest
 import timm
 import torch
 from accelerate.state import AcceleratorState
+from dad_sets import write_taught_set
+from folders import write_pictures
+from timm.data import create_dataset
 from torch import nn
 
 from timm_dad import info, load_vqgan
@@ -154,6 +157,22 @@ def test_other_trainings_have_one_mode(flags, parts, capsys):
     assert list(made['modes']) == ['training']
     assert made['modes']['training']['total']['seconds'] > 0
     assert 'training' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('stored', [False, True])
+def test_a_training_from_a_dad_set_has_one_mode_and_no_vqgan(tmp_path, stored, capsys):
+    pictures = write_pictures(tmp_path / 'pictures', train=6, validation=2)
+    dad_set = write_taught_set(tmp_path, create_dataset('', str(pictures), split='train'))
+    flags = ['--data-dir', str(pictures), '--model', 'test_resnet', '--num-classes', '4', '--img-size', '32', '--dad',
+             '--dad-dir', str(dad_set), *(['--dad-stored-logits', '--no-aug'] if stored else [])]  # fmt: skip
+    made = info.main([*SMALLEST, *flags])
+    assert set(made['parts']) == ({'student'} if stored else {'student', 'teacher'})
+    assert list(made['modes']) == ['training']
+    passes = {name: row['passes'] for name, row in made['modes']['training']['per_image'].items() if row['passes']}
+    assert passes == {'student forward': 2, **({} if stored else {'teacher forward': 2})}
+    text = capsys.readouterr().out
+    assert (f'teacher  stored logits of {dad_set}' if stored else 'teacher  demo') in text
+    assert ('teacher and VQGAN in' in text) == (not stored)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from timm_dad.attack import AttackConfig
 from timm_dad.augment import DADAugment
 from timm_dad.loss import DADLossConfig
+from timm_dad.schedule import DADSchedule
 from timm_dad.task import DADTask
 
 TARGET = torch.tensor([0, 1, 2, 3])
@@ -180,9 +181,85 @@ def test_without_an_augment_the_second_view_is_distilled_as_it_is(student, teach
     assert result['teacher_kept'] == kept
 
 
+def test_the_teacher_sees_both_views_of_pairs_in_one_batch(student, teacher, input, monkeypatch):
+    seen, forward = [], type(teacher).forward
+    monkeypatch.setattr(type(teacher), 'forward', lambda self, x: seen.append(x) or forward(self, x))
+    pairs = torch.cat([input, input.flip(3)])
+    DADTask(student, teacher, None, verbose=False)(pairs, TARGET.repeat(2))
+    assert len(seen) == 1
+    torch.testing.assert_close(seen[0], to_pixels(pairs))
+
+
+def test_without_a_second_view_the_teacher_sees_the_clean_ones_alone(student, teacher, input, monkeypatch):
+    seen, forward = [], type(teacher).forward
+    monkeypatch.setattr(type(teacher), 'forward', lambda self, x: seen.append(x) or forward(self, x))
+    task = DADTask(student, teacher, None, schedule=DADSchedule(prob=0.0), verbose=False)
+    result = task(torch.cat([input, input.flip(3)]), TARGET.repeat(2))
+    assert [len(x) for x in seen] == [4]
+    assert result['dad_loss'] == result['teacher_kept'] == 0
+
+
+def test_pairs_with_splits_distil_the_first_split_and_the_second_view(student, teacher, input):
+    splits, second = torch.cat([input, input.roll(2, 3), input.roll(3, 2)]), input.flip(3)
+    reference = copy.deepcopy(student).train()
+    logits = reference(torch.cat([splits, second]))
+    task = DADTask(student, teacher, None, num_splits=3, verbose=False).train()
+    result = task(torch.cat([splits, second]), TARGET.repeat(4))
+    expected = {
+        'output': logits[:12],
+        'task_loss': nn.functional.cross_entropy(logits[:12], TARGET.repeat(3)),
+        'kd_loss': reference_kl(teacher(to_pixels(input)), logits[:4], 4.0),
+        'dad_loss': reference_kl(teacher(to_pixels(second)), logits[12:], 4.0),
+        'teacher_kept': (teacher(to_pixels(second)).argmax(dim=1) == TARGET).float().mean(),
+    }
+    for name, value in expected.items():
+        torch.testing.assert_close(result[name], value, atol=1e-5, rtol=1e-4)
+
+
+class Stored:
+    """Logits by row, of targets that are ``10 * row + label``."""
+
+    def __init__(self, clean, second):
+        self.clean, self.second = clean, second
+
+    def labels(self, coded):
+        return coded % 10
+
+    def read(self, coded):
+        return self.clean[coded // 10], self.second[coded // 10]
+
+
+@pytest.mark.parametrize('prob', [0.0, 1.0])
+def test_stored_logits_take_the_place_of_the_teacher(student, teacher, input, prob):
+    second, order = input.flip(3), torch.tensor([2, 0, 3, 1])
+    answers = [teacher(to_pixels(view)) for view in (input, second)]
+    places = torch.empty(4, dtype=torch.int64).scatter_(0, order, torch.arange(4))  # row in the set of each image
+    stored = Stored(*(logits[places.argsort()] for logits in answers))
+    schedule, pairs = DADSchedule(prob=prob), torch.cat([input, second])
+    expected = DADTask(copy.deepcopy(student), teacher, None, schedule=schedule, verbose=False).train()(
+        pairs, TARGET.repeat(2)
+    )
+    task = DADTask(student, None, None, stored=stored, schedule=schedule, verbose=False).train()
+    result = task(pairs, (10 * places + TARGET).repeat(2))
+    for name, value in expected.items():
+        torch.testing.assert_close(result[name], value, atol=1e-5, rtol=1e-4)
+    assert {id(p) for p in task.parameters()} == {id(p) for p in student.parameters()}
+
+
+def test_one_of_teacher_and_stored_logits_is_needed(student, teacher, augment):
+    stored = Stored(torch.zeros(1, 5), torch.zeros(1, 5))
+    for both in ({'teacher': None}, {'teacher': teacher, 'stored': stored}):
+        with pytest.raises(ValueError, match='are of a teacher or stored: pass one of teacher and stored'):
+            DADTask(student, augment=None, **both)
+    with pytest.raises(ValueError, match='stored logits are of views that were made before: pass no augment'):
+        DADTask(student, None, augment, stored=stored)
+
+
 def test_a_batch_that_holds_no_whole_views_is_refused(student, teacher, augment, input):
     with pytest.raises(ValueError, match='a batch of 2 views must be a multiple of that, got 3 images'):
         DADTask(student, teacher, None, verbose=False)(input[:3], TARGET[:3])
+    with pytest.raises(ValueError, match='a batch of 4 views must be a multiple of that, got 6 images'):
+        DADTask(student, teacher, None, num_splits=3, verbose=False)(torch.cat([input, input[:2]]), TARGET)
     with pytest.raises(ValueError, match='a batch of 3 views must be a multiple of that, got 4 images'):
         DADTask(student, teacher, augment, num_splits=3, verbose=False)(input, TARGET)
 

@@ -2,24 +2,29 @@
 
 import csv
 import os
+import random
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
+from dad_sets import write_taught_set
 from folders import write_pictures
-from timm.data import AugMixDataset, create_dataset, create_loader
+from timm.data import AugMixDataset, FastCollateMixup, create_dataset, create_loader
 from timm.models import save_for_hf
 from torch import nn
 
 from timm_dad import run_timm
 from timm_dad.cli import main
+from timm_dad.loaders import PairCollateMixup
+from timm_dad.pairs import DADPairs
 from timm_dad.patch import patch_file
-from timm_dad.timm_train import check_args, create_task, set_views
+from timm_dad.timm_train import check_args, create_task, pair_views
 from timm_dad.train_args import create_parser
 from timm_dad.vqgan_presets import PRESETS
 
@@ -32,18 +37,22 @@ DATA_CONFIG = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5), 'input_size': (3
 SCRIPT = """
 import argparse
 import torch
-from timm.data import create_dataset, create_loader, resolve_data_config
+from timm.data import AugMixDataset, FastCollateMixup, create_dataset, create_loader, resolve_data_config
 from timm.models import create_model
 from timm.task import ClassificationTask
 
 seen = []
+batches = []
 parser = argparse.ArgumentParser()
 for flag in ('kd-model-name', 'in-chans', 'input-size', 'cutmix-minmax'):
     parser.add_argument(f'--{flag}')
-for flag in ('naflex-loader', 'no-prefetcher', 'use-multi-epochs-loader', 'split-bn'):
+for flag in ('naflex-loader', 'no-prefetcher', 'use-multi-epochs-loader', 'split-bn', 'resplit', 'no-aug'):
     parser.add_argument(f'--{flag}', action='store_true')
-for flag in ('aug-splits', 'mixup', 'cutmix'):
+for flag in ('mixup', 'cutmix', 'reprob', 'mixup-switch-prob', 'smoothing'):
     parser.add_argument(f'--{flag}', type=float, default=0)
+parser.add_argument('--aug-splits', type=int, default=0)
+parser.add_argument('--mixup-prob', type=float, default=1)
+parser.add_argument('--mixup-mode', default='batch')
 parser.add_argument('--data-dir')
 parser.add_argument('--epochs', type=int, default=3)
 parser.add_argument('--num-classes', type=int, default=4)
@@ -56,6 +65,7 @@ def _parse_args():
 def main():
     args, text = _parse_args()
     assert text == 'text'
+    torch.manual_seed(0)
     model = create_model('test_resnet', num_classes=args.num_classes)
     config = resolve_data_config(
         {'img_size': 32, 'mean': (0.4, 0.5, 0.6), 'std': (0.3, 0.2, 0.1)}, model=model, verbose=False
@@ -64,7 +74,13 @@ def main():
     common.update(batch_size=8, persistent_workers=False, device=torch.device('cpu'))
     common.update(use_prefetcher=not args.no_prefetcher)
     dataset, dataset_eval = (create_dataset('', args.data_dir, split=split) for split in ('train', 'validation'))
-    loader = create_loader(dataset, is_training=True, **common)
+    collate_fn = None
+    if args.mixup and not args.no_prefetcher:
+        collate_fn = FastCollateMixup(mixup_alpha=args.mixup, num_classes=args.num_classes)
+    if args.aug_splits > 1:
+        dataset = AugMixDataset(dataset, num_splits=args.aug_splits)
+    training = {'is_training': True, 'no_aug': args.no_aug, 'num_aug_splits': args.aug_splits, 'collate_fn': collate_fn}
+    loader = create_loader(dataset, **training, **common)
     loader_eval = create_loader(dataset_eval, is_training=False, **common)
     task = ClassificationTask(
         model=model, criterion=torch.nn.CrossEntropyLoss(), device=torch.device('cpu'), dtype=None, verbose=True
@@ -79,7 +95,34 @@ def train_one_epoch(epoch, model, loader, task=None):
     result = task(input, target)
     result['loss'].backward()
     seen.append((epoch, len(input), getattr(task, 'dad_weight', None)))
+    batches.append((input, target, {name: value.detach() for name, value in result.items()}))
 """
+
+
+# The same with the lines of patches/ in it.
+PATCHED = (
+    SCRIPT.replace('import argparse\n', 'import argparse\nfrom timm_dad import timm_train as dad\n')
+    .replace('\n\ndef _parse_args', 'dad.add_dad_args(parser)\n\n\ndef _parse_args')
+    .replace("    assert text == 'text'\n", '    dad.check_args(args)\n')
+    .replace(
+        '    training = {',
+        '    dataset, collate_fn = dad.pair_views(args, dataset, config, collate_fn)\n    training = {',
+    )
+    .replace(
+        '    for epoch in range(args.epochs):\n',
+        '    if args.dad:\n'
+        "        task = dad.create_task(args, model, task.criterion, dataset, config, torch.device('cpu'))\n"
+        '    for epoch in range(args.epochs):\n'
+        '        if args.dad:\n'
+        '            task.set_epoch(epoch)\n',
+    )
+)
+
+
+@pytest.fixture(scope='module')
+def dad_set(pictures, tmp_path_factory):
+    dataset = create_dataset('', str(pictures), split='train')
+    return write_taught_set(tmp_path_factory.mktemp('sets'), dataset, light=[0.5])
 
 
 @pytest.fixture(scope='module')
@@ -124,16 +167,17 @@ def seen():
         ((*DAD, '--dad-cache', '2'), '--dad-cache needs `timm-dad train`'),
         ((*DAD, '--naflex-loader'), '--dad does not go with --naflex-loader'),
         ((*DAD, '--train-img-sizes', '32', '48'), '--dad does not go with --train-img-sizes'),
-        ((*DAD[:3], '--dad-view', 'random', '--mixup', '0.2'), 'needs --no-prefetcher'),
-        ((*DAD[:3], '--dad-view', 'random', '--use-multi-epochs-loader'), 'does not go with --use-multi-epochs-loader'),
+        ((*DAD[:3], '--dad-dir', '{dad_set}', '--mixup', '0.2', '--no-prefetcher'), 'needs the prefetcher'),
+        ((*DAD[:3], '--dad-dir', '{dad_set}', '--dad-eps', '0.2'), '--dad-eps was fixed when the DAD set was made'),
+        ((*DAD[:3], '--dad-dir', 'nowhere'), '--dad-dir: nowhere holds no DAD set'),
         ((*DAD, '--kd-model-name', 'resnet18'), '--kd-model-name is another distillation than --dad'),
         (('--dad-eps', '0.1'), '--dad-eps needs --dad'),
         ((*DAD, '--dad-prob=2'), '--dad-prob: prob is a probability'),
         ((*DAD[:3], '--dad-view', 'random', '--dad-eps', '0.1'), '--dad-eps shapes the DAD view'),
     ],
 )
-def test_a_bad_flag_ends_with_one_line(parse, capsys, flags, message):
-    args = parse(*flags)
+def test_a_bad_flag_ends_with_one_line(parse, capsys, flags, message, dad_set):
+    args = parse(*(flag.format(dad_set=dad_set) for flag in flags))
     with pytest.raises(SystemExit) as stop:
         check_args(args)
     error = capsys.readouterr().err
@@ -158,10 +202,15 @@ def test_a_flag_may_be_abbreviated_as_timm_allows_it(parse, capsys):
         ('--naflex-loader', '--train-img-sizes', '32', '--mixup', '0.2'),
         (*DAD, '--mixup', '0.2', '--use-multi-epochs-loader'),
         (*DAD[:3], '--dad-view', 'random', '--mixup', '0.2', '--no-prefetcher'),
+        (*DAD[:3], '--dad-view', 'random', '--mixup', '0.2'),
+        (*DAD[:3], '--dad-view', 'random', '--use-multi-epochs-loader'),
+        ('--dad', '--dad-dir', '{dad_set}', '--mixup', '0.2', '--use-multi-epochs-loader'),
+        ('--dad', '--dad-dir', '{dad_set}', '--aug-splits', '3', '--dad-same-crop'),
+        ('--dad', '--dad-dir', '{dad_set}', '--dad-stored-logits', '--no-aug'),
     ],
 )
-def test_what_composes_passes(parse, flags):
-    check_args(parse(*flags))
+def test_what_composes_passes(parse, flags, dad_set):
+    check_args(parse(*(flag.format(dad_set=dad_set) for flag in flags)))
 
 
 def test_the_main_process_says_it_before_another_exits(parse, capsys, monkeypatch):
@@ -219,11 +268,10 @@ def test_what_does_not_fit_ends_with_one_line(parse, pictures, capsys):
 @pytest.mark.parametrize('no_prefetcher', [False, True])
 def test_random_views_come_as_all_first_then_all_second(parse, pictures, no_prefetcher):
     args = parse(*DAD[:3], '--dad-view', 'random', *(['--no-prefetcher'] if no_prefetcher else []))
-    dataset = create_dataset('', str(pictures), split='train')
+    dataset, collate_fn = pair_views(args, create_dataset('', str(pictures), split='train'), DATA_CONFIG, None)
     loader = create_loader(dataset, (3, 32, 32), 4, is_training=True, color_jitter=0.0, num_workers=0,
-                           persistent_workers=False, device=torch.device('cpu'),
+                           persistent_workers=False, device=torch.device('cpu'), collate_fn=collate_fn,
                            use_prefetcher=not no_prefetcher)  # fmt: skip
-    set_views(args, dataset, loader)
     input, target = next(iter(loader))
     assert input.shape == (8, 3, 32, 32)
     assert torch.equal(target[:4], target[4:])
@@ -235,8 +283,39 @@ def test_random_views_come_as_all_first_then_all_second(parse, pictures, no_pref
             assert 0 < own < torch.cdist(second[None], others).min()
 
 
-def test_dad_views_need_nothing_of_the_loader(parse):
-    set_views(parse(*DAD), None, None)
+def test_views_made_in_the_task_need_nothing_of_the_data(parse):
+    without = parse('--no-dad')
+    without.dad_dir = 'a set that a --config names'
+    for args in (parse(*DAD), without):
+        dataset, collate_fn = object(), object()
+        assert pair_views(args, dataset, DATA_CONFIG, collate_fn) == (dataset, collate_fn)
+
+
+def test_pairs_of_a_set_in_the_place_of_timms_splits_and_mixing(parse, pictures, dad_set):
+    data = create_dataset('', str(pictures), split='train')
+    args = parse('--dad', '--dad-dir', str(dad_set), '--num-classes', '4', '--aug-splits', '3')
+    dataset, collate_fn = pair_views(args, AugMixDataset(data, num_splits=3), DATA_CONFIG, None)
+    assert isinstance(dataset, DADPairs)
+    assert dataset.dataset is data
+    assert dataset.views.num_splits == 3
+    assert collate_fn is None
+    mixing = FastCollateMixup(num_classes=4)
+    args = parse('--dad', '--dad-dir', str(dad_set), '--num-classes', '4', '--mixup', '0.3', '--smoothing', '0.2')
+    _, collate_fn = pair_views(args, data, DATA_CONFIG, mixing)
+    assert isinstance(collate_fn, PairCollateMixup)
+    assert (collate_fn.mixup_alpha, collate_fn.label_smoothing) == (0.3, 0.2)
+
+
+def test_a_set_that_does_not_fit_ends_with_one_line(parse, pictures, dad_set, capsys):
+    data = create_dataset('', str(pictures), split='train')
+    args = parse('--dad', '--dad-dir', str(dad_set), '--num-classes', '4')
+    with pytest.raises(SystemExit):
+        pair_views(args, data, {**DATA_CONFIG, 'input_size': (3, 64, 64)}, None)
+    error = capsys.readouterr().err
+    assert error.startswith(
+        f'train.py: error: --dad-dir {dad_set}: its views are 32 x 32, and the student takes 64 x 64'
+    )
+    assert error.count('\n') == 1
 
 
 # From outside.
@@ -256,6 +335,58 @@ def test_run_gives_two_random_views_in_training_alone(script, pictures):
     main(['run', script(), '--data-dir', str(pictures), *DAD[:3], '--dad-view', 'random', '--epochs', '1'])
     (_, train_batch, _), (eval_batch, _) = seen()
     assert (train_batch, eval_batch) == (16, 8)
+
+
+SETS = {
+    'plain': ((), 2),
+    'one crop': (('--dad-same-crop',), 2),
+    'mixing': (('--mixup', '0.8'), 2),
+    'splits': (('--aug-splits', '3'), 4),
+    'stored': (('--dad-stored-logits', '--no-aug'), 2),
+    'no prefetcher': (('--no-prefetcher',), 2),
+    'random': (('--dad-view', 'random', '--mixup', '0.8'), 2),
+}
+
+
+@pytest.mark.parametrize('kind', SETS)
+def test_pairs_in_both_ways(script, pictures, dad_set, monkeypatch, kind):
+    more, views = SETS[kind]
+    flags = ['--data-dir', str(pictures), '--dad', *more]
+    flags += ['--dad-teacher', 'demo'] if kind == 'random' else ['--dad-dir', str(dad_set)]
+    results = []
+    for text in (SCRIPT, PATCHED):
+        torch.manual_seed(0)
+        np.random.seed(0)
+        random.seed(0)
+        path = script(text)
+        if text == SCRIPT:
+            main(['run', path, *flags])
+            module = sys.modules['timm_train_script']
+        else:
+            monkeypatch.setattr(sys, 'argv', [path, *flags])
+            module = run_timm.load_script(Path(path))
+            module.main()
+        results.append(module.batches)
+        assert module.seen[-1][0] == 8  # validation has no pairs
+        assert bool(module.seen[-1][1].teacher) == (kind != 'stored')
+        assert module.seen[-1][1].vqgan is None
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+    for input, target, result in results[0]:
+        assert len(input) == views * 8
+        assert result['loss'].isfinite()
+        assert result['dad_loss'] > 0
+        first, second = to_pixels(input[:8]), to_pixels(input[-8:])
+        if kind in ('one crop', 'stored'):  # colours are jittered alike, not in proportion
+            assert (second.mean(dim=(1, 2, 3)) < 0.7 * first.mean(dim=(1, 2, 3))).all()
+        if kind == 'stored':
+            torch.testing.assert_close(second, first / 2, atol=1.1 / 255, rtol=0)
+            assert (target >= 0).all()
+            assert (target < 24 * 4).all()
+
+
+def to_pixels(x_norm):
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in ((0.4, 0.5, 0.6), (0.3, 0.2, 0.1)))
+    return x_norm * std + mean
 
 
 def test_run_without_dad_is_the_script(script, pictures):
@@ -439,7 +570,7 @@ def test_without_dad_both_are_timms_script(train, tmp_path, kd):
 
 @needs_timm
 @pytest.mark.slow
-@pytest.mark.parametrize('more', [(), ('--mixup', '0.2', '--no-prefetcher')])
+@pytest.mark.parametrize('more', [(), ('--mixup', '0.2', '--no-prefetcher'), ('--mixup', '0.2', '--aa', 'rand-m9')])
 def test_two_random_views_in_both(train, more):
     flags = (*DAD[:3], '--dad-view', 'random', *more)
     assert_equal(train('run', *flags), train('patched', *flags))
@@ -450,6 +581,32 @@ def test_two_random_views_in_both(train, more):
 def test_augmix_in_both(train):
     flags = (*DAD, '--aug-splits', '3', '--aa', 'augmix-m3-w3', '--jsd-loss', '--split-bn')
     assert_equal(train('run', *flags), train('patched', *flags))
+
+
+@needs_timm
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'more',
+    [
+        ('--aa', 'rand-m9-mstd0.5', '--reprob', '0.2'),
+        ('--mixup', '0.2', '--cutmix', '1', '--mixup-off-epoch', '1'),
+        ('--no-prefetcher', '--dad-same-crop'),
+        ('--aug-splits', '3', '--aa', 'augmix-m3-w3', '--jsd-loss', '--split-bn'),
+        ('--dad-stored-logits', '--no-aug', '--use-multi-epochs-loader'),
+    ],
+)
+def test_a_dad_set_in_both(train, dad_set, more):
+    flags = ('--dad', '--dad-dir', dad_set, *more)
+    assert_equal(train('run', *flags), train('patched', *flags))
+
+
+@needs_timm
+@pytest.mark.slow
+def test_a_dad_set_in_two_processes(train, dad_set):
+    flags = ('--dad', '--dad-dir', dad_set, '--mixup', '0.2', '-b', '6')
+    run = train('run', *flags, start='torchrun')
+    assert run.steps == {4}
+    assert_equal(train('patched', *flags, start='torchrun'), run)
 
 
 @needs_timm

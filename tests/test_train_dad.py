@@ -14,9 +14,11 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from dad_sets import write_taught_set
 from folders import CLASSES, write_pictures
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from timm.data import create_dataset as create_timm_dataset
 from timm.utils import CheckpointSaver
 
 import train_dad
@@ -44,11 +46,12 @@ def flags(pictures, output, *more):
         *('--data-dir', str(pictures), '--output', str(output), '--experiment', 'run', '--model', 'test_resnet'),
         *('--num-classes', '4', '--img-size', '32', '--mean', '0.5', '0.5', '0.5', '--std', '0.5', '0.5'),
         *('0.5', '--batch-size', '12', '--workers', '0', '--epochs', '2', '--opt', 'adamw', '--lr', '0.01'),
-        *('--warmup-epochs', '0', *more),
+        *('--warmup-epochs', '0', *map(str, more)),
     ]
 
 
 DAD = ('--dad', '--dad-teacher', 'demo', '--dad-vqgan', 'demo')
+SET = ('--dad', '--dad-dir', '{dad_set}')
 
 
 def weights(output, name='last'):
@@ -86,6 +89,49 @@ def test_two_steps_of_dad_leave_everything_that_a_run_leaves(pictures, tmp_path)
     assert height > 6 * 128
 
 
+@pytest.fixture(scope='module')
+def dad_set(pictures, tmp_path_factory):
+    dataset = create_timm_dataset('', str(pictures), split='train')
+    return write_taught_set(tmp_path_factory.mktemp('sets'), dataset)
+
+
+def test_a_run_from_a_dad_set_loads_no_vqgan(pictures, dad_set, tmp_path, monkeypatch, capsys):
+    def never(*args, **kwargs):
+        raise AssertionError('a VQGAN was loaded')
+
+    monkeypatch.setattr('timm_dad.pair_args.load_vqgan', never)
+    results = train_dad.main(flags(pictures, tmp_path, '--dad', '--dad-dir', dad_set, '--eval-suites', f'a={pictures}'))
+    assert set(results['teacher']) == {'a'}
+    assert all(float(row['train_dad_loss']) > 0 for row in summary(tmp_path))
+    assert not (tmp_path / 'run' / 'preview.png').exists()
+    args = yaml.safe_load((tmp_path / 'run' / 'args.yaml').read_text())
+    assert (args['dad_dir'], args['dad_teacher']) == (str(dad_set), 'demo')
+
+
+def test_a_run_from_stored_logits_loads_no_teacher(pictures, dad_set, tmp_path, monkeypatch, capsys):
+    def never(*args, **kwargs):
+        raise AssertionError('a teacher was loaded')
+
+    monkeypatch.setattr('timm_dad.dad_args.create_teacher', never)
+    more = ('--dad', '--dad-dir', dad_set, '--dad-stored-logits', '--no-aug', '--eval-suites', f'a={pictures}')
+    results = train_dad.main(flags(pictures, tmp_path, *more))
+    assert set(results['student']) == {'a'}
+    assert 'teacher' not in results
+    assert 'teacher' not in capsys.readouterr().out.splitlines()[0]
+    assert all(float(row['train_kd_loss']) > 0 < float(row['train_dad_loss']) for row in summary(tmp_path))
+
+
+def test_a_set_of_other_pictures_ends_with_one_line(pictures, dad_set, tmp_path, capsys):
+    other = write_pictures(tmp_path / 'other', train=5, validation=3)
+    with pytest.raises(SystemExit):
+        train_dad.main(flags(other, tmp_path / 'out', '--dad', '--dad-dir', dad_set))
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(
+        f'train_dad.py: error: --dad-dir {dad_set}: it was made of 24 images, and the data set has 20'
+    )
+    assert not (tmp_path / 'out').exists()
+
+
 def test_checkpoint_holds_the_student_alone_and_timm_loads_it(pictures, tmp_path):
     train_dad.main(flags(pictures, tmp_path, *DAD, '--model-ema'))
     checkpoint = weights(tmp_path)
@@ -105,9 +151,10 @@ def test_equal_seeds_give_equal_bits_and_other_seeds_do_not(pictures, tmp_path):
     assert states[0] == states[1] != states[2]
 
 
-@pytest.mark.parametrize('cache', ['0', '2'])
-def test_a_resumed_run_ends_with_the_bits_of_an_undisturbed_one(pictures, tmp_path, monkeypatch, cache):
-    more = (*DAD, '--dad-cache', cache, '--model-ema', '--epochs', '4', '--smoothing', '0.1', '--mixup', '0.2')
+@pytest.mark.parametrize('source', ['fresh', 'cache', 'set'])
+def test_a_resumed_run_ends_with_the_bits_of_an_undisturbed_one(pictures, dad_set, tmp_path, monkeypatch, source):
+    dad = {'fresh': DAD, 'cache': (*DAD, '--dad-cache', '2'), 'set': ('--dad', '--dad-dir', dad_set)}[source]
+    more = (*dad, '--model-ema', '--epochs', '4', '--smoothing', '0.1', '--mixup', '0.2')
     train_dad.main(flags(pictures, tmp_path / 'whole', *more))
     train_one_epoch = train_dad.train_one_epoch
 
@@ -517,6 +564,9 @@ VARIANTS = {
     'dad_vqgan': (DAD, ('--dad-vqgan', '{vqgan}')),
     'dad_view': (DAD[:3], ('--dad-view', 'random')),
     'dad_cache': (DAD, ('--dad-cache', '2')),
+    'dad_dir': (SET, ('--dad-dir', '{other_set}')),
+    'dad_same_crop': (SET, ('--dad-same-crop',)),
+    'dad_stored_logits': ((*SET, '--no-aug'), ('--dad-stored-logits',)),
     'dad_norm': ((*DAD, '--dad-eps', '0.2', '--dad-step-size', '0.1'), ('--dad-norm', 'linf')),
     'dad_eps': ((*DAD, '--dad-step-size', '4'), ('--dad-eps', '4')),
     'dad_step_size': ((*DAD, '--dad-eps', '4'), ('--dad-step-size', '4')),
@@ -566,6 +616,10 @@ def things(pictures, tmp_path_factory):
         Image.open(path).transpose(Image.Transpose.ROTATE_90).save(copy)
     teacher = timm.create_model('test_resnet', num_classes=4)
     timm.models.save_for_hf(teacher, root / 'timm_teacher', model_config={'num_classes': 4}, safe_serialization=True)
+    dataset = create_timm_dataset('', str(pictures), split='train')
+    sets = {
+        name: write_taught_set(root / name, dataset, light) for name, light in (('a', (0.7, 0.8)), ('b', (0.4, 0.5)))
+    }
     (root / 'class_map.txt').write_text('\n'.join(reversed(CLASSES)))
     (root / 'config.yaml').write_text('weight_decay: 0.5\n')
     (root / 'classnames.txt').write_text('vehicle\nweather\nfood\ntool\n')
@@ -589,6 +643,8 @@ def things(pictures, tmp_path_factory):
         'templates': root / 'templates.txt',
         'teacher_classes': root / 'teacher_classes.csv',
         'vqgan': root / 'vqgan.safetensors',
+        'dad_set': sets['a'],
+        'other_set': sets['b'],
     }
 
 
@@ -710,8 +766,10 @@ def test_tensorboard_has_every_loss_part(pictures, tmp_path):
     assert [event.step for event in events.Scalars('dad_loss')] == [0, 1]
 
 
-def test_a_run_can_be_had_again_from_its_args_yaml(pictures, tmp_path):
-    train_dad.main(flags(pictures, tmp_path / 'a', *DAD))
+@pytest.mark.parametrize('more', [(), ('--dad-stored-logits', '--no-aug'), None])
+def test_a_run_can_be_had_again_from_its_args_yaml(pictures, dad_set, tmp_path, more):
+    dad = DAD if more is None else ('--dad', '--dad-dir', dad_set, *more)
+    train_dad.main(flags(pictures, tmp_path / 'a', *dad))
     AcceleratorState._reset_state(reset_partial_state=True)
     train_dad.main(['--config', str(tmp_path / 'a' / 'run' / 'args.yaml'), '--output', str(tmp_path / 'b')])
     assert digest(weights(tmp_path / 'a')['state_dict']) == digest(weights(tmp_path / 'b')['state_dict'])

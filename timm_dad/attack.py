@@ -3,7 +3,7 @@
 It knows no model. DAD gives it the teacher's cross-entropy, DAT (Mao et al. 2022, arXiv:2209.07735) the student's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -98,7 +98,19 @@ def project(x_adv: Tensor, x_pix: Tensor, eps: Tensor, norm: str) -> Tensor:
     return (x_pix + delta).clamp(0, 1)
 
 
-def random_start(x_pix: Tensor, eps: Tensor, config: AttackConfig, generator: torch.Generator | None) -> Tensor:
+# Source of randomness: one for the batch, or one an image, so that an image's draw does not depend on its batch.
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+def _draw(sample: Callable[..., Tensor], shape: Sequence[int], device: torch.device, generator: Generators) -> Tensor:
+    """``sample`` of ``shape`` ``[B, ...]``, from one generator on the device or one an image on any device."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return sample(tuple(shape), device=device, generator=generator)
+    draws = [sample(tuple(shape[1:]), device=own.device, generator=own) for own in generator]
+    return torch.stack(draws).to(device)
+
+
+def random_start(x_pix: Tensor, eps: Tensor, config: AttackConfig, generator: Generators) -> Tensor:
     """Move each image, with probability ``config.random_start``, to a random point of its ball.
 
     The point is on the sphere for ``l2`` (as released) and uniform in the cube for ``linf``.
@@ -107,16 +119,17 @@ def random_start(x_pix: Tensor, eps: Tensor, config: AttackConfig, generator: to
         x_pix: Images ``[B, 3, H, W]``, range [0, 1].
         eps: Radii ``[B, 1, 1, 1]``, in [0, 1] pixel units.
         config: Norm and probability.
-        generator: Source of randomness on the device of ``x_pix``; torch's global one by default.
+        generator: Source of randomness on the device of ``x_pix``, or a list of one an image, on any device; torch's
+            global one by default.
 
     Returns:
         Images, same shape, range [0, 1].
     """
     if config.norm == 'linf':
-        noise = torch.rand(x_pix.shape, device=x_pix.device, generator=generator) * 2 - 1
+        noise = _draw(torch.rand, x_pix.shape, x_pix.device, generator) * 2 - 1
     else:
-        noise = unit(torch.randn(x_pix.shape, device=x_pix.device, generator=generator), 'l2')
-    moved = torch.rand(len(x_pix), device=x_pix.device, generator=generator) < config.random_start
+        noise = unit(_draw(torch.randn, x_pix.shape, x_pix.device, generator), 'l2')
+    moved = _draw(torch.rand, x_pix.shape[:1], x_pix.device, generator) < config.random_start
     return (x_pix + _per_image(moved, x_pix) * eps * noise).clamp(0, 1)
 
 
@@ -140,7 +153,7 @@ def ascend(
     config: AttackConfig,
     *,
     eps: Tensor | None = None,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
 ) -> Tensor:
     """Ascend ``loss_fn`` inside the ball around ``x_pix``.
 
@@ -151,7 +164,8 @@ def ascend(
         config: Radius, steps and norm, in pixel units.
         eps: One radius per image ``[B]`` in place of ``config.eps``; ``config.step_size`` scales along, so
             ``config.eps`` must not be 0.
-        generator: Source of randomness on the device of ``x_pix``; torch's global one by default.
+        generator: Source of randomness on the device of ``x_pix``, or a list of one an image, on any device; torch's
+            global one by default.
 
     Returns:
         Perturbed images, same shape, memory format and range, fp32, detached.

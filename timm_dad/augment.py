@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from timm_dad.attack import AttackConfig, ascend
+from timm_dad.attack import AttackConfig, Generators, ascend
 from timm_dad.discretize import VQGAN
 from timm_dad.loss import hard_labels, teacher_cross_entropy
 from timm_dad.teacher import Teacher
@@ -20,6 +20,7 @@ class DADViews:
         x_vq: Reconstructions ``Q(x)``, the start of the attack.
         x_adv: Perturbed reconstructions, before they are discretized.
         x_dad: The DAD view.
+        dad_codes: Codes of the DAD view ``[B, h, w]``.
         dad_logits: Teacher's logits ``[B, K]`` on ``x_dad``.
         kept: Where the teacher predicts the label on ``Q(x_adv)`` ``[B]``, bool.
     """
@@ -27,6 +28,7 @@ class DADViews:
     x_vq: Tensor
     x_adv: Tensor
     x_dad: Tensor
+    dad_codes: Tensor
     dad_logits: Tensor
     kept: Tensor
 
@@ -113,29 +115,40 @@ class DADAugment:
         Raises:
             ValueError: If the VQGAN does not take the size (with its ``strict_size``), or the values.
         """
-        return self.attack_reconstruction(self.vqgan(x_pix), target, eps)
+        return self.attack_reconstruction(*self.vqgan.reconstruct(x_pix), target, eps)
 
     @torch.no_grad()
-    def attack_reconstruction(self, x_vq: Tensor, target: Tensor, eps: Tensor | None = None) -> DADViews:
+    def attack_reconstruction(
+        self, x_vq: Tensor, vq_codes: Tensor, target: Tensor, eps: Tensor | None = None, generator: Generators = None
+    ) -> DADViews:
         """Attack and discretize; several views of one image share its reconstruction.
 
         Args:
             x_vq: Reconstructions ``Q(x)`` ``[B, 3, H, W]``, range [0, 1].
+            vq_codes: Their codes ``[B, h, w]``.
             target: Class indices ``[B]`` or soft targets ``[B, K]``.
             eps: One radius per image ``[B]``, in place of the configured one.
+            generator: Source of randomness, as ``ascend`` takes it.
 
         Returns:
             The DAD view and what was on the way to it, all detached.
         """
         with torch.autocast(x_vq.device.type, enabled=False):
-            x_adv = ascend(lambda x: teacher_cross_entropy(self.teacher(x), target), x_vq, self.attack, eps=eps)
-            x_dad = self.vqgan(x_adv)
+            x_adv = ascend(
+                lambda x: teacher_cross_entropy(self.teacher(x), target),
+                x_vq,
+                self.attack,
+                eps=eps,
+                generator=generator,
+            )
+            x_dad, dad_codes = self.vqgan.reconstruct(x_adv)
             dad_logits = self.teacher(x_dad)
             kept = dad_logits.argmax(dim=-1) == hard_labels(target)
             if self.keep_label:
                 x_dad = torch.where(kept.view(-1, 1, 1, 1), x_dad, x_vq)
+                dad_codes = torch.where(kept.view(-1, 1, 1), dad_codes, vq_codes)
                 dad_logits = torch.where(kept.view(-1, 1), dad_logits, self.teacher(x_vq))
-        return DADViews(x_vq=x_vq, x_adv=x_adv, x_dad=x_dad, dad_logits=dad_logits, kept=kept)
+        return DADViews(x_vq=x_vq, x_adv=x_adv, x_dad=x_dad, dad_codes=dad_codes, dad_logits=dad_logits, kept=kept)
 
     def __call__(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Append the DAD view of every image, in the layout of timm's augmentation splits.

@@ -3,7 +3,7 @@
 ``train`` is ``train_dad.py``; ``demo`` compares plain, KD and DAD on the embedded data; ``patch`` adds the flags
 ``--dad`` to timm's own ``train.py``; ``run`` starts that file with them, without touching it; ``convert`` writes the
 checkpoint of a VQGAN as safetensors; ``probe`` fits a linear head for a teacher; ``vqgan train`` trains a VQGAN;
-``info`` says what a training would take.
+``info`` says what a training would take; ``generate`` makes the DAD views of a data set once, ``verify`` checks them.
 """
 
 import argparse
@@ -18,7 +18,13 @@ from timm_dad.demo import run
 from timm_dad.patch import patch_file
 
 # Commands that are imported when they are used.
-_MODULES = {'probe': 'timm_dad.probe', 'vqgan': 'timm_dad.vqgan_command', 'info': 'timm_dad.info'}
+_MODULES = {
+    'probe': 'timm_dad.probe',
+    'vqgan': 'timm_dad.vqgan_command',
+    'info': 'timm_dad.info',
+    'generate': 'timm_dad.generate_command',
+    'verify': 'timm_dad.verify',
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -30,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog='timm-dad', description=__doc__, add_help=False)
     parser.add_argument(
-        'command', nargs='?', choices=('train', 'demo', 'patch', 'run', 'convert', 'probe', 'vqgan', 'info'),
+        'command', nargs='?', choices=('train', 'demo', 'patch', 'run', 'convert', *_MODULES),
         help='what to do; COMMAND --help tells more',
     )  # fmt: skip
     parser.add_argument('-h', '--help', action='store_true', help='show this message and exit')

@@ -9,66 +9,28 @@ from torch import Tensor, nn
 
 from timm_dad.attack import NORMS, AttackConfig
 from timm_dad.augment import DADAugment
-from timm_dad.demo.data import DEMO_VQGAN
+from timm_dad.dad_set import DADSet
 from timm_dad.discretize import VQGAN
-from timm_dad.frozen import PRECISIONS
+from timm_dad.frozen import PRECISIONS, prepare_frozen
 from timm_dad.loss import DADLossConfig
+from timm_dad.pair_args import add_pair_args, check_pair_args, load_vqgan_by_spec, uses_cache, uses_pairs
 from timm_dad.schedule import EPS_SCHEDULES, DADSchedule
+from timm_dad.set_match import check_teacher
+from timm_dad.stored_logits import StoredLogits
 from timm_dad.task import DADTask
 from timm_dad.teacher import Teacher
 from timm_dad.teacher_args import add_teacher_args, check_teacher_args
 from timm_dad.teacher_args import create_teacher as create_teacher
-from timm_dad.vqgan_files import load_vqgan
 from timm_dad.vqgan_presets import PRESETS
-
-# Flags that shape the DAD view alone: useless when the second view is a random one.
-_VIEW_FLAGS = (
-    'vqgan',
-    'strict_size',
-    'eps',
-    'step_size',
-    'num_steps',
-    'norm',
-    'random_start',
-    'keep_label',
-    'cache',
-    'eps_sched',
-    'eps_start',
-)
 
 
 def add_dad_args(parser: argparse.ArgumentParser) -> None:
     """Add the group ``--dad ...`` to a parser; defaults are those of the config dataclasses."""
-    attack, loss, schedule = AttackConfig(), DADLossConfig(), DADSchedule()
+    loss, schedule = DADLossConfig(), DADSchedule()
     group = parser.add_argument_group('Discrete Adversarial Distillation')
     group.add_argument('--dad', action=argparse.BooleanOptionalAction, default=False, help='train with DAD')
-    add_teacher_args(group)
-    group.add_argument(
-        '--dad-vqgan', metavar='SPEC',
-        help='weights of a VQGAN of taming or latent-diffusion (.safetensors, .ckpt, .pth or .pt, with the .yaml '
-        f'beside), a folder of a diffusers VQModel, demo, or one of {", ".join(PRESETS)}',
-    )  # fmt: skip
-    group.add_argument(
-        '--dad-strict-size', action='store_true',
-        help='refuse image sizes that the factor of the VQGAN does not divide (default: pad them by reflection)',
-    )  # fmt: skip
-    group.add_argument(
-        '--dad-view', choices=('dad', 'random'), default='dad',
-        help='second view that is distilled: DAD, or another random view (plain distillation at equal compute)',
-    )  # fmt: skip
-    group.add_argument(
-        '--dad-cache', type=int, default=0, metavar='K',
-        help='make K DAD views of every image (its validation crop) once, in memory, and draw from them '
-        '(default: a fresh view of every batch)',
-    )  # fmt: skip
-    group.add_argument('--dad-norm', choices=NORMS, default=attack.norm, help='norm of the attack')
-    group.add_argument('--dad-eps', type=float, default=attack.eps, help='radius of the attack, in [0, 1] pixel units')
-    group.add_argument('--dad-step-size', type=float, default=attack.step_size, help='its step size, same units')
-    group.add_argument('--dad-num-steps', type=int, default=attack.num_steps, help='its number of steps')
-    group.add_argument(
-        '--dad-random-start', type=float, default=attack.random_start, help='probability of a random start'
-    )
-    group.add_argument('--dad-keep-label', action='store_true', help='take Q(x) where the teacher loses the label')
+    add_view_args(group)
+    add_pair_args(group)
     group.add_argument('--dad-prob', type=float, default=schedule.prob, help='probability of a DAD view, a batch')
     group.add_argument(
         '--dad-warmup-epochs', type=int, default=schedule.warmup_epochs, metavar='N',
@@ -86,9 +48,32 @@ def add_dad_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--dad-task-weight', type=float, default=loss.task_weight, help='weight of the task loss')
     group.add_argument('--dad-kd-weight', type=float, default=loss.kd_weight, help='weight of KD on the clean view')
     group.add_argument('--dad-weight', type=float, default=loss.dad_weight, help='weight of KD on the second view')
+
+
+def add_view_args(group: Any) -> None:
+    """Add what makes a DAD view: teacher, VQGAN, their precision, and the attack."""
+    attack = AttackConfig()
+    add_teacher_args(group)
+    group.add_argument(
+        '--dad-vqgan', metavar='SPEC',
+        help='weights of a VQGAN of taming or latent-diffusion (.safetensors, .ckpt, .pth or .pt, with the .yaml '
+        f'beside), a folder of a diffusers VQModel, demo, or one of {", ".join(PRESETS)}',
+    )  # fmt: skip
+    group.add_argument(
+        '--dad-strict-size', action='store_true',
+        help='refuse image sizes that the factor of the VQGAN does not divide (default: pad them by reflection)',
+    )  # fmt: skip
     group.add_argument(
         '--dad-precision', choices=tuple(PRECISIONS), default='fp32', help='precision of teacher and VQGAN'
     )
+    group.add_argument('--dad-norm', choices=NORMS, default=attack.norm, help='norm of the attack')
+    group.add_argument('--dad-eps', type=float, default=attack.eps, help='radius of the attack, in [0, 1] pixel units')
+    group.add_argument('--dad-step-size', type=float, default=attack.step_size, help='its step size, same units')
+    group.add_argument('--dad-num-steps', type=int, default=attack.num_steps, help='its number of steps')
+    group.add_argument(
+        '--dad-random-start', type=float, default=attack.random_start, help='probability of a random start'
+    )
+    group.add_argument('--dad-keep-label', action='store_true', help='take Q(x) where the teacher loses the label')
 
 
 def attack_config(args: argparse.Namespace) -> AttackConfig:
@@ -140,13 +125,10 @@ def check_dad_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
     attack_config(args)
     loss_config(args)
     schedule_config(args)
-    if args.dad_cache < 0:
-        raise ValueError(f'--dad-cache must be 0 or more, got {args.dad_cache}')
-    ignored = [name for name in dad_flags if name.removeprefix('dad_') in _VIEW_FLAGS]
-    if args.dad_view == 'random' and ignored:
-        raise ValueError(f'{flag[ignored[0]]} shapes the DAD view and needs --dad-view dad')
-    check_teacher_args(args, given)
-    if args.dad_view == 'dad' and not args.dad_vqgan:
+    check_pair_args(args, given)
+    if not args.dad_stored_logits:
+        check_teacher_args(args, given)
+    if args.dad_view == 'dad' and not args.dad_dir and not args.dad_vqgan:
         raise ValueError(f'--dad-vqgan must name the weights of a VQGAN, demo, or one of {", ".join(PRESETS)}')
     _check_composition(args)
 
@@ -157,10 +139,6 @@ def _check_composition(args: argparse.Namespace) -> None:
     rules = (
         (not args.kd_model_name, '--kd-model-name is another distillation than --dad: give one of them'),
         (channels == 3, f'--dad needs images of 3 channels, got {channels}'),
-        (
-            not (args.aug_splits and uses_pairs(args)),
-            '--aug-splits brings views of its own: leave --dad-cache and --dad-view random out',
-        ),
         (
             not (uses_cache(args) and args.dad_eps_sched != 'constant'),
             '--dad-eps-sched changes the attack by epoch, and cached views are made once: leave --dad-cache out',
@@ -183,16 +161,6 @@ def _check_composition(args: argparse.Namespace) -> None:
             raise ValueError(message)
 
 
-def uses_cache(args: argparse.Namespace) -> bool:
-    """Whether the second views are DAD views made once, before training."""
-    return bool(args.dad and args.dad_view == 'dad' and args.dad_cache)
-
-
-def uses_pairs(args: argparse.Namespace) -> bool:
-    """Whether the batches of the task hold two views of every image, and the task makes none."""
-    return bool(args.dad and (args.dad_view == 'random' or uses_cache(args)))
-
-
 def create_vqgan(args: argparse.Namespace, image_size: tuple[int, int]) -> VQGAN | None:
     """Load the VQGAN of ``--dad-vqgan``, if the second view needs one, and check that it takes the image size.
 
@@ -202,11 +170,7 @@ def create_vqgan(args: argparse.Namespace, image_size: tuple[int, int]) -> VQGAN
     """
     if args.dad_view != 'dad':
         return None
-    try:
-        name = DEMO_VQGAN if args.dad_vqgan == 'demo' else args.dad_vqgan
-        vqgan = load_vqgan(name, strict_size=args.dad_strict_size)
-    except (FileNotFoundError, ValueError) as error:
-        raise ValueError(f'--dad-vqgan: {error}') from error
+    vqgan = load_vqgan_by_spec(args.dad_vqgan, args.dad_strict_size)
     try:
         vqgan.check_size(*image_size)
     except ValueError as error:
@@ -226,22 +190,24 @@ def create_augment(
 def create_task(
     args: argparse.Namespace,
     student: nn.Module,
-    teacher: Teacher,
+    teacher: Teacher | None,
     augment: DADAugment | None,
     *,
+    stored: StoredLogits | None = None,
     criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
     mean: Sequence[float],
     std: Sequence[float],
     device: torch.device,
     verbose: bool = True,
 ) -> DADTask:
-    """Create the task that the flags ask for.
+    """Create the task that the flags ask for, of what is built already.
 
     Args:
         args: Flags.
         student: The model to train.
         teacher: From ``create_teacher``, prepared.
         augment: From ``create_augment``; with ``--dad-cache`` the batches bring its views, and the task needs none.
+        stored: The teacher's logits, in place of the teacher.
         criterion: Task loss.
         mean: Normalization of the batches.
         std: Normalization of the batches.
@@ -255,6 +221,7 @@ def create_task(
         student,
         teacher,
         None if uses_pairs(args) else augment,
+        stored=stored,
         criterion=criterion,
         loss=loss_config(args),
         mean=mean,
@@ -264,3 +231,48 @@ def create_task(
         device=device,
         verbose=verbose,
     )
+
+
+def build_task(
+    args: argparse.Namespace,
+    student: nn.Module,
+    data_config: Mapping[str, Any],
+    class_names: Sequence[str] | None,
+    *,
+    dad_set: DADSet | None = None,
+    criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
+    device: torch.device,
+    verbose: bool = True,
+) -> tuple[DADTask, DADAugment | None]:
+    """Create the task that the flags ask for, with the frozen models that it needs.
+
+    Args:
+        args: Flags.
+        student: The model to train.
+        data_config: Size and normalization of the batches, of ``timm.data.resolve_data_config``.
+        class_names: Names of the data's classes (folders), if it has any.
+        dad_set: The set of ``--dad-dir``: its views need no VQGAN, and its logits no teacher.
+        criterion: Task loss.
+        device: Where it runs.
+        verbose: Log what was built.
+
+    Returns:
+        The task, and what makes DAD views, if any are made.
+
+    Raises:
+        ValueError: If teacher, VQGAN, classes, image size and DAD set do not fit together.
+    """
+    common: dict[str, Any] = {'mean': data_config['mean'], 'std': data_config['std']}
+    built = {**common, 'criterion': criterion, 'device': device, 'verbose': verbose}
+    if dad_set is not None and args.dad_stored_logits:
+        return create_task(args, student, None, None, stored=StoredLogits(dad_set), **built), None
+    teacher = create_teacher(args, args.num_classes, class_names, device)
+    if dad_set is not None:
+        try:
+            check_teacher(dad_set, teacher)
+        except ValueError as error:
+            raise ValueError(f'--dad-dir {args.dad_dir}: {error}') from error
+    vqgan = None if dad_set is not None else create_vqgan(args, tuple(data_config['input_size'][-2:]))
+    prepare_frozen(teacher, vqgan, args.dad_precision, device)
+    augment = create_augment(args, teacher, vqgan, **common)
+    return create_task(args, student, teacher, augment, **built), augment

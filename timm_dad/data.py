@@ -1,7 +1,6 @@
-"""Data: timm's data sets and the demo's, their class names, checks before work starts, and a second random view."""
+"""Data: timm's data sets and the demo's, their class names, and checks before work starts."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +18,8 @@ _MAX_CHECKED = 1000
 _SYNONYMS = (('train', 'training'), ('val', 'valid', 'validation', 'eval', 'evaluation'))
 
 
-class TwoViews:
-    """Apply a random transform twice: ``image -> (view, view)``.
-
-    timm's collate lays such a batch out as ``[first view of all; second view of all]`` (as for ``AugMixDataset``).
-
-    Args:
-        transform: The transform of one view.
-    """
-
-    def __init__(self, transform: Callable[[Any], Any]) -> None:
-        self.transform = transform
-
-    def __call__(self, image: Any) -> tuple[Any, Any]:
-        """Two views of one image."""
-        return self.transform(image), self.transform(image)
-
-
 def collate_views(batch: Any) -> tuple[Tensor, Tensor]:
-    """Lay a batch of ``TwoViews`` out as timm's collate does, for loaders without its prefetcher.
+    """Lay views out as timm's ``fast_collate`` does, for loaders without its prefetcher.
 
     Args:
         batch: Pairs of a tuple of views ``[3, H, W]`` and a class index.
@@ -49,13 +31,14 @@ def collate_views(batch: Any) -> tuple[Tensor, Tensor]:
     return torch.cat(views), target.repeat(len(views))
 
 
-def create_dataset(args: argparse.Namespace, split: str, is_training: bool) -> Any:
+def create_dataset(args: argparse.Namespace, split: str, is_training: bool, split_flag: str | None = None) -> Any:
     """Create the demo's data set or one of timm's from the flags.
 
     Args:
         args: Flags of ``train_dad.py``.
         split: Name of the split.
         is_training: Whether it is trained on.
+        split_flag: The flag that names the split, for errors.
 
     Returns:
         A data set with ``transform``, of images and class indices.
@@ -71,7 +54,8 @@ def create_dataset(args: argparse.Namespace, split: str, is_training: bool) -> A
     if not args.dataset and not Path(args.data_dir).exists():
         raise ValueError(f'{flag}: there is no such folder')
     if not args.dataset and Path(args.data_dir).is_dir():
-        _check_split_folder(Path(args.data_dir), split, '--train-split' if is_training else '--val-split')
+        default_flag = '--train-split' if is_training else '--val-split'
+        _check_split_folder(Path(args.data_dir), split, split_flag or default_flag)
     channels = args.in_chans or (args.input_size[0] if args.input_size else 3)
     return open_dataset(
         args.dataset,
@@ -97,9 +81,15 @@ def open_dataset(name: str, root: str | None, split: str, flag: str, **kwargs: A
     if name.startswith(PREFIX):
         return DemoDataset(name.removeprefix(PREFIX), split)
     try:
-        return create_timm_dataset(name, root=root, split=split, **kwargs)
+        dataset = create_timm_dataset(name, root=root, split=split, **kwargs)
     except Exception as error:  # timm and its readers raise what they like
         raise ValueError(f'{flag}: no images for split {split!r}: {error or type(error).__name__}') from error
+    reader = getattr(dataset, 'reader', None)
+    if reader is not None and hasattr(reader, 'cache_tarfiles'):
+        # NOTE: timm's reader keeps tars open, and loader workers forked from a process that has read one share its
+        # file position: they would read each other's images.
+        reader.cache_tarfiles = False
+    return dataset
 
 
 def _check_split_folder(root: Path, split: str, flag: str) -> None:
@@ -115,10 +105,11 @@ def dataset_class_names(dataset: Any) -> list[str] | None:
     """Class names in the order of the labels, or ``None`` where the data set does not say."""
     if isinstance(dataset, DemoDataset):
         return dataset.class_names
-    class_to_idx = getattr(getattr(dataset, 'reader', None), 'class_to_idx', None)
-    if not class_to_idx:
-        return None
-    return [name for name, _ in sorted(class_to_idx.items(), key=lambda item: item[1])]
+    reader = getattr(dataset, 'reader', None)
+    class_to_idx = getattr(reader, 'class_to_idx', None) or getattr(reader, 'class_name_to_idx', None)  # folder, tar
+    if not class_to_idx or sorted(class_to_idx.values()) != list(range(len(class_to_idx))):
+        return None  # a class map may put several names into one class, or leave labels out
+    return sorted(class_to_idx, key=class_to_idx.__getitem__)
 
 
 def check_images(dataset: Any, flag: str) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import io
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from timm_dad.content_hash import content_hash
 from timm_dad.extras import require_extra
 
 # One block of the distance matrix holds at most this many floats (16 MiB in fp32).
@@ -301,5 +302,25 @@ class VQGAN(nn.Module):
         Raises:
             ValueError: As ``encode``.
         """
+        return self.reconstruct(x_pix)[0]
+
+    @torch.no_grad()
+    def reconstruct(self, x_pix: Tensor) -> tuple[Tensor, Tensor]:
+        """Reconstruct, and give the codes too.
+
+        Args:
+            x_pix: Images ``[B, 3, H, W]``, range [0, 1].
+
+        Returns:
+            ``Q(x)``, same shape, range [0, 1], and its codes ``[B, h, w]``.
+
+        Raises:
+            ValueError: As ``encode``.
+        """
         height, width = x_pix.shape[-2:]
-        return self.decode_codes(self.encode_to_codes(x_pix))[..., :height, :width]
+        codes = self.encode_to_codes(x_pix)
+        return self.decode_codes(codes)[..., :height, :width], codes
+
+    def fingerprint(self) -> str:
+        """Hash of weights and architecture: equal for equal ``Q``."""
+        return content_hash(self.state_dict(), asdict(self.config))

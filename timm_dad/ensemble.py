@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from timm_dad.content_hash import content_hash
 from timm_dad.teacher import Teacher
 
 
@@ -61,6 +62,12 @@ class TeacherEnsemble(Teacher):
         self.teachers = nn.ModuleList(teachers)
         self.temperature = temperature
         self.register_buffer('log_weights', (torch.tensor(weights) / sum(weights)).log(), persistent=False)
+
+    def fingerprint(self) -> str:
+        """Hash of all that the logits depend on."""
+        members = [teacher.fingerprint() for teacher in self.teachers]  # type: ignore[operator]
+        weights = [round(weight, 6) for weight in self.log_weights.tolist()]
+        return content_hash({}, {'teachers': members, 'log_weights': weights, 'temperature': self.temperature})
 
     def forward(self, x_pix: Tensor) -> Tensor:
         """Logits ``[B, K]`` of images ``[B, 3, H, W]`` in [0, 1]; gradients reach ``x_pix`` through all teachers."""

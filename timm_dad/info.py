@@ -17,8 +17,8 @@ import torch
 from torch import nn
 from torch.utils.data import IterableDataset
 
-from timm_dad.cache import DADPairs, make_dad_images
-from timm_dad.dad_args import check_dad_args, create_task, uses_cache
+from timm_dad.cache import make_dad_images
+from timm_dad.dad_args import check_dad_args, create_task
 from timm_dad.data import create_dataset
 from timm_dad.errors import errors_in_one_line
 from timm_dad.info_text import format_report
@@ -33,6 +33,7 @@ from timm_dad.measure import (
     peak_memory,
     reset_peak_memory,
 )
+from timm_dad.pair_args import pair_dataset, uses_cache
 from timm_dad.schedule import DADSchedule
 from timm_dad.task import DADTask
 from timm_dad.teachers import DEFAULT_TEACHER
@@ -129,18 +130,25 @@ def _names(teacher: Sequence[str] | str | None) -> str:
     return ' + '.join(specs)
 
 
+def _teacher_name(args: argparse.Namespace) -> str:
+    if not args.dad:
+        return str(args.kd_model_name)
+    return f'stored logits of {args.dad_dir}' if args.dad_stored_logits else _names(args.dad_teacher)
+
+
 def _configuration(args: argparse.Namespace, run: Any, scale: dict[str, int]) -> Report:
     device = run.accelerator.device
     on_gpu = device.type == 'cuda'
     names = {'student': args.model}
     if args.dad or args.kd_model_name:
-        names['teacher'] = _names(run.args.dad_teacher) if args.dad else args.kd_model_name
+        names['teacher'] = _teacher_name(run.args)
     if run.augment is not None:
         config = run.augment.vqgan.config
         names['vqgan'] = str(args.dad_vqgan)
         names['vqgan_codes'] = f'factor {config.factor}, {config.n_embed} codes of {config.embed_dim} channels'
-    if isinstance(run.task, DADTask) and hasattr(run.task.teacher, 'input_size'):
-        names['teacher_size'] = 'x'.join(str(side) for side in run.task.teacher.input_size)
+    input_size = getattr(getattr(run.task, 'teacher', None), 'input_size', None)
+    if isinstance(run.task, DADTask) and input_size is not None:
+        names['teacher_size'] = 'x'.join(str(side) for side in input_size)
     return {
         **names,
         'data': args.dataset or args.data_dir,
@@ -149,7 +157,7 @@ def _configuration(args: argparse.Namespace, run: Any, scale: dict[str, int]) ->
         'epochs': run.num_epochs,
         'device': torch.cuda.get_device_name(device) if on_gpu else f'CPU, {torch.get_num_threads()} threads',
         'student_precision': args.amp_dtype if args.amp else args.model_dtype or 'float32',
-        'dad_precision': args.dad_precision if args.dad else None,
+        'dad_precision': args.dad_precision if args.dad and not args.dad_stored_logits else None,
         **scale,
     }  # fmt: skip
 
@@ -174,7 +182,8 @@ def count_parts(run: Any) -> Report:
         return {**parts, **({'teacher': _size(teacher)} if isinstance(teacher, nn.Module) else {})}
     x_pix, backward = run.task.norm.to_pixels(x_norm), 'input' if run.augment is not None else 'none'
     teacher = run.task.teacher
-    parts['teacher'] = {**_size(teacher), **count_model_macs(teacher, x_pix, backward=backward)}
+    if teacher is not None:
+        parts['teacher'] = {**_size(teacher), **count_model_macs(teacher, x_pix, backward=backward)}
     if run.augment is not None:
         vqgan = run.augment.vqgan
         with torch.no_grad():
@@ -194,7 +203,8 @@ def _instrument(run: Any) -> Stopwatch:
     if isinstance(getattr(task, 'teacher', None), nn.Module):
         watch.hook(task.teacher, 'teacher forward')
     if run.augment is not None:
-        watch.hook(run.augment.vqgan, 'vqgan')
+        vqgan = run.augment.vqgan
+        vqgan.reconstruct = watch.wrap(vqgan.reconstruct, 'vqgan', factor=1)
         # Without VQGAN and teacher forward, which are parts of their own, the attack is the teacher's backward.
         attack = run.augment.attack_reconstruction
         run.augment.attack_reconstruction = watch.wrap(attack, 'teacher backward', run.augment.attack.num_steps)
@@ -349,7 +359,8 @@ def _measure_cached(
     )
     if own.model_ema:
         task.setup_ema(decay=own.model_ema_decay, use_warmup=own.model_ema_warmup)
-    loader = create_train_loader(own, run.accelerator, DADPairs(dataset, pictures), run.data_config)
+    pairs = pair_dataset(own, dataset, run.data_config, dad_images=pictures)
+    loader = create_train_loader(own, run.accelerator, pairs, run.data_config)
     cached = replace(run, args=own, task=task, loader_train=loader, mixup_fn=create_mixup(own))
     report = _measure(cached, watch, parts, batches, scale)
     seconds = making['total']['seconds'] * scale['images']  # every process makes all of them

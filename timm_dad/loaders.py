@@ -8,8 +8,8 @@ from accelerate import Accelerator
 from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader
 from torch.utils.data import IterableDataset
 
-from timm_dad.dad_args import uses_pairs
-from timm_dad.data import TwoViews, collate_views
+from timm_dad.data import collate_views
+from timm_dad.pair_args import uses_pairs
 
 
 def mixes(args: argparse.Namespace) -> bool:
@@ -30,11 +30,6 @@ def _mixup_config(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _mixes_in_loader(args: argparse.Namespace) -> bool:
-    # timm's collating mixup takes single images, not pairs of views.
-    return mixes(args) and not args.no_prefetcher and not uses_pairs(args)
-
-
 class PairMixup(Mixup):  # type: ignore[misc]
     """Mixup / CutMix of a batch of two views: both views of an image get one partner, weight and box.
 
@@ -48,6 +43,16 @@ class PairMixup(Mixup):  # type: ignore[misc]
         return torch.cat(mixed.chunk(2, dim=1)), torch.cat([soft, soft])
 
 
+class PairCollateMixup(FastCollateMixup):  # type: ignore[misc]
+    """``PairMixup`` while collating, for loaders with timm's prefetcher."""
+
+    def __call__(self, batch: Any, _: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mix pairs of two views ``[3, H, W]`` uint8 and a class index to ``[2B, 3, H, W]`` and ``[2B, K]``."""
+        stacked = [(torch.cat([torch.as_tensor(view) for view in views]), target) for views, target in batch]
+        mixed, soft = super().__call__(stacked)
+        return torch.cat(mixed.chunk(2, dim=1)), torch.cat([soft, soft])
+
+
 def create_mixup(args: argparse.Namespace) -> Mixup | None:
     """Create Mixup / CutMix for batches, where the loader does not mix.
 
@@ -57,7 +62,7 @@ def create_mixup(args: argparse.Namespace) -> Mixup | None:
     Returns:
         timm's ``Mixup``, or one for two views.
     """
-    if not mixes(args) or _mixes_in_loader(args):
+    if not mixes(args) or not args.no_prefetcher:
         return None
     return (PairMixup if uses_pairs(args) else Mixup)(**_mixup_config(args))
 
@@ -70,19 +75,22 @@ def stop_mixup(loader: Any, mixup_fn: Mixup | None) -> None:
         loader.mixup_enabled = False
 
 
-def _collate(args: argparse.Namespace) -> Any:
-    if _mixes_in_loader(args):
-        return FastCollateMixup(**_mixup_config(args))
-    return collate_views if args.no_prefetcher and (args.aug_splits or uses_pairs(args)) else None
+def create_collate(args: argparse.Namespace) -> Any:
+    """What collates training images where timm's default does not: with mixing, and views without its prefetcher."""
+    if args.no_prefetcher:
+        return collate_views if args.aug_splits or uses_pairs(args) else None
+    if not mixes(args):
+        return None
+    return (PairCollateMixup if uses_pairs(args) else FastCollateMixup)(**_mixup_config(args))
 
 
 def create_train_loader(args: argparse.Namespace, accelerator: Accelerator, dataset: Any, data_config: Any) -> Any:
-    """Create timm's training loader; with two random views of every image where DAD asks for them.
+    """Create timm's training loader.
 
     Args:
         args: Flags.
         accelerator: Processes and device.
-        dataset: Training data; its ``transform`` is set.
+        dataset: Training data, of ``pair_dataset`` where flags ask for pairs; its ``transform`` is set.
         data_config: Size and normalization, of ``timm.data.resolve_data_config``.
 
     Returns:
@@ -98,7 +106,7 @@ def create_train_loader(args: argparse.Namespace, accelerator: Accelerator, data
     if args.aug_splits and streams:
         raise ValueError('--aug-splits needs data with an index, not a stream')
     by_timm = streams or bool(args.aug_repeats)
-    if args.aug_splits:
+    if args.aug_splits and not uses_pairs(args):
         dataset = AugMixDataset(dataset, num_splits=args.aug_splits)
     loader = create_loader(
         dataset,
@@ -123,15 +131,13 @@ def create_train_loader(args: argparse.Namespace, accelerator: Accelerator, data
         num_aug_repeats=args.aug_repeats,
         num_aug_splits=args.aug_splits,
         interpolation=data_config['interpolation'] if args.no_aug else args.train_interpolation,
-        collate_fn=_collate(args),
+        collate_fn=create_collate(args),
         worker_seeding=args.worker_seeding,
         # By default workers start anew, seeded, in every epoch: a resumed run equals an undisturbed one.
         persistent_workers=args.use_multi_epochs_loader and args.workers > 0,
         distributed=by_timm and accelerator.num_processes > 1,
         **_common(args, accelerator, data_config),
     )
-    if args.dad and args.dad_view == 'random':
-        dataset.transform = TwoViews(dataset.transform)
     if not by_timm:
         loader = _shard(accelerator, loader)
     if not len(loader):

@@ -14,7 +14,7 @@ from torch import nn
 
 from timm_dad.errors import errors_in_one_line
 from timm_dad.task import DADTask
-from timm_dad.timm_train import add_dad_args, check_args, create_task, set_views
+from timm_dad.timm_train import add_dad_args, check_args, create_task, pair_views
 
 # What a train.py must have at module level: DAD comes in through these.
 NAMES = (
@@ -122,17 +122,17 @@ class DADFromOutside:
         return self.data_config
 
     def create_loader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """Remember the training data and its loader."""
-        loader = self.original['create_loader'](dataset, *args, **kwargs)
-        if kwargs.get('is_training'):
-            self.dataset_train, self.loader_train = dataset, loader
-        return loader
+        """Give the training data a second view where the flags ask for it, and remember them."""
+        if kwargs.get('is_training') and self.args.dad:
+            collate = kwargs.get('collate_fn')
+            dataset, kwargs['collate_fn'] = pair_views(self.args, dataset, self.data_config, collate)
+            self.dataset_train = dataset
+        return self.original['create_loader'](dataset, *args, **kwargs)
 
     def create_task(self, model: nn.Module, criterion: Any, device: torch.device, **kwargs: Any) -> Any:
         """The task of ``--dad``, in the place of timm's classification."""
         if not self.args.dad:
             return self.original['ClassificationTask'](model=model, criterion=criterion, device=device, **kwargs)
-        set_views(self.args, self.dataset_train, self.loader_train)
         return create_task(self.args, model, criterion, self.dataset_train, self.data_config, device)
 
     def train_one_epoch(self, epoch: int, *args: Any, task: Any, **kwargs: Any) -> Any:

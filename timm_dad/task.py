@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,9 +13,19 @@ from torch import Tensor, nn
 from timm_dad.augment import DADAugment, PixelNorm
 from timm_dad.loss import DADLoss, DADLossConfig, hard_labels
 from timm_dad.schedule import DADSchedule
+from timm_dad.stored_logits import StoredLogits
 from timm_dad.teacher import Teacher
 
 _logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Second:
+    """Second view of a batch ``[B, 3, H, W]``, the teacher's logits on it, and where it predicts the label there."""
+
+    x_norm: Tensor
+    logits: Tensor
+    kept: Tensor
 
 
 class DADTask(TrainingTask):  # type: ignore[misc]
@@ -25,23 +36,24 @@ class DADTask(TrainingTask):  # type: ignore[misc]
 
     Args:
         student_model: The model to train; maps normalized images to logits ``[B, K]``.
-        teacher: Frozen teacher.
-        augment: Makes the DAD view from the clean view. ``None``: batches hold two views of every image, all clean
-            ones before all second ones (DAD views made before, or random ones: the equal-compute control).
-        criterion: Task loss on all that the batch holds (on the clean views alone, if it holds two);
-            ``nn.CrossEntropyLoss()`` by default.
+        teacher: Frozen teacher; ``None`` with ``stored``.
+        augment: Makes the DAD view from the clean view. ``None``: batches are pairs, they hold the second views of all
+            images after all else (DAD views made before, or random ones: the equal-compute control).
+        stored: The teacher's logits, of pairs whose targets are ``encode_target``'s.
+        criterion: Task loss on all that the batch holds but second views; ``nn.CrossEntropyLoss()`` by default.
         loss: Temperature and weights.
         schedule: Probability, weight and attack budget of the DAD view by epoch; told by ``set_epoch``.
         mean: The student's normalization; ``student_model.pretrained_cfg`` by default.
         std: The student's normalization; ``student_model.pretrained_cfg`` by default.
-        num_splits: Augmentation splits of the batch (AugMix), all of one before all of the next, the clean one first.
+        num_splits: Augmentation splits of the batch (AugMix), all of one before all of the next, the clean one first;
+            second views of pairs are not counted.
         device: Device of the task.
         dtype: Floating dtype of the task.
         verbose: Log what was built.
 
     Raises:
-        ValueError: If there is no normalization or ``augment`` has another, or split batch norm meets a schedule that
-            leaves the DAD view out.
+        ValueError: If there is no normalization or ``augment`` has another, split batch norm meets a schedule that
+            leaves the DAD view out, or there is not one of teacher and stored logits.
 
     Source: Zhou et al. 2023, arXiv:2311.01441, equation of section 3.4; timm ``LogitDistillationTask`` for the idiom.
     """
@@ -49,9 +61,10 @@ class DADTask(TrainingTask):  # type: ignore[misc]
     def __init__(
         self,
         student_model: nn.Module,
-        teacher: Teacher,
+        teacher: Teacher | None,
         augment: DADAugment | None,
         *,
+        stored: StoredLogits | None = None,
         criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
         loss: DADLossConfig | None = None,
         schedule: DADSchedule | None = None,
@@ -70,8 +83,13 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         norm = PixelNorm(mean, std)
         if augment is not None and not augment.norm.equals(norm):
             raise ValueError('augment must have the normalization of the student: pass both the same mean and std')
+        if (teacher is None) == (stored is None):
+            raise ValueError('the logits to distil are of a teacher or stored: pass one of teacher and stored')
+        if stored is not None and augment is not None:
+            raise ValueError('stored logits are of views that were made before: pass no augment with them')
         self.trainable_module = student_model
-        self.teacher = teacher.eval().requires_grad_(False).to(self.device)
+        self.stored = stored
+        self.teacher = teacher and teacher.eval().requires_grad_(False).to(self.device)
         self.vqgan = augment.vqgan.eval().requires_grad_(False).to(self.device) if augment else None
         self.augment = augment
         self.full_attack = augment.attack if augment else None
@@ -94,9 +112,9 @@ class DADTask(TrainingTask):  # type: ignore[misc]
     def train(self, mode: bool = True) -> 'DADTask':
         """Set the student's mode; teacher and VQGAN stay in evaluation mode."""
         super().train(mode)
-        self.teacher.eval()
-        if self.vqgan is not None:
-            self.vqgan.eval()
+        for frozen in (self.teacher, self.vqgan):
+            if frozen is not None:
+                frozen.eval()
         return self
 
     def prepare_distributed(self, device_ids: list[Any] | None = None, **ddp_kwargs: Any) -> 'DADTask':
@@ -136,12 +154,14 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         """Compute loss, parts and student output of a batch.
 
         Args:
-            input: Student-normalized images ``[V * B, 3, H, W]``: ``V`` augmentation splits, or two views (``V`` 2).
-            target: Class indices or soft targets of ``input``, one row an image.
+            input: Student-normalized images ``[V * B, 3, H, W]``: ``V`` augmentation splits, of pairs with the second
+                views after them (``V`` one more).
+            target: Class indices or soft targets of ``input``, one row an image; with stored logits what
+                ``encode_target`` makes of class indices.
 
         Returns:
             - ``loss``: training loss, a scalar
-            - ``output``: student logits ``[V * B, K]``; with two views ``[B, K]``, on the clean ones
+            - ``output``: student logits ``[num_splits * B, K]``, on all but second views
             - ``task_loss``, ``kd_loss``, ``dad_loss``: its parts before their weights, scalars
             - ``teacher_kept``: fraction of images on whose DAD view the teacher predicts the label, a scalar
 
@@ -150,32 +170,54 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         Raises:
             ValueError: If the batch does not hold whole splits.
         """
-        num_views = self.num_splits if self.augment else 2
+        num_views = self.num_splits + (self.augment is None)
         if len(input) % num_views:
             raise ValueError(f'a batch of {num_views} views must be a multiple of that, got {len(input)} images')
         num_images = len(input) // num_views
-        clean, label = input[:num_images], target[:num_images]
+        own = num_images * self.num_splits
+        label = target if self.stored is None else self.stored.labels(target)
+        wants_second = self._wants_dad_view()
         with torch.no_grad():
-            teacher_logits = self.teacher(self.norm.to_pixels(clean))
-        own, own_target = (input, target) if self.augment else (clean, label)
-        if not self._wants_dad_view():
-            output = self.trainable_module(own)
-            parts: dict[str, Tensor] = self.loss(output, teacher_logits, None, None, own_target)
+            if self.augment is not None:
+                logits, second = self._make_second(input[:num_images], label[:num_images], wants_second)
+            else:
+                logits, second = self._take_second(input, target, label[own:], wants_second)
+        if second is None:
+            output = self.trainable_module(input[:own])
+            parts: dict[str, Tensor] = self.loss(output, logits, None, None, label[:own])
             return {**parts, 'output': output, 'teacher_kept': torch.zeros_like(parts['loss'])}
 
-        with torch.no_grad():
-            if self.augment is None:
-                second = input[num_images:]
-                second_logits = self.teacher(self.norm.to_pixels(second))
-                kept = second_logits.argmax(dim=-1) == hard_labels(target[num_images:])
-            else:
-                views = self.augment.make_views(self.norm.to_pixels(clean), label)
-                second = self.norm.normalize(views.x_dad).to(input.dtype)
-                second_logits, kept = views.dad_logits, views.kept
         # One forward for all views: one set of batch statistics, and one backward under DistributedDataParallel.
-        output, student_dad_logits = self.trainable_module(torch.cat([own, second])).split([len(own), num_images])
-        parts = self.loss(output, teacher_logits, student_dad_logits, second_logits, own_target, self.dad_weight)
-        return {**parts, 'output': output, 'teacher_kept': kept.float().mean()}
+        views = torch.cat([input, second.x_norm]) if self.augment else input
+        output, student_dad_logits = self.trainable_module(views).split([own, num_images])
+        parts = self.loss(output, logits, student_dad_logits, second.logits, label[:own], self.dad_weight)
+        return {**parts, 'output': output, 'teacher_kept': second.kept.float().mean()}
+
+    def _make_second(self, clean: Tensor, label: Tensor, wanted: bool) -> tuple[Tensor, _Second | None]:
+        """Teacher's logits of clean images ``[B, 3, H, W]``, and their DAD view."""
+        assert self.augment is not None
+        logits = self._ask_teacher(clean)
+        if not wanted:
+            return logits, None
+        views = self.augment.make_views(self.norm.to_pixels(clean), label)
+        return logits, _Second(self.norm.normalize(views.x_dad).to(clean.dtype), views.dad_logits, views.kept)
+
+    def _take_second(self, input: Tensor, target: Tensor, label: Tensor, wanted: bool) -> tuple[Tensor, _Second | None]:
+        """Teacher's logits of the clean images of pairs, and their second view, whose labels are ``label``."""
+        clean, x_norm = input[: len(label)], input[-len(label) :]
+        if self.stored is not None:
+            logits, second_logits = self.stored.read(target[: len(label)])
+        elif not wanted:
+            return self._ask_teacher(clean), None
+        else:  # one forward for both
+            pairs = input if self.num_splits == 1 else torch.cat([clean, x_norm])
+            logits, second_logits = self._ask_teacher(pairs).chunk(2)
+        kept = second_logits.argmax(dim=-1) == hard_labels(label)
+        return logits, _Second(x_norm, second_logits, kept) if wanted else None
+
+    def _ask_teacher(self, x_norm: Tensor) -> Tensor:
+        assert self.teacher is not None
+        return self.teacher(self.norm.to_pixels(x_norm))  # type: ignore[no-any-return]
 
     def _wants_dad_view(self) -> bool:
         """Whether this batch gets a DAD view; drawn for all its images at once, as timm draws mixup."""

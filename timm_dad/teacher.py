@@ -6,6 +6,7 @@ section 3.2).
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from timm_dad.backbones import load_open_clip, load_timm, open_clip_norm, timm_norm
 from timm_dad.class_map import match_classes, resolve_classes, timm_labels
+from timm_dad.content_hash import content_hash
 from timm_dad.extras import require_extra
 from timm_dad.zero_shot import DEFAULT_TEMPLATES, ZeroShotClassifier, check_templates, zero_shot_head
 
@@ -80,6 +82,26 @@ class Teacher(nn.Module):
     def select(self, output: Tensor) -> Tensor:
         """Logits ``[B, K]`` of the data's classes in the network's output ``[B, C]``."""
         return output if self.class_index is None else output[:, self.class_index]
+
+    def fingerprint(self) -> str:
+        """Hash of all that the logits depend on: weights, classes, normalization and size.
+
+        It is the same on every machine: of a zero-shot head it takes the prompts, not their features.
+        """
+        tensors = dict(self.model.state_dict())
+        facts: dict[str, Any] = {
+            'mean': self.mean.flatten().tolist(),
+            'std': self.std.flatten().tolist(),
+            'input_size': list(self.input_size),
+            'interpolation': self.interpolation,
+            'num_classes': self.num_classes,
+            'class_index': None if self.class_index is None else self.class_index.tolist(),
+        }
+        if isinstance(self.model, ZeroShotClassifier):
+            facts.update(prompts=self.model.prompts, logit_scale=self.model.logit_scale)
+            if self.model.prompts is None:
+                tensors['text_features'] = self.model.text_features
+        return content_hash(tensors, facts)
 
     def forward(self, x_pix: Tensor) -> Tensor:
         """Logits of images.
@@ -171,7 +193,12 @@ def create_open_clip_teacher(
     text_features = zero_shot_head(model, tokenizer, class_names, templates, config, device)
     _logger.info('Zero-shot teacher open_clip:%s: %d classes, %d templates', name, len(class_names), len(templates))
     return Teacher(
-        ZeroShotClassifier(model.visual, text_features, model.logit_scale.exp().item()),
+        ZeroShotClassifier(
+            model.visual,
+            text_features,
+            model.logit_scale.exp().item(),
+            prompts=[template.format(name) for name in class_names for template in templates],
+        ),
         **open_clip_norm(model.visual),
         num_classes=len(class_names),
     )

@@ -10,22 +10,15 @@ import torch
 from timm.data import AugMixDataset
 from torch import Tensor, nn
 
-from timm_dad.dad_args import (
-    add_dad_args,
-    check_dad_args,
-    create_augment,
-    create_teacher,
-    create_vqgan,
-    uses_pairs,
-)
-from timm_dad.dad_args import create_task as create_dad_task
-from timm_dad.data import TwoViews, collate_views, dataset_class_names
+from timm_dad.dad_args import add_dad_args, build_task, check_dad_args
+from timm_dad.data import dataset_class_names
 from timm_dad.errors import errors_in_one_line, is_main_process
-from timm_dad.frozen import prepare_frozen
-from timm_dad.loaders import mixes
+from timm_dad.loaders import create_collate, mixes
+from timm_dad.pair_args import open_dad_set, pair_dataset, uses_pairs
+from timm_dad.pairs import DADPairs, PairStream
 from timm_dad.task import DADTask
 
-__all__ = ['add_dad_args', 'check_args', 'create_task', 'set_views']
+__all__ = ['add_dad_args', 'check_args', 'create_task', 'pair_views']
 
 
 def check_args(args: argparse.Namespace) -> None:
@@ -54,11 +47,10 @@ def _given_dad_args() -> dict[str, Any]:
 
 def _check_train_script(args: argparse.Namespace) -> None:
     """What timm's ``train.py`` cannot do with DAD, though ``train_dad.py`` may."""
-    random_view = args.dad_view == 'random'
     rules = (
         (
-            not args.dad_cache,
-            '--dad-cache needs `timm-dad train`: train.py makes a fresh DAD view of every image; leave it out',
+            not args.dad_cache or args.dad_dir,
+            '--dad-cache needs `timm-dad train`; here timm-dad generate makes DAD views before training, for --dad-dir',
         ),
         (
             not args.naflex_loader,
@@ -69,12 +61,9 @@ def _check_train_script(args: argparse.Namespace) -> None:
             '--dad does not go with --train-img-sizes: the size of the DAD view is fixed; use --img-size',
         ),
         (
-            not (random_view and mixes(args) and not args.no_prefetcher),
-            '--dad-view random with --mixup or --cutmix needs --no-prefetcher: the prefetcher mixes single images',
-        ),
-        (
-            not (random_view and args.use_multi_epochs_loader),
-            '--dad-view random does not go with --use-multi-epochs-loader: it starts before there are two views',
+            not (args.dad_dir and mixes(args) and args.no_prefetcher),
+            '--dad-dir with --mixup or --cutmix needs the prefetcher: without it clean images would be mixed with DAD '
+            'views of others; leave --no-prefetcher out',
         ),
     )
     for holds, message in rules:
@@ -82,18 +71,30 @@ def _check_train_script(args: argparse.Namespace) -> None:
             raise ValueError(message)
 
 
-def set_views(args: argparse.Namespace, dataset: Any, loader: Any) -> None:
-    """Let the training loader give two random views of every image where ``--dad-view random`` asks for them.
+def pair_views(
+    args: argparse.Namespace, dataset: Any, data_config: Mapping[str, Any], collate_fn: Any
+) -> tuple[Any, Any]:
+    """Let the training data give a second view of every image, where ``--dad-dir`` or ``--dad-view random`` ask for it.
 
     Args:
         args: Flags.
-        dataset: Training data, with the transform that timm's ``create_loader`` has set.
-        loader: Its loader, not yet iterated.
+        dataset: Training data for timm's ``create_loader``, in its ``AugMixDataset`` or not.
+        data_config: Size and crop of the student, of ``timm.data.resolve_data_config``.
+        collate_fn: The collate for ``create_loader``.
+
+    Returns:
+        Data and collate for ``create_loader`` in place of those.
+
+    Raises:
+        SystemExit: If the DAD set is not one of this data or student; one line says why.
     """
-    if uses_pairs(args):
-        dataset.transform = TwoViews(dataset.transform)
-        if args.no_prefetcher:
-            loader.collate_fn = collate_views
+    if not uses_pairs(args):
+        return dataset, collate_fn
+    if isinstance(dataset, AugMixDataset):
+        dataset = dataset.dataset
+    with errors_in_one_line(os.path.basename(sys.argv[0])):
+        dad_set = open_dad_set(args, tuple(data_config['input_size'][-2:]))
+        return pair_dataset(args, dataset, data_config, dad_set=dad_set), create_collate(args)
 
 
 def create_task(
@@ -110,7 +111,7 @@ def create_task(
         args: Flags.
         model: The student, on its device.
         criterion: Task loss.
-        dataset: Training data, asked for class names.
+        dataset: Training data of ``pair_views``, asked for class names and DAD set.
         data_config: Size and normalization of the batches, of ``timm.data.resolve_data_config``.
         device: Where it runs.
 
@@ -118,24 +119,22 @@ def create_task(
         The task. Its ``set_epoch`` is to be called at every epoch.
 
     Raises:
-        SystemExit: If teacher, VQGAN, classes and image size do not fit together; one line says why.
+        SystemExit: If teacher, VQGAN, classes, image size and DAD set do not fit together; one line says why.
     """
-    if isinstance(dataset, AugMixDataset):
+    dad_set = None
+    if isinstance(dataset, DADPairs | PairStream):
+        dad_set = dataset.partner.dad_set
+    if isinstance(dataset, AugMixDataset | DADPairs | PairStream):
         dataset = dataset.dataset
-    mean, std = data_config['mean'], data_config['std']
     with errors_in_one_line(os.path.basename(sys.argv[0])):
-        teacher = create_teacher(args, args.num_classes, dataset_class_names(dataset), device)
-        vqgan = create_vqgan(args, tuple(data_config['input_size'][-2:]))
-        prepare_frozen(teacher, vqgan, args.dad_precision, device)
-        augment = create_augment(args, teacher, vqgan, mean, std)
-        return create_dad_task(
+        task, _ = build_task(
             args,
             model,
-            teacher,
-            augment,
+            data_config,
+            dataset_class_names(dataset),
+            dad_set=dad_set,
             criterion=criterion,
-            mean=mean,
-            std=std,
             device=device,
             verbose=is_main_process(),
         )
+        return task

@@ -4,8 +4,6 @@ Source: Radford et al. 2021, arXiv:2103.00020, section 3.1.
 """
 
 import contextlib
-import hashlib
-import json
 import logging
 import os
 import re
@@ -21,6 +19,7 @@ from safetensors.torch import save_file
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
+from timm_dad.content_hash import content_hash
 from timm_dad.extras import require_extra
 
 _logger = logging.getLogger(__name__)
@@ -35,15 +34,19 @@ class ZeroShotClassifier(nn.Module):
         visual: Maps normalized images ``[B, 3, h, w]`` to features ``[B, D]``.
         text_features: Unit-length text features, one column a class ``[D, K]``.
         logit_scale: Factor of the cosines (CLIP's learned one, after ``exp``).
+        prompts: What the text features are of; the features of another machine may differ in the last bits.
 
     NOTE: SigLIP's ``logit_bias`` is left out: it is the same for all classes, and softmax does not see it.
     """
 
     text_features: Tensor
 
-    def __init__(self, visual: nn.Module, text_features: Tensor, logit_scale: float) -> None:
+    def __init__(
+        self, visual: nn.Module, text_features: Tensor, logit_scale: float, prompts: Sequence[str] | None = None
+    ) -> None:
         super().__init__()
         self.visual = visual
+        self.prompts = prompts
         self.logit_scale = logit_scale
         self.register_buffer('text_features', text_features, persistent=False)
 
@@ -182,15 +185,6 @@ def _without_tf32() -> Iterator[None]:
         yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
-
-
-def content_hash(tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None) -> str:
-    """SHA-256 of tensors (names, types, shapes and bytes) and of plain facts."""
-    sha = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
-    for name, value in sorted(tensors.items()):
-        sha.update(f'\0{name} {value.dtype} {tuple(value.shape)}\0'.encode())
-        sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return sha.hexdigest()
 
 
 def _read_head(path: Path, key: str) -> Tensor | None:

@@ -1,0 +1,572 @@
+"""``timm-dad generate`` in this process, flag by flag, and in real processes that are started together and killed."""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import timm
+import torch
+import yaml
+from conftest import DDCONFIG
+from safetensors.torch import save_file
+from test_generate import _wds, assert_same_tree, items, picture, tree, write_images
+from torch import nn
+
+from timm_dad import data
+from timm_dad.cli import main as cli
+from timm_dad.discretize import VQGAN, VQGANConfig
+from timm_dad.generate_command import create_config, create_parser, main, parse_args
+from timm_dad.manifest import read_json
+from timm_dad.verify import verify
+
+NAMES = tuple(f'{name}/{index}.png' for name in ('cat', 'dog', 'fish', 'tree') for index in range(3))
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    """Data, teachers and VQGANs; flags name them."""
+    root = tmp_path_factory.mktemp('files')
+    write_images(root / 'data', NAMES)
+    write_images(root / 'other', [f'{name}/{index}.png' for name in 'abcd' for index in range(3)])
+    for index, name in enumerate(NAMES):
+        path = root / 'data' / 'validation' / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(index).save(path)
+    write_images(root / 'many', [f'{name}/{index}.png' for name in 'abcd' for index in range(50)])
+    (root / 'wds').mkdir()
+    _wds(root / 'wds', [str(index) for index in range(12)], [index % 4 for index in range(12)])
+    _write_hfds(root / 'hfds')
+    with torch.random.fork_rng():
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            teacher = timm.create_model('test_resnet', num_classes=4)
+            nn.init.normal_(teacher.get_classifier().weight, std=5.0)
+            save_file(teacher.state_dict(), root / f'teacher{seed}.safetensors')
+            vqgan = VQGAN(VQGANConfig(ddconfig=DDCONFIG, n_embed=32, embed_dim=4))
+            with torch.no_grad():
+                vqgan.quant_conv.weight.mul_(3)
+                vqgan.quantize.embedding.weight.normal_()
+                vqgan.decoder.conv_out.weight.mul_(1.5)
+            save_file(vqgan.state_dict(), root / f'vqgan{seed}.safetensors')
+            params = {'ddconfig': DDCONFIG, 'n_embed': 32, 'embed_dim': 4}
+            content = {'model': {'target': 'taming.models.vqgan.VQModel', 'params': params}}
+            (root / f'vqgan{seed}.yaml').write_text(yaml.safe_dump(content))
+    (root / 'map.txt').write_text('tree\nfish\ndog\ncat\n')
+    (root / 'teacher.json').write_text(json.dumps({'cat': 3, 'dog': 2, 'fish': 1, 'tree': 0}))
+    (root / 'names.txt').write_text('tool\nvehicle\nanimal\nplant\n')
+    (root / 'templates.txt').write_text('an abstract painting of a {}.\n')
+    return root
+
+
+def _write_hfds(root):
+    import datasets
+
+    image, classes = datasets.Image(), datasets.ClassLabel(names=['a', 'b', 'c', 'd'])
+    features = datasets.Features({'image': image, 'label': classes, 'image2': image, 'label2': classes})
+    content = {
+        'image': [picture(index) for index in range(8)],
+        'label': [0, 1, 2, 3] * 2,
+        'image2': [picture(-index) for index in range(8)],
+        'label2': [3, 2, 1, 0] * 2,
+    }
+    datasets.Dataset.from_dict(content, features=features).to_parquet(str(root / 'train-0.parquet'))
+
+
+def flags(files, output, *more, **changes):
+    """A command line; ``changes`` replace flags, ``None`` leaves one out."""
+    values = {
+        'data_dir': files / 'data', 'output': output, 'img_size': 16,
+        'dad_teacher': f'timm:test_resnet/{files / "teacher1.safetensors"}',
+        'dad_vqgan': files / 'vqgan1.safetensors', 'dad_eps': 2, 'dad_step_size': 2,
+        'batch_size': 4, 'shard_size': 5, 'workers': 0, 'device': 'cpu', **changes,
+    }  # fmt: skip
+    given = [[f'--{name.replace("_", "-")}', str(value)] for name, value in values.items() if value is not None]
+    return [word for flag in given for word in flag] + [str(word).format(files=files) for word in more]
+
+
+def content(root):
+    """What a set holds, but not what it says that it was made with."""
+    held = {name: data for name, data in tree(root).items() if not name.startswith(('dad_set', 'index', 'manifest'))}
+    return held, items(root)
+
+
+@pytest.fixture(scope='module')
+def base(files, tmp_path_factory):
+    """What the set of the plain flags holds."""
+    output = tmp_path_factory.mktemp('base')
+    main(flags(files, output))
+    return content(output)
+
+
+def error_of(capsys, argv):
+    """The one line that a command ends with."""
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if 'timm-dad generate: error: ' in line]
+    assert len(lines) == 1
+    return lines[0]
+
+
+# Every flag: what is given beside the plain flags (in both runs, and in the second alone), or the error.
+
+TEACHER = 'timm:test_resnet/{files}/teacher'
+TWO = ('--dad-teacher', f'{TEACHER}1.safetensors', f'{TEACHER}2.safetensors')
+DEMO = {'data_dir': None, 'dataset': 'demo/noto', 'img_size': 32, 'dad_teacher': 'demo', 'dad_vqgan': 'demo'}
+HFDS = ('--dataset', 'hfds/{files}/hfds', '--data-dir', '{files}/cache')
+CHANGES = {
+    'data_dir': ((), ('--data-dir', '{files}/other')),
+    'dataset': ((), ('--dataset', 'wds/', '--data-dir', '{files}/wds', '--num-classes', '4')),
+    'train_split': ((), ('--train-split', 'validation')),
+    'class_map': ((), ('--class-map', '{files}/map.txt')),
+    'input_key': (HFDS, ('--input-key', 'image2')),
+    'target_key': (HFDS, ('--target-key', 'label2')),
+    'img_size': ((), ('--img-size', '14')),
+    'crop_pct': ((), ('--crop-pct', '0.7')),
+    'interpolation': ((), ('--interpolation', 'bilinear')),
+    'dad_views': ((), ('--dad-views', '2')),
+    'seed': ((), ('--seed', '1')),
+    'dad_teacher': ((), ('--dad-teacher', f'{TEACHER}2.safetensors')),
+    'dad_teacher_weights': (TWO, ('--dad-teacher-weights', '0.01', '9')),
+    'dad_class_map': ((), ('--dad-class-map', '{files}/teacher.json')),
+    'dad_vqgan': ((), ('--dad-vqgan', '{files}/vqgan2.safetensors')),
+    'dad_precision': (('--dad-store-logits', '4'), ('--dad-precision', 'bf16')),
+    'dad_norm': (('--dad-eps', '0.1', '--dad-step-size', '0.1'), ('--dad-norm', 'linf')),
+    'dad_eps': ((), ('--dad-eps', '1')),
+    'dad_step_size': ((), ('--dad-step-size', '0.3')),
+    'dad_num_steps': ((), ('--dad-num-steps', '3')),
+    'dad_random_start': ((), ('--dad-random-start', '0')),
+    'dad_keep_label': ((), ('--dad-keep-label',)),
+    'format': ((), ('--format', 'codes')),
+    'image_format': ((), ('--image-format', 'webp')),
+    'quality': (('--image-format', 'jpeg'), ('--quality', '20')),
+    'dad_store_logits': ((), ('--dad-store-logits', '3')),
+    'dad_temperature': (('--dad-store-logits', '2'), ('--dad-temperature', '1')),
+}
+ERRORS = {
+    'num_classes': (('--num-classes', '5'), '--num-classes must be 4, the classes of the data, got 5'),
+    'dad_strict_size': (('--dad-strict-size', '--img-size', '15'), '--img-size: image size must be a multiple of 2'),
+    'device': (('--device', 'tpu'), "--device must be cuda or cpu, got 'tpu'"),
+    'workers': (('--workers', '-1'), '--workers must be 0 or more, got -1'),
+    'dad_classnames': (('--dad-classnames', '{files}/names.txt'), '--dad-classnames is for zero-shot teachers'),
+    'dad_templates': (('--dad-templates', '{files}/templates.txt'), '--dad-templates is for zero-shot teachers'),
+}
+ELSEWHERE = {
+    'help': 'test_help_names_every_flag',
+    'output': 'test_flags_of_execution_change_no_byte',
+    'shard_size': 'test_flags_of_execution_change_no_byte',
+    'batch_size': 'test_flags_of_execution_change_no_byte',
+    'input_size': 'test_input_size_is_another_way_to_say_it',
+    'train_num_samples': 'test_the_number_of_images_of_a_stream_may_be_given',
+    'dataset_download': 'test_flags_of_the_data_reach_timm',
+    'dataset_trust_remote_code': 'test_flags_of_the_data_reach_timm',
+    'dad_teacher_checkpoint': 'test_weights_of_the_teacher_may_be_a_flag_of_their_own',
+}
+
+
+@pytest.mark.parametrize('dest', [action.dest for action in create_parser()._actions])
+def test_every_flag_changes_something_or_is_an_error(files, base, tmp_path, capsys, dest):
+    assert (dest in CHANGES) + (dest in ERRORS) + (dest in ELSEWHERE) == 1, f'{dest} has no test'
+    if dest in ELSEWHERE:
+        assert ELSEWHERE[dest] in globals()
+    elif dest in ERRORS:
+        given, message = ERRORS[dest]
+        assert message in error_of(capsys, flags(files, tmp_path / 'set', *given))
+        assert not (tmp_path / 'set').exists()
+    else:
+        both, second = CHANGES[dest]
+        if both:
+            main(flags(files, tmp_path / 'first', *both))
+        first = content(tmp_path / 'first') if both else base
+        main(flags(files, tmp_path / 'second', *both, *second))
+        assert content(tmp_path / 'second') != first
+        assert list(verify(tmp_path / 'second')) == []
+        with pytest.raises(SystemExit):  # nor does it go on with the other one's folder
+            main(flags(files, tmp_path / 'second', *both))
+        assert 'is a set of other settings' in capsys.readouterr().err
+
+
+def test_help_names_every_flag(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(['--help'])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert all(name in text for action in create_parser()._actions for name in action.option_strings)
+    assert all(action.help for action in create_parser()._actions)
+
+
+def test_flags_of_execution_change_no_byte(files, base, tmp_path):
+    """Of a view, that is: batch and shard size are settings of the set, for other sums may round differently."""
+    main(flags(files, tmp_path / 'workers', workers=2))
+    assert content(tmp_path / 'workers') == base
+    main(flags(files, tmp_path / 'sizes', batch_size=3, shard_size=7))
+    views, found = content(tmp_path / 'sizes')
+    assert views.keys() == base[0].keys()
+    assert [item['source_sha256'] for item in found] == [item['source_sha256'] for item in base[1]]
+    assert len(list((tmp_path / 'sizes' / 'manifest').iterdir())) == 2
+
+
+def test_input_size_is_another_way_to_say_it(files, base, tmp_path):
+    main(flags(files, tmp_path / 'set', '--input-size', '3', '16', '16', img_size=None))
+    assert content(tmp_path / 'set') == base
+    main(flags(files, tmp_path / 'other', '--input-size', '3', '16', '18', img_size=None))
+    assert read_json(tmp_path / 'other' / 'dad_set.json')['views']['size'] == [16, 18]
+    assert content(tmp_path / 'other') != base
+
+
+def test_size_is_224_by_default(files):
+    args = parse_args(flags(files, 'x', img_size=None))
+    assert create_config(args).frame.size == (224, 224)
+
+
+def test_the_number_of_images_of_a_stream_may_be_given(files, tmp_path, capsys):
+    root = files / 'wds'
+    more = ('--dataset', 'wds/', '--data-dir', root, '--num-classes', '4', '--train-split')
+    assert '--train-num-samples must say how many images the stream holds' in error_of(
+        capsys, flags(files, tmp_path / 'set', *more, '{{000..002}}.tar')
+    )
+    main(flags(files, tmp_path / 'set', *more, '{{000..002}}.tar', '--train-num-samples', '12'))
+    assert len(items(tmp_path / 'set')) == 12
+
+
+@pytest.mark.parametrize('flag', ['--dataset-download', '--dataset-trust-remote-code'])
+def test_flags_of_the_data_reach_timm(files, tmp_path, monkeypatch, flag):
+    seen = []
+
+    def create(name, **kwargs):
+        seen.append(kwargs)
+        raise OSError('enough')
+
+    monkeypatch.setattr(data, 'create_timm_dataset', create)
+    for given in ((), (flag,)):
+        with pytest.raises(SystemExit):
+            main(flags(files, tmp_path / 'set', *given, '--dataset', 'hfds/org/name'))
+    name = {'--dataset-download': 'download', '--dataset-trust-remote-code': 'trust_remote_code'}[flag]
+    assert [kwargs[name] for kwargs in seen] == [False, True]
+
+
+@pytest.mark.parametrize(
+    'given',
+    [
+        ('--train-num-samples', '3'),
+        ('--dataset-download',),
+        ('--dataset-trust-remote-code',),
+        ('--target-key', 'label'),
+        ('--dad-temperature', '7'),
+    ],
+)
+def test_a_flag_that_would_be_ignored_is_an_error(files, tmp_path, capsys, given):
+    """For a folder of pictures, one teacher, and no stored logits none of them means anything."""
+    assert given[0] in error_of(capsys, flags(files, tmp_path / 'set', *given))
+
+
+@pytest.mark.parametrize('flag', ['--class-map', '--input-key', '--target-key', '--train-num-samples'])
+def test_a_flag_that_the_demo_would_ignore_is_an_error(files, tmp_path, capsys, flag):
+    (tmp_path / 'set').mkdir()
+    (tmp_path / 'set' / 'stranger').write_text('')  # an error, but later
+    given = (flag, '3' if flag == '--train-num-samples' else files / 'map.txt')
+    assert flag in error_of(capsys, flags(files, tmp_path / 'set', *given, **DEMO))
+
+
+def test_weights_of_the_teacher_may_be_a_flag_of_their_own(files, base, tmp_path):
+    for seed in (1, 2):
+        checkpoint = files / f'teacher{seed}.safetensors'
+        output = tmp_path / f'{seed}'
+        main(flags(files, output, dad_teacher='timm:test_resnet', dad_teacher_checkpoint=checkpoint))
+    assert content(tmp_path / '1') == base
+    assert content(tmp_path / '2') != base
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('flag', ['--dad-classnames', '--dad-templates'])
+def test_words_of_a_zero_shot_teacher_change_the_views(files, tmp_path, flag):
+    file = {'--dad-classnames': 'names.txt', '--dad-templates': 'templates.txt'}[flag]
+    more = ('--dad-store-logits', '4')
+    main(flags(files, tmp_path / 'first', *more, dad_teacher='demo'))
+    main(flags(files, tmp_path / 'second', *more, flag, files / file, dad_teacher='demo'))
+    assert content(tmp_path / 'second') != content(tmp_path / 'first')
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ('given', 'message'),
+    [
+        (('--format', 'codes', '--image-format', 'png'), '--image-format is not for --format codes'),
+        (('--quality', '90'), '--quality is for --image-format jpeg and webp'),
+        (('--format', 'codes', '--quality', '90'), '--quality is for --image-format jpeg and webp'),
+        (('--image-format', 'jpeg', '--quality', '0'), '--quality: quality is from 1 to 100, got 0'),
+        (('--input-size', '3', '16', '16'), '--img-size and --input-size: give one of them'),
+        (('--img-size', '0'), '--img-size: size must be positive, got (0, 0)'),
+        (('--crop-pct', '2'), '--crop-pct: crop_pct must be more than 0 and at most 1, got 2.0'),
+        (('--dad-views', '0'), '--dad-views: num_views must be 1 or more, got 0'),
+        (('--seed', '-1'), '--seed: seed must be 0 or more, got -1'),
+        (('--batch-size', '0'), '--batch-size: batch_size must be 1 or more, got 0'),
+        (('--shard-size', '0'), '--shard-size: shard_size must be 1 or more, got 0'),
+        (('--dad-store-logits', '-1'), '--dad-store-logits: top_k must be 0 or more, got -1'),
+        (
+            ('--dad-temperature', '0', '--dad-store-logits', '1'),
+            '--dad-temperature: temperature must be positive, got 0.0',
+        ),
+        (('--dad-eps', '9'), '--dad-eps: eps is in [0, 1] pixel units, from 0 to 5 for l2, got 9.0'),
+        (('--num-classes', '1'), '--num-classes must be 2 or more, got 1'),
+        (('--train-split', 'nothing'), '--train-split must be a folder in'),
+        (('--data-dir', '{files}/nowhere'), 'nowhere: there is no such folder'),
+        (('--class-map', '{files}/no.txt'), 'no.txt'),
+        (('--dad-teacher', 'timm:test_resnet/{files}/no.pth'), '--dad-teacher'),
+        (('--dad-vqgan', '{files}/no.ckpt'), '--dad-vqgan: no VQGAN at'),
+        (('--format', 'zip'), "argument --format: invalid choice: 'zip'"),
+        (('--interpolation', 'random'), "argument --interpolation: invalid choice: 'random'"),
+        (('--dad-dir', 'x'), 'unrecognized arguments: --dad-dir x'),
+        (('--dad-cache', '2'), 'unrecognized arguments: --dad-cache 2'),
+    ],
+)
+def test_errors_name_the_flag(files, tmp_path, capsys, given, message):
+    assert message in error_of(capsys, flags(files, tmp_path / 'set', *given))
+    assert not (tmp_path / 'set').exists()
+
+
+@pytest.mark.parametrize(
+    ('left_out', 'message'),
+    [
+        ('data_dir', '--data-dir must name a folder with a sub-folder a class (or give --dataset)'),
+        ('output', 'the following arguments are required: --output'),
+        ('dad_vqgan', '--dad-vqgan must name the weights of a VQGAN, demo, or one of'),
+        ('dad_teacher', '--dad-teacher must be given: its default'),
+    ],
+)
+def test_what_is_missing_is_named(files, tmp_path, capsys, left_out, message):
+    argv = flags(files, **{'output': tmp_path / 'set', left_out: None})
+    assert message in error_of(capsys, argv)
+
+
+def test_a_bad_input_size_names_its_own_flag(files, capsys):
+    argv = flags(files, 'x', '--input-size', '3', '0', '16', img_size=None)
+    assert '--input-size: size must be positive, got (0, 16)' in error_of(capsys, argv)
+    argv = flags(files, 'x', '--input-size', '1', '16', '16', img_size=None)
+    assert '--input-size must begin with 3, got [1, 16, 16]' in error_of(capsys, argv)
+
+
+def test_data_without_names_of_classes_needs_their_number(files, tmp_path, capsys):
+    argv = flags(files, tmp_path / 'set', dataset='wds/', data_dir=files / 'wds')
+    assert '--num-classes must be given: the data does not name its classes' in error_of(capsys, argv)
+
+
+def test_an_image_that_does_not_decode_is_named(files, tmp_path, capsys):
+    write_images(tmp_path / 'data', NAMES)
+    (tmp_path / 'data' / 'train' / 'dog' / '1.png').write_bytes(b'x')
+    message = error_of(capsys, flags(files, tmp_path / 'set', data_dir=tmp_path / 'data'))
+    assert 'dog/1.png' in message
+    assert not (tmp_path / 'set').exists()
+
+
+# What it says
+
+
+def test_it_prints_the_summary_and_the_parts_of_the_set_are_there(files, tmp_path, capsys):
+    summary = main(flags(files, tmp_path / 'set'))
+    output = capsys.readouterr().out
+    assert f'{tmp_path / "set"}: 12 DAD views of 12 images' in output
+    for part in ('teacher keeps the label', 'mean L2', 'codes of the VQGAN used', 'contact_sheet.png'):
+        assert part in output
+    assert summary == read_json(tmp_path / 'set' / 'index.json')['summary']
+    assert set(summary['kept_by_class']) == {'cat', 'dog', 'fish', 'tree'}
+
+
+def test_the_set_keeps_what_made_it(files, tmp_path):
+    main(flags(files, tmp_path / 'set', '--dad-store-logits', '2', '--dad-views', '2', '--seed', '5'))
+    settings = read_json(tmp_path / 'set' / 'dad_set.json')
+    assert settings['data']['class_names'] == ['cat', 'dog', 'fish', 'tree']
+    assert (settings['data']['num_images'], settings['data']['num_classes']) == (12, 4)
+    assert settings['views']['seed'] == 5
+    assert settings['views']['count'] == 2
+    assert settings['attack']['eps'] == 2
+    assert settings['logits'] == {'top_k': 2, 'temperature': 4.0}
+    for name in ('teacher', 'vqgan'):
+        assert len(settings[name]['fingerprint']) == 64
+
+
+def test_settings_know_models_by_their_content_not_by_where_they_lie(files, tmp_path, monkeypatch):
+    """Elastic: on another machine the same files may lie in another folder."""
+    main(flags(files, tmp_path / 'set'))
+    (tmp_path / 'moved').mkdir()
+    for name in ('teacher1.safetensors', 'vqgan1.safetensors', 'vqgan1.yaml'):
+        (tmp_path / 'moved' / name).write_bytes((files / name).read_bytes())
+    monkeypatch.chdir(tmp_path / 'moved')
+    here = {'dad_teacher': 'timm:test_resnet/teacher1.safetensors', 'dad_vqgan': 'vqgan1.safetensors'}
+    main(flags(files, tmp_path / 'set', **here))
+
+
+def test_it_is_a_command_of_timm_dad(files, tmp_path, base):
+    cli(['generate', *flags(files, tmp_path / 'set')])
+    cli(['verify', str(tmp_path / 'set')])
+    assert content(tmp_path / 'set') == base
+
+
+# Processes
+
+ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(Path(data.__file__).parents[1])}
+ONE = (sys.executable, '-m', 'timm_dad', 'generate')
+TORCHRUN = (sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', *ONE[1:])
+ACCELERATE = (
+    *(sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2'),
+    *('--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', '0', *ONE[1:]),
+)
+
+
+def start(launcher, argv, **kwargs):
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True, 'start_new_session': True}
+    return subprocess.Popen([*launcher, *argv], env=ENV, **{**pipes, **kwargs})
+
+
+def run(launcher, argv, code=0, **kwargs):
+    process = start(launcher, argv, **kwargs)
+    output, error = process.communicate(timeout=180)
+    assert process.returncode == code, error
+    return output, error
+
+
+def many(files, output, *more, **changes):
+    return flags(files, output, *more, **{'data_dir': files / 'many', 'shard_size': 6, 'img_size': 32, **changes})
+
+
+@pytest.fixture(scope='module')
+def undisturbed(files, tmp_path_factory):
+    """The bytes of a set that one process made at one go."""
+    output = tmp_path_factory.mktemp('undisturbed') / 'set'
+    stdout, stderr = run(ONE, many(files, output, '--dad-store-logits', '2'))
+    assert '200 DAD views of 200 images' in stdout
+    assert 'img/s' in stderr
+    return tree(output)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('launcher', [TORCHRUN, ACCELERATE])
+def test_processes_started_together_make_the_same_bytes(files, undisturbed, tmp_path, launcher):
+    output, _ = run(launcher, many(files, tmp_path / 'set', '--dad-store-logits', '2', '--workers', '1'))
+    assert output.count('200 DAD views of 200 images') == 1
+    assert_same_tree(tmp_path / 'set', undisturbed)
+    run(launcher, many(files, tmp_path / 'set', '--dad-store-logits', '2', '--workers', '1'))  # nothing is left to do
+    assert_same_tree(tmp_path / 'set', undisturbed)
+
+
+@pytest.mark.slow
+def test_processes_share_a_stream_out(files, tmp_path):
+    """timm's readers of streams give each process of a group a part of their own: here each must see all of it."""
+    more = {'dataset': 'wds/', 'data_dir': files / 'wds', 'num_classes': 4, 'shard_size': 2}
+    run(ONE, flags(files, tmp_path / 'one', **more))
+    run(TORCHRUN, flags(files, tmp_path / 'two', **more))
+    assert len(items(tmp_path / 'one')) == 12
+    assert_same_tree(tmp_path / 'two', tree(tmp_path / 'one'))
+
+
+@pytest.mark.slow
+def test_runs_of_their_own_share_one_folder(files, undisturbed, tmp_path):
+    argv = many(files, tmp_path / 'set', '--dad-store-logits', '2')
+    processes = [start(ONE, argv) for _ in range(3)]
+    ends = [(process.communicate(timeout=180), process.returncode) for process in processes]
+    assert [code for _, code in ends] == [0] * 3, ends
+    assert_same_tree(tmp_path / 'set', undisturbed)
+
+
+def wait_for(path, count, process, limit=60):
+    """Wait until there are so many files, or the process ends."""
+    end = time.monotonic() + limit
+    while len(list(path.glob('*'))) < count and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('workers', 'times'), [(0, 6), (2, 3)])
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(files, undisturbed, tmp_path, workers, times):
+    argv = many(files, tmp_path / 'set', '--dad-store-logits', '2', workers=workers)
+    rng, kills = random.Random(workers), 0
+    for _ in range(times):
+        process = start(ONE, argv)
+        done = len(list((tmp_path / 'set' / 'manifest').glob('*')))
+        wait_for(tmp_path / 'set' / 'manifest', done + rng.randrange(1, 6), process)
+        time.sleep(rng.uniform(0, 0.05))
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kills += 1
+        found = {name: data for name, data in tree(tmp_path / 'set').items() if not name.startswith('.work')}
+        assert [name for name, data in found.items() if undisturbed.get(name) != data] == []
+    assert kills >= 2
+    run(ONE, argv)
+    assert_same_tree(tmp_path / 'set', undisturbed)
+
+
+@pytest.mark.slow
+def test_all_processes_killed_and_another_number_of_them_goes_on(files, undisturbed, tmp_path):
+    argv = many(files, tmp_path / 'set', '--dad-store-logits', '2')
+    process = start(TORCHRUN, argv)
+    wait_for(tmp_path / 'set' / 'manifest', 6, process)
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for each in family:
+        each.kill()
+    process.communicate()
+    assert not (tmp_path / 'set' / 'index.json').exists()
+    run(ONE, argv)
+    assert_same_tree(tmp_path / 'set', undisturbed)
+
+
+@pytest.mark.slow
+def test_the_shards_of_a_killed_process_are_taken_over_by_the_other(files, undisturbed, tmp_path):
+    argv = many(files, tmp_path / 'set', '--dad-store-logits', '2')
+    processes = [start(ONE, argv) for _ in range(2)]
+    wait_for(tmp_path / 'set' / 'manifest', 3, processes[0])
+    processes[0].kill()
+    processes[0].communicate()
+    _, error = processes[1].communicate(timeout=180)
+    assert processes[1].returncode == 0, error
+    assert_same_tree(tmp_path / 'set', undisturbed)
+
+
+@pytest.mark.slow
+def test_a_file_that_cannot_grow_is_one_line_and_is_gone_on_from(files, undisturbed, tmp_path):
+    """The operating system refuses files of more than 1,000 bytes, as a full disk or a quota does."""
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+
+    argv = many(files, tmp_path / 'set', '--dad-store-logits', '2')
+    _, error = run(ONE, argv, code=2, preexec_fn=limit)
+    (line,) = (line for line in error.splitlines() if 'error' in line)
+    assert line.startswith('timm-dad generate: error: ')
+    assert 'cannot be written (File too large): free the room or the right it needs' in line
+    assert 'Traceback' not in error
+    run(ONE, argv)
+    assert_same_tree(tmp_path / 'set', undisturbed)
+
+
+@pytest.mark.slow
+def test_an_error_of_any_process_is_one_line_and_none_hangs(files, tmp_path):
+    write_images(tmp_path / 'data', [f'{name}/{index}.png' for name in 'abcd' for index in range(6)])
+    run(ONE, flags(files, tmp_path / 'set', data_dir=tmp_path / 'data'))
+    begin = time.monotonic()
+    _, error = run(TORCHRUN, flags(files, tmp_path / 'set', '--seed', '1', data_dir=tmp_path / 'data'), code=1)
+    assert time.monotonic() - begin < 60
+    assert len([line for line in error.splitlines() if line.startswith('timm-dad generate: error')]) == 1
+    assert 'is a set of other settings (views.seed: here 1, there 0)' in error
+
+
+@pytest.mark.slow
+def test_threads_do_not_matter(files, undisturbed, tmp_path):
+    """torchrun gives its processes one thread, a plain start takes all cores: the bytes must not depend on it."""
+    env = {**ENV, 'OMP_NUM_THREADS': '2'}
+    argv = many(files, tmp_path / 'set', '--dad-store-logits', '2')
+    done = subprocess.run([*ONE, *argv], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert_same_tree(tmp_path / 'set', undisturbed)

@@ -1,0 +1,156 @@
+"""What a DAD set says of itself: its settings, and for every shard a manifest with the hash of every item.
+
+A set is a folder. ``dad_set.json`` holds the settings that made it; ``manifest/000012.jsonl`` appears when all items of
+a shard of images are whole, and never before; ``index.json`` appears when all shards are there.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SETTINGS = 'dad_set.json'
+INDEX = 'index.json'
+FORMAT_VERSION = 1
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one way that a value is written: equal values give equal bytes."""
+    return json.dumps(value, sort_keys=True, separators=(',', ':')).encode()  # ASCII: names of files may be no UTF-8
+
+
+def sha256(data: bytes) -> str:
+    """SHA-256 of bytes, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_whole(path: Path, data: bytes, work: Path) -> None:
+    """Write a file that is never seen in part: to ``work``, to the disk, then renamed.
+
+    Args:
+        path: The file; its folder is made.
+        data: Its content.
+        work: A folder on the same file system that no other process writes to.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work.mkdir(parents=True, exist_ok=True)
+    partial = work / path.name
+    with partial.open('wb') as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def sync_folders(root: Path, paths: Iterable[Path]) -> None:
+    """Send the names of files under ``root``, and of their folders, to the disk, so that they outlive a crash."""
+    folders = {folder for path in paths for folder in path.parents if folder == root or root in folder.parents}
+    for folder in sorted(folders):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def manifest_path(root: Path, shard: int) -> Path:
+    """The manifest of a shard."""
+    return root / 'manifest' / f'{shard:06d}.jsonl'
+
+
+def found_shards(root: Path) -> set[int]:
+    """Shards that have a manifest."""
+    return {int(path.stem) for path in (root / 'manifest').glob('[0-9]*.jsonl') if path.stem.isdecimal()}
+
+
+@dataclass(frozen=True)
+class ShardManifest:
+    """Manifest of one shard.
+
+    Args:
+        header: ``shard``, ``first`` (index of its first image), ``items`` (their number), ``settings`` (their hash),
+            ``made_with``, ``codes_used`` (a bitmap in base64) and ``files`` (``path``, ``bytes``, ``sha256`` of what
+            is no view).
+        items: One dictionary an image: ``index``, ``name``, ``label``, ``source_sha256`` and ``views``; each view has
+            ``path`` (and ``offset`` inside it, where a file holds several), ``bytes``, ``sha256``, ``seed``, ``kept``
+            and ``l2`` (of the pixels before they were encoded).
+    """
+
+    header: Mapping[str, Any]
+    items: Sequence[Mapping[str, Any]]
+
+    def to_bytes(self) -> bytes:
+        """One line of JSON for the header, one for each item, and last the hash of all these lines."""
+        lines = b''.join(canonical_json(line) + b'\n' for line in (self.header, *self.items))
+        return lines + canonical_json({'sha256': sha256(lines)}) + b'\n'
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> 'ShardManifest':
+        """Read ``to_bytes``.
+
+        Raises:
+            ValueError: If it is no manifest, or any byte of it was altered.
+        """
+        end = data[:-1].rfind(b'\n') + 1
+        if data[end:] != canonical_json({'sha256': sha256(data[:end])}) + b'\n':
+            raise ValueError('it is no whole manifest, or was altered')
+        header, *items = (json.loads(line) for line in data[:end].splitlines())
+        return cls(header, items)
+
+
+def settings_id(settings: Mapping[str, Any]) -> str:
+    """Hash of what decides the bytes of a set: models count by their content, not by where their files lie."""
+    return sha256(canonical_json(identity(settings)))
+
+
+def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without the names of models: their fingerprints say which they are."""
+    teacher = {name: value for name, value in settings.get('teacher', {}).items() if name != 'flags'}
+    vqgan = {name: value for name, value in settings.get('vqgan', {}).items() if name != 'spec'}
+    return {**settings, 'teacher': teacher, 'vqgan': vqgan}
+
+
+def index_hash(index: Mapping[str, Any]) -> str:
+    """The hash that ``index.json`` holds of itself, under ``sha256``."""
+    return sha256(canonical_json({name: value for name, value in index.items() if name != 'sha256'}))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file of one JSON object.
+
+    Raises:
+        ValueError: If it is none; it is named.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f'{path} is damaged: {error}') from error
+    if not isinstance(value, dict):
+        raise ValueError(f'{path} is damaged: it holds no JSON object')
+    return value
+
+
+def _flat(value: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _flat(inner, f'{prefix}{name}.')
+    else:
+        yield prefix.rstrip('.'), value
+
+
+def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
+    """What differs between two settings, as ``name: here X, there Y``; empty if they are equal."""
+    flat_here, flat_there = dict(_flat(here)), dict(_flat(there))
+    return [
+        f'{name}: here {_short(flat_here.get(name))}, there {_short(flat_there.get(name))}'
+        for name in sorted(flat_here.keys() | flat_there.keys())
+        if flat_here.get(name) != flat_there.get(name)
+    ]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f'{text[:57]}...'

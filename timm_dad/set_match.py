@@ -1,0 +1,139 @@
+"""Whether a DAD set is one of the data, the student and the teacher that a training has; if not, what differs."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from timm_dad.dad_set import DADSet
+from timm_dad.discretize import VQGAN
+from timm_dad.manifest import ShardManifest, manifest_path
+from timm_dad.source import Source
+from timm_dad.teacher import Teacher
+
+NUM_COMPARED = 32
+
+
+def check_student(dad_set: DADSet, num_classes: int, size: tuple[int, int]) -> None:
+    """Compare classes and size of the student.
+
+    Args:
+        dad_set: The set.
+        num_classes: Classes of the student.
+        size: ``(height, width)`` of its input.
+
+    Raises:
+        ValueError: If the set was made for others.
+    """
+    if dad_set.settings['data']['num_classes'] != num_classes:
+        raise ValueError(
+            f'it was made for {dad_set.settings["data"]["num_classes"]} classes, and the student has {num_classes}: '
+            'set --num-classes, or make a set of this data'
+        )
+    if dad_set.size != size:
+        (height, width), (here_height, here_width) = dad_set.size, size
+        flag = f'--img-size {height}' if height == width else f'--input-size 3 {height} {width}'
+        raise ValueError(
+            f'its views are {height} x {width}, and the student takes {here_height} x {here_width}: set {flag}, or '
+            'make a set of that size'
+        )
+
+
+def check_data(dad_set: DADSet, source: Source) -> None:
+    """Compare the data: what it says of itself, and some images.
+
+    Of a stream only class names are compared here: every image is looked up in the set.
+
+    Raises:
+        ValueError: If the set was made of others.
+    """
+    facts = dad_set.settings['data']
+    _check_class_names(dad_set.class_names, source.class_names)
+    if facts['identified_by'] != source.identified_by:
+        raise ValueError(
+            f'it knows images by their {facts["identified_by"]}, and this kind of data set by their '
+            f'{source.identified_by}: train on the data set that it was made of, or make a set of this one'
+        )
+    if source.streams:
+        return
+    if len(source) != dad_set.num_images:
+        raise ValueError(
+            f'it was made of {dad_set.num_images} images, and the data set has {len(source)}: train on the split that '
+            'it was made of, or make a set of this one'
+        )
+    _check_images(dad_set, source)
+    listing = source.listing() if facts['listing'] else None
+    if listing is not None and listing != facts['listing']:
+        raise ValueError(
+            'names or labels of the images are others than when it was made (added, removed or renamed since?): put '
+            'them back, or make the set again'
+        )
+
+
+def _check_class_names(there: Sequence[str] | None, here: Sequence[str] | None) -> None:
+    if there is None or here is None or list(there) == list(here):
+        return
+    if len(there) != len(here):
+        raise ValueError(f'it was made for {len(there)} classes, and the data set has {len(here)}')
+    label = next(label for label, names in enumerate(zip(there, here, strict=True)) if names[0] != names[1])
+    raise ValueError(
+        f'its classes are others: class {label} is {there[label]!r} there and {here[label]!r} here; train on the data '
+        'set that it was made of, or make a set of this one'
+    )
+
+
+def _check_images(dad_set: DADSet, source: Source) -> None:
+    count = dad_set.num_images
+    indices = np.unique(np.linspace(0, count - 1, min(count, NUM_COMPARED)).astype(int)).tolist()
+    manifests: dict[int, ShardManifest] = {}
+    for index in indices:
+        shard, row = divmod(index, dad_set.shard_size)
+        if shard not in manifests:
+            manifests = {shard: _read_manifest(dad_set, shard)}  # indices rise: one at a time
+        item = manifests[shard].items[row]
+        image = source.read(index)
+        here = {'label': image.label, 'name': source.name(index, image.label), 'source_sha256': image.sha256}
+        for fact, value in here.items():
+            if item[fact] != value:
+                raise ValueError(
+                    f'image {index} is another: {fact} {item[fact]} there, {value} here; train on the data set that it '
+                    'was made of, or make the set again'
+                )
+
+
+def _read_manifest(dad_set: DADSet, shard: int) -> ShardManifest:
+    path = manifest_path(dad_set.root, shard)
+    try:
+        return ShardManifest.from_bytes(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f'{path} is damaged ({error}): timm-dad verify {dad_set.root} says what to do') from error
+
+
+def check_teacher(dad_set: DADSet, teacher: Teacher) -> None:
+    """Compare the teacher with the one that the views were made with.
+
+    Raises:
+        ValueError: If it is another.
+    """
+    made = dad_set.settings['teacher']
+    if teacher.fingerprint() != made['fingerprint']:
+        flags = {name: value for name, value in made['flags'].items() if value is not None}
+        names = ' '.join(f'--{name.replace("_", "-")} {_words(value)}' for name, value in flags.items())
+        raise ValueError(
+            f'it was made with another teacher than this one: with {names or "the default one"}, as its files were '
+            'then. Leave --dad-teacher and its flags out to take that one, or make a set with this one'
+        )
+
+
+def _words(value: object) -> str:
+    return ' '.join(str(each) for each in value) if isinstance(value, list) else str(value)
+
+
+def check_decoder(dad_set: DADSet, vqgan: VQGAN) -> None:
+    """Compare the VQGAN with the one that the codes are of.
+
+    Raises:
+        ValueError: If it is another.
+    """
+    made = dad_set.settings['vqgan']
+    if vqgan.fingerprint() != made['fingerprint']:
+        raise ValueError(f'its codes are of another VQGAN: name {made["spec"]} as it was then with --dad-vqgan')

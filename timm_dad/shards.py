@@ -1,0 +1,194 @@
+"""A folder that any number of processes and machines fill, shard by shard; the bytes are the same however they come.
+
+A shard is claimed by a lock that the operating system frees when its process dies, and is done when its manifest is
+there. Unfinished files lie in ``.work``, which goes when the set is whole.
+"""
+
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from timm_dad.manifest import (
+    INDEX,
+    SETTINGS,
+    ShardManifest,
+    canonical_json,
+    differences,
+    found_shards,
+    identity,
+    manifest_path,
+    read_json,
+    settings_id,
+    sync_folders,
+    write_whole,
+)
+
+_WORK = '.work'
+
+
+class ShardedFolder:
+    """The folder of a set while it is made.
+
+    Args:
+        root: The folder.
+        settings: What makes the set; one folder never holds views of two settings.
+        num_images: Images of the data set.
+        shard_size: Images a shard; the last one may have fewer.
+
+    Raises:
+        ValueError: If the folder holds anything else, or a set of other settings, which are named.
+    """
+
+    def __init__(self, root: Path, settings: Mapping[str, Any], num_images: int, shard_size: int) -> None:
+        self.root = root
+        self.num_images = num_images
+        self.shard_size = shard_size
+        self.num_shards = -(-num_images // shard_size)
+        self.own = uuid.uuid4().hex[:12]
+        self._claims: dict[int, FileLock] = {}
+        self._start(settings)
+
+    def _start(self, settings: Mapping[str, Any]) -> None:
+        with self._lock('start', timeout=60):
+            path = self.root / SETTINGS
+            if not path.exists():
+                strangers = sorted(file.name for file in self.root.iterdir() if file.name != _WORK)[:3]
+                if strangers and not self._made_with(settings):
+                    raise ValueError(f'{self.root} holds other files ({", ".join(strangers)}): name an empty folder')
+                write_whole(path, canonical_json(settings) + b'\n', self.work('start'))
+            others = differences(identity(settings), identity(read_json(path)))
+            if others:
+                raise ValueError(
+                    f'{self.root} is a set of other settings ({"; ".join(others[:3])}): give the same flags to go on '
+                    'with it, or name another folder'
+                )
+            if self.pending():
+                (self.root / INDEX).unlink(missing_ok=True)  # a shard was taken out of a whole set, to be made again
+            else:
+                self._tidy()
+
+    def _made_with(self, settings: Mapping[str, Any]) -> bool:
+        """Whether the shards that are there were made with these settings, whose file is gone."""
+        done = self.done()
+        paths = [manifest_path(self.root, shard) for shard in done]
+        expected = settings_id(settings)
+        return bool(done) and all(
+            ShardManifest.from_bytes(path.read_bytes()).header['settings'] == expected for path in paths
+        )
+
+    @contextmanager
+    def _lock(self, name: str, timeout: float) -> Iterator[None]:
+        while True:
+            try:
+                lock = self._file_lock(name)
+                lock.acquire(timeout=timeout)
+                break
+            except (FileNotFoundError, FileExistsError):
+                # Another process has just taken the locks of a whole set away, from under this one.
+                if not self.is_whole():
+                    raise
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _file_lock(self, name: str) -> FileLock:
+        folder = self.root / _WORK / 'locks'
+        folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(folder / f'{name}.lock')
+
+    def work(self, name: str) -> Path:
+        """Folder for unfinished files that no other process uses."""
+        return self.root / _WORK / f'{name}-{self.own}'
+
+    def shard_range(self, shard: int) -> range:
+        """Indices of the images of a shard."""
+        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.num_images))
+
+    def is_done(self, shard: int) -> bool:
+        """Whether a shard is whole."""
+        return manifest_path(self.root, shard).exists()
+
+    def done(self) -> set[int]:
+        """Shards that are whole."""
+        return found_shards(self.root)
+
+    def pending(self) -> list[int]:
+        """Shards that are not whole yet, in order."""
+        done = self.done()
+        return [shard for shard in range(self.num_shards) if shard not in done]
+
+    def images_done(self) -> int:
+        """Images of the shards that are whole."""
+        return sum(len(self.shard_range(shard)) for shard in self.done())
+
+    def claim(self, shard: int) -> bool:
+        """Take a shard, unless it is done or another process is at it; whether it is this process's now."""
+        if shard in self._claims:
+            return True
+        if self.is_done(shard) or self.is_whole():
+            return False
+        try:
+            lock = self._file_lock(f'{shard:06d}')
+            lock.acquire(timeout=0)
+        except Timeout:
+            return False
+        except (FileNotFoundError, FileExistsError):
+            if not self.is_whole():
+                raise
+            return False
+        if self.is_done(shard):  # in the meantime
+            lock.release()
+            return False
+        self._claims[shard] = lock
+        return True
+
+    def check_first(self, shard: int, source_sha256: str) -> None:
+        """Of a stream: whether the first image of a finished shard is still the one that it was made of.
+
+        Raises:
+            ValueError: If the stream has moved up: an image was added, taken out or mended.
+        """
+        path = manifest_path(self.root, shard)
+        if path.exists():
+            first = ShardManifest.from_bytes(path.read_bytes()).items[0]
+            if first['source_sha256'] != source_sha256:
+                raise ValueError(
+                    f'{self.root} was made of another stream: image {first["index"]} is another now (one before it '
+                    'added, taken out or mended since?); name an empty folder'
+                )
+
+    def commit(self, shard: int, manifest: ShardManifest) -> None:
+        """Say that all files of a claimed shard are whole, and let go of it."""
+        places = [place for item in manifest.items for place in item['views']] + list(manifest.header['files'])
+        sync_folders(self.root, [self.root / place['path'] for place in places])
+        path = manifest_path(self.root, shard)
+        write_whole(path, manifest.to_bytes(), self.work('commit'))
+        sync_folders(self.root, [path])
+        self._claims.pop(shard).release()
+
+    def release(self) -> None:
+        """Let go of all claimed shards."""
+        for lock in self._claims.values():
+            lock.release()
+        self._claims.clear()
+
+    def is_whole(self) -> bool:
+        """Whether the set is finished."""
+        return (self.root / INDEX).exists()
+
+    @contextmanager
+    def finishing(self) -> Iterator[bool]:
+        """Whether this process is the one that finishes the set; the others wait until it is done."""
+        with self._lock('finish', timeout=-1):
+            yield not self.is_whole()
+        self._tidy()
+
+    def _tidy(self) -> None:
+        if self.is_whole():
+            shutil.rmtree(self.root / _WORK, ignore_errors=True)

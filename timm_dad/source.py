@@ -1,0 +1,198 @@
+"""The images that a DAD set is made from and paired with: their names, hashes, and what part of them is taken."""
+
+import hashlib
+import io
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from timm.data import create_transform
+from torch.utils.data import IterableDataset
+from torchvision.transforms import Compose
+
+from timm_dad.data import dataset_class_names
+
+
+@dataclass(frozen=True)
+class SourceImage:
+    """One image of a data set.
+
+    Args:
+        image: The picture, RGB.
+        label: Class index.
+        sha256: Hash of its file or, where the data set gives none, of its pixels.
+    """
+
+    image: Image.Image
+    label: int
+    sha256: str
+
+
+class Source:
+    """A timm data set, looked at image by image, without its transform.
+
+    Args:
+        dataset: Any data set of ``timm.data.create_dataset``, or the demo's.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        self.streams = isinstance(dataset, IterableDataset)
+        self.reader = getattr(dataset, 'reader', None)
+        self.has_files = self.reader is not None and hasattr(self.reader, '__getitem__') and not self.streams
+        self.class_names: Sequence[str] | None = dataset_class_names(dataset)
+        # Folders and tars do, with a folder a class; a class map may put several folders into one class.
+        self.lists_files = self.has_files and hasattr(self.reader, 'samples') and self.class_names is not None
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.dataset)
+
+    @property
+    def identified_by(self) -> str:
+        """What ``sha256`` of an image is of: ``file`` or ``pixels``."""
+        return 'file' if self.has_files else 'pixels'
+
+    def read(self, index: int) -> SourceImage:
+        """One image, by index.
+
+        Raises:
+            ValueError: If it cannot be decoded; it is named. (timm's data sets take the next image instead, which
+                would pair it with another image's view.)
+        """
+        if not self.has_files or self.reader is None:
+            self.dataset.transform = None
+            image, label = self.dataset[index]
+            return self.of_pixels(image, label)
+        try:
+            file, label, *_ = self.reader[index]
+            with file:
+                data = file.read()
+            with Image.open(io.BytesIO(data)) as picture:
+                image = picture.convert('RGB')
+        except Exception as error:  # Pillow raises what it likes: a bomb, a broken chunk
+            name = self.reader.filename(index, absolute=True) or f'image {index} of the data set'
+            raise ValueError(f'{name} does not decode: {error}; mend it, or take it out of the data set') from error
+        return SourceImage(image, -1 if label is None else int(label), hashlib.sha256(data).hexdigest())
+
+    @staticmethod
+    def of_pixels(image: Image.Image, label: Any) -> SourceImage:
+        """An image of a stream."""
+        image = image.convert('RGB')
+        sha = hashlib.sha256(f'{image.size}'.encode())
+        sha.update(image.tobytes())
+        return SourceImage(image, int(label), sha.hexdigest())
+
+    def folder(self, label: int) -> str:
+        """Name of a class's folder where the data set has no folders."""
+        return str(label) if self.class_names is None else self._folders[label]
+
+    @cached_property
+    def _folders(self) -> list[str]:
+        names = [name.replace('/', '_') for name in self.class_names or ()]
+        usable = [name.strip('.') and names.count(name) == 1 for name in names]
+        return [name if ok else f'{name}-{label}' for label, (name, ok) in enumerate(zip(names, usable, strict=True))]
+
+    def name(self, index: int, label: int) -> str:
+        """Name of an image, no other has it: path without suffix where it has one, else ``class/index``."""
+        if not self.lists_files:
+            return f'{self.folder(label)}/{index:08d}'
+        path = self._path(index, label)
+        stem = str(path.with_suffix(''))
+        taken, same_paths = self._ambiguous
+        if _key(stem) not in taken:
+            return stem
+        # a.jpg and a.png in one folder keep their suffix; files of one path, in tars inside a tar, get a number.
+        return str(path) if _key(str(path)) not in same_paths else f'{path}-{index:08d}'
+
+    def _path(self, index: int, label: int) -> PurePosixPath:
+        assert self.reader is not None
+        # Cut here: os.path.relpath, which the reader takes, is slow for a million files.
+        path = str(self.reader.filename(index, absolute=True))
+        root = str(getattr(self.reader, 'root', '')).rstrip('/')
+        parts = [part for part in PurePosixPath(path.removeprefix(root)).parts if part not in ('/', '..', '.')]
+        # A tar for each class has no folders inside.
+        return PurePosixPath(*parts) if len(parts) > 1 else PurePosixPath(self.folder(label), *parts)
+
+    def _label(self, index: int) -> int:
+        assert self.reader is not None
+        targets = getattr(self.reader, 'targets', None)  # samples are pairs where these are not apart
+        return int(self.reader.samples[index][1] if targets is None else targets[index])
+
+    @cached_property
+    def _ambiguous(self) -> tuple[frozenset[int], frozenset[int]]:
+        """Keys of stems that are as another's stem or path, and of paths that several images have."""
+        keys = np.empty((2, len(self)), np.uint64)
+        for index in range(len(self)):
+            path = self._path(index, self._label(index))
+            keys[:, index] = _key(str(path)), _key(str(path.with_suffix('')))
+
+        def twice(of: NDArray[np.uint64]) -> frozenset[int]:
+            found, times = np.unique(of, return_counts=True)
+            return frozenset(found[times > 1].tolist())
+
+        return twice(keys), twice(keys[0])
+
+    def listing(self) -> str | None:
+        """Hash of names and labels of all images, or ``None`` where the data set cannot say without reading them."""
+        if not self.lists_files:
+            return None
+        sha = hashlib.sha256()
+        for index in range(len(self)):
+            label = self._label(index)
+            sha.update(f'{self._path(index, label)}\0{label}\n'.encode(errors='surrogateescape'))
+        return sha.hexdigest()
+
+    def sample(self) -> str:
+        """Hash of some images and labels: 32, spread evenly, or the first 8 of a stream."""
+        if self.streams:
+            first = itertools.islice(self.dataset, 8)
+            images = [self.of_pixels(image, label) for image, label in first]
+        else:
+            spread = np.unique(np.linspace(0, len(self) - 1, min(len(self), 32)).astype(int))
+            images = [self.read(int(index)) for index in spread]
+        return hashlib.sha256(repr([(image.sha256, image.label) for image in images]).encode()).hexdigest()
+
+
+def _key(text: str) -> int:
+    """A number of 64 bits for a name: a million names fit in 8 MB."""
+    return int.from_bytes(hashlib.blake2b(text.encode(errors='surrogateescape'), digest_size=8).digest(), 'big')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """The part of an image that a DAD set holds: its middle.
+
+    Args:
+        size: ``(height, width)``.
+        interpolation: ``bicubic`` or ``bilinear``, ... as timm names them.
+        crop_pct: Part of the shorter side that is taken.
+    """
+
+    size: tuple[int, int]
+    interpolation: str = 'bicubic'
+    crop_pct: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.crop_pct <= 1:
+            raise ValueError(f'crop_pct must be more than 0 and at most 1, got {self.crop_pct}')
+        if min(self.size) < 1:
+            raise ValueError(f'size must be positive, got {self.size}')
+
+    def transform(self) -> Callable[[Image.Image], Image.Image]:
+        """Picture to picture of ``size``: timm's transform for evaluation, up to the tensor."""
+        steps = create_transform(
+            (3, *self.size),
+            is_training=False,
+            interpolation=self.interpolation,
+            crop_pct=self.crop_pct,
+            crop_mode='center',
+            use_prefetcher=True,
+        ).transforms
+        return Compose(steps[:-1])  # type: ignore[no-any-return]

@@ -1,0 +1,79 @@
+"""Training from the teacher's logits that a DAD set holds: no teacher is loaded (Zhou et al. 2023, section 3.3).
+
+Which view of which image is in a batch must reach the task, through samplers, collates and prefetchers of timm that
+pass on images and class indices and nothing else. So the data set gives one number for all of it in place of the class
+index: ``(index * num_views + view) * num_classes + label``, an int64, and the task takes it apart.
+"""
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from timm_dad.dad_set import DADSet
+from timm_dad.sparse_logits import dense_logits
+
+_PARTS = ('values', 'classes', 'rest')
+
+
+def encode_target(dad_set: DADSet, index: int, view: int, label: int) -> int:
+    """One number for index and label of an image and the number of its view."""
+    num_classes: int = dad_set.settings['data']['num_classes']
+    return (index * dad_set.num_views + view) * num_classes + label
+
+
+class StoredLogits:
+    """Take the targets of ``encode_target`` apart, and read the logits that they stand for.
+
+    Args:
+        dad_set: A set with logits.
+
+    Raises:
+        ValueError: If it has none.
+    """
+
+    def __init__(self, dad_set: DADSet) -> None:
+        if dad_set.logits is None:
+            raise ValueError(
+                f'{dad_set.root} has no logits: timm-dad generate --dad-store-logits makes a set with them'
+            )
+        self.dad_set = dad_set
+        self.num_classes: int = dad_set.settings['data']['num_classes']
+        self._shards: dict[int, dict[str, Tensor]] = {}  # mapped files: the system keeps in memory what is read
+
+    def labels(self, coded: Tensor) -> Tensor:
+        """Class indices of targets ``[B]``."""
+        return coded % self.num_classes
+
+    def read(self, coded: Tensor) -> tuple[Tensor, Tensor]:
+        """Teacher's logits of the images and of their views, up to a constant for each.
+
+        Args:
+            coded: Targets ``[B]``.
+
+        Returns:
+            Two logits ``[B, K]``, fp32, on the device of ``coded``.
+        """
+        clean, second = [], []
+        places: list[int] = (coded // self.num_classes).tolist()
+        for place in places:
+            index, view = divmod(place, self.dad_set.num_views)
+            shard, row = self._shard(index // self.dad_set.shard_size), index % self.dad_set.shard_size
+            clean.append([shard[f'clean_{part}'][row] for part in _PARTS])
+            second.append([shard[f'dad_{part}'][row, view] for part in _PARTS])
+        return self._dense(clean, coded.device), self._dense(second, coded.device)
+
+    def _dense(self, rows: list[list[Tensor]], device: torch.device) -> Tensor:
+        values, classes, rest = (torch.stack(part).to(device) for part in zip(*rows, strict=True))
+        return dense_logits(values, classes, rest, self.num_classes)
+
+    def _shard(self, shard: int) -> dict[str, Tensor]:
+        if shard not in self._shards:
+            path = self.dad_set.logits_path(shard)
+            try:
+                self._shards[shard] = load_file(path)
+            except (OSError, SafetensorError) as error:
+                raise ValueError(
+                    f'{path} is damaged ({error}): timm-dad verify {self.dad_set.root} says what to do'
+                ) from error
+        return self._shards[shard]

@@ -1,0 +1,159 @@
+"""What a finished DAD set is like: label-kept rate by class, distances, codebook usage, and a contact sheet."""
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from timm_dad.augment import DADAugment
+from timm_dad.dad_set import DADSet
+from timm_dad.formats import wds_info
+from timm_dad.manifest import (
+    INDEX,
+    SETTINGS,
+    canonical_json,
+    index_hash,
+    manifest_path,
+    read_json,
+    sha256,
+    sync_folders,
+    write_whole,
+)
+from timm_dad.shards import ShardedFolder
+from timm_dad.source import Frame, Source, SourceImage
+
+CONTACT_SHEET = 'contact_sheet.png'
+_PAIRS, _COLUMNS, _CELL, _TEXT, _MARGIN = 24, 4, 112, 28, 8
+
+
+def finish(
+    folder: ShardedFolder, source: Source, frame: Frame, augment: DADAugment, settings_id: str
+) -> dict[str, Any]:
+    """Write what a whole set has beside its shards, ``index.json`` last; returns the summary.
+
+    One process does it, the others wait for it.
+    """
+    with folder.finishing() as first:
+        if first:
+            _write(folder, source, frame, augment, settings_id)
+    summary: dict[str, Any] = read_json(folder.root / INDEX)['summary']
+    return summary
+
+
+def _write(folder: ShardedFolder, source: Source, frame: Frame, augment: DADAugment, settings_id: str) -> None:
+    root, work = folder.root, folder.work('finish')
+    shards: list[dict[str, Any]] = []
+    for shard in range(folder.num_shards):
+        path = manifest_path(root, shard)
+        entry = {'path': str(path.relative_to(root)), 'sha256': sha256(path.read_bytes())}
+        shards.append({**entry, 'items': len(folder.shard_range(shard))})
+    index: dict[str, Any] = {'settings': settings_id, 'items': folder.num_images, 'shards': shards}
+    dad_set = DADSet(root, index=index)
+    dad_set.decoder = augment.vqgan
+    index['summary'] = summarize(dad_set, augment.vqgan.config.n_embed)
+    files = {CONTACT_SHEET: contact_sheet(dad_set, source, frame)}
+    count = len(source.class_names) if source.class_names is not None else dad_set.settings['data']['num_classes']
+    names = [source.folder(label) for label in range(count)]
+    files['class_map.txt'] = ''.join(f'{name}\n' for name in names).encode(errors='surrogateescape')
+    if dad_set.format == 'wds':
+        split = str(dad_set.settings['data']['split'])
+        split = 'train' if 'tar' in split or '..' in split else split  # timm takes these for names of files
+        files['_info.json'] = wds_info(split, dad_set.num_views, [entry['items'] for entry in shards])
+    for name, data in files.items():
+        write_whole(root / name, data, work)
+    files[SETTINGS] = (root / SETTINGS).read_bytes()
+    index['files'] = [{'path': name, 'bytes': len(data), 'sha256': sha256(data)} for name, data in files.items()]
+    index['sha256'] = index_hash(index)
+    write_whole(root / INDEX, canonical_json(index) + b'\n', work)
+    sync_folders(root, [root / INDEX])
+
+
+def summarize(dad_set: DADSet, n_embed: int) -> dict[str, Any]:
+    """Read all manifests, one at a time.
+
+    Args:
+        dad_set: The set.
+        n_embed: Codes of its VQGAN.
+
+    Returns:
+        ``images``, ``views``, ``teacher_kept`` (fraction of the views on which the teacher predicts the label), ``l2``
+        (mean distance of a view to its image, over the whole ``[3, H, W]`` tensor in [0, 1] pixel units),
+        ``codebook_used`` (fraction of the codes), ``bytes_per_view``, and ``kept_by_class``.
+    """
+    count, size, l2 = 0, 0, 0.0
+    by_class: dict[int, list[int]] = {}
+    used = np.zeros(n_embed, bool)
+    for manifest in dad_set.manifests():
+        used |= np.unpackbits(np.frombuffer(base64.b64decode(manifest.header['codes_used']), np.uint8))[:n_embed] == 1
+        for item in manifest.items:
+            of_class = by_class.setdefault(item['label'], [0, 0])
+            for view in item['views']:
+                count, size, l2 = count + 1, size + view['bytes'], l2 + view['l2']
+                of_class[0] += view['kept']
+                of_class[1] += 1
+    names = dad_set.class_names
+    return {
+        'images': dad_set.num_images,
+        'views': count,
+        'teacher_kept': sum(kept for kept, _ in by_class.values()) / count,
+        'l2': l2 / count,
+        'codebook_used': float(used.mean()),
+        'bytes_per_view': size / count,
+        'kept_by_class': {
+            names[label] if names else str(label): kept / total for label, (kept, total) in sorted(by_class.items())
+        },
+    }
+
+
+def format_summary(summary: dict[str, Any], root: Path) -> str:
+    """The summary for the terminal."""
+    worst = sorted(summary['kept_by_class'].items(), key=lambda entry: entry[1])[:5]
+    return '\n'.join(
+        (
+            f'{root}: {summary["views"]} DAD views of {summary["images"]} images, '
+            f'{summary["bytes_per_view"]:.0f} bytes each',
+            f'teacher keeps the label  {summary["teacher_kept"]:.1%}, '
+            f'least for {", ".join(f"{name} {kept:.1%}" for name, kept in worst)}',
+            f'mean L2 of x_dad - x     {summary["l2"]:.3f}',
+            f'codes of the VQGAN used  {summary["codebook_used"]:.1%}',
+            f'contact sheet            {root / CONTACT_SHEET}',
+        )
+    )
+
+
+def _first_images(source: Source, indices: Sequence[int]) -> dict[int, SourceImage]:
+    if not source.streams:
+        return {index: source.read(index) for index in indices}
+    wanted, images = set(indices), {}
+    for index, (image, label) in enumerate(source.dataset):
+        if index in wanted:
+            images[index] = Source.of_pixels(image, label)
+        if len(images) == len(wanted):
+            break
+    return images
+
+
+def contact_sheet(dad_set: DADSet, source: Source, frame: Frame) -> bytes:
+    """A PNG of images beside their first DAD view, spread evenly over the data set (the first ones of a stream)."""
+    count, transform = min(_PAIRS, dad_set.num_images), frame.transform()
+    spread = range(count) if source.streams else np.linspace(0, dad_set.num_images - 1, count).astype(int)
+    images = _first_images(source, [int(index) for index in spread])
+    names, font = source.class_names, ImageFont.load_default(10)
+    step_x, step_y = 2 * _CELL + _MARGIN + 4, _CELL + _TEXT
+    size = (_MARGIN + min(count, _COLUMNS) * step_x, _MARGIN + -(-count // _COLUMNS) * step_y)
+    sheet = Image.new('RGB', size, 'white')
+    draw = ImageDraw.Draw(sheet)
+    for place, (index, image) in enumerate(images.items()):
+        left, top = _MARGIN + place % _COLUMNS * step_x, _MARGIN + place // _COLUMNS * step_y
+        dad_image = dad_set.image(index, 0, source.name(index, image.label))
+        for offset, picture in ((0, transform(image.image)), (_CELL + 4, dad_image)):
+            sheet.paste(picture.resize((_CELL, _CELL), Image.Resampling.NEAREST), (left + offset, top))
+        caption = names[image.label] if names else f'class {image.label}'
+        draw.text((left, top + _CELL + 2), f'{caption}: x, x_dad', 'black', font)
+    with io.BytesIO() as file:
+        sheet.save(file, 'png')
+        return file.getvalue()
