@@ -67,7 +67,7 @@ def training(folder: Path) -> str:
     students = [timm.create_model('resnet18', num_classes=100) for _ in range(2)]
     tasks = [
         DADTask(students[0], teacher, None, **norm, verbose=False),
-        LogitDistillationTask(students[1], network, loss_type='kd', temperature=4.0, verbose=False),
+        LogitDistillationTask(students[1], network, loss_type='kl', temperature=4.0, verbose=False),
     ]
     optimizers = [torch.optim.SGD(student.parameters(), lr=0.01) for student in students]
     for task in tasks:
@@ -183,7 +183,8 @@ from PIL import Image
 from torch import nn
 from timm_dad import DADAugment, Teacher, VQGAN, VQGANConfig, prepare_frozen
 from timm_dad.formats import FormatConfig
-from timm_dad.generate import GenerateConfig, generate
+from timm_dad.generate import generate
+from timm_dad.shard_maker import GenerateConfig
 from timm_dad.source import Frame, Source
 class Synthetic(torch.utils.data.Dataset):
     transform = None

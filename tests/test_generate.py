@@ -27,9 +27,10 @@ from timm_dad.dad_set import DADSet
 from timm_dad.data import open_dataset
 from timm_dad.discretize import VQGAN, VQGANConfig
 from timm_dad.formats import FormatConfig
-from timm_dad.generate import GenerateConfig, generate, view_seed
+from timm_dad.generate import generate
 from timm_dad.generate_command import describe_data
 from timm_dad.manifest import FORMAT_VERSION, ShardManifest
+from timm_dad.shard_maker import GenerateConfig, view_seed
 from timm_dad.source import Frame, Source
 from timm_dad.teacher import Teacher
 from timm_dad.verify import verify

@@ -95,11 +95,13 @@ KINDS = {'missing': 'missing', 'truncated': 'truncated', 'empty': 'truncated'}
 FILES = ('item', 'manifest/000001.jsonl', 'logits/000002.safetensors', 'contact_sheet.png', 'class_map.txt')
 
 
-@pytest.mark.parametrize('file', [*FILES, '_info.json'])
+@pytest.mark.parametrize(
+    ('format', 'file'),
+    [*(('folder', file) for file in FILES), ('wds', 'item'), ('wds', '_info.json'), ('codes', 'item')],
+    indirect=['format'],
+)
 @pytest.mark.parametrize('damage', DAMAGES)
 def test_damage_is_found_named_and_made_good_by_the_advice(damaged, source, sets, format, capsys, file, damage):
-    if file not in {'folder': FILES, 'wds': ('item', '_info.json'), 'codes': ('item',)}[format]:
-        pytest.skip('not there, or alike in all formats')
     path = _first(damaged, ITEMS[format]) if file == 'item' else damaged / file
     DAMAGES[damage](path)
     code, output = _run(damaged, capsys)

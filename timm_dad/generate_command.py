@@ -16,9 +16,10 @@ from timm_dad.data import check_images, create_dataset
 from timm_dad.errors import errors_in_one_line, is_main_process
 from timm_dad.formats import FORMATS, IMAGE_FORMATS, FormatConfig
 from timm_dad.frozen import prepare_frozen
-from timm_dad.generate import GenerateConfig, generate
+from timm_dad.generate import generate
 from timm_dad.log import setup_logging
 from timm_dad.manifest import FORMAT_VERSION
+from timm_dad.shard_maker import GenerateConfig
 from timm_dad.source import Frame, Source
 from timm_dad.summary import format_summary
 from timm_dad.teacher import INTERPOLATIONS

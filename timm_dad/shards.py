@@ -49,6 +49,7 @@ class ShardedFolder:
         self.num_images = num_images
         self.shard_size = shard_size
         self.num_shards = -(-num_images // shard_size)
+        self.settings_id = settings_id(settings)
         self.own = uuid.uuid4().hex[:12]
         self._claims: dict[int, FileLock] = {}
         self._start(settings)
@@ -58,7 +59,7 @@ class ShardedFolder:
             path = self.root / SETTINGS
             if not path.exists():
                 strangers = sorted(file.name for file in self.root.iterdir() if file.name != _WORK)[:3]
-                if strangers and not self._made_with(settings):
+                if strangers and not self._has_own_shards():
                     raise ValueError(f'{self.root} holds other files ({", ".join(strangers)}): name an empty folder')
                 write_whole(path, canonical_json(settings) + b'\n', self.work('start'))
             others = differences(identity(settings), identity(read_json(path)))
@@ -72,13 +73,12 @@ class ShardedFolder:
             else:
                 self._tidy()
 
-    def _made_with(self, settings: Mapping[str, Any]) -> bool:
+    def _has_own_shards(self) -> bool:
         """Whether the shards that are there were made with these settings, whose file is gone."""
         done = self.done()
         paths = [manifest_path(self.root, shard) for shard in done]
-        expected = settings_id(settings)
         return bool(done) and all(
-            ShardManifest.from_bytes(path.read_bytes()).header['settings'] == expected for path in paths
+            ShardManifest.from_bytes(path.read_bytes()).header['settings'] == self.settings_id for path in paths
         )
 
     @contextmanager

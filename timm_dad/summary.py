@@ -30,28 +30,26 @@ CONTACT_SHEET = 'contact_sheet.png'
 _PAIRS, _COLUMNS, _CELL, _TEXT, _MARGIN = 24, 4, 112, 28, 8
 
 
-def finish(
-    folder: ShardedFolder, source: Source, frame: Frame, augment: DADAugment, settings_id: str
-) -> dict[str, Any]:
+def finish(folder: ShardedFolder, source: Source, frame: Frame, augment: DADAugment) -> dict[str, Any]:
     """Write what a whole set has beside its shards, ``index.json`` last; returns the summary.
 
     One process does it, the others wait for it.
     """
     with folder.finishing() as first:
         if first:
-            _write(folder, source, frame, augment, settings_id)
+            _write(folder, source, frame, augment)
     summary: dict[str, Any] = read_json(folder.root / INDEX)['summary']
     return summary
 
 
-def _write(folder: ShardedFolder, source: Source, frame: Frame, augment: DADAugment, settings_id: str) -> None:
+def _write(folder: ShardedFolder, source: Source, frame: Frame, augment: DADAugment) -> None:
     root, work = folder.root, folder.work('finish')
     shards: list[dict[str, Any]] = []
     for shard in range(folder.num_shards):
         path = manifest_path(root, shard)
         entry = {'path': str(path.relative_to(root)), 'sha256': sha256(path.read_bytes())}
         shards.append({**entry, 'items': len(folder.shard_range(shard))})
-    index: dict[str, Any] = {'settings': settings_id, 'items': folder.num_images, 'shards': shards}
+    index: dict[str, Any] = {'settings': folder.settings_id, 'items': folder.num_images, 'shards': shards}
     dad_set = DADSet(root, index=index)
     dad_set.decoder = augment.vqgan
     index['summary'] = summarize(dad_set, augment.vqgan.config.n_embed)
