@@ -1,9 +1,13 @@
 """Data sets, their class names, checks before work starts."""
 
+import tarfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from timm_dad.data import check_images, create_dataset, dataset_class_names, open_dataset
 from timm_dad.loaders import PairMixup
@@ -76,3 +80,18 @@ def test_mixup_of_pairs_mixes_each_view_with_its_own_kind_and_alike(config, mode
     assert target.shape == (12, 6)
     assert torch.equal(target[:6], target[6:])
     torch.testing.assert_close(target.sum(dim=1), torch.ones(12))
+
+
+def test_workers_read_a_tar_that_was_checked_before(tmp_path):
+    """timm's reader keeps tars open, and forked workers would share its place in the file."""
+    with tarfile.open(tmp_path / 'train.tar', 'w') as tar:
+        for index in range(120):
+            path = tmp_path / f'{index}.png'
+            Image.new('RGB', (8, 8), (index, 255 - index, 7)).save(path)
+            tar.add(path, f'{"even" if index % 2 == 0 else "odd"}/{index:03d}.png')
+    dataset = open_dataset('', str(tmp_path / 'train.tar'), 'train', '--data-dir', is_training=True)
+    check_images(dataset, '--data-dir')
+    expected = [int(Path(dataset.reader.filename(index)).stem) for index in range(120)]
+    dataset.transform = lambda image: image.getpixel((0, 0))[0]
+    loader = DataLoader(dataset, batch_size=4, num_workers=4)
+    assert torch.cat([reds for reds, _ in loader]).tolist() == expected

@@ -84,12 +84,19 @@ def open_dataset(name: str, root: str | None, split: str, flag: str, **kwargs: A
         dataset = create_timm_dataset(name, root=root, split=split, **kwargs)
     except Exception as error:  # timm and its readers raise what they like
         raise ValueError(f'{flag}: no images for split {split!r}: {error or type(error).__name__}') from error
+    keep_no_tar_open(dataset)
+    return dataset
+
+
+def keep_no_tar_open(dataset: Any) -> None:
+    """Let timm's reader of tars open them anew for each image.
+
+    NOTE: it keeps them open, and loader workers forked from a process that has read one share its file position: they
+    read each other's images.
+    """
     reader = getattr(dataset, 'reader', None)
     if reader is not None and hasattr(reader, 'cache_tarfiles'):
-        # NOTE: timm's reader keeps tars open, and loader workers forked from a process that has read one share its
-        # file position: they would read each other's images.
         reader.cache_tarfiles = False
-    return dataset
 
 
 def _check_split_folder(root: Path, split: str, flag: str) -> None:

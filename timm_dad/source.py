@@ -16,7 +16,7 @@ from timm.data import create_transform
 from torch.utils.data import IterableDataset
 from torchvision.transforms import Compose
 
-from timm_dad.data import dataset_class_names
+from timm_dad.data import dataset_class_names, keep_no_tar_open
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Source:
     """
 
     def __init__(self, dataset: Any) -> None:
+        keep_no_tar_open(dataset)
         self.dataset = dataset
         self.streams = isinstance(dataset, IterableDataset)
         self.reader = getattr(dataset, 'reader', None)
