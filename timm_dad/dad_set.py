@@ -12,8 +12,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from timm_dad.discretize import VQGAN
-from timm_dad.formats import FormatConfig, unpack_codes, view_path
-from timm_dad.manifest import FORMAT_VERSION, INDEX, SETTINGS, ShardManifest, index_hash, read_json, settings_id
+from timm_dad.formats import FormatConfig, container_path, logits_path, unpack_codes, view_path
+from timm_dad.manifest import (
+    FORMAT_VERSION,
+    INDEX,
+    SETTINGS,
+    ShardManifest,
+    index_hash,
+    manifest_path,
+    read_json,
+    settings_id,
+)
 
 
 def read_settings(root: Path) -> dict[str, Any]:
@@ -72,12 +81,19 @@ class DADSet:
         Raises:
             ValueError: If one is missing or damaged.
         """
-        for entry in self.index['shards']:
-            path = self.root / entry['path']
-            try:
-                yield ShardManifest.from_bytes(path.read_bytes())
-            except (OSError, ValueError) as error:
-                raise ValueError(f'{path} is damaged ({error}): timm-dad verify {self.root} says what to do') from error
+        return (self.manifest(shard) for shard in range(len(self.index['shards'])))
+
+    def manifest(self, shard: int) -> ShardManifest:
+        """The manifest of one shard.
+
+        Raises:
+            ValueError: If it is missing or damaged.
+        """
+        path = manifest_path(self.root, shard)
+        try:
+            return ShardManifest.from_bytes(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise ValueError(f'{path} is damaged ({error}): timm-dad verify {self.root} says what to do') from error
 
     def _read_places(self) -> NDArray[np.int64]:
         """Offset and size of every view in the file of its shard ``[num_images, num_views, 2]``."""
@@ -118,7 +134,7 @@ class DADSet:
         if self._places is None:
             path, offset, size = self.root / view_path(name, view, self._config), 0, -1
         else:
-            path = self._shard_file('shards', index, '.tar' if self.format == 'wds' else '.safetensors')
+            path = self.root / container_path(index // self.shard_size, self.format)
             offset, size = self._places[index, view].tolist()
         try:
             with path.open('rb') as file:
@@ -133,9 +149,6 @@ class DADSet:
     def _damaged(self, what: str, why: object) -> ValueError:
         return ValueError(f'{self.root}: {what} is damaged ({why}): timm-dad verify {self.root} says what to do')
 
-    def _shard_file(self, folder: str, index: int, suffix: str) -> Path:
-        return self.root / folder / f'{index // self.shard_size:06d}{suffix}'
-
     def _decode(self, data: bytes) -> Image.Image:
         if self.decoder is None:
             raise ValueError(f'{self.root} holds codes: set decoder to the VQGAN that made it')
@@ -149,4 +162,4 @@ class DADSet:
 
     def logits_path(self, shard: int) -> Path:
         """The logits of a shard, if there are any."""
-        return self.root / 'logits' / f'{shard:06d}.safetensors'
+        return self.root / logits_path(shard)

@@ -129,7 +129,8 @@ def write_items(
     return writer(root, work, shard, items, config)
 
 
-def _place(path: str, data: bytes, **more: Any) -> Place:
+def place_of(path: str, data: bytes, **more: Any) -> Place:
+    """Where ``data`` lies, for the manifest."""
     return {'path': path, 'bytes': len(data), 'sha256': sha256(data), **more}
 
 
@@ -143,12 +144,17 @@ def container_path(shard: int, format: str) -> str:
     return f'shards/{shard:06d}{ {"wds": ".tar", "codes": ".safetensors"}[format] }'
 
 
+def logits_path(shard: int) -> str:
+    """Path of the stored logits of a shard."""
+    return f'logits/{shard:06d}.safetensors'
+
+
 def _write_folder(
     root: Path, work: Path, shard: int, items: Sequence[Item], config: FormatConfig
 ) -> tuple[list[list[Place]], list[Place]]:
     places = []
     for item in items:
-        places.append([_place(view_path(item.name, view, config), data) for view, data in enumerate(item.views)])
+        places.append([place_of(view_path(item.name, view, config), data) for view, data in enumerate(item.views)])
         for place, data in zip(places[-1], item.views, strict=True):
             write_whole(root / place['path'], data, work)
     return places, []
@@ -173,12 +179,12 @@ def _write_tar(
                 for view, data in enumerate(item.views):
                     key = f'{item.index:08d}_{view}'
                     facts = {'name': item.name, 'source_sha256': item.source_sha256, 'view': view}
-                    places[-1].append(_place(path, data, offset=add(key + suffix, data)))
+                    places[-1].append(place_of(path, data, offset=add(key + suffix, data)))
                     add(f'{key}.cls', str(item.label).encode())
                     add(f'{key}.json', canonical_json(facts))
         data = file.getvalue()
     write_whole(root / path, data, work)
-    return places, [_place(path, data)]
+    return places, [place_of(path, data)]
 
 
 def _write_codes(
@@ -191,10 +197,10 @@ def _write_codes(
     for item in items:
         places.append([])
         for view in item.views:
-            places[-1].append(_place(path, view, offset=offset))
+            places[-1].append(place_of(path, view, offset=offset))
             offset += len(view)
     write_whole(root / path, data, work)
-    return places, [_place(path, data)]
+    return places, [place_of(path, data)]
 
 
 def wds_info(split: str, num_views: int, shard_items: Sequence[int]) -> bytes:

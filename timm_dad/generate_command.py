@@ -17,6 +17,7 @@ from timm_dad.errors import errors_in_one_line, is_main_process
 from timm_dad.formats import FORMATS, IMAGE_FORMATS, FormatConfig
 from timm_dad.frozen import prepare_frozen
 from timm_dad.generate import generate
+from timm_dad.given_flags import without_defaults
 from timm_dad.log import setup_logging
 from timm_dad.manifest import FORMAT_VERSION
 from timm_dad.shard_maker import GenerateConfig
@@ -120,11 +121,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 def _given(argv: Sequence[str]) -> dict[str, Any]:
     """The flags of the command line alone."""
-    parser = create_parser()
-    for action in parser._actions:
-        action.default = argparse.SUPPRESS
-    parser._defaults.clear()
-    return vars(parser.parse_args(argv))
+    return vars(without_defaults(create_parser()).parse_args(argv))
 
 
 def _check_args(args: argparse.Namespace, given: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from timm_dad.dad_set import DADSet
 from timm_dad.discretize import VQGAN
-from timm_dad.manifest import ShardManifest, manifest_path
+from timm_dad.manifest import ShardManifest
 from timm_dad.source import Source
 from timm_dad.teacher import Teacher
 
@@ -88,7 +88,7 @@ def _check_images(dad_set: DADSet, source: Source) -> None:
     for index in indices:
         shard, row = divmod(index, dad_set.shard_size)
         if shard not in manifests:
-            manifests = {shard: _read_manifest(dad_set, shard)}  # indices rise: one at a time
+            manifests = {shard: dad_set.manifest(shard)}  # indices rise: one at a time
         item = manifests[shard].items[row]
         image = source.read(index)
         here = {'label': image.label, 'name': source.name(index, image.label), 'source_sha256': image.sha256}
@@ -98,14 +98,6 @@ def _check_images(dad_set: DADSet, source: Source) -> None:
                     f'image {index} is another: {fact} {item[fact]} there, {value} here; train on the data set that it '
                     'was made of, or make the set again'
                 )
-
-
-def _read_manifest(dad_set: DADSet, shard: int) -> ShardManifest:
-    path = manifest_path(dad_set.root, shard)
-    try:
-        return ShardManifest.from_bytes(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ValueError(f'{path} is damaged ({error}): timm-dad verify {dad_set.root} says what to do') from error
 
 
 def check_teacher(dad_set: DADSet, teacher: Teacher) -> None:

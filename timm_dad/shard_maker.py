@@ -16,8 +16,8 @@ from torchvision.transforms.functional import pil_to_tensor
 import timm_dad
 from timm_dad.augment import DADAugment
 from timm_dad.claims import LoadedImage
-from timm_dad.formats import FormatConfig, Item, encode_image, pack_codes, write_items
-from timm_dad.manifest import ShardManifest, sha256, write_whole
+from timm_dad.formats import FormatConfig, Item, encode_image, logits_path, pack_codes, place_of, write_items
+from timm_dad.manifest import ShardManifest, write_whole
 from timm_dad.shards import ShardedFolder
 from timm_dad.source import Frame, Source
 from timm_dad.sparse_logits import sparse_logits
@@ -159,10 +159,10 @@ class ShardMaker:
         work = folder.work(f'{shard:06d}')
         places, files = write_items(folder.root, work, shard, self.items, self.config.files)
         if self.logits:
-            path = f'logits/{shard:06d}.safetensors'
+            path = logits_path(shard)
             data = save({name: torch.cat(parts) for name, parts in self.logits.items()})
             write_whole(folder.root / path, data, work)
-            files = [*files, {'path': path, 'bytes': len(data), 'sha256': sha256(data)}]
+            files = [*files, place_of(path, data)]
         versions = {'timm_dad': timm_dad.__version__, 'torch': torch.__version__, 'pillow': PIL.__version__}
         header = {
             'shard': shard,

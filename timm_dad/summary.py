@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from timm_dad.augment import DADAugment
 from timm_dad.dad_set import DADSet
-from timm_dad.formats import wds_info
+from timm_dad.formats import place_of, wds_info
 from timm_dad.manifest import (
     INDEX,
     SETTINGS,
@@ -64,7 +64,7 @@ def _write(folder: ShardedFolder, source: Source, frame: Frame, augment: DADAugm
     for name, data in files.items():
         write_whole(root / name, data, work)
     files[SETTINGS] = (root / SETTINGS).read_bytes()
-    index['files'] = [{'path': name, 'bytes': len(data), 'sha256': sha256(data)} for name, data in files.items()]
+    index['files'] = [place_of(name, data) for name, data in files.items()]
     index['sha256'] = index_hash(index)
     write_whole(root / INDEX, canonical_json(index) + b'\n', work)
     sync_folders(root, [root / INDEX])

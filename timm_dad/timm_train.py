@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from timm_dad.dad_args import add_dad_args, build_task, check_dad_args
 from timm_dad.data import dataset_class_names
 from timm_dad.errors import errors_in_one_line, is_main_process
+from timm_dad.given_flags import without_defaults
 from timm_dad.loaders import create_collate, mixes
 from timm_dad.pair_args import open_dad_set, pair_dataset, uses_pairs
 from timm_dad.pairs import DADPairs, PairStream
@@ -40,9 +41,7 @@ def _given_dad_args() -> dict[str, Any]:
     """The flags ``--dad ...`` of the command line alone."""
     parser = argparse.ArgumentParser(add_help=False)
     add_dad_args(parser)
-    for action in parser._actions:
-        action.default = argparse.SUPPRESS
-    return vars(parser.parse_known_args()[0])
+    return vars(without_defaults(parser).parse_known_args()[0])
 
 
 def _check_train_script(args: argparse.Namespace) -> None:

@@ -17,6 +17,7 @@ from timm.utils import ParseKwargs
 
 from timm_dad.dad_args import add_dad_args, check_dad_args
 from timm_dad.demo.data import DEMO_CONFIG
+from timm_dad.given_flags import without_defaults
 
 # What timm's create_scheduler_v2 knows; it takes any other name without a word.
 SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'plateau', 'poly')
@@ -339,10 +340,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         SystemExit: On a bad flag, with one line that names flag, rule, value and fix.
     """
     parser = create_parser()
-    given = create_parser()
-    for action in given._actions:
-        action.default = argparse.SUPPRESS
-    explicit = vars(given.parse_args(argv))
+    explicit = vars(without_defaults(create_parser()).parse_args(argv))
     config = explicit.get('config', '')
     if not config and not {'data', 'data_dir', 'dataset'} & set(explicit):
         config = str(DEMO_CONFIG)

@@ -164,9 +164,7 @@ def main(argv: Sequence[str]) -> None:
         paths = [args.root / INDEX, *(manifest_path(args.root, shard) for shard in shards)]
         paths += [args.root / SETTINGS] if SETTINGS in own else []
         remove = f'rm -f {shlex.join(str(path) for path in paths)}'
-        if SETTINGS in own and not found_shards(args.root) - set(
-            shards
-        ):  # nothing is left to tell whose shards they are
+        if SETTINGS in own and not found_shards(args.root).difference(shards):  # nothing left says whose they are
             remove = f'rm -rf {shlex.quote(str(args.root))}'
         sys.exit(f'{len(damages)} damaged. To make them again: {remove}; then the same timm-dad generate')
     if not (args.root / INDEX).exists():
