@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from accelerate.utils import (
     gather_object,
 )
 from filelock import FileLock, Timeout
+from PIL import Image
 from timm import utils
 from timm.data import Mixup, resolve_data_config
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
@@ -58,19 +60,40 @@ from timm_dad.cache import make_dad_images
 from timm_dad.checkpoint import TaskWithProgress, create_saver, find_newest, load_progress, remove_recovery
 from timm_dad.dad_args import build_task
 from timm_dad.dad_set import DADSet
-from timm_dad.data import check_images, create_dataset, dataset_class_names, open_dataset
+from timm_dad.data import check_images, create_dataset, dataset_class_names
 from timm_dad.demo.data import SEEN_STYLES
 from timm_dad.errors import errors_in_one_line
+from timm_dad.evaluation.models import Preprocess
+from timm_dad.evaluation.on_pixels import OnPixels, fixed_size
+from timm_dad.evaluation.predict import EvalConfig
+from timm_dad.evaluation.predictions import Predictions
+from timm_dad.evaluation.suite_data import Suite
+from timm_dad.evaluation.train_suites import (
+    SuiteResults,
+    accuracies,
+    add_rows,
+    evaluate_on_suites,
+    match_suite,
+    open_eval_suites,
+    read_rows,
+    write_suite_report,
+)
 from timm_dad.loaders import create_eval_loader, create_mixup, create_train_loader, mixes, set_epoch, stop_mixup
 from timm_dad.log import setup_logging
 from timm_dad.pair_args import open_dad_set, pair_dataset, uses_cache, uses_pairs
-from timm_dad.preview import save_preview
+from timm_dad.preview import describe_settings, preview_image, shown_names, spread
+from timm_dad.preview_sheet import make_sheet, png_bytes, write_whole
+from timm_dad.shard_maker import view_seed
 from timm_dad.task import DADTask
 from timm_dad.train_args import parse_args, torch_dtype
 
 _logger = logging.getLogger('train_dad')
 
 Metrics = OrderedDict[str, float]
+
+NUM_PREVIEW_IMAGES = 6
+# Trackers of Accelerate that take arrays of pictures [N, H, W, 3], and what they must be told.
+PICTURE_TRACKERS: dict[str, dict[str, str]] = {'tensorboard': {'dataformats': 'NHWC'}, 'wandb': {}, 'swanlab': {}}
 
 
 class NonFiniteLossError(RuntimeError):
@@ -112,7 +135,9 @@ class Run:
     class_names: Sequence[str] | None
     loader_train: Any
     loader_eval: Any
-    suites: dict[str, Any]
+    suites: Sequence[Suite]
+    suite_index: dict[str, list[int] | None]  # the student's output of each class of a suite
+    suite_size: tuple[int, int] | None  # what pictures that go in uncut must be resized to
     mixup_fn: Mixup | None
     task: TrainingTask
     augment: DADAugment | None
@@ -127,6 +152,25 @@ class Run:
     def __post_init__(self) -> None:
         self.task_with_progress = TaskWithProgress(self.task)
         self.eval_metric = self.args.eval_metric if self.loader_eval else 'loss'
+
+    @cached_property
+    def preview_images(self) -> list[tuple[torch.Tensor, int, str]]:
+        """A few validation images in [0, 1], spread evenly (of a stream, over its first batch), labels and titles."""
+        assert self.augment is not None
+        dataset, to_pixels = self.loader_eval.dataset, self.augment.norm.to_pixels
+        if isinstance(dataset, IterableDataset):
+            with torch.random.fork_rng(devices=[]):  # loaders draw seeds for their workers
+                input, target = next(iter(self.loader_eval))
+            chosen = spread(len(target), min(NUM_PREVIEW_IMAGES, len(target)))
+            return [(to_pixels(input[i : i + 1])[0], int(target[i]), f'image {i}') for i in chosen]
+        shown = []
+        for index in spread(len(dataset), min(NUM_PREVIEW_IMAGES, len(dataset))):
+            image, label = dataset[index]
+            # Where timm's prefetcher is to normalize, the data set gives bytes.
+            x_pix = torch.as_tensor(image)
+            x_pix = x_pix.float() / 255 if x_pix.dtype == torch.uint8 else to_pixels(x_pix[None])[0]
+            shown.append((x_pix, int(label), f'image {index}'))
+        return shown
 
     @property
     def updates_per_epoch(self) -> int:
@@ -143,17 +187,18 @@ def build(args: argparse.Namespace, accelerator: Accelerator, output_dir: Path) 
     # Data before models: whatever is wrong with it shows before anything large is built.
     dataset_train = create_dataset(args, args.train_split, is_training=True)
     dataset_eval = create_dataset(args, args.val_split, is_training=False) if args.val_split else None
-    suites = open_suites(args.eval_suites)
+    suites = open_eval_suites(args.eval_suites)
     class_names = dataset_class_names(dataset_train)
     student = create_student(args)
     flags = {'--data-dir': dataset_train, '--val-split': dataset_eval}
-    flags.update({f'--eval-suites {name}': dataset for name, dataset in suites.items()})
     for flag, dataset in flags.items():
         check_images(dataset, flag)
         check_classes(flag, dataset, args.num_classes, class_names)
+    suite_index = {suite.name: match_suite(suite, args.num_classes, class_names) for suite in suites}
     data_config = resolve_data_config(vars(args), model=student)
     dad_set = open_dad_set(args, tuple(data_config['input_size'][-2:]))
     student = prepare_student(args, accelerator, student)
+    suite_size = fixed_size(student, suites, tuple(data_config['input_size'][-2:]))
     task, augment = create_training_task(args, accelerator, student, data_config, class_names, dad_set)
     if uses_pairs(args):
         dad_images = (
@@ -176,6 +221,8 @@ def build(args: argparse.Namespace, accelerator: Accelerator, output_dir: Path) 
         loader_train=loader_train,
         loader_eval=loader_eval,
         suites=suites,
+        suite_index=suite_index,
+        suite_size=suite_size,
         mixup_fn=mixup_fn,
         task=task,
         augment=augment,
@@ -188,15 +235,21 @@ def train(run: Run) -> dict[str, Any]:
     results: dict[str, Any] = {'output_dir': str(run.output_dir)}
     for epoch in range(run.start_epoch, run.num_epochs):
         train_metrics = train_one_epoch(run, epoch)
+        if is_suite_epoch(run, epoch):
+            log_suites(run, epoch, accuracies(on_suites(run, at_end=False)))
         metric = None
         if epoch + 1 == run.num_epochs or (epoch + 1) % run.args.val_interval == 0:
             eval_metrics = validate(run)
             metric = (eval_metrics or train_metrics)[run.eval_metric]
             results.update(save_epoch(run, epoch, train_metrics, eval_metrics, metric))
+        interval = run.args.dad_preview_interval
+        if interval and (epoch + 1 == run.num_epochs or (epoch + 1) % interval == 0):
+            log_preview(run, epoch)
         step_schedule(run, epoch + 1, metric)
     results.update(evaluate_suites(run))
     if run.augment is not None and run.loader_eval is not None and run.accelerator.is_main_process:
-        write_preview(run)
+        write_preview(run, max(0, run.num_epochs - 1))
+        print(f'Preview: {run.output_dir / "preview.png"}')
     run.accelerator.end_training()
     return results
 
@@ -567,20 +620,6 @@ def evaluate(model: nn.Module, loader: Any, accelerator: Accelerator) -> Metrics
     return OrderedDict(loss=loss / count, top1=100 * top1 / count, top5=100 * top5 / count)
 
 
-class PixelModel(nn.Module):
-    """A task's teacher on the student's normalized tensors."""
-
-    def __init__(self, task: DADTask) -> None:
-        super().__init__()
-        assert task.teacher is not None
-        self.norm, self.teacher = task.norm, task.teacher
-
-    def forward(self, x_norm: torch.Tensor) -> torch.Tensor:
-        """Teacher's logits ``[B, K]`` of student-normalized images ``[B, 3, H, W]``."""
-        logits: torch.Tensor = self.teacher(self.norm.to_pixels(x_norm))
-        return logits
-
-
 def check_classes(flag: str, dataset: Any, num_classes: int, class_names: Sequence[str] | None) -> None:
     """A data set that knows its classes must have the student's number of them, and those of the training data."""
     names = dataset_class_names(dataset)
@@ -591,18 +630,6 @@ def check_classes(flag: str, dataset: Any, num_classes: int, class_names: Sequen
     if class_names is not None and list(names) != list(class_names):
         other = sorted(set(names) ^ set(class_names))[:4]
         raise ValueError(f'{flag}: data must have the classes of the training data in their order; {other} differ')
-
-
-def open_suites(suites: Sequence[str]) -> dict[str, Any]:
-    """Data sets of ``--eval-suites`` by name."""
-    parsed = [parse_suite(suite) for suite in suites]
-    names = [name for name, _, _ in parsed]
-    if len(set(names)) < len(names):
-        raise ValueError(f'--eval-suites: every name once, got {names}')
-    return {
-        name: open_dataset(data, root, 'validation', f'--eval-suites {name}', is_training=False)
-        for name, data, root in parsed
-    }
 
 
 def create_student(args: argparse.Namespace) -> nn.Module:
@@ -737,16 +764,6 @@ def locked_output(output_dir: Path, accelerator: Accelerator, *, resume: bool, m
         lock.release()
 
 
-def parse_suite(suite: str) -> tuple[str, str, str | None]:
-    """``NAME=DIR`` or ``demo/STYLE`` to (name, data set, root)."""
-    if suite.startswith('demo/'):
-        return suite.removeprefix('demo/'), suite, None
-    name, separator, root = suite.partition('=')
-    if not separator or not root:
-        raise ValueError(f'--eval-suites takes NAME=DIR or demo/STYLE, got {suite!r}')
-    return name, '', root
-
-
 def start_output(run: Run) -> None:
     """Write the flags, cut the summary where a resumed run begins, and set up saver and trackers."""
     args, accelerator, output_dir = run.args, run.accelerator, run.output_dir
@@ -758,10 +775,14 @@ def start_output(run: Run) -> None:
         if args.wandb_resume_id:
             wandb.update(id=args.wandb_resume_id, resume='must')
         accelerator.init_trackers(args.wandb_project or 'timm-dad', values, {'wandb': wandb})
+        blind = [tracker.name for tracker in accelerator.trackers if tracker.name not in PICTURE_TRACKERS]
+        if args.dad_preview_interval and blind:
+            _logger.warning('--dad-preview-interval: %s takes no pictures, see the output folder', ', '.join(blind))
     if not accelerator.is_main_process:
         return
     write_file(output_dir / 'args.yaml', yaml.safe_dump(vars(args), default_flow_style=False))
-    cut_summary(output_dir / 'summary.csv', run.start_epoch)
+    for name in ('summary.csv', 'suites.csv'):
+        cut_summary(output_dir / name, run.start_epoch)
     run.saver = create_saver(run)
     _logger.info('%s: %d epochs of %d updates, to %s', args.model, run.num_epochs, run.updates_per_epoch, output_dir)
 
@@ -807,22 +828,61 @@ def save_epoch(
     return {'best_metric': best_metric, 'best_epoch': best_epoch}
 
 
+def is_suite_epoch(run: Run, epoch: int) -> bool:
+    """Whether the suites are due after this epoch; after the last one they come at the end."""
+    interval = run.args.eval_suites_interval
+    return bool(interval) and (epoch + 1) % interval == 0 and epoch + 1 < run.num_epochs
+
+
+def on_suites(run: Run, *, at_end: bool) -> dict[str, dict[str, dict[str, Predictions]]]:
+    """Student, at the end teacher too, on the suites of ``--eval-suites``, cut as validation images are."""
+    args, config = run.args, run.data_config
+    student = OnPixels(eval_model(run), config['mean'], config['std'], run.suite_size, config['interpolation'])
+    models: dict[str, nn.Module] = {'student': student}
+    if at_end and isinstance(run.task, DADTask) and run.task.teacher is not None:
+        models['teacher'] = run.task.teacher
+    device = run.accelerator.device
+    return evaluate_on_suites(
+        {label: model.to(device) for label, model in models.items()},
+        run.suites,
+        run.suite_index,
+        Preprocess(
+            input_size=config['input_size'][-2:], interpolation=config['interpolation'], crop_pct=config['crop_pct']
+        ),
+        EvalConfig(batch_size=args.validation_batch_size or args.batch_size, workers=args.workers),
+        device,
+        all_parts=at_end,
+    )
+
+
+def log_suites(run: Run, epoch: int, results: SuiteResults) -> None:
+    """Figures on the suites into ``suites.csv``, the trackers and the log."""
+    figures = {
+        f'suites/{name}/{label}_{figure}': value
+        for label, named in results.items()
+        for name, values in named.items()
+        for figure, value in zip(('top1', 'top5'), values, strict=True)
+    }
+    run.accelerator.log(figures, step=epoch)
+    if run.accelerator.is_main_process:
+        path = run.output_dir / 'suites.csv'
+        write_file(path, add_rows(read_rows(path), epoch, results))
+        student = '  '.join(f'{name} {values[0]:.1f}' for name, values in results['student'].items())
+        _logger.info('Epoch %d: top-1 on suites: %s', epoch, student)
+
+
 def evaluate_suites(run: Run) -> dict[str, dict[str, float]]:
-    """Top-1 of student and teacher on every data set of ``--eval-suites``."""
+    """Top-1 of student and teacher on every suite of ``--eval-suites``, at the end; and their report."""
     if not run.suites:
         return {}
-    models = {'student': eval_model(run)}
-    if isinstance(run.task, DADTask) and run.task.teacher is not None:
-        models['teacher'] = PixelModel(run.task).to(run.accelerator.device)
-    loaders = {
-        name: create_eval_loader(run.args, run.accelerator, data, run.data_config) for name, data in run.suites.items()
-    }
-    results = {
-        label: {name: evaluate(model, loader, run.accelerator)['top1'] for name, loader in loaders.items()}
-        for label, model in models.items()
-    }
+    predictions = on_suites(run, at_end=True)
+    found = accuracies(predictions)
+    log_suites(run, max(0, run.num_epochs - 1), found)
+    results = {label: {name: top1 for name, (top1, _) in named.items()} for label, named in found.items()}
     if run.accelerator.is_main_process:
         print(format_suites(results, seen=SEEN_STYLES if run.args.dad_teacher == 'demo' else ()))
+        write_suite_report(predictions, run.suites, run.output_dir, run.suite_size)
+        print(f'Report: {run.output_dir / "report.md"}')
     return results
 
 
@@ -835,15 +895,30 @@ def format_suites(results: dict[str, dict[str, float]], seen: Sequence[str] = ()
     return '\n'.join(lines)
 
 
-def write_preview(run: Run, count: int = 6) -> None:
-    """The preview sheet of a few validation images, spread over the first batch."""
-    augment, path = run.augment, run.output_dir / 'preview.png'
+def write_preview(run: Run, epoch: int, name: str = 'preview.png') -> Image.Image:
+    """Write the preview sheet of a few validation images, with the attack of an epoch and random starts of its own."""
+    augment, path = run.augment, run.output_dir / name
     assert augment is not None
-    input, target = next(iter(run.loader_eval))
-    chosen = torch.linspace(0, len(input) - 1, min(count, len(input))).long()
-    x_pix = augment.norm.to_pixels(input[chosen].to(run.accelerator.device))
-    save_preview(path, augment, x_pix, target[chosen].to(run.accelerator.device), run.class_names)
-    print(f'Preview: {path}')
+    assert isinstance(run.task, DADTask)
+    run.task.set_epoch(epoch)
+    images = [
+        preview_image(augment, x_pix, label, title=title, seed=view_seed(run.args.seed, place, epoch))
+        for place, (x_pix, label, title) in enumerate(run.preview_images)
+    ]
+    names = shown_names(run.class_names, augment.teacher.num_classes)
+    sheet = make_sheet(images, names, f'epoch {epoch}; {describe_settings(augment)}')
+    write_whole(path, png_bytes(sheet))
+    return sheet
+
+
+def log_preview(run: Run, epoch: int) -> None:
+    """The sheet of an epoch (``--dad-preview-interval``), in the folder and in the trackers that take pictures."""
+    if not run.accelerator.is_main_process:
+        return
+    pixels = np.asarray(write_preview(run, epoch, f'preview-{epoch}.png'))
+    for tracker in run.accelerator.trackers:
+        if tracker.name in PICTURE_TRACKERS:
+            tracker.log_images({'preview': pixels[None]}, step=epoch, **PICTURE_TRACKERS[tracker.name])
 
 
 if __name__ == '__main__':

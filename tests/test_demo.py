@@ -68,6 +68,7 @@ def small_emoji64(root):
     (root / 'captions.json').write_text(json.dumps(captions))
 
 
+@pytest.mark.slow
 def test_build_makes_everything_that_the_demo_reads(tmp_path, monkeypatch):
     small_emoji64(tmp_path)
     flags = ['--source', tmp_path, '--output', tmp_path / 'assets', '--vqgan-steps', 60, '--teacher-steps', 2]

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import re
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from timm.utils import CheckpointSaver
 import train_dad
 from timm_dad.data import create_dataset
 from timm_dad.demo.data import DEMO_VQGAN
+from timm_dad.preview import preview_image
 from timm_dad.train_args import REFUSED, create_parser, parse_args
 
 REPO = Path(train_dad.__file__).parent
@@ -225,6 +227,13 @@ def bad_folder(tmp_path, pictures, kind):
         (('--dad',), r'--dad-teacher must be'),
         (('--dad', '--dad-teacher', 'demo'), r'--dad-vqgan must name'),
         (('--dad-eps', '0.2'), r'--dad-eps needs --dad'),
+        (('--dad-preview-interval', '1'), r'--dad-preview-interval needs --dad'),
+        ((*DAD, '--dad-preview-interval', '-1'), r'--dad-preview-interval must be 0 or more, got -1'),
+        (
+            (*DAD[:3], '--dad-view', 'random', '--dad-preview-interval', '1'),
+            r'--dad-preview-interval shows DAD views, and --dad-view random makes none',
+        ),
+        ((*DAD, '--val-split', '', '--dad-preview-interval', '1'), r'shows validation images: it needs --val-split'),
         (
             (*DAD[:3], '--dad-view', 'random', '--dad-eps', '0.2'),
             r'--dad-eps shapes the DAD view and needs --dad-view dad',
@@ -233,7 +242,7 @@ def bad_folder(tmp_path, pictures, kind):
         (('--batch-size', '0'), r'--batch-size must be 1 or more, got 0'),
         (('--batch-size', '64'), r'--batch-size must be at most the 24 training images, got 64'),
         (('--config', 'nowhere.yaml'), r'--config must be a YAML file, got .nowhere.yaml'),
-        (('--eval-suites', 'sketch'), r'--eval-suites takes NAME=DIR or demo/STYLE, got .sketch'),
+        (('--eval-suites', 'sketch'), r'--eval-suites takes NAME=PATH or demo/STYLE, got .sketch'),
         (
             ('--eval-suites', 'demo/noto'),
             r'--eval-suites noto: data must have as many classes as .*, 4, got 16',
@@ -262,8 +271,14 @@ def bad_folder(tmp_path, pictures, kind):
         (('--config', '{nonsense}'), r"--config .*: dad_view has the bad value 'nonsense'"),
         (('--resume', '{junk}'), r'--resume must be a training checkpoint, got .*junk'),
         (('--initial-checkpoint', '{junk}'), r'--initial-checkpoint: '),
-        (('--eval-suites', 'a={pictures}', 'a={pictures}'), r"--eval-suites: every name once, got \['a', 'a'\]"),
+        (('--eval-suites', 'a={pictures}', 'a={pictures}'), r'--eval-suites: every NAME once, got a more often'),
         (('--eval-suites', 'a=nowhere'), r'--eval-suites a: no images for split'),
+        (('--eval-suites-interval', '1'), r'--eval-suites-interval needs --eval-suites'),
+        (
+            ('--eval-suites', 'a={pictures}', '--eval-suites-interval', '-1'),
+            r'--eval-suites-interval must be 0 or more, got -1',
+        ),
+        (('--eval-suites', 'a={pictures}', '--in-chans', '1'), r'--eval-suites needs images of 3 channels'),
         (('--dataset', 'demo/noto'), r'--data-dir .* and --dataset demo/noto: the demo needs no folder'),
         ((*DAD, '--dad-classnames', '{three}'), r'there are 3 class names and --num-classes is 4'),
         ((*DAD, '--dad-teacher', 'demo:small'), r"--dad-teacher must be .* got 'demo:small'"),
@@ -383,7 +398,7 @@ def fingerprint(argv, root, monkeypatch):
     output = root / results['output_dir']
     checkpoint = torch.load(output / 'last.pth.tar', weights_only=False)
     seen['files'] = sorted(str(path.relative_to(root)) for path in root.rglob('*'))
-    seen['summary'] = (output / 'summary.csv').read_text()
+    seen['summary'] = [path.read_text() for path in sorted(output.glob('*.csv'))]
     seen['weights'] = {
         name: digest(checkpoint[name]) for name in ('state_dict', 'state_dict_ema') if name in checkpoint
     }
@@ -428,6 +443,7 @@ VARIANTS = {
     'train_split': ((), ('--train-split', 'validation')),
     'val_split': ((), ('--val-split', 'train')),
     'eval_suites': ((), ('--eval-suites', 'again={pictures}')),
+    'eval_suites_interval': (('--eval-suites', 'again={pictures}'), ('--eval-suites-interval', '1')),
     'model': ((), ('--model', 'resnet10t')),
     'initial_checkpoint': ((), ('--initial-checkpoint', '{checkpoint}')),
     'resume': (('--epochs', '3'), ('--resume', '{checkpoint}')),
@@ -583,6 +599,7 @@ VARIANTS = {
     'dad_eps_sched': ((*DAD, '--dad-eps', '4'), ('--dad-eps-sched', 'linear')),
     'dad_eps_start': ((*DAD, '--dad-eps', '4', '--dad-eps-sched', 'cosine'), ('--dad-eps-start', '3')),
     'dad_precision': (DAD, ('--dad-precision', 'bf16')),
+    'dad_preview_interval': (DAD, ('--dad-preview-interval', '1')),
 }  # fmt: skip
 ELSEWHERE = {
     'help': 'argparse',
@@ -653,7 +670,11 @@ def test_every_flag_has_a_variant():
     assert flags_of_help == set(VARIANTS) | set(ELSEWHERE)
 
 
-@pytest.mark.parametrize('flag', VARIANTS)
+# timm's own flags in the slow tests: there are many.
+FLAGS = [flag if flag.startswith(('dad', 'eval')) else pytest.param(flag, marks=pytest.mark.slow) for flag in VARIANTS]
+
+
+@pytest.mark.parametrize('flag', FLAGS)
 def test_flag_changes_something(flag, pictures, things, tmp_path, monkeypatch):
     common, changed = ([part.format(**things) for part in parts] for parts in VARIANTS[flag])
     prints = []
@@ -764,6 +785,85 @@ def test_tensorboard_has_every_loss_part(pictures, tmp_path):
         events.Tags()['scalars']
     )
     assert [event.step for event in events.Scalars('dad_loss')] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    'source',
+    [
+        (),
+        pytest.param(('--no-prefetcher', '--workers', '1'), marks=pytest.mark.slow),
+        pytest.param(('--dad-cache', '2'), marks=pytest.mark.slow),
+    ],
+)
+def test_previews_of_epochs_do_not_change_the_training(pictures, tmp_path, source):
+    more = (*DAD, *source, '--epochs', '3', '--model-ema', '--mixup', '0.2', '--aa', 'rand-m9-mstd0.5')
+    train_dad.main(flags(pictures, tmp_path / 'without', *more))
+    train_dad.main(flags(pictures, tmp_path / 'with', *more, '--dad-preview-interval', '2'))
+    without, with_ = weights(tmp_path / 'without'), weights(tmp_path / 'with')
+    for name in ('state_dict', 'state_dict_ema'):
+        assert digest(without[name]) == digest(with_[name])
+    assert summary(tmp_path / 'without') == summary(tmp_path / 'with')
+    sheets = {path.name: path.read_bytes() for path in (tmp_path / 'with' / 'run').glob('preview*')}
+    assert sorted(sheets) == ['preview-1.png', 'preview-2.png', 'preview.png']  # every second, and the last
+    assert sheets['preview-2.png'] == sheets['preview.png'] != sheets['preview-1.png']
+    assert sheets['preview.png'] == (tmp_path / 'without' / 'run' / 'preview.png').read_bytes()
+
+
+def test_previews_show_the_attack_of_their_epoch_in_folder_and_trackers(pictures, tmp_path, monkeypatch, caplog):
+    seen, shown = [], []
+
+    def spy(augment, x_pix, label, **kwargs):
+        image = preview_image(augment, x_pix, label, **kwargs)
+        seen.append((augment.attack.eps, image))
+        return image
+
+    class Recorder:
+        """A tracker in the interface of Accelerate's."""
+
+        def __init__(self, name):
+            self.name = name
+
+        def __getattr__(self, name):
+            return lambda *args, **kwargs: None
+
+        def log_images(self, values, step=None, **kwargs):
+            shown.append((self.name, values, step, kwargs))
+
+    def init_trackers(accelerator, *args, **kwargs):
+        original(accelerator, *args, **kwargs)
+        accelerator.trackers += [Recorder('wandb'), Recorder('mlflow')]
+
+    original = Accelerator.init_trackers
+    monkeypatch.setattr(Accelerator, 'init_trackers', init_trackers)
+    monkeypatch.setattr(train_dad, 'preview_image', spy)
+    eps = ('--dad-eps', '4', '--dad-step-size', '4', '--dad-random-start', '1', '--dad-eps-sched', 'linear')
+    more = ('--log-with', 'tensorboard', '--dad-preview-interval', '1')
+    train_dad.main(flags(pictures, tmp_path, *DAD, *eps, *more))
+    assert [value for value, _ in seen] == [2] * 6 + [4] * 12  # two epochs, and the last one again
+    first, second, last = ([image for _, image in seen[start : start + 6]] for start in (0, 6, 12))
+    dataset = create_timm_dataset('', str(pictures), split='validation')
+    assert [image.label for image in first] == [dataset[index][1] for index in (0, 2, 4, 7, 9, 11)]
+    for a, b, c in zip(first, second, last, strict=True):
+        assert torch.equal(a.x_pix, b.x_pix)
+        assert 1 < a.l2 <= 2 + 1e-4 < b.l2
+        assert torch.equal(b.x_dad, c.x_dad)
+    sheets = [np.asarray(Image.open(tmp_path / 'run' / f'preview-{epoch}.png')) for epoch in (0, 1)]
+    events = EventAccumulator(str(next((tmp_path / 'run' / 'timm-dad').glob('**/events*')))).Reload()
+    logged = events.Images('preview')
+    assert [event.step for event in logged] == [0, 1]
+    for event, sheet in zip(logged, sheets, strict=True):
+        assert (np.asarray(Image.open(io.BytesIO(event.encoded_image_string))) == sheet).all()
+    assert [(name, step, kwargs) for name, _, step, kwargs in shown] == [('wandb', 0, {}), ('wandb', 1, {})]
+    for (_, values, _, _), sheet in zip(shown, sheets, strict=True):
+        assert (values['preview'][0] == sheet).all()  # wandb takes a list of pictures
+    assert '--dad-preview-interval: mlflow takes no pictures' in caplog.text
+
+
+def test_a_set_has_no_previews(pictures, dad_set, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train_dad.main(flags(pictures, tmp_path / 'out', '--dad', '--dad-dir', dad_set, '--dad-preview-interval', '1'))
+    assert 'those of --dad-dir are there already: leave it out' in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
 
 
 @pytest.mark.parametrize('more', [(), ('--dad-stored-logits', '--no-aug'), None])

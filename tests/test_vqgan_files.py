@@ -610,6 +610,7 @@ def test_a_preset_that_needs_trust_is_converted_once(tmp_path, preset, public, v
     assert_same(cached.with_suffix('.safetensors'), vq_model, images)
 
 
+@pytest.mark.slow
 def test_processes_that_start_at_once_fetch_once(tmp_path, preset):
     script = (
         'import sys, torch; from timm_dad import vqgan_presets as p; torch.hub.get_dir = lambda: sys.argv[1]\n'

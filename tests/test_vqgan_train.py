@@ -69,6 +69,7 @@ def trained(pictures, tmp_path_factory):
     return output, metrics
 
 
+@pytest.mark.slow
 def test_training_lowers_the_error(pictures, tmp_path):
     main(flags(pictures, tmp_path, '--steps', '100'))
     summary = rows(tmp_path)
@@ -378,7 +379,7 @@ def test_lpips_is_neither_trained_nor_saved(vqgan_config, x_pix):
     assert set(made.state_dict()['vqgan']) == set(VQGAN(vqgan_config).state_dict())
 
 
-@pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
+@pytest.mark.parametrize('dtype', [pytest.param('float16', marks=pytest.mark.slow), 'bfloat16'])
 def test_amp_trains_in_the_precision_and_leaves_weights_in_fp32(dtype, pictures, tmp_path):
     main(flags(pictures, tmp_path / 'fp32', '--epochs', '1'))
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -3,7 +3,9 @@
 ``train`` is ``train_dad.py``; ``demo`` compares plain, KD and DAD on the embedded data; ``patch`` adds the flags
 ``--dad`` to timm's own ``train.py``; ``run`` starts that file with them, without touching it; ``convert`` writes the
 checkpoint of a VQGAN as safetensors; ``probe`` fits a linear head for a teacher; ``vqgan train`` trains a VQGAN;
-``info`` says what a training would take; ``generate`` makes the DAD views of a data set once, ``verify`` checks them.
+``info`` says what a training would take; ``generate`` makes the DAD views of a data set once, ``verify`` checks them;
+``preview`` shows those of a few images; ``evaluate`` measures robustness; ``diagnose`` what limits a student on OOD
+data.
 """
 
 import argparse
@@ -24,6 +26,9 @@ _MODULES = {
     'info': 'timm_dad.info',
     'generate': 'timm_dad.generate_command',
     'verify': 'timm_dad.verify',
+    'diagnose': 'timm_dad.diagnosis.command',
+    'evaluate': 'timm_dad.evaluation.command',
+    'preview': 'timm_dad.preview_command',
 }
 
 

@@ -13,6 +13,7 @@ from accelerate import PartialState
 from timm_dad.augment import DADAugment
 from timm_dad.dad_args import add_view_args, attack_config, create_augment, create_teacher, create_vqgan
 from timm_dad.data import check_images, create_dataset
+from timm_dad.data_args import add_data_args, check_data_args, number_of_classes
 from timm_dad.errors import errors_in_one_line, is_main_process
 from timm_dad.formats import FORMATS, IMAGE_FORMATS, FormatConfig
 from timm_dad.frozen import prepare_frozen
@@ -36,14 +37,6 @@ _TEACHER_FLAGS = (
     'dad_templates',
     'dad_class_map',
 )
-# Data sets that a flag is for; timm passes them by elsewhere.
-_DATA_FLAGS = {
-    'train_num_samples': ('wds', 'tfds', 'hfids'),
-    'input_key': ('hfds', 'hfids', 'wds', 'tfds'),
-    'target_key': ('hfds', 'hfids', 'wds', 'tfds'),
-    'dataset_download': ('torch', 'tfds', 'hfds', 'hfids'),
-    'dataset_trust_remote_code': ('hfds', 'hfids'),
-}
 
 
 def create_parser() -> argparse.ArgumentParser:
@@ -54,17 +47,8 @@ def create_parser() -> argparse.ArgumentParser:
         description='Make the DAD views of a data set once, for any number of trainings with --dad-dir.',
         allow_abbrev=False,
     )
-    group = parser.add_argument_group('Dataset')
-    group.add_argument('--data-dir', metavar='DIR', help='path to dataset (root dir)')
-    group.add_argument('--dataset', metavar='NAME', default='', help="timm's dataset type + name, or demo/STYLE")
-    group.add_argument('--train-split', metavar='NAME', default='train', help='dataset split')
+    group = add_data_args(parser, split='train', split_flag='--train-split')
     group.add_argument('--train-num-samples', type=int, metavar='N', help='images of the split, for a stream')
-    group.add_argument('--num-classes', type=int, metavar='N', help='classes of data without names of them')
-    group.add_argument('--class-map', default='', metavar='FILENAME', help='class to index mapping file')
-    group.add_argument('--dataset-download', action='store_true', help='let torch/ and tfds/ datasets download')
-    group.add_argument('--dataset-trust-remote-code', action='store_true', help="run the dataset repository's own code")
-    group.add_argument('--input-key', help='dataset key for input images')
-    group.add_argument('--target-key', help='dataset key for target labels')
     group = parser.add_argument_group('Views')
     group.add_argument('--img-size', type=int, metavar='N', help='size of views and student (default: 224)')
     group.add_argument('--input-size', nargs=3, type=int, metavar='N', help='its dimensions (3 h w), in place of that')
@@ -96,8 +80,7 @@ def create_parser() -> argparse.ArgumentParser:
     group.add_argument('-b', '--batch-size', type=int, default=default.batch_size, metavar='N', help='images at a time')
     group.add_argument('-j', '--workers', type=int, default=4, metavar='N', help='data loading processes')
     group.add_argument('--device', default='cuda', help='cuda (the CPU where there is none) or cpu')
-    # What train_dad.py's factories ask for and has one meaning here.
-    parser.set_defaults(in_chans=3, input_img_mode='RGB', epoch_repeats=0, val_num_samples=None, dad_view='dad')
+    parser.set_defaults(dad_view='dad')  # for train_dad.py's factories
     return parser
 
 
@@ -136,20 +119,13 @@ def _check_args(args: argparse.Namespace, given: dict[str, Any]) -> None:
         (not ('img_size' in given and 'input_size' in given), '--img-size and --input-size: give one of them'),
         (not args.input_size or args.input_size[0] == 3, f'--input-size must begin with 3, got {args.input_size}'),
         (args.workers >= 0, f'--workers must be 0 or more, got {args.workers}'),
-        (args.num_classes is None or args.num_classes > 1, f'--num-classes must be 2 or more, got {args.num_classes}'),
         (args.dad_vqgan, f'--dad-vqgan must name the weights of a VQGAN, demo, or one of {", ".join(PRESETS)}'),
         (args.device.split(':')[0] in ('cuda', 'cpu'), f'--device must be cuda or cpu, got {args.device!r}'),
     )
     for holds, message in rules:
         if not holds:
             raise ValueError(message)
-    kind = args.dataset.split('/')[0] if '/' in args.dataset else ''
-    for name, kinds in _DATA_FLAGS.items():
-        if name in given and kind not in kinds:
-            flag = name.replace('_', '-')
-            raise ValueError(f'--{flag} is for --dataset {"/, ".join(kinds)}/, got {args.dataset or "a folder"}')
-    if 'class_map' in given and kind == 'demo':
-        raise ValueError('--class-map is not for the demo: it has classes of its own')
+    check_data_args(args, given)
     if 'dad_temperature' in given and not args.dad_store_logits and len(teacher_specs(args)) < 2:
         raise ValueError('--dad-temperature is for --dad-store-logits, or for several teachers')
 
@@ -190,7 +166,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     with errors_in_one_line(PROGRAM):
         # Before any process group: timm's readers of streams would share the data out over it by themselves.
         source = open_source(args)
-        args.num_classes = number_of_classes(args, source)
+        args.num_classes = number_of_classes(args, source.class_names)
         check_teacher_args(args, _given(argv))
         config = create_config(args)
         device = pick_device(args)
@@ -219,16 +195,6 @@ def open_source(args: argparse.Namespace) -> Source:
     if not len(source):
         raise ValueError('--train-num-samples must say how many images the stream holds: its info does not')
     return source
-
-
-def number_of_classes(args: argparse.Namespace, source: Source) -> int:
-    """Classes of the data: by their names, or by ``--num-classes``."""
-    names = source.class_names
-    if names is None and args.num_classes is None:
-        raise ValueError('--num-classes must be given: the data does not name its classes')
-    if names is not None and args.num_classes not in (None, len(names)):
-        raise ValueError(f'--num-classes must be {len(names)}, the classes of the data, got {args.num_classes}')
-    return len(names) if names is not None else int(args.num_classes)
 
 
 def pick_device(args: argparse.Namespace) -> torch.device:

@@ -1,70 +1,181 @@
-"""A picture of what DAD does: rows of ``x``, ``Q(x)``, the amplified perturbation and ``x_dad``."""
+"""One image on its way to its DAD view, and the numbers about it (Zhou et al. 2023, arXiv:2311.01441, section 3.3)."""
 
-import os
+import math
+import re
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import suppress
+from dataclasses import dataclass
+from statistics import mean
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from timm.data import ImageNetInfo
 from torch import Tensor
 
 from timm_dad.augment import DADAugment
 
-_CELL = 128
-_TEXT = 30
-_MARGIN = 8
+
+def psnr(x_pix: Tensor, y_pix: Tensor) -> float:
+    """Peak signal-to-noise ratio of two images of one shape in [0, 1], in dB; infinite where they are equal."""
+    error = (x_pix.double() - y_pix.double()).square().mean().item()
+    return -10 * math.log10(error) if error else math.inf
 
 
-def _cell(x_pix: Tensor) -> Image.Image:
-    """One image ``[3, H, W]`` in [0, 1] as a square picture, pixels visible."""
-    array = x_pix.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
-    return Image.fromarray(array).resize((_CELL, _CELL), Image.Resampling.NEAREST)
+def share(mask: Tensor) -> float:
+    """The share of a mask that is set."""
+    return mask.double().mean().item()
 
 
-def amplify(perturbation: Tensor) -> Tensor:
-    """Perturbations ``[B, 3, H, W]`` around grey, each scaled so that its largest entry is black or white."""
-    peak = perturbation.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
-    return 0.5 + 0.5 * perturbation / peak
+@dataclass(frozen=True, kw_only=True)
+class PreviewImage:
+    """One image, its views, and what the teacher says of them; tensors are on the CPU.
+
+    Args:
+        title: What to call it.
+        label: Class index.
+        x_pix: The image ``[3, H, W]``, range [0, 1].
+        x_vq: Its reconstruction ``Q(x)``, same shape and range.
+        x_adv: The perturbed reconstruction, same shape and range.
+        x_dad: The DAD view, same shape and range.
+        vq_codes: Codes of ``x_vq`` ``[h, w]``.
+        dad_codes: Codes of ``x_dad`` ``[h, w]``.
+        calm_codes: Codes that ``x_dad`` would have without an attack: of ``Q(x)`` encoded again ``[h, w]``.
+        factor: Pixels of one code along a side.
+        probs: The teacher's softmax ``[K]`` on ``x``, ``Q(x)`` and ``x_dad``.
+    """
+
+    title: str
+    label: int
+    x_pix: Tensor
+    x_vq: Tensor
+    x_adv: Tensor
+    x_dad: Tensor
+    vq_codes: Tensor
+    dad_codes: Tensor
+    calm_codes: Tensor
+    factor: int
+    probs: dict[str, Tensor]
+
+    @property
+    def perturbation(self) -> Tensor:
+        """What the attack added to ``Q(x)``, before it was discretized ``[3, H, W]``."""
+        return self.x_adv - self.x_vq
+
+    @property
+    def l2(self) -> float:
+        """Its L2 norm over the whole image, in [0, 1] pixel units."""
+        return float(self.perturbation.norm())
+
+    @property
+    def changed(self) -> Tensor:
+        """Where the code of ``x_dad`` is another than that of ``Q(x)`` ``[h, w]``, bool."""
+        return self.vq_codes != self.dad_codes
+
+    @property
+    def changed_by_attack(self) -> Tensor:
+        """Where it is another than without an attack ``[h, w]``, bool.
+
+        A VQGAN need not give ``Q(x)`` the codes that it was decoded from: most changed codes may come of that.
+        """
+        return self.calm_codes != self.dad_codes
+
+    @property
+    def psnr_vq(self) -> float:
+        """PSNR of ``x`` and ``Q(x)``, in dB."""
+        return psnr(self.x_pix, self.x_vq)
+
+    @property
+    def psnr_dad(self) -> float:
+        """PSNR of ``x`` and ``x_dad``, in dB."""
+        return psnr(self.x_pix, self.x_dad)
+
+    def top(self, view: str, count: int = 3) -> list[tuple[int, float]]:
+        """The teacher's likeliest classes on a view (``x``, ``Q(x)`` or ``x_dad``), and their probabilities."""
+        values, classes = self.probs[view].topk(min(count, len(self.probs[view])))
+        return list(zip(classes.tolist(), values.tolist(), strict=True))
+
+    def is_right(self, view: str) -> bool:
+        """Whether the teacher's likeliest class on a view is the label."""
+        return self.top(view, 1)[0][0] == self.label
 
 
 @torch.no_grad()
-def save_preview(
-    path: str | Path, augment: DADAugment, x_pix: Tensor, target: Tensor, class_names: Sequence[str] | None = None
-) -> None:
-    """Write the sheet: one row an image, with the teacher's label and confidence under each view.
+def preview_image(augment: DADAugment, x_pix: Tensor, label: int, *, title: str, seed: int) -> PreviewImage:
+    """Make the DAD view of one image, by itself: nothing depends on other images, nor on torch's global generator.
 
     Args:
-        path: The PNG to write (to a temporary name first).
-        augment: Makes the views.
-        x_pix: Images ``[B, 3, H, W]``, range [0, 1].
-        target: Class indices ``[B]``.
-        class_names: Names of the classes; their numbers by default.
+        augment: Makes the view, on the device of its teacher.
+        x_pix: Image ``[3, H, W]``, range [0, 1], on any device.
+        label: Class index.
+        title: What to call the image.
+        seed: Seed of the attack's random start.
+
+    Returns:
+        The image with its views.
+
+    Raises:
+        ValueError: If the label is none of the teacher's classes, or the VQGAN does not take the size.
     """
-    views = augment.make_views(x_pix, target)
-    perturbation = views.x_adv - views.x_vq
-    columns = [
-        ('x', x_pix, augment.teacher(x_pix)),
-        ('Q(x)', views.x_vq, augment.teacher(views.x_vq)),
-        ('perturbation, amplified', amplify(perturbation), None),
-        ('x_dad', views.x_dad, views.dad_logits),
-    ]
-    names = class_names or [str(index) for index in range(augment.teacher.num_classes)]
-    font = ImageFont.load_default(10)
-    step_x, step_y = _CELL + _MARGIN, _CELL + _TEXT + _MARGIN
-    sheet = Image.new('RGB', (_MARGIN + len(columns) * step_x, _TEXT + len(x_pix) * step_y), 'white')
-    draw = ImageDraw.Draw(sheet)
-    for column, (title, images, logits) in enumerate(columns):
-        left = _MARGIN + column * step_x
-        draw.text((left, _MARGIN), title, 'black', font)
-        for row in range(len(x_pix)):
-            top = _TEXT + row * step_y
-            sheet.paste(_cell(images[row]), (left, top))
-            caption, colour = f'L2 {perturbation[row].norm().item():.3f}', 'black'
-            if logits is not None:
-                confidence, label = logits[row].softmax(dim=-1).max(dim=-1)
-                caption = f'{names[int(label)]}\n{confidence.item():.0%}'
-                colour = 'darkgreen' if int(label) == int(target[row]) else 'firebrick'
-            draw.text((left, top + _CELL + 2), caption, colour, font, spacing=1)
-    temporary = Path(path).with_suffix('.tmp.png')
-    sheet.save(temporary)
-    os.replace(temporary, path)
+    teacher, vqgan = augment.teacher, augment.vqgan
+    if not 0 <= label < teacher.num_classes:
+        raise ValueError(f'labels must be from 0 to {teacher.num_classes - 1}, {title} has {label}')
+    device = vqgan.codebook.device
+    batch, target = x_pix.to(device)[None], torch.tensor([label], device=device)
+    x_vq, vq_codes = vqgan.reconstruct(batch)
+    # On the CPU, so that every device draws alike.
+    generators = [torch.Generator().manual_seed(seed)]
+    views = augment.attack_reconstruction(x_vq, vq_codes, target, generator=generators)
+    is_vq = augment.keep_label and not bool(views.kept)  # then x_dad is Q(x), whatever the attack did
+    calm_codes = vq_codes if is_vq else vqgan.encode_to_codes(x_vq)
+    logits = {'x': teacher(batch), 'Q(x)': teacher(x_vq), 'x_dad': views.dad_logits}
+    return PreviewImage(
+        title=title,
+        label=label,
+        x_pix=batch[0].cpu(),
+        x_vq=x_vq[0].cpu(),
+        x_adv=views.x_adv[0].cpu(),
+        x_dad=views.x_dad[0].cpu(),
+        vq_codes=vq_codes[0].cpu(),
+        dad_codes=views.dad_codes[0].cpu(),
+        calm_codes=calm_codes[0].cpu(),
+        factor=vqgan.config.factor,
+        probs={view: own[0].float().softmax(dim=-1).cpu() for view, own in logits.items()},
+    )
+
+
+def describe_settings(augment: DADAugment) -> str:
+    """Attack and codebook in a line."""
+    attack, config = augment.attack, augment.vqgan.config
+    steps = f'{attack.num_steps} step{"" if attack.num_steps == 1 else "s"} of {attack.step_size:g}'
+    start = f'random start with probability {attack.random_start:g}'
+    kept = '; where the teacher loses the label x_dad is Q(x)' if augment.keep_label else ''
+    codes = f'{config.n_embed} codes of {config.factor} x {config.factor} pixels'
+    return f'attack: {attack.norm}, eps {attack.eps:g}, {steps}, {start}{kept}; VQGAN: {codes}'
+
+
+def describe_means(images: Sequence[PreviewImage]) -> str:
+    """The numbers of all images in a line: means, and how often the teacher's answer is the label."""
+    numbers = [(own.psnr_vq, own.psnr_dad, own.l2, share(own.changed), share(own.changed_by_attack)) for own in images]
+    psnr_vq, psnr_dad, l2, changed, by_attack = (mean(values) for values in zip(*numbers, strict=True))
+    right = [f'{view} {sum(own.is_right(view) for own in images)}' for view in ('x', 'Q(x)', 'x_dad')]
+    return (
+        f'mean of {len(images)}: PSNR to x of Q(x) {psnr_vq:.1f} dB, of x_dad {psnr_dad:.1f} dB; L2 {l2:.3f}; codes '
+        f'changed {changed:.1%}, by the attack {by_attack:.1%}; teacher right on {", ".join(right)}'
+    )
+
+
+def shown_names(class_names: Sequence[str] | None, num_classes: int) -> list[str]:
+    """Names of the classes for readers: WordNet ids in words where there are any, numbers without names."""
+    if not class_names:
+        return [str(label) for label in range(num_classes)]
+    names = list(class_names)
+    info = ImageNetInfo()
+    for label, name in enumerate(names):
+        if re.fullmatch(r'n\d{8}', name):
+            with suppress(KeyError):
+                names[label] = info.label_name_to_description(name).split(',')[0]
+    return names
+
+
+def spread(count: int, chosen: int) -> list[int]:
+    """``chosen`` indices of ``count``, spread evenly, the first and the last among them."""
+    return [round(place * (count - 1) / max(1, chosen - 1)) for place in range(chosen)]

@@ -64,7 +64,12 @@ def _add_data_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--dataset-trust-remote-code', action='store_true', help="run the dataset repository's own code")
     group.add_argument(
         '--eval-suites', metavar='NAME=DATA', nargs='+', default=[],
-        help='data sets to evaluate student and teacher on at the end: NAME=DIR (an image folder) or demo/STYLE',
+        help='suites to evaluate student and teacher on at the end: NAME=PATH (an image folder, or a published name as '
+        'of timm-dad evaluate) or demo/STYLE',
+    )  # fmt: skip
+    group.add_argument(
+        '--eval-suites-interval', type=int, default=0, metavar='N',
+        help='epochs between two evaluations of the student on them (default: at the end alone)',
     )  # fmt: skip
 
 
@@ -231,6 +236,10 @@ def _add_misc_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--worker-seeding', default='all', choices=('all', 'part'), help='worker seed mode')
     group.add_argument('--log-interval', type=int, default=50, metavar='N', help='updates between two log lines')
     group.add_argument('--val-interval', type=int, default=1, metavar='N', help='epochs between two validations')
+    group.add_argument(
+        '--dad-preview-interval', type=int, default=0, metavar='N',
+        help='epochs between two preview sheets of DAD views, to folder and trackers (default: one at the end)',
+    )  # fmt: skip
     group.add_argument('--recovery-interval', type=int, default=0, metavar='N', help='updates between recovery files')
     group.add_argument('--checkpoint-hist', type=int, default=10, metavar='N', help='checkpoints to keep')
     group.add_argument('-j', '--workers', type=int, default=4, metavar='N', help='data loading processes')
@@ -356,6 +365,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     try:
         check_args(args, chosen)
         check_dad_args(args, explicit)
+        check_preview_args(args)
     except ValueError as error:
         parser.error(str(error))
     return args
@@ -364,7 +374,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 _AT_LEAST_1 = """batch_size validation_batch_size grad_accum_steps epochs log_interval val_interval checkpoint_hist
     num_classes img_size recount""".split()
 _AT_LEAST_0 = """warmup_epochs cooldown_epochs start_epoch workers recovery_interval mixup cutmix mixup_off_epoch lr
-    lr_base weight_decay clip_grad warmup_lr min_lr aug_repeats""".split()
+    lr_base weight_decay clip_grad warmup_lr min_lr aug_repeats dad_preview_interval eval_suites_interval""".split()
 _FRACTIONS = """hflip vflip reprob smoothing mixup_prob mixup_switch_prob model_ema_decay drop drop_path drop_block
     color_jitter_prob grayscale_prob gaussian_blur_prob""".split()
 _LENGTHS = {'scale': 2, 'ratio': 2, 'cutmix_minmax': 2, 'mean': 3, 'std': 3, 'opt_betas': 2}
@@ -434,6 +444,11 @@ def check_args(args: argparse.Namespace, chosen: set[str]) -> None:
             f'--amp needs --model-dtype float32, got {args.model_dtype}',
         ),
         (not args.wandb_resume_id or args.resume, '--wandb-resume-id needs --resume'),
+        (not args.eval_suites_interval or args.eval_suites, '--eval-suites-interval needs --eval-suites'),
+        (
+            not args.eval_suites or (args.in_chans or (args.input_size[0] if args.input_size else 3)) == 3,
+            f'--eval-suites needs images of 3 channels, got --in-chans {args.in_chans}, --input-size {args.input_size}',
+        ),
         (
             'local_rank' not in chosen or str(args.local_rank) == os.environ.get('LOCAL_RANK'),
             f'--local_rank must be what the launcher says (LOCAL_RANK), got {args.local_rank}; use torchrun',
@@ -452,6 +467,31 @@ def check_args(args: argparse.Namespace, chosen: set[str]) -> None:
         backends = torch.compiler.list_backends(exclude_tags=())
         if args.torchcompile not in backends:
             raise ValueError(f'--torchcompile must be one of {", ".join(backends)}; got {args.torchcompile!r}')
+
+
+def check_preview_args(args: argparse.Namespace) -> None:
+    """Check that ``--dad-preview-interval`` has DAD views to show, and of which images.
+
+    Raises:
+        ValueError: If it has not.
+    """
+    if not (args.dad and args.dad_preview_interval):
+        return
+    rules = (
+        (
+            args.dad_view == 'dad',
+            '--dad-preview-interval shows DAD views, and --dad-view random makes none: leave one of them out',
+        ),
+        (
+            not args.dad_dir,
+            '--dad-preview-interval shows views that are made in training, and those of --dad-dir are there already: '
+            'leave it out, and see images of that data with timm-dad preview',
+        ),
+        (args.val_split, '--dad-preview-interval shows validation images: it needs --val-split'),
+    )
+    for holds, message in rules:
+        if not holds:
+            raise ValueError(message)
 
 
 def torch_dtype(name: str | None) -> torch.dtype:

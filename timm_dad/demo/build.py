@@ -160,10 +160,11 @@ def batches(count: int, batch_size: int, steps: int) -> Iterator[Tensor]:
         order = order[batch_size:]
 
 
-def train_vqgan(x: Tensor, steps: int, precision: str) -> VQGAN:
+def train_vqgan(x: Tensor, steps: int, precision: str, config: VQGANConfig | None = None) -> VQGAN:
     """Train taming's modules on pictures ``[N, 3, S, S]``: L1 and L2, commitment, restart of unused codes."""
+    config = config or VQGANConfig(**VQGAN_CONFIG)
     accelerator = Accelerator(mixed_precision={'fp32': 'no', 'bf16': 'bf16'}[precision])
-    trainer = VQGANTrainer(VQGAN(VQGANConfig(**VQGAN_CONFIG)), accelerator, VQGANTrainConfig(steps=steps, lr=2e-3))
+    trainer = VQGANTrainer(VQGAN(config), accelerator, VQGANTrainConfig(steps=steps, lr=2e-3))
     progress = tqdm(batches(len(x), 64, steps), total=steps, desc='VQGAN', mininterval=10)
     for step, index in enumerate(progress):
         parts = trainer.step(random_colour(random_affine(x[index], 0.2, 0.3, 0.1), 0.3))

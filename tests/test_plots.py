@@ -1,0 +1,123 @@
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+from predicted import IMAGENET_C, results_of, suite
+
+from timm_dad.evaluation.plot_style import drawing, slugs
+from timm_dad.evaluation.plots import ood_pairs, plot_ood, plot_severity, write_plots
+from timm_dad.evaluation.report import build_report
+
+MODELS = {'plain': 0.6, 'a/b': 0.7, 'a:b': 0.8}
+SUITES = [
+    suite('noto', 'clean'),
+    suite('twemoji', 'ood'),
+    suite('noto-corrupted', 'corruption', ['fog/1', 'fog/3', 'snow/1', 'snow/3']),
+]
+
+
+@pytest.fixture(scope='module')
+def results():
+    return results_of(MODELS, SUITES)
+
+
+@pytest.fixture(scope='module')
+def report(results):
+    return build_report(results, SUITES, resamples=20)
+
+
+def test_files_and_their_bytes(tmp_path, report, results):
+    files = write_plots(report, results, SUITES, tmp_path / 'a')
+    names = ['severity-noto-corrupted.png', 'ood.png', 'classes-noto-a-b.png', 'classes-noto-a-b-2.png',
+             'classes-twemoji-a-b.png', 'classes-twemoji-a-b-2.png']  # fmt: skip
+    assert [path.name for path in files] == names
+    assert sorted(path.name for path in (tmp_path / 'a').iterdir()) == sorted(names)
+    with matplotlib.rc_context({'font.size': 20, 'axes.facecolor': 'red'}):  # the user's own settings
+        again = write_plots(report, results, SUITES, tmp_path / 'b')
+    for first, second in zip(files, again, strict=True):
+        assert first.read_bytes() == second.read_bytes(), first.name
+        with Image.open(first) as picture:
+            pixels = np.asarray(picture.convert('L'))
+            assert pixels.std() > 5
+            edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+            assert (edge == 255).all(), 'something is cut off'
+
+
+@pytest.mark.parametrize('draw', [lambda report, path: plot_severity(report, 'noto-corrupted', path), plot_ood])
+def test_plots_show_the_numbers(tmp_path, report, draw):
+    other = build_report(results_of({**MODELS, 'a:b': 0.9}, SUITES), SUITES, resamples=20)
+    assert draw(report, tmp_path / 'a.png').read_bytes() != draw(other, tmp_path / 'b.png').read_bytes()
+
+
+def test_clean_top1_is_severity_0_of_what_is_made_of_it(tmp_path, results):
+    report = build_report(results, SUITES, resamples=0)
+    other = build_report(results_of({'plain': 0.9}, SUITES), SUITES, resamples=0)
+    changed = {**report, 'figures': {m: {**of_model, 'noto': other['figures']['plain']['noto']}
+                                     for m, of_model in report['figures'].items()}}  # fmt: skip
+    pictures = [plot_severity(one, 'noto-corrupted', tmp_path / f'{id(one)}.png') for one in (report, changed)]
+    assert pictures[0].read_bytes() != pictures[1].read_bytes()
+
+
+@pytest.mark.parametrize(('models', 'bands'), [(5, True), (6, False)])
+def test_more_than_five_models_have_no_bands(tmp_path, models, bands):
+    suites = [suite('noto-corrupted', 'corruption', ['fog/1', 'fog/3'])]
+    results = results_of({f'm{place}': 0.5 + 0.05 * place for place in range(models)}, suites)
+    files = []
+    for resamples in (0, 20):
+        report = build_report(results, suites, resamples=resamples)
+        files.append(plot_severity(report, 'noto-corrupted', tmp_path / f'{resamples}.png'))
+    assert (files[0].read_bytes() != files[1].read_bytes()) == bands
+
+
+def test_points_of_timm_are_shown_behind_the_line(tmp_path):
+    suites = [suite('imagenet', 'clean'), suite('imagenet-r', 'ood')]
+    results = results_of(MODELS, suites)
+    timm = {
+        f'{name}.in1k': {'imagenet': {224: (top1, 90.0)}, 'imagenet-r': {224: (top1 / 2, 60.0)}}
+        for name, top1 in (('a', 50.0), ('b', 60.0), ('c', 75.0))
+    }
+    report = build_report(results, suites, resamples=5, timm_results=timm)
+    with_points, without = plot_ood(report, tmp_path / 'a.png', timm), plot_ood(report, tmp_path / 'b.png')
+    assert with_points.read_bytes() != without.read_bytes()
+
+
+def test_nothing_to_plot(tmp_path):
+    suites = [suite('noto', 'clean')]
+    results = results_of({'m': 0.5}, suites)
+    assert write_plots(build_report(results, suites, resamples=0), results, suites, tmp_path) == []
+
+
+def test_models_that_lack_a_suite(tmp_path, results):
+    lacking = {
+        **results,
+        'plain': {'noto': results['plain']['noto']},
+        'a:b': {'noto-corrupted': results['a:b']['noto-corrupted']},
+    }
+    report = build_report(lacking, SUITES, resamples=0)
+    assert ood_pairs(report) == {'twemoji': 'noto'}
+    names = [path.name for path in write_plots(report, lacking, SUITES, tmp_path)]
+    assert names == ['severity-noto-corrupted.png', 'ood.png', 'classes-noto-a-b.png']
+
+
+@pytest.mark.slow
+def test_severity_of_all_of_imagenet_c(tmp_path):
+    suites = [suite('imagenet', 'clean'), suite('imagenet-c', 'corruption', IMAGENET_C)]
+    report = build_report(results_of(MODELS, suites), suites, resamples=5)
+    with Image.open(plot_severity(report, 'imagenet-c', tmp_path / 'x.png')) as picture:
+        assert picture.size[0] == 1680
+
+
+def test_style_is_put_back():
+    before = matplotlib.rcParams['font.size']
+    with drawing():
+        assert matplotlib.rcParams['legend.frameon'] is False
+    assert matplotlib.rcParams['font.size'] == before
+
+
+def test_names_of_files():
+    assert slugs(['open_clip:ViT-B-16/openai', '../x', '/', 'x']) == {
+        'open_clip:ViT-B-16/openai': 'open_clip-ViT-B-16-openai',
+        '../x': 'x',
+        '/': 'unnamed',
+        'x': 'x-3',
+    }

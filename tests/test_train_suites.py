@@ -1,0 +1,354 @@
+"""``--eval-suites``: which classes, which figures, where they go; and that training does not notice."""
+
+import csv
+import json
+import sys
+
+import numpy as np
+import pytest
+import timm
+import torch
+from accelerate.state import AcceleratorState
+from folders import CLASSES, write_pictures
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from timm.data import ImageNetInfo
+from torch import nn
+
+import train_dad
+from timm_dad.evaluation.models import Preprocess
+from timm_dad.evaluation.on_pixels import OnPixels, fixed_size, resize_notes
+from timm_dad.evaluation.predict import EvalConfig
+from timm_dad.evaluation.suite_data import Part, Suite
+from timm_dad.evaluation.train_suites import (
+    accuracies,
+    add_rows,
+    evaluate_on_suites,
+    match_suite,
+    open_eval_suites,
+    write_suite_report,
+)
+from timm_dad.teacher import Teacher
+
+WNIDS = list(ImageNetInfo().label_names())
+
+
+@pytest.fixture(autouse=True)
+def own_accelerator_state():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory):
+    return write_pictures(tmp_path_factory.mktemp('pictures'), train=6, validation=3)
+
+
+def suite(names, count=None, **more):
+    values = {'name': 'a', 'kind': 'ood', 'parts': (Part(name='test', dataset=[]),), **more}
+    return Suite(class_names=names, num_classes=len(names) if names else count, **values)
+
+
+# --- classes --------------------------------------------------------------------------------------------------------
+
+
+def test_classes_are_found_by_name():
+    assert match_suite(suite(CLASSES), 4, CLASSES) is None
+    assert match_suite(suite(('tree', 'cat')), 4, CLASSES) == [3, 0]
+    assert match_suite(suite(('tree', 'fish', 'dog', 'cat')), 4, CLASSES) == [3, 2, 1, 0]
+    assert match_suite(suite(CLASSES), 4, None) is None
+    assert match_suite(suite(None, 4), 4, CLASSES) is None
+
+
+def test_a_student_of_1000_classes_without_names_knows_imagenets():
+    assert match_suite(suite((WNIDS[7], WNIDS[3])), 1000, None) == [7, 3]
+    assert match_suite(suite(tuple(WNIDS)), 1000, WNIDS) is None
+    assert match_suite(suite(('chair',), groups=((WNIDS[7],),)), 1000, None) is None
+
+
+@pytest.mark.parametrize(
+    ('names', 'count', 'message'),
+    [
+        (('bee', 'cat', 'ant'), None, r'--eval-suites a: data must have as many classes as --num-classes, 4, got 3'),
+        (None, None, r'as many classes as --num-classes, 4, got 3'),
+        (('bee', 'cat', 'dog', 'fish'), None, r"data must have classes of the training data; \['bee'\] are none"),
+    ],
+)
+def test_classes_that_a_student_does_not_know(names, count, message):
+    if names is None:
+        with pytest.raises(ValueError, match=message):
+            match_suite(suite(('x', 'y', 'z')), 4, None)
+    else:
+        with pytest.raises(ValueError, match=message):
+            match_suite(suite(names), 4, CLASSES)
+
+
+# --- figures --------------------------------------------------------------------------------------------------------
+
+
+class Pictures:
+    def __init__(self, labels):
+        self.labels = labels
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return Image.new('RGB', (8, 8), (index, 0, 0)), self.labels[index]
+
+    def filename(self, index, *, absolute=False):
+        return str(index)
+
+
+class ByRed(nn.Module):
+    """Normalized red is the class, of 6."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x_norm):
+        return -((x_norm[:, 0].mean(dim=(1, 2))[:, None] - torch.arange(6)) ** 2) * self.scale
+
+
+def predict(suites, indices, labels=('student',), **more):
+    models = {label: OnPixels(ByRed(), (0, 0, 0), (1 / 255, 1, 1)).train() for label in labels}
+    cut = Preprocess(input_size=(8, 8))
+    config = EvalConfig(workers=0, batch_size=2)
+    return evaluate_on_suites(models, suites, indices, cut, config, torch.device('cpu'), **more)
+
+
+def figures(suites, indices):
+    return accuracies(predict(suites, indices))['student']
+
+
+def test_figures_are_of_the_suites_classes_and_the_mean_of_its_parts():
+    parts = (Part(name='x', dataset=Pictures([0, 1, 2, 3])), Part(name='y', dataset=Pictures([0, 1, 1, 1])))
+    whole = Suite(name='whole', kind='ood', parts=parts, class_names=None, num_classes=6)
+    # Of the classes 0 and 2 alone, picture 1 lies between them, and the first of two equals is taken.
+    two = Suite(
+        name='two', kind='ood', class_names=None, num_classes=2, parts=(Part(name='x', dataset=Pictures([0, 0, 1, 1])),)
+    )
+    found = figures([whole, two], {'whole': None, 'two': [0, 2]})
+    assert found['whole'] == (75.0, 100.0)
+    assert found['two'][0] in (75.0, 100.0)
+    assert found['two'][1] == 100.0
+
+
+def test_of_imagenet_v2_the_figure_is_that_of_matched_frequency():
+    parts = (
+        Part(name='matched-frequency', dataset=Pictures([0, 1, 2, 1])),
+        Part(name='top-images', dataset=Pictures([1, 0, 0, 0])),
+    )
+    v2 = Suite(name='imagenet-v2', kind='ood', parts=parts, class_names=None, num_classes=6)
+    assert figures([v2], {'imagenet-v2': None})['imagenet-v2'] == (75.0, 100.0)
+    for all_parts, names in ((True, ['matched-frequency', 'top-images']), (False, ['matched-frequency'])):
+        found = predict([v2], {'imagenet-v2': None}, all_parts=all_parts)
+        assert list(found['student']['imagenet-v2']) == names
+        assert accuracies(found)['student']['imagenet-v2'] == (75.0, 100.0)
+
+
+# --- sizes ----------------------------------------------------------------------------------------------------------
+
+
+class Squares(Pictures):
+    def __getitem__(self, index):
+        return Image.new('RGB', (48, 40), (index, 0, 0)), self.labels[index]
+
+
+def uncut(**more):
+    return suite(None, 4, name='imagenet-c', parts=(Part(name='fog/1', dataset=Squares([0, 1])),), resize=False, **more)
+
+
+@pytest.mark.parametrize(('name', 'declared', 'expected'), [
+    ('test_resnet', False, None),
+    ('test_vit', True, (32, 32)),
+    ('test_vit', False, (32, 32)),  # found by trying
+])  # fmt: skip
+def test_pictures_that_go_in_uncut_are_resized_for_networks_of_one_size_alone(name, declared, expected, caplog):
+    student = timm.create_model(name, num_classes=4, **({'img_size': 32} if 'vit' in name else {}))
+    student.pretrained_cfg = {'fixed_input_size': declared}
+    before = {key: value.clone() for key, value in student.state_dict().items()}
+    assert fixed_size(student, [uncut()], (32, 32)) == expected
+    assert ('imagenet-c holds pictures of 48 x 40, which go in uncut; the student takes 32 x 32' in caplog.text) is (
+        expected is not None
+    )
+    assert student.training
+    assert all(torch.equal(value, before[key]) for key, value in student.state_dict().items())
+    network = OnPixels(student, (0, 0, 0), (1, 1, 1), expected)
+    config, cut = EvalConfig(workers=0), Preprocess(input_size=(32, 32))
+    found = evaluate_on_suites({'s': network}, [uncut()], {'imagenet-c': None}, cut, config, torch.device('cpu'))
+    assert len(found['s']['imagenet-c']['fog/1']) == 2
+
+
+def test_a_network_of_one_size_is_not_tried_where_all_pictures_have_it():
+    student = timm.create_model('test_vit', num_classes=4, img_size=(40, 48))
+    assert fixed_size(student, [uncut()], (40, 48)) is None
+    assert fixed_size(student, [suite(None, 4, parts=uncut().parts)], (32, 32)) is None  # cut like all others
+
+
+def test_resized_pictures_are_those_that_a_teacher_gets():
+    x_pix = torch.rand(2, 3, 40, 48, generator=torch.Generator().manual_seed(0))
+    network = timm.create_model('test_resnet', num_classes=4).eval()
+    for interpolation, same in (('bilinear', 'bilinear'), ('bicubic', 'bicubic'), ('random', 'bicubic')):
+        teacher = Teacher(
+            network, mean=(0.5,) * 3, std=(0.2,) * 3, input_size=(32, 32), num_classes=4, interpolation=same
+        )
+        student = OnPixels(network, (0.5,) * 3, (0.2,) * 3, (32, 32), interpolation)
+        torch.testing.assert_close(student(x_pix), network(teacher.normalize(x_pix)))
+
+
+# --- the report -----------------------------------------------------------------------------------------------------
+
+
+def test_the_report_is_that_of_evaluate_with_a_note_on_sizes(tmp_path, monkeypatch, caplog):
+    parts = (Part(name='x', dataset=Pictures([0, 1, 2, 1])),)
+    suites = [suite(None, 6, name=name, kind=kind, parts=parts) for name, kind in (('val', 'clean'), ('a', 'ood'))]
+    results = predict(suites, {'val': None, 'a': None}, ('student', 'teacher'))
+    files = write_suite_report(results, suites, tmp_path)
+    assert {file.name for file in files} >= {'report.json', 'report.csv', 'report.md', 'ood.png'}
+    report = json.loads((tmp_path / 'report.json').read_text())
+    assert report['figures']['teacher']['val']['*']['top1']['value'] == 75.0
+    assert report['differences']['teacher']['a']['*']['top1']['value'] == 0.0
+    monkeypatch.setitem(sys.modules, 'matplotlib', None)
+    assert len(write_suite_report(results, suites, tmp_path)) == 3
+    assert 'No plots of the suites: matplotlib is missing' in caplog.text
+    write_suite_report(predict([uncut()], {'imagenet-c': None}), [uncut()], tmp_path, (8, 8))
+    (note,) = resize_notes([uncut()], (8, 8))
+    assert note in json.loads((tmp_path / 'report.json').read_text())['notes']
+
+
+def test_the_student_is_not_frozen():
+    network = OnPixels(ByRed().double(), (0, 0, 0), (1 / 255, 1, 1))
+    logits = network(torch.full((1, 3, 2, 2), 3 / 255))
+    assert logits.dtype == torch.float64
+    assert logits.argmax() == 3
+    assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_rows_of_an_epoch_are_replaced():
+    text = add_rows('', 1, {'student': {'a': (50.0, 75.0), 'b': (12.34567, 100.0)}})
+    assert text.splitlines() == [
+        'epoch,model,suite,top1,top5',
+        '1,student,a,50.0000,75.0000',
+        '1,student,b,12.3457,100.0000',
+    ]
+    text = add_rows(text, 1, {'student': {'a': (60.0, 80.0)}, 'teacher': {'a': (70.0, 90.0)}})
+    text = add_rows(text, 2, {'student': {'a': (61.0, 80.0)}})
+    assert [row['top1'] for row in csv.DictReader(text.splitlines())] == ['60.0000', '12.3457', '70.0000', '61.0000']
+
+
+def test_a_suite_that_is_not_there():
+    with pytest.raises(ValueError, match=r'--eval-suites a: no images for split validation: there is no folder now'):
+        open_eval_suites(['demo/noto', 'a=nowhere'])
+    with pytest.raises(ValueError, match=r'--eval-suites: the report calls its mean mean-ood: give another NAME'):
+        open_eval_suites(['mean-ood=nowhere'])
+
+
+# --- the trainer ----------------------------------------------------------------------------------------------------
+
+
+def flags(pictures, output, *more):
+    return [
+        *('--data-dir', str(pictures), '--output', str(output), '--experiment', 'run', '--model', 'test_resnet'),
+        *('--num-classes', '4', '--img-size', '32', '--batch-size', '12', '--workers', '0', '--epochs', '3'),
+        *('--opt', 'adamw', '--lr', '0.01', '--warmup-epochs', '0', *map(str, more)),
+    ]
+
+
+def rows(output):
+    with open(output / 'run' / 'suites.csv', newline='') as file:
+        return list(csv.DictReader(file))
+
+
+def weights(output):
+    return torch.load(output / 'run' / 'last.pth.tar', weights_only=False)
+
+
+def test_training_does_not_notice_and_a_resumed_run_has_the_same_rows(pictures, tmp_path):
+    random = ('--mixup', '0.2', '--aa', 'rand-m9-mstd0.5', '--drop-path', '0.2', '--model-ema')
+    suites = ('--eval-suites', f'again={pictures}', f'train={pictures}/train')
+    more = (*suites, '--eval-suites-interval', 2, '--log-with', 'tensorboard', *random)
+    train_dad.main(flags(pictures, tmp_path / 'without', *random))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    results = train_dad.main(flags(pictures, tmp_path / 'with', *more))
+    with_, without = weights(tmp_path / 'with'), weights(tmp_path / 'without')
+    for key in ('state_dict', 'state_dict_ema'):
+        assert all(torch.equal(value, without[key][name]) for name, value in with_[key].items())
+    found = rows(tmp_path / 'with')
+    assert [(row['epoch'], row['suite']) for row in found] == [
+        *(('1', 'again'), ('1', 'train'), ('2', 'again'), ('2', 'train')),
+    ]
+    with open(tmp_path / 'with' / 'run' / 'summary.csv') as file:
+        summary = list(csv.DictReader(file))
+    for row in found:
+        if row['suite'] == 'again':
+            validated = summary[int(row['epoch'])]
+            assert float(row['top1']) == pytest.approx(float(validated['eval_top1']), abs=1e-3)
+            assert float(row['top5']) == pytest.approx(float(validated['eval_top5']), abs=1e-3)
+    assert results['student']['train'] == pytest.approx(float(found[-1]['top1']), abs=1e-3)
+    events = EventAccumulator(str(next((tmp_path / 'with' / 'run' / 'timm-dad').glob('**/events*')))).Reload()
+    for figure in ('top1', 'top5'):
+        logged = events.Scalars(f'suites/again/student_{figure}')
+        assert [event.step for event in logged] == [1, 2]
+        assert logged[-1].value == pytest.approx(float(found[2][figure]), abs=1e-3)
+    report = json.loads((tmp_path / 'with' / 'run' / 'report.json').read_text())
+    assert report['figures']['student']['train']['*']['top1']['value'] == pytest.approx(float(found[-1]['top1']))
+    assert (tmp_path / 'with' / 'run' / 'report.md').is_file()
+    # The same with an end in between, and rows of an epoch that is trained again.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    train_dad.main(flags(pictures, tmp_path / 'with', *more, '--epochs', '4', '--resume', 'auto'))
+    assert [row['epoch'] for row in rows(tmp_path / 'with')] == ['1', '1', '2', '2', '3', '3']
+    path = tmp_path / 'with' / 'run' / 'suites.csv'
+    before = path.read_bytes()
+    path.write_bytes(before + b'4,student,again,0.0,0.0\r\n')
+    AcceleratorState._reset_state(reset_partial_state=True)
+    train_dad.main(flags(pictures, tmp_path / 'with', *more, '--epochs', '4', '--resume', 'auto'))
+    assert path.read_bytes() == before
+
+
+def test_the_last_epoch_is_evaluated_once(pictures, tmp_path, monkeypatch):
+    called, on_suites = [], train_dad.on_suites
+
+    def count(run, *, at_end):
+        called.append(at_end)
+        return on_suites(run, at_end=at_end)
+
+    monkeypatch.setattr(train_dad, 'on_suites', count)
+    suites = ('--eval-suites', f'again={pictures}', '--eval-suites-interval', 1, '--epochs', 2)
+    train_dad.main(flags(pictures, tmp_path, *suites))
+    assert called == [False, True]
+    assert [row['epoch'] for row in rows(tmp_path)] == ['0', '1']
+
+
+@pytest.mark.parametrize('interval', [1, 0])
+def test_a_student_of_one_size_on_pictures_that_go_in_uncut(pictures, tmp_path, monkeypatch, interval):
+    monkeypatch.setattr(train_dad, 'open_eval_suites', lambda texts: [uncut()])
+    more = ('--eval-suites', 'imagenet-c=there', '--eval-suites-interval', interval, '--epochs', 2)
+    train_dad.main(flags(pictures, tmp_path, *more, '--model', 'test_vit'))
+    assert [row['epoch'] for row in rows(tmp_path)] == ['0', '1'][-1 - interval :]
+    assert 'and they are resized to that' in (tmp_path / 'run' / 'report.md').read_text().replace('\n', ' ')
+
+
+def test_a_student_of_imagenets_classes_is_masked_on_imagenet_a(tmp_path, monkeypatch):
+    from importlib.resources import files
+
+    wnids = (files('timm.data') / '_info' / 'imagenet_a_synsets.txt').read_text().split()
+    rng = np.random.default_rng(0)
+    for wnid in wnids:
+        (tmp_path / 'a' / wnid).mkdir(parents=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / 'a' / wnid / '0.png')
+    (suite,) = open_eval_suites([f'imagenet-a={tmp_path / "a"}'])
+    index = match_suite(suite, 1000, None)
+    assert [WNIDS[place] for place in index] == wnids
+    student = timm.create_model('test_resnet', num_classes=1000).eval()
+    outside = max(set(range(1000)) - set(index))
+    with torch.no_grad():
+        # All images are the first of the 200 classes, were it not for a class outside.
+        student.get_classifier().weight.zero_()
+        student.get_classifier().bias[[outside, index[0]]] = torch.tensor([9.0, 5.0])
+    network = OnPixels(student, (0, 0, 0), (1, 1, 1))
+    config, cut = EvalConfig(workers=0), Preprocess(input_size=(32, 32))
+    for indices, expected in (({suite.name: index}, 0.5), ({suite.name: None}, 0.0)):
+        found = evaluate_on_suites({'student': network}, [suite], indices, cut, config, torch.device('cpu'))
+        assert accuracies(found)['student']['imagenet-a'][0] == expected

@@ -1,0 +1,262 @@
+"""``timm-dad diagnose``: the flags, and what they build."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import IterableDataset
+
+from timm_dad.dad_args import add_view_args, attack_config, create_augment, create_teacher, create_vqgan
+from timm_dad.dad_set import read_settings
+from timm_dad.data import check_images, create_dataset
+from timm_dad.data_args import add_data_args, check_data_args, number_of_classes
+from timm_dad.diagnosis.data import MadeViews, SampledImages, SourceImages, StoredViews, sample_indices, sample_suite
+from timm_dad.diagnosis.diagnose import DiagnoseConfig, MakeViews, diagnose
+from timm_dad.diagnosis.divergence import DISTANCES
+from timm_dad.diagnosis.report import format_report, write_report
+from timm_dad.errors import errors_in_one_line
+from timm_dad.evaluation.model_specs import parse_models
+from timm_dad.evaluation.models import EvalModel, ModelOptions, open_model
+from timm_dad.evaluation.suites import Suite, open_suite, parse_suite
+from timm_dad.extras import require_extra
+from timm_dad.frozen import prepare_frozen
+from timm_dad.given_flags import without_defaults
+from timm_dad.log import setup_logging
+from timm_dad.pair_args import check_pair_args, open_dad_set
+from timm_dad.set_match import check_data, check_teacher
+from timm_dad.source import Frame, Source
+from timm_dad.teacher import INTERPOLATIONS, Teacher
+from timm_dad.teacher_args import check_teacher_args, teacher_specs
+from timm_dad.teachers import DataClasses
+from timm_dad.vqgan_presets import PRESETS
+
+PROGRAM = 'timm-dad diagnose'
+# Fixed when a DAD set was made.
+_FRAME_FLAGS = ('img_size', 'crop_pct', 'interpolation')
+
+
+def create_parser() -> argparse.ArgumentParser:
+    """The parser of ``timm-dad diagnose``."""
+    default, frame = DiagnoseConfig(), Frame(size=(224, 224))
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description='Measure what limits a student on OOD data: its teacher, how well it follows it, or what the '
+        'augmentation does not show.',
+        allow_abbrev=False,
+    )
+    group = add_data_args(parser, split='validation')
+    group.add_argument(
+        '--ood', nargs='+', metavar='NAME=PATH', required=True,
+        help='OOD data with classes of the data: suites as timm-dad evaluate takes them, or demo/STYLE',
+    )  # fmt: skip
+    group.add_argument('--images', type=int, default=1000, metavar='N', help='images of each set, drawn by --seed')
+    group = parser.add_argument_group('Images')
+    group.add_argument(
+        '--img-size', type=int, metavar='N', help="their size (default: the student's, else the teacher's)"
+    )
+    group.add_argument('--crop-pct', type=float, default=frame.crop_pct, help='part of the shorter side')
+    group.add_argument('--interpolation', default=frame.interpolation, choices=INTERPOLATIONS, help='resizing')
+    group = parser.add_argument_group('Student')
+    group.add_argument(
+        '--student',
+        metavar='SPEC',
+        help='the student, as --model of timm-dad evaluate: timm:MODEL/FILE, run:FOLDER, ...',
+    )
+    group.add_argument(
+        '--dad-temperature', type=float, default=default.temperature, help='distillation temperature it is compared at'
+    )
+    group = parser.add_argument_group('Discrete Adversarial Distillation')
+    add_view_args(group)
+    group.add_argument('--dad-dir', metavar='DIR', help='take the DAD views from a set that timm-dad generate made')
+    group = parser.add_argument_group('Measurement')
+    group.add_argument('--distance', choices=DISTANCES, default=default.distance, help='Wasserstein distance')
+    group.add_argument(
+        '--splits', type=int, default=default.num_splits, metavar='N', help='random halvings that it is the mean over'
+    )
+    group.add_argument('--seed', type=int, default=default.seed, metavar='S', help='random seed')
+    group = parser.add_argument_group('Execution')
+    group.add_argument(
+        '--output', metavar='DIR', help='folder for diagnose.json and diagnose.md (default: print alone)'
+    )
+    group.add_argument('-b', '--batch-size', type=int, default=default.batch_size, metavar='N', help='images at a time')
+    group.add_argument('-j', '--workers', type=int, default=4, metavar='N', help='data loading processes')
+    group.add_argument('--device', default='cuda', help='cuda (the CPU where there is none) or cpu')
+    # What the factories of train_dad.py ask for and has one meaning here.
+    parser.set_defaults(
+        input_size=None, aug_splits=0, resplit=False,
+        dad=True, dad_view='dad', dad_cache=0, dad_same_crop=False, dad_stored_logits=False,
+    )  # fmt: skip
+    return parser
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse, and check what needs no data.
+
+    Raises:
+        SystemExit: On a bad flag, with one line that names flag, rule, value and fix.
+    """
+    parser = create_parser()
+    args = parser.parse_args(argv)
+    given = vars(without_defaults(create_parser()).parse_args(argv))
+    try:
+        _check_args(args, given)
+        attack_config(args)
+        create_config(args)
+        check_pair_args(args, given)  # takes the teacher of --dad-dir where none is given
+    except ValueError as error:
+        parser.error(str(error))
+    return args
+
+
+def _check_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
+    check_data_args(args, given)
+    fixed = [f'--{name.replace("_", "-")}' for name in _FRAME_FLAGS if name in given and args.dad_dir]
+    rules = (
+        (args.data_dir or args.dataset, '--data-dir must name a folder with a sub-folder a class (or give --dataset)'),
+        (args.images >= 4, f'--images must be 4 or more, got {args.images}'),
+        (args.img_size is None or args.img_size > 0, f'--img-size must be 1 or more, got {args.img_size}'),
+        (
+            args.dad_vqgan or args.dad_dir,
+            f'--dad-vqgan must name the weights of a VQGAN, demo, or one of {", ".join(PRESETS)} (or give --dad-dir)',
+        ),
+        (not fixed, f'{"".join(fixed[:1])} was fixed when the DAD set was made: leave it out'),
+        (
+            args.student or 'dad_temperature' not in given or len(teacher_specs(args)) > 1,
+            '--dad-temperature is for comparing --student with the teacher, or for several teachers',
+        ),
+        (args.device.split(':')[0] in ('cuda', 'cpu'), f'--device must be cuda or cpu, got {args.device!r}'),
+        (not args.output or not Path(args.output).is_file(), f'--output must be a folder, got the file {args.output}'),
+    )
+    for holds, message in rules:
+        if not holds:
+            raise ValueError(message)
+
+
+def create_config(args: argparse.Namespace) -> DiagnoseConfig:
+    """How the flags want it measured; ``ValueError`` names the flag."""
+    flags = {'num_splits': 'splits', 'temperature': 'dad_temperature'}
+    names = ('distance', 'num_splits', 'temperature', 'seed', 'batch_size', 'workers')
+    try:
+        return DiagnoseConfig(**{name: getattr(args, flags.get(name, name)) for name in names})
+    except ValueError as error:
+        name = str(error).split()[0]  # the message begins with the field
+        raise ValueError(f'--{flags.get(name, name).replace("_", "-")}: {error}') from error
+
+
+def main(argv: Sequence[str]) -> dict[str, Any]:
+    """Run ``timm-dad diagnose``.
+
+    Args:
+        argv: Command line without ``diagnose``.
+
+    Returns:
+        The report, as ``diagnose.json`` holds it.
+    """
+    args = parse_args(argv)
+    setup_logging()
+    with errors_in_one_line(PROGRAM):
+        require_extra('ot', 'eval')
+        report = run(args, vars(without_defaults(create_parser()).parse_args(argv)))
+        text = format_report(report)
+        paths = write_report(Path(args.output), report, text) if args.output else []
+    print(text)
+    if paths:
+        print(f'Written: {", ".join(str(path) for path in paths)}')
+    return report
+
+
+def run(args: argparse.Namespace, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Build what the flags ask for, and measure.
+
+    Raises:
+        ValueError: If something of it does not exist, or does not fit together.
+    """
+    source = open_source(args)
+    oods = [open_ood(text) for text in args.ood]
+    check_teacher_args(args, given)
+    device = torch.device(args.device if args.device != 'cuda' or torch.cuda.is_available() else 'cpu')
+    student = open_student(args, source, device)
+    teacher = create_teacher(args, args.num_classes, source.class_names, device)
+    frame = make_frame(args, teacher, student)
+    make_views = open_views(args, source, teacher, frame, device)
+    indices_of = partial(sample_indices, num_images=args.images, seed=args.seed)
+    clean = SampledImages(SourceImages(source), indices_of(len(source)), frame)
+    sampled = {
+        suite.name: sample_suite(suite, source.class_names, args.num_classes, indices_of, frame) for suite in oods
+    }
+    if len(sampled) < len(oods):
+        raise ValueError(f'--ood: every set needs a name of its own, got {[suite.name for suite in oods]}')
+    for name, images in {'the data': clean, **sampled}.items():
+        if len(images) < 4:
+            raise ValueError(f'{name} must have 4 images or more, got {len(images)}')
+    network: Any = student.network if student else None
+    report = diagnose(clean, make_views, sampled, teacher, network, create_config(args), device)
+    made = {name: getattr(args, name) for name in ('dataset', 'split', 'student', 'dad_teacher', 'dad_vqgan')}
+    return {'settings': {**made, 'img_size': list(frame.size)}, **report}
+
+
+def open_source(args: argparse.Namespace) -> Source:
+    """Open the clean data, decode some images of it, and settle ``--num-classes``."""
+    dataset = create_dataset(args, args.split, is_training=False, split_flag='--split')
+    flag = f'--dataset {args.dataset}' if args.dataset else f'--data-dir {args.data_dir}'
+    if isinstance(dataset, IterableDataset):
+        raise ValueError(f'{flag} is a stream, and images are drawn by index: give a folder, tar or hfds/ data set')
+    check_images(dataset, flag)
+    source = Source(dataset)
+    args.num_classes = number_of_classes(args, source.class_names)
+    return source
+
+
+def open_ood(text: str) -> Suite:
+    """Open one OOD set of ``--ood``."""
+    name, path = parse_suite(text, '--ood')
+    return open_suite(name, path, flag='--ood')
+
+
+def open_student(args: argparse.Namespace, source: Source, device: torch.device) -> EvalModel | None:
+    """The student of ``--student``, prepared, if there is one."""
+    if not args.student:
+        return None
+    data = DataClasses(num_classes=args.num_classes, class_names=source.class_names)
+    try:
+        (model,) = parse_models([args.student])
+        return open_model(model, data, ModelOptions(), device)
+    except ValueError as error:
+        raise ValueError(str(error).replace('--model', '--student')) from error
+
+
+def make_frame(args: argparse.Namespace, teacher: Teacher, student: EvalModel | None) -> Frame:
+    """Size and part of all images: those of the DAD set, where there is one."""
+    if args.dad_dir:
+        views = read_settings(Path(args.dad_dir))['views']
+        return Frame(size=tuple(views['size']), interpolation=views['interpolation'], crop_pct=views['crop_pct'])
+    size = student.preprocess.input_size if student else teacher.input_size
+    if args.img_size is not None:
+        size = (args.img_size, args.img_size)
+    try:
+        return Frame(size=size, interpolation=args.interpolation, crop_pct=args.crop_pct)
+    except ValueError as error:
+        raise ValueError(f'--{str(error).split()[0].replace("_", "-")}: {error}') from error
+
+
+def open_views(
+    args: argparse.Namespace, source: Source, teacher: Teacher, frame: Frame, device: torch.device
+) -> MakeViews:
+    """What makes DAD views, or reads them from ``--dad-dir``; teacher and VQGAN are prepared."""
+    dad_set = open_dad_set(args, frame.size)
+    if dad_set is not None:
+        try:
+            check_data(dad_set, source)
+            check_teacher(dad_set, teacher)
+        except ValueError as error:
+            raise ValueError(f'--dad-dir {args.dad_dir}: {error} (--split names the split)') from error
+        prepare_frozen(teacher, None, args.dad_precision, device)
+        return StoredViews(dad_set, source, args.seed)
+    vqgan = create_vqgan(args, frame.size)
+    prepare_frozen(teacher, vqgan, args.dad_precision, device)
+    augment = create_augment(args, teacher, vqgan, mean=(0, 0, 0), std=(1, 1, 1))
+    assert augment is not None
+    return MadeViews(augment, args.seed)

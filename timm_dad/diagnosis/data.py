@@ -1,0 +1,224 @@
+"""The images of ``timm-dad diagnose``: samples of clean and OOD data, and the augmented views of the clean ones."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torchvision.transforms.functional import pil_to_tensor
+
+from timm_dad.augment import DADAugment
+from timm_dad.dad_set import DADSet
+from timm_dad.diagnosis.divergence import code_usage
+from timm_dad.shard_maker import view_seed
+from timm_dad.source import Frame, Source
+
+if TYPE_CHECKING:
+    from timm_dad.evaluation.suites import Suite
+
+CLEAN, RECONSTRUCTED, DAD, CROP = 'clean', 'Q(x)', 'DAD', 'random crop'
+
+
+class Batch(NamedTuple):
+    """Images ``[B, 3, H, W]`` in [0, 1], their labels ``[B]``, and their places in the data set they are from."""
+
+    x_pix: Tensor
+    label: Tensor
+    indices: Sequence[int]
+
+
+def sample_indices(count: int, num_images: int, seed: int) -> list[int]:
+    """Places of ``num_images`` of ``count`` images, drawn without repetition, in order; all if there are not more."""
+    if num_images >= count:
+        return list(range(count))
+    return sorted(np.random.default_rng(seed).choice(count, num_images, replace=False).tolist())
+
+
+class SourceImages(Dataset[tuple[Image.Image, int]]):
+    """A data set of timm or the demo as pictures and labels, whose errors name the file."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        """Picture and label."""
+        image = self.source.read(index)
+        return image.image, image.label
+
+
+class SampledImages(Dataset[Any]):
+    """Some images of a data set, framed.
+
+    Args:
+        dataset: Gives pictures and labels.
+        indices: Places of the images in it.
+        frame: Size, and the part that is taken.
+        classes: The model's class that each label stands for, where the data has some of its classes only; the model's
+            other outputs are left out then.
+    """
+
+    def __init__(
+        self, dataset: Any, indices: Sequence[int], frame: Frame, classes: Sequence[int] | None = None
+    ) -> None:
+        self.dataset = dataset
+        self.indices = indices
+        self.transform = frame.transform()
+        self.classes = classes
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.indices)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int, int] | ValueError:
+        """Pixels ``[3, H, W]`` uint8, label and place; or what is wrong with the image."""
+        index = self.indices[row]
+        try:
+            image, label = self.dataset[index]
+        except ValueError as error:
+            return error  # raised by a worker process it would bring its traceback along
+        return pil_to_tensor(self.transform(image.convert('RGB'))), int(label), index
+
+
+def sample_suite(
+    suite: 'Suite', class_names: Sequence[str] | None, num_classes: int, indices_of: Any, frame: Frame
+) -> SampledImages:
+    """Images of a suite, over all its parts.
+
+    Args:
+        suite: The suite.
+        class_names: Classes of the models, if they have names.
+        num_classes: Their number.
+        indices_of: Picks places among so many images.
+        frame: Size, and the part that is taken.
+
+    Returns:
+        The images; labels are of the suite's own classes.
+
+    Raises:
+        ValueError: If its classes are not the models', nor some of them.
+    """
+    dataset: ConcatDataset[Any] = ConcatDataset([part.dataset for part in suite.parts])
+    classes = _suite_classes(suite, class_names, num_classes)
+    return SampledImages(dataset, indices_of(len(dataset)), frame, classes)
+
+
+def _suite_classes(suite: 'Suite', class_names: Sequence[str] | None, num_classes: int) -> list[int] | None:
+    there = suite.class_names
+    if suite.groups is not None:
+        raise ValueError(f'--ood {suite.name} groups classes, and the models know single ones: leave it out')
+    if there is None or class_names is None:
+        if suite.num_classes != num_classes:
+            raise ValueError(
+                f'--ood {suite.name} has {suite.num_classes} classes without names, and the data {num_classes}: they '
+                'must be the same ones'
+            )
+        return None
+    if list(there) == list(class_names):
+        return None
+    unknown = [name for name in there if name not in class_names]
+    if unknown:
+        raise ValueError(
+            f'--ood {suite.name} must have classes of the data, and {unknown[:3]} are none of them (the data has '
+            f'{list(class_names[:3])} ...)'
+        )
+    return [list(class_names).index(name) for name in there]
+
+
+def random_crop(batch: Batch, seed: int) -> Tensor:
+    """One random resized crop of each image, the usual augmentation, to compare with ``[B, 3, H, W]``.
+
+    Scale and aspect ratio are torchvision's defaults, which are timm's.
+    """
+    crop = RandomResizedCrop(batch.x_pix.shape[-2:], interpolation=InterpolationMode.BICUBIC, antialias=True)
+    crops = []
+    for x_pix, index in zip(batch.x_pix, batch.indices, strict=True):
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(view_seed(seed, index, 0))  # and no GPU's
+            crops.append(crop(x_pix))
+    return torch.stack(crops).clamp(0, 1)
+
+
+class MadeViews:
+    """``Q(x)``, DAD view and random crop of clean images, and the codes on the way.
+
+    The DAD view is the first one that ``timm-dad generate`` makes with the same seed, data, models and flags.
+
+    Args:
+        augment: Makes the views.
+        seed: Seed of random starts and crops.
+    """
+
+    names: tuple[str, ...] = (RECONSTRUCTED, DAD, CROP)
+
+    def __init__(self, augment: DADAugment, seed: int = 0) -> None:
+        self.augment = augment
+        self.seed = seed
+        self.counts = torch.zeros(2, augment.vqgan.config.n_embed, dtype=torch.long)  # of Q(x), of DAD views
+        self.changed = torch.zeros(2, dtype=torch.long)  # by encoding Q(x) again, by the attack
+        self.total = 0
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        """Views ``[B, 3, H, W]`` in [0, 1], by name."""
+        vqgan = self.augment.vqgan
+        x_vq, vq_codes = vqgan.reconstruct(batch.x_pix)
+        generators = [torch.Generator().manual_seed(view_seed(self.seed, index, 0)) for index in batch.indices]
+        views = self.augment.attack_reconstruction(x_vq, vq_codes, batch.label, generator=generators)
+        for row, codes in enumerate((vq_codes, views.dad_codes)):
+            self.counts[row] += codes.flatten().cpu().bincount(minlength=self.counts.shape[1])
+        for place, codes in enumerate((vqgan.encode_to_codes(x_vq), views.dad_codes)):
+            self.changed[place] += (codes != vq_codes).sum().cpu()
+        self.total += vq_codes.numel()
+        return {RECONSTRUCTED: x_vq, DAD: views.x_dad, CROP: random_crop(batch, self.seed)}
+
+    def codebook(self) -> dict[str, Any] | None:
+        """Diversity of the codes of ``x`` and of DAD views, and the part of these that differ from those of ``x``."""
+        usage = [code_usage(counts) for counts in self.counts]
+        return {
+            'size': self.counts.shape[1],
+            **{
+                name: {'used': own.used, 'perplexity': own.perplexity}
+                for name, own in zip((CLEAN, DAD), usage, strict=True)
+            },
+            'new': int(((self.counts[1] > 0) & (self.counts[0] == 0)).sum()),
+            'changed_without_attack': self.changed[0].item() / self.total,
+            'changed': self.changed[1].item() / self.total,
+        }
+
+
+class StoredViews:
+    """DAD view and random crop of clean images, the DAD view from a set of ``timm-dad generate``.
+
+    Args:
+        dad_set: The set.
+        source: The data set that it was made of.
+        seed: Seed of random crops.
+    """
+
+    names: tuple[str, ...] = (DAD, CROP)
+
+    def __init__(self, dad_set: DADSet, source: Source, seed: int = 0) -> None:
+        self.dad_set = dad_set
+        self.source = source
+        self.seed = seed
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        """Views ``[B, 3, H, W]`` in [0, 1], by name; of several DAD views the first."""
+        views = [
+            pil_to_tensor(self.dad_set.image(index, 0, self.source.name(index, label)))
+            for index, label in zip(batch.indices, batch.label.tolist(), strict=True)
+        ]
+        x_dad = torch.stack(views).to(batch.x_pix.device).float() / 255
+        return {DAD: x_dad, CROP: random_crop(batch, self.seed)}
+
+    def codebook(self) -> dict[str, Any] | None:
+        """Nothing: the codes of the clean images are not stored."""
+        return None

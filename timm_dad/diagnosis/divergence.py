@@ -1,0 +1,212 @@
+"""How far two models, two sets of features and two sets of codes are apart: the numbers of ``timm-dad diagnose``.
+
+The theory of the paper (Zhou et al. 2023, arXiv:2311.01441) measures distances of distributions by Wasserstein's; POT
+computes it (Flamary et al. 2021, POT: Python Optimal Transport).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from timm_dad.extras import require_extra
+
+DISTANCES = ('exact', 'sliced')
+# Directions of the sliced distance; its Monte-Carlo error falls with their root.
+NUM_PROJECTIONS = 500
+# POT stops at 100,000 by default, too few for some thousands of points.
+_MAX_ITERATIONS = 10_000_000
+
+
+def wasserstein(x: Tensor, y: Tensor, distance: str = 'exact', seed: int = 0) -> float:
+    """1-Wasserstein distance of two samples, with Euclidean cost.
+
+    NOTE: of two samples of one distribution it is above 0, the more so the fewer points and the more dimensions:
+    ``split_distances`` of a set with itself says how much.
+
+    Args:
+        x: Points ``[N, D]``.
+        y: Points ``[M, D]``.
+        distance: ``exact`` (time and memory grow with ``N * M`` and more), or ``sliced``: the mean over random
+            directions of the distance along them, for many points. It is smaller, and comparable with itself alone.
+        seed: Seed of the directions.
+
+    Returns:
+        The distance, in the unit of the points.
+
+    Raises:
+        ValueError: If the shapes do not fit, a point is not finite, or there is no such distance.
+        ImportError: If the extra ``eval`` is not installed.
+
+    Source: ``ot.emd2`` and ``ot.sliced_wasserstein_distance`` of POT, the latter after Bonneel et al. 2015, "Sliced and
+    Radon Wasserstein barycenters of measures".
+    """
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or not len(x) or not len(y):
+        raise ValueError(f'samples must be [N, D] and [M, D] with one D, got {tuple(x.shape)} and {tuple(y.shape)}')
+    if distance not in DISTANCES:
+        raise ValueError(f'distance must be one of {DISTANCES}, got {distance!r}')
+    if not (x.isfinite().all() and y.isfinite().all()):
+        raise ValueError('samples must be finite, got points with NaN or infinity (a broken checkpoint, or fp16?)')
+    ot = require_extra('ot', 'eval')
+    x, y = x.double().cpu(), y.double().cpu()
+    if distance == 'sliced':
+        return float(
+            ot.sliced_wasserstein_distance(x.numpy(), y.numpy(), n_projections=NUM_PROJECTIONS, p=1, seed=seed)
+        )
+    # Not by matrix products, whose rounding would put equal points apart.
+    cost = torch.cdist(x, y, compute_mode='donot_use_mm_for_euclid_dist').numpy()
+    return float(ot.emd2([], [], cost, numItermax=_MAX_ITERATIONS))
+
+
+@dataclass(frozen=True)
+class SplitDistance:
+    """A distance of two sets, over random halves of them.
+
+    Args:
+        values: One a split.
+    """
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean over the splits."""
+        return float(np.mean(self.values))
+
+    @property
+    def std(self) -> float:
+        """Standard deviation over the splits, 0 of one split."""
+        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else 0.0
+
+    def __sub__(self, other: 'SplitDistance') -> 'SplitDistance':
+        """Difference, split by split."""
+        return SplitDistance(tuple(one - two for one, two in zip(self.values, other.values, strict=True)))
+
+
+def excess(distances: Mapping[tuple[str, str], SplitDistance], one: str, two: str) -> SplitDistance:
+    """What a distance is more than sampling makes of 0: it less the mean of both sets' distances to themselves.
+
+    Args:
+        distances: From ``split_distances``, with the pairs of each set with itself.
+        one: Name of a set.
+        two: Name of another.
+
+    Returns:
+        The excess, around 0 for sets of one distribution; below 0 where sets of other images show the same things.
+
+    Source: the correction is that of the Sinkhorn divergence (``ot.bregman.empirical_sinkhorn_divergence`` of POT).
+    """
+    floors = zip(distances[one, one].values, distances[two, two].values, strict=True)
+    return distances[one, two] - SplitDistance(tuple((first + second) / 2 for first, second in floors))
+
+
+def split_distances(
+    views: Mapping[str, Tensor],
+    others: Mapping[str, Tensor],
+    pairs: Sequence[tuple[str, str]],
+    measure: Callable[[Tensor, Tensor], float],
+    *,
+    num_splits: int,
+    seed: int,
+) -> dict[tuple[str, str], SplitDistance]:
+    """Distances of sets that may be views of the same images, all between equally many points of different images.
+
+    Every split halves the images: ``A`` and ``B``. Two sets of views are compared as ``A`` of one with ``B`` of the
+    other (and the other way round), so that no image is compared with its own view and the distance of a set to itself
+    is what sampling alone makes of 0: the noise floor. A set of other images is compared half with half.
+
+    Args:
+        views: Features ``[N, D]`` of views of ``N`` images, in one order.
+        others: Features ``[M, D]`` of sets of other images.
+        pairs: Names to compare: twice the same, two of ``views``, or one of ``views`` and one of ``others``.
+        measure: Distance of two samples ``[n, D]``.
+        num_splits: Random splits.
+        seed: Seed of the splits.
+
+    Returns:
+        The distance of each pair.
+
+    Raises:
+        ValueError: If there is no split, or a set has fewer than 2 images.
+    """
+    sizes = {name: len(features) for name, features in {**views, **others}.items()}
+    half = min(sizes.values()) // 2
+    if num_splits < 1:
+        raise ValueError(f'num_splits must be 1 or more, got {num_splits}')
+    if half < 1:
+        raise ValueError(f'every set needs 2 images or more to be halved, got {sizes}')
+    rng = np.random.default_rng(seed)
+    values: dict[tuple[str, str], list[float]] = {pair: [] for pair in pairs}
+    for _ in range(num_splits):
+        order = rng.permutation(len(next(iter(views.values()))))
+        halves = {name: _halves(features, order, half) for name, features in views.items()}
+        for name, features in others.items():
+            halves[name] = _halves(features, rng.permutation(len(features)), half)
+        for first, second in pairs:
+            (a, b), (other_a, other_b) = halves[first], halves[second]
+            if first == second:
+                found = [measure(a, b)]
+            elif second in others:
+                found = [measure(a, other_a), measure(b, other_b)]
+            else:
+                found = [measure(a, other_b), measure(b, other_a)]
+            values[first, second].append(float(np.mean(found)))
+    return {pair: SplitDistance(tuple(found)) for pair, found in values.items()}
+
+
+def _halves(features: Tensor, order: NDArray[np.int64], half: int) -> tuple[Tensor, Tensor]:
+    return features[order[:half]], features[order[half : 2 * half]]
+
+
+def disagrees(logits: Tensor, other: Tensor) -> Tensor:
+    """Where two models name different classes.
+
+    Args:
+        logits: ``[N, K]``.
+        other: ``[N, K]``.
+
+    Returns:
+        Bool ``[N]``.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    if logits.shape != other.shape:
+        raise ValueError(f'logits of two models must have one shape, got {tuple(logits.shape)}, {tuple(other.shape)}')
+    return logits.argmax(dim=-1) != other.argmax(dim=-1)
+
+
+@dataclass(frozen=True)
+class CodeUsage:
+    """Which codes a set of images uses.
+
+    Args:
+        used: Codes that occur.
+        perplexity: ``exp`` of the entropy of their frequencies: so many codes, used equally often, were as diverse.
+    """
+
+    used: int
+    perplexity: float
+
+
+def code_usage(counts: Tensor) -> CodeUsage:
+    """Diversity of codes.
+
+    Args:
+        counts: How often each code occurs ``[n_embed]``.
+
+    Returns:
+        Codes in use, and their perplexity, from 1 to ``n_embed``.
+
+    Raises:
+        ValueError: If there are no codes.
+
+    Source: ``VectorQuantizer.forward`` of taming-transformers gives the perplexity of a batch.
+    """
+    if not counts.sum() > 0:
+        raise ValueError('there must be codes to count, got none')
+    p = counts.double() / counts.sum()
+    return CodeUsage(int((counts > 0).sum()), float(torch.special.entr(p).sum().exp()))

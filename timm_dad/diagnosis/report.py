@@ -1,0 +1,152 @@
+"""The report of ``timm-dad diagnose``: Markdown that reads as plain text, too."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from timm_dad.diagnosis.data import CLEAN, DAD
+from timm_dad.diagnosis.limiting_term import ADVICE
+
+_RISKS = {
+    'teacher_error': 'teacher error',
+    'teacher_loss': 'teacher loss',
+    'student_error': 'student error',
+    'student_loss': 'student loss',
+    'disagreement': 'disagreement',
+    'divergence': 'T² KL',
+}
+_IN_PERCENT = ('teacher_error', 'student_error', 'disagreement')
+
+
+def format_report(report: Mapping[str, Any]) -> str:
+    """The report as Markdown.
+
+    Args:
+        report: From ``timm_dad.diagnosis.diagnose.diagnose``.
+
+    Returns:
+        Text, with the reading as its last paragraph.
+    """
+    parts = [
+        '# Diagnosis',
+        _risks(report),
+        *(_distances(role, found, report['config']) for role, found in report['distances'].items()),
+    ]
+    if report['codebook'] is not None:
+        parts.append(_codebook(report['codebook']))
+    parts.append(_terms(report['terms'], report) if report['terms'] else _without_student())
+    return '\n\n'.join(parts) + '\n'
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, the first row its head, columns padded."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    rule = ['-' * width for width in widths]
+    lines = []
+    for row in (rows[0], rule, *rows[1:]):
+        cells = [row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]
+        lines.append(f'| {" | ".join(cells)} |')
+    return '\n'.join(lines)
+
+
+def _risks(report: Mapping[str, Any]) -> str:
+    risks: Mapping[str, Mapping[str, float]] = report['risks']
+    columns = [name for name in _RISKS if name in next(iter(risks.values()))]
+    rows = [['', 'images', *(f'{_RISKS[name]}{", %" if name in _IN_PERCENT else ""}' for name in columns)]]
+    for name, found in risks.items():
+        numbers = [f'{100 * found[key]:.1f}' if key in _IN_PERCENT else f'{found[key]:.3f}' for key in columns]
+        rows.append([name, str(report['images'][name]), *numbers])
+    return f'## Risks\n\n{_table(rows)}'
+
+
+def _distances(role: str, found: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    rows = [['from', 'to', 'distance', 'excess', 'nearer than clean']]
+    for name, floor in found['noise_floors'].items():
+        rows.append([name, 'itself', _plus_minus(floor), '', ''])
+    for pair in found['pairs']:
+        nearer = pair['nearer_than_clean']
+        numbers = [_plus_minus(pair['distance']), _plus_minus(pair['excess'])]
+        rows.append([pair['from'], pair['to'], *numbers, _plus_minus(nearer) if nearer else ''])
+    title = f'## Wasserstein distances, features of the {role}'
+    how = f'{config["distance"]}, mean ± standard deviation over {config["num_splits"]} splits'
+    return f'{title}\n\n{how}\n\n{_table(rows)}'
+
+
+def _plus_minus(moments: Mapping[str, float]) -> str:
+    return f'{moments["mean"]:.4g} ± {moments["std"]:.2g}'
+
+
+def _codebook(codes: Mapping[str, Any]) -> str:
+    rows = [['', f'codes used of {codes["size"]}', 'perplexity']]
+    rows += [[name, str(codes[name]['used']), f'{codes[name]["perplexity"]:.1f}'] for name in (CLEAN, DAD)]
+    return (
+        f'## Codebook\n\n{_table(rows)}\n\n'
+        f'{codes["new"]} codes occur in DAD views alone. Codes that differ from those of the image: '
+        f'{100 * codes["changed"]:.1f} % in DAD views, {100 * codes["changed_without_attack"]:.1f} % where Q(x) is '
+        'encoded again without an attack.'
+    )
+
+
+def _terms(terms: Mapping[str, Mapping[str, Any]], report: Mapping[str, Any]) -> str:
+    columns = ('student_error', 'bound', 'teacher', 'fit', 'shift')
+    rows = [['OOD data', 'student error', '≤ sum', 'teacher', 'fit', 'shift', 'largest', 'in resamples']]
+    for name, found in terms.items():
+        numbers = [f'{100 * found[key]:.1f}' for key in columns]
+        rows.append([name, *numbers, found['limiting'], f'{100 * found["certainty"]:.0f}'])
+    return (
+        f'## What limits the student (all in %)\n\n{_table(rows)}\n\n'
+        'teacher: its error on the OOD data. fit: disagreement of student and teacher on DAD views. shift: their '
+        'disagreement on the OOD data, less that on DAD views.\n\n'
+        f'{_reading(terms["mean"], report)}'
+    )
+
+
+def _reading(mean: Mapping[str, Any], report: Mapping[str, Any]) -> str:
+    limiting, risks = mean['limiting'], report['risks']
+    sure = f'the largest in {100 * mean["certainty"]:.0f} % of the resamples'
+    facts = {
+        'teacher': f'On DAD views its error is {100 * risks[DAD]["teacher_error"]:.1f} %, on clean images '
+        f'{100 * risks[CLEAN]["teacher_error"]:.1f} %.',
+        'fit': f'On clean images they disagree on {100 * risks[CLEAN]["disagreement"]:.1f} %, on DAD views on '
+        f'{100 * risks[DAD]["disagreement"]:.1f} %.',
+        'shift': _coverage(report),
+    }
+    return (
+        f'The term that limits this student is **{limiting}**: {100 * mean[limiting]:.1f} of {100 * mean["bound"]:.1f} '
+        f'points, on the mean of the OOD sets ({sure}). {ADVICE[limiting]} {facts[limiting]} This is a reading of '
+        'three measured numbers, no proof: train and measure again.'
+    )
+
+
+def _coverage(report: Mapping[str, Any]) -> str:
+    pairs = [pair for pair in report['distances']['teacher']['pairs'] if pair['from'] == DAD]
+    nearer = [pair['to'] for pair in pairs if pair['nearer_than_clean']['mean'] > pair['nearer_than_clean']['std']]
+    where = f'to {", ".join(nearer)}' if nearer else 'to none of the OOD sets'
+    return f"In the teacher's features DAD views are nearer than clean images {where}."
+
+
+def _without_student() -> str:
+    return (
+        "Without --student there is no limiting term to name; the teacher's error on the OOD data is what a student "
+        'that follows it everywhere would have.'
+    )
+
+
+def write_report(folder: Path, report: Mapping[str, Any], text: str) -> list[Path]:
+    """Write ``diagnose.json`` and ``diagnose.md``, each to a temporary name first.
+
+    Raises:
+        ValueError: If the folder cannot be written to.
+    """
+    files = {'diagnose.json': json.dumps(report, indent=2, allow_nan=False) + '\n', 'diagnose.md': text}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            temporary = folder / f'.{name}.tmp'
+            temporary.write_text(content, encoding='utf-8')
+            os.replace(temporary, folder / name)
+    except OSError as error:
+        raise ValueError(f'--output {folder} cannot be written: {error}') from error
+    return [folder / name for name in files]

@@ -1,0 +1,203 @@
+"""The flags of ``timm-dad evaluate``."""
+
+import argparse
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from timm_dad.attack import NORMS
+from timm_dad.class_files import read_class_file
+from timm_dad.evaluation.adversarial import ATTACKS, EvalAttackConfig
+from timm_dad.evaluation.bootstrap import RESAMPLES
+from timm_dad.evaluation.corruptions import CORRUPTIONS, SEVERITIES
+from timm_dad.evaluation.model_specs import parse_models
+from timm_dad.evaluation.models import ModelOptions
+from timm_dad.evaluation.predict import EvalConfig
+from timm_dad.evaluation.suites import PUBLISHED
+from timm_dad.frozen import PRECISIONS
+from timm_dad.given_flags import without_defaults
+from timm_dad.zero_shot import check_templates
+
+PROGRAM = 'timm-dad evaluate'
+
+
+def _number(text: str) -> float:
+    """``0.0157`` or ``4/255``."""
+    return float(Fraction(text))
+
+
+def create_parser() -> argparse.ArgumentParser:
+    """The parser of ``timm-dad evaluate``."""
+    config, attack = EvalConfig(), EvalAttackConfig()
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM, description='Measure how right models are, on clean, shifted, corrupted and attacked images.',
+        allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument(
+        '--model', metavar='SPEC', nargs='+', action='extend', required=True,
+        help="models, each with a name or without (NAME=SPEC): a name of timm, timm:MODEL/FILE, "
+        "open_clip:MODEL/PRETRAINED (zero-shot), probe:FILE, run:FOLDER (the student of a `timm-dad train`), "
+        "teacher:FOLDER (that run's teacher) or demo",
+    )  # fmt: skip
+    parser.add_argument('--output', metavar='DIR', required=True, help='folder of the results; the same one to go on')
+    group = parser.add_argument_group('Suites')
+    group.add_argument(
+        '--suite', metavar='NAME=PATH', nargs='+', action='extend', default=[],
+        help=f'data sets: of the NAMEs {", ".join(PUBLISHED)} in the layout they are published in; of other names any '
+        'folder with a folder a class, hfds/SET or torch/SET; or demo/STYLE',
+    )  # fmt: skip
+    group.add_argument('--data-root', metavar='DIR', help='folder with published ones: all that are there')
+    group.add_argument(
+        '--clean', metavar='NAME', nargs='+', action='extend', default=[],
+        help='suites of your own that are no shift and do not count in mean OOD; those called clean, val or validation '
+        'are so anyway',
+    )  # fmt: skip
+    group.add_argument(
+        '--corrupt', metavar='NAME', nargs='*', choices=CORRUPTIONS,
+        help='also corrupt every suite that is not of corrupted images: all of ImageNet-C, or these of them',
+    )  # fmt: skip
+    group.add_argument(
+        '--severity', type=int, nargs='+', choices=SEVERITIES, default=list(SEVERITIES), help='of --corrupt'
+    )
+    group.add_argument('--attack', nargs='+', choices=ATTACKS, default=[], help='also attack these suites')
+    group.add_argument(
+        '--attack-eps', type=_number, default=attack.eps, metavar='E',
+        help='radius of the attack, in [0, 1] pixel units, such as 4/255 (the default)',
+    )  # fmt: skip
+    group.add_argument('--attack-norm', choices=NORMS, default=attack.norm, help='its norm')
+    group.add_argument('--attack-images', type=int, metavar='N', help='attack N images of a part, spread evenly')
+    group = parser.add_argument_group('Models')
+    group.add_argument(
+        '--use-ema', action=argparse.BooleanOptionalAction, default=True,
+        help='take the moving average of the weights where a checkpoint has one (default)',
+    )  # fmt: skip
+    group.add_argument(
+        '--use-train-size', action='store_true', help="the size that timm's models were trained at, not tested at"
+    )
+    group.add_argument('--classnames', metavar='FILE', help='class names for zero-shot models, as --dad-classnames')
+    group.add_argument('--templates', metavar='FILE', help='prompts for zero-shot models, as --dad-templates')
+    group.add_argument(
+        '--class-map', metavar='FILE', help="the model's class of every class of the data, as --dad-class-map"
+    )
+    group.add_argument('--precision', choices=tuple(PRECISIONS), default='fp32', help='precision of the models')
+    group = parser.add_argument_group('Report')
+    group.add_argument(
+        '--bootstrap', type=int, default=RESAMPLES, metavar='N', help='resamples for 95 %% intervals; 0: no intervals'
+    )
+    group.add_argument('--baseline', metavar='NAME', help='model to compare the others with (default: the first)')
+    group.add_argument(
+        '--timm-results', metavar='DIR', help="the folder results of timm's repository, to compare with its numbers"
+    )
+    group.add_argument('--log-with', default='', metavar='NAMES', help='trackers of Accelerate: tensorboard,wandb')
+    group = parser.add_argument_group('Execution')
+    group.add_argument('-b', '--batch-size', type=int, default=config.batch_size, metavar='N', help='images at a time')
+    group.add_argument('-j', '--workers', type=int, default=config.workers, metavar='N', help='data loading processes')
+    group.add_argument('--device', default='cuda', help='cuda (the CPU where there is none) or cpu')
+    group.add_argument('--seed', type=int, default=config.seed, metavar='S', help='of corruptions, attacks, resamples')
+    return parser
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse, and check what needs no data.
+
+    Raises:
+        SystemExit: On a bad flag, with one line that names flag, rule, value and fix.
+    """
+    parser = create_parser()
+    args = parser.parse_args(argv)
+    given = set(vars(without_defaults(create_parser()).parse_args(argv)))
+    try:
+        _check_rules(args, given)
+        _check_files(args)
+        create_config(args)
+    except ValueError as error:
+        parser.error(str(error))
+    return args
+
+
+def _check_rules(args: argparse.Namespace, given: set[str]) -> None:
+    models = parse_models(args.model)
+    names = [model.name for model in models]
+    zero_shot = any(model.spec.startswith(('open_clip:', 'demo')) for model in models)
+    own_head = any(not model.spec.startswith(('demo', 'teacher:')) for model in models)
+    rules = (
+        (args.suite or args.data_root, '--suite must name a data set as NAME=PATH (or give --data-root)'),
+        (
+            not Path(args.output).exists() or Path(args.output).is_dir(),
+            f'--output must be a folder, got {args.output!r}',
+        ),
+        ('severity' not in given or args.corrupt is not None, '--severity is for --corrupt: add it'),
+        (
+            not given & {'attack_eps', 'attack_norm', 'attack_images'} or args.attack,
+            '--attack-... needs --attack: add it',
+        ),
+        (
+            args.attack_norm == 'linf' or 'attack_eps' in given,
+            f'--attack-eps must be given with --attack-norm {args.attack_norm}: its default is for linf',
+        ),
+        (
+            args.attack_images is None or args.attack_images > 0,
+            f'--attack-images must be 1 or more, got {args.attack_images}',
+        ),
+        (args.bootstrap >= 0, f'--bootstrap must be 0 or more, got {args.bootstrap}'),
+        (
+            args.baseline in (None, *names),
+            f'--baseline must be one of the models {", ".join(names)}, got {args.baseline!r}',
+        ),
+        (
+            zero_shot or not args.classnames,
+            '--classnames is for zero-shot models (open_clip:, demo), and there is none',
+        ),
+        (zero_shot or not args.templates, '--templates is for zero-shot models (open_clip:, demo), and there is none'),
+        (own_head or not args.class_map, '--class-map is for models with a head of their own, and there is none'),
+        (args.device.split(':')[0] in ('cuda', 'cpu'), f'--device must be cuda or cpu, got {args.device!r}'),
+    )
+    for holds, message in rules:
+        if not holds:
+            raise ValueError(message)
+
+
+def _check_files(args: argparse.Namespace) -> None:
+    for name in ('classnames', 'templates', 'class_map'):
+        path = getattr(args, name)
+        if path and not Path(path).is_file():
+            raise ValueError(f'--{name.replace("_", "-")} must be a file, got {path!r}, which does not exist')
+
+
+def create_config(args: argparse.Namespace) -> EvalConfig:
+    """How the flags want models evaluated; ``ValueError`` names the flag."""
+    try:
+        attack = EvalAttackConfig(eps=args.attack_eps, norm=args.attack_norm)
+    except ValueError as error:
+        raise ValueError(f'--attack-{str(error).split()[0]}: {error}') from error  # the message begins with the field
+    try:
+        return EvalConfig(batch_size=args.batch_size, workers=args.workers, seed=args.seed, attack=attack)
+    except ValueError as error:
+        raise ValueError(f'--{str(error).split()[0].replace("_", "-")}: {error}') from error
+
+
+def create_options(args: argparse.Namespace) -> ModelOptions:
+    """What the flags say of all models.
+
+    Raises:
+        ValueError: If a file cannot be read.
+    """
+
+    def read(path: str | None, column: str, flag: str) -> Any:
+        try:
+            content = read_class_file(path, column) if path else None
+            if content is not None and flag == '--templates':
+                check_templates(list(content))
+        except ValueError as error:
+            raise ValueError(f'{flag}: {error}') from error
+        return content
+
+    return ModelOptions(
+        use_ema=args.use_ema,
+        use_train_size=args.use_train_size,
+        precision=args.precision,
+        class_names=read(args.classnames, 'name', '--classnames'),
+        templates=read(args.templates, 'template', '--templates'),
+        class_map=read(args.class_map, 'teacher', '--class-map'),
+    )

@@ -1,0 +1,140 @@
+"""``timm-dad evaluate``: robustness of models, from the flags to the report."""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from timm_dad.errors import errors_in_one_line, is_main_process
+from timm_dad.evaluation.args import PROGRAM, create_config, create_options, parse_args
+from timm_dad.evaluation.changed_suites import attacked_suites, clean_counterparts, corrupted_suites
+from timm_dad.evaluation.corruptions import CORRUPTIONS
+from timm_dad.evaluation.evaluate import Evaluation, evaluate
+from timm_dad.evaluation.model_specs import parse_models
+from timm_dad.evaluation.plots import write_plots
+from timm_dad.evaluation.report import build_report, write_report
+from timm_dad.evaluation.report_text import format_table
+from timm_dad.evaluation.suites import PUBLISHED, Suite, find_suites, mark_clean, open_suites, parse_suite
+from timm_dad.evaluation.timm_results import TimmResults, read_timm_results
+from timm_dad.extras import require_extra
+from timm_dad.log import setup_logging
+
+_logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str]) -> dict[str, Any]:
+    """Run ``timm-dad evaluate``.
+
+    Args:
+        argv: Command line without ``evaluate``.
+
+    Returns:
+        The report, in the main process, and nothing in the others.
+    """
+    args = parse_args(argv)
+    setup_logging()
+    with errors_in_one_line(PROGRAM):
+        require_extra('matplotlib', 'eval')
+        published = read_timm_results(args.timm_results) if args.timm_results else None
+        suites, missing = collect_suites(args)
+        accelerator = create_accelerator(args)
+        models, options = parse_models(args.model), create_options(args)
+        evaluation = evaluate(models, suites, create_config(args), options, Path(args.output), accelerator.device)
+        report: dict[str, Any] = {}
+        if is_main_process():
+            report = write_all(args, suites, missing, evaluation, published)
+            accelerator.log(flatten(report))
+        accelerator.end_training()
+    return report
+
+
+def collect_suites(args: argparse.Namespace) -> tuple[list[Suite], list[str]]:
+    """The suites that the flags ask for, with those that are made of them, and the names of those that are not there.
+
+    Raises:
+        ValueError: If none is there, or one is not as it should be.
+    """
+    texts, missing = list(args.suite), []
+    if args.data_root:
+        try:
+            found = find_suites(args.data_root)
+        except ValueError as error:
+            raise ValueError(f'--data-root: {error}') from error
+        named = {parse_suite(text)[0] for text in texts}
+        texts += [f'{name}={path}' for name, path in found.items() if name not in named]
+        missing = [name for name in PUBLISHED if name not in found and name not in named]
+    suites, not_there = open_suites(texts)
+    if missing:
+        _logger.warning('--data-root %s does not hold %s', args.data_root, ', '.join(missing))
+    if not_there:
+        _logger.warning('--suite: there is no folder for %s', ', '.join(not_there))
+    missing = [*(parse_suite(text)[0] for text in not_there), *missing]
+    if not suites:
+        raise ValueError(f'--suite: nothing to evaluate on, there is no data of {", ".join(missing)}')
+    suites = mark_clean(suites, [name for name in args.clean if name not in missing])
+    made = list(clean_counterparts(suites))
+    for suite in suites:
+        if suite.kind != 'corruption' and args.corrupt is not None:
+            made += corrupted_suites(suite, args.corrupt or CORRUPTIONS, sorted(set(args.severity)))
+        if suite.kind != 'corruption':
+            made += attacked_suites(suite, args.attack, args.attack_images)
+    names = [suite.name for suite in (*suites, *made)]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f'--suite: {twice[0]} is also what --corrupt and --attack call theirs: give another NAME')
+    return [*suites, *made], missing
+
+
+def create_accelerator(args: argparse.Namespace) -> Accelerator:
+    """Processes, device and trackers.
+
+    Raises:
+        ValueError: If a tracker is missing.
+    """
+    if ':' in args.device and torch.cuda.is_available():
+        torch.cuda.set_device(args.device)
+    trackers = [name for name in args.log_with.split(',') if name]
+    try:
+        accelerator = Accelerator(cpu=args.device == 'cpu', log_with=trackers or None, project_dir=args.output)
+    except ValueError as error:
+        raise ValueError(f'--log-with: Accelerate says: {error}') from error
+    absent = set(trackers) - {tracker.value for tracker in accelerator.log_with}
+    if absent:
+        raise ValueError(f'--log-with: {", ".join(sorted(absent))} is not installed, or no tracker of Accelerate')
+    accelerator.init_trackers('timm-dad', {name: str(value) for name, value in vars(args).items()})
+    return accelerator
+
+
+def write_all(
+    args: argparse.Namespace,
+    suites: Sequence[Suite],
+    missing: Sequence[str],
+    evaluation: Evaluation,
+    published: TimmResults | None,
+) -> dict[str, Any]:
+    """Report and plots, into files and on the terminal."""
+    report = build_report(
+        evaluation.results, suites,
+        resamples=args.bootstrap, seed=args.seed, reference=args.baseline, missing=missing,
+        timm_results=published, timm_models=evaluation.timm_models,
+    )  # fmt: skip
+    report['notes'] += evaluation.notes
+    files = write_report(report, args.output)
+    files += write_plots(report, evaluation.results, suites, args.output, published)
+    print(format_table(report))
+    print(f'\nFiles in {args.output}: {" ".join(file.name for file in files)}, predictions')
+    return report
+
+
+def flatten(report: dict[str, Any]) -> dict[str, float]:
+    """Figures of whole suites, as trackers take them: ``MODEL/SUITE/FIGURE``."""
+    return {
+        f'{model}/{suite}/{name}': figure['value']
+        for model, of_model in report['figures'].items()
+        for suite, parts in of_model.items()
+        for name, figure in parts.get('*', {}).items()
+    }

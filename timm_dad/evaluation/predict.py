@@ -1,0 +1,145 @@
+"""What a model says of one part of a suite: each image once, in any number of processes."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from numpy.typing import NDArray
+from timm.data import ImageNetInfo
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from timm_dad.evaluation.adversarial import EvalAttackConfig, run_attack
+from timm_dad.evaluation.changed_suites import AttackedPart
+from timm_dad.evaluation.images import PartImages, collate_images
+from timm_dad.evaluation.models import EvalModel
+from timm_dad.evaluation.predictions import Predictions
+from timm_dad.evaluation.suite_data import Part, Suite
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """How models are evaluated.
+
+    Args:
+        batch_size: Images at a time, in one process.
+        workers: Data loading processes of one process.
+        seed: Source of all randomness of corruptions and attacks.
+        attack: Threat model of attacks.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    batch_size: int = 128
+    workers: int = 4
+    seed: int = 0
+    attack: EvalAttackConfig = field(default_factory=EvalAttackConfig)
+
+    def __post_init__(self) -> None:
+        for name, least in (('batch_size', 1), ('workers', 0), ('seed', 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f'{name} must be {least} or more, got {getattr(self, name)}')
+
+
+def evaluate_part(
+    model: EvalModel, suite: Suite, part: Part, config: EvalConfig, device: torch.device | None = None
+) -> Predictions:
+    """What a model says of every image of a part; all processes take part, and all get it.
+
+    Batches, not images, are shared out: a batch holds the same images in any number of processes, and the answers are
+    the same to the bit.
+
+    Args:
+        model: For the suite's classes.
+        suite: The suite.
+        part: The part, of that suite or of one made of it.
+        config: Batches, seed and attack.
+        device: Where the model runs; Accelerate's device by default.
+
+    Returns:
+        One entry an image, in the order of the data.
+
+    Raises:
+        ValueError: If an image cannot be used, or logits are not finite.
+    """
+    state = PartialState()
+    device = device or state.device
+    starts = range(0, len(part.dataset), config.batch_size)
+    batches = [range(start, min(start + config.batch_size, len(part.dataset))) for start in starts]
+    own = range(state.process_index, len(batches), state.num_processes)
+    loader = DataLoader(
+        PartImages(model, suite, part, config.seed),
+        batch_sampler=[list(batches[number]) for number in own],
+        num_workers=config.workers,
+        collate_fn=collate_images,
+        pin_memory=device.type == 'cuda',
+        generator=torch.Generator(),  # the global one may be a training's
+    )
+    bar = tqdm(loader, desc=f'{model.name}: {suite.name}/{part.name}', disable=not state.is_main_process, leave=False)
+    network = model.network_for(suite)
+    answers = {}
+    for number, batch in zip(own, bar, strict=True):
+        if isinstance(batch, str):
+            raise ValueError(f'suite {suite.name}: {batch}')
+        x_pix, label = batch[0].to(device).float() / 255, batch[1].to(device)
+        if isinstance(part, AttackedPart):
+            x_pix = run_attack(part.attack, network, x_pix, label, config.attack, config.seed, index=batches[number])
+        answers[number] = (*_answer(model, suite, x_pix), batch[1].numpy())
+    # One dict a process; the last round of batches may have none for some.
+    gathered = {number: answer for found in gather_object([answers]) for number, answer in found.items()}
+    top, confidence, labels = (
+        np.concatenate(column) for column in zip(*(gathered[number] for number in sorted(gathered)), strict=True)
+    )
+    return judge(suite, part, top, confidence, labels)
+
+
+@torch.inference_mode()
+def _answer(model: EvalModel, suite: Suite, x_pix: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The five largest logits' classes ``[B, 5]``, and the probability of the first ``[B]``."""
+    logits = model.network_for(suite)(x_pix).float().cpu()
+    if not logits.isfinite().all():
+        raise ValueError(f'--model {model.name}: its logits on {suite.name} are not finite; use --precision fp32')
+    top = logits.topk(min(5, logits.shape[1])).indices
+    return top.numpy(), logits.softmax(dim=1).amax(dim=1).numpy()
+
+
+def judge(
+    suite: Suite,
+    part: Part,
+    top: NDArray[np.int64],
+    confidence: NDArray[np.float32],
+    label: NDArray[np.int64],
+) -> Predictions:
+    """Compare answers with labels.
+
+    Where a suite groups ImageNet's classes, an answer counts as the group that it is in, and as none elsewhere
+    (abarbu/objectnet-template-pytorch, ``objectnet_eval.py`` and ``validate_and_score.py``). Where an image has several
+    right labels, each of them is right (Beyer et al. 2020, arXiv:2006.07159, section 3; timm's ``RealLabelsImagenet``).
+
+    Args:
+        suite: The suite.
+        part: Its part.
+        top: Classes of the five largest logits, or of all if there are fewer ``[N, 5]``, the largest first.
+        confidence: Probability of the largest ``[N]``.
+        label: Labels ``[N]``.
+
+    Returns:
+        The predictions.
+    """
+    if suite.groups is not None:
+        group_of = {wnid: group for group, wnids in enumerate(suite.groups) for wnid in wnids}
+        top = np.array([group_of.get(wnid, -1) for wnid in ImageNetInfo().label_names()])[top]
+    hits = top == label[:, None]
+    if part.multi_labels is not None:
+        hits = np.array([np.isin(row, right) for row, right in zip(top, part.multi_labels, strict=True)])
+    return Predictions(
+        label=label.astype(np.int64),
+        predicted=top[:, 0].astype(np.int64),
+        confidence=confidence.astype(np.float32),
+        correct=hits[:, 0],
+        correct5=hits.any(axis=1),
+    )

@@ -1,0 +1,131 @@
+"""The student and the teacher of a training run, from its folder."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from timm.data import resolve_data_config
+from timm.layers import convert_splitbn_model
+from timm.models import load_checkpoint
+
+from timm_dad.class_map import match_classes, resolve_classes, timm_labels
+from timm_dad.data import create_dataset, dataset_class_names
+from timm_dad.teacher import INTERPOLATIONS, Teacher
+from timm_dad.teacher_args import create_teacher
+from timm_dad.teachers import DataClasses
+
+BEST = 'model_best.pth.tar'
+
+
+def run_folder(path: str) -> Path:
+    """The folder of a run, given itself or a file in it."""
+    return Path(path).parent if Path(path).is_file() else Path(path)
+
+
+def read_run(path: str) -> argparse.Namespace:
+    """Flags of a run.
+
+    Args:
+        path: Its folder, or a file in it.
+
+    Returns:
+        What its ``args.yaml`` says, and the defaults of flags that it does not name.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    from timm_dad.train_args import create_parser
+
+    file = run_folder(path) / 'args.yaml'
+    try:
+        flags = yaml.safe_load(file.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f'run:FOLDER is a folder of `timm-dad train`, with args.yaml; {error}') from error
+    if not isinstance(flags, dict) or not flags.get('model'):
+        raise ValueError(f'{file} holds no flags of a training')
+    return argparse.Namespace(**{**vars(create_parser().parse_args([])), **flags})
+
+
+def create_run_student(path: str, data: DataClasses, use_ema: bool = True) -> tuple[Teacher, dict[str, Any]]:
+    """The student that a run trained, frozen.
+
+    Args:
+        path: The run's folder, whose best checkpoint is taken, or a checkpoint in it.
+        data: Classes of the data.
+        use_ema: Take the moving average of the weights where there is one.
+
+    Returns:
+        The student, and size, crop and normalization of its validation.
+
+    Raises:
+        ValueError: If the folder holds no run, or the student's classes are not those of the data.
+    """
+    args = read_run(path)
+    checkpoint = Path(path) if Path(path).is_file() else Path(path) / BEST
+    if not checkpoint.is_file():
+        raise ValueError(f'{path} has no {BEST} (yet); another checkpoint: run:{path}/FILE')
+    channels = args.in_chans or (args.input_size[0] if args.input_size else 3)
+    if channels != 3:
+        raise ValueError(f'{path}: images must have 3 channels, the run has {channels}')
+    model = _create_student(args)
+    try:
+        load_checkpoint(model, str(checkpoint), use_ema=use_ema)
+    except Exception as error:  # torch raises what it likes on broken weights
+        raise ValueError(f'{checkpoint} could not be loaded: {error}') from error
+    # The trainer, as timm's train.py, cuts validation images from the centre, whatever the model's own crop mode.
+    config = {**resolve_data_config(vars(args), model=model), 'crop_mode': 'center'}
+    labels = timm_labels(model) or _trained_classes(args)
+    if data.class_map is not None:
+        class_index: list[int] | None = resolve_classes(data.class_map, model.num_classes, labels)
+    else:
+        class_index = match_classes(model.num_classes, labels, data.num_classes, data.class_names)
+    student = Teacher(
+        model,
+        mean=config['mean'],
+        std=config['std'],
+        input_size=tuple(config['input_size'][-2:]),
+        num_classes=data.num_classes,
+        # Of images that come in another size; the others are cut by the transform.
+        interpolation=config['interpolation'] if config['interpolation'] in INTERPOLATIONS else 'bicubic',
+        class_index=class_index,
+    )
+    return student, config
+
+
+def _create_student(args: argparse.Namespace) -> Any:
+    import train_dad
+
+    built = argparse.Namespace(**vars(args))
+    built.pretrained, built.pretrained_path, built.initial_checkpoint, built.resume = False, None, '', ''
+    model = train_dad.create_student(built)
+    return convert_splitbn_model(model, max(args.aug_splits, 2)) if args.split_bn else model
+
+
+def _trained_classes(args: argparse.Namespace) -> list[str] | None:
+    """Class folders of the training data, where it is still there."""
+    try:
+        return dataset_class_names(create_dataset(args, args.train_split, is_training=True))
+    except ValueError:
+        return None
+
+
+def create_run_teacher(path: str, data: DataClasses, device: torch.device | None = None) -> Teacher:
+    """The teacher of a run, for the classes of the data.
+
+    Args:
+        path: The run's folder, or a file in it.
+        data: Classes of the data.
+        device: Where a text head is computed, if it is not in the cache.
+
+    Returns:
+        The frozen teacher.
+
+    Raises:
+        ValueError: If the run has no teacher, or its classes are not those of the data.
+    """
+    args = read_run(path)
+    if not args.dad:
+        raise ValueError(f'{path} was trained without --dad: it has no teacher')
+    return create_teacher(args, data.num_classes, data.class_names, device)

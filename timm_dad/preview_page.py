@@ -1,0 +1,112 @@
+"""A preview as one HTML file: pictures inside it, nothing loaded from elsewhere, no script, a table an image."""
+
+import base64
+from collections.abc import Sequence
+from html import escape
+
+from PIL import Image
+
+from timm_dad.preview import PreviewImage
+from timm_dad.preview_sheet import (
+    COLUMNS,
+    amplification,
+    counted,
+    decibel,
+    percent,
+    pictures,
+    png_bytes,
+    shown_size,
+)
+
+_VIEWS = ('x', 'Q(x)', 'x_dad')  # columns that the teacher sees
+_STYLE = """
+:root { color-scheme: light dark; }
+body { font: 14px/1.5 system-ui, sans-serif; margin: 1.5rem; background: Canvas; color: CanvasText; }
+section { overflow-x: auto; margin-top: 2rem; }
+table { border-collapse: collapse; }
+caption { text-align: left; font-weight: bold; padding-bottom: .3rem; }
+th, td { padding: .2rem .6rem .2rem 0; text-align: left; vertical-align: top; font-weight: normal; }
+thead th { border-bottom: 1px solid GrayText; }
+img { display: block; image-rendering: pixelated; }
+img.shrunk { image-rendering: auto; }
+.label { font-weight: bold; }
+.label::before { content: '\\2713\\00a0'; }
+"""
+_LEGEND = (
+    ('x', 'the image'),
+    ('Q(x)', 'its reconstruction by the VQGAN, where the attack starts'),
+    ('perturbation', 'what the attack added to Q(x), around grey, amplified until its largest entry is black or white'),
+    ('x_dad', 'the DAD view: the perturbed reconstruction after the VQGAN'),
+    (
+        'codes of x_dad',
+        'a fixed colour for every code, pale where it is that of Q(x); a black line around what the attack changed',
+    ),
+    ('by the attack', 'codes of x_dad that are others than those of Q(x) encoded once more as it is'),
+    ('PSNR', 'peak signal-to-noise ratio to x, in dB'),
+    ('L2', 'norm of the perturbation over the whole image, in [0, 1] pixel units'),
+    ('✓', "the label among the teacher's likeliest classes"),
+)
+
+
+def make_page(images: Sequence[PreviewImage], class_names: Sequence[str], lines: Sequence[str] = ()) -> str:
+    """The page; equal images give equal text.
+
+    Args:
+        images: One or more.
+        class_names: Names of the classes, any text.
+        lines: Settings and means, a paragraph each.
+
+    Returns:
+        An HTML document.
+    """
+    paragraphs = ''.join(f'<p>{escape(line)}</p>\n' for line in lines)
+    legend = ''.join(f'<li><b>{escape(name)}</b>: {escape(meaning)}</li>\n' for name, meaning in _LEGEND)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width">\n<title>DAD preview</title>\n'
+        f'<style>{_STYLE}</style>\n</head>\n<body>\n<h1>DAD preview</h1>\n{paragraphs}'
+        f'<details><summary>What the columns and numbers mean</summary>\n<ul>\n{legend}</ul>\n</details>\n'
+        f'{"".join(_section(image, class_names) for image in images)}</body>\n</html>\n'
+    )
+
+
+def _section(image: PreviewImage, class_names: Sequence[str]) -> str:
+    """The table of one image."""
+    head = ''.join(f'<th scope="col">{escape(column)}</th>' for column in COLUMNS)
+    shown = [_img(picture, column, image) for column, picture in zip(COLUMNS, pictures(image), strict=True)]
+    rows = [_row('', shown)]
+    for place in range(len(image.top('x'))):
+        answers = {view: _answer(*image.top(view)[place], image.label, class_names) for view in _VIEWS}
+        rows.append(_row(f"teacher's {place + 1}.", [answers.get(column, '') for column in COLUMNS]))
+    share = [percent(image.probs[view][image.label].item()) if view in image.probs else '' for view in COLUMNS]
+    rows += [
+        _row('probability of the label', share),
+        _row('PSNR to x', ['', decibel(image.psnr_vq), '', decibel(image.psnr_dad), '']),
+        _row('L2', ['', '', f'{image.l2:.4f}', '', '']),
+        _row('shown amplified by', ['', '', f'{amplification(image.perturbation):.3g}', '', '']),
+        _row('codes changed', ['', '', '', '', '{} ({})'.format(*counted(image.changed))]),
+        _row('by the attack', ['', '', '', '', '{} ({})'.format(*counted(image.changed_by_attack))]),
+    ]
+    title = f'{image.title}, label: {class_names[image.label]}'
+    return (
+        f'<section>\n<table>\n<caption>{escape(title)}</caption>\n<thead><tr><td></td>{head}</tr></thead>\n'
+        f'<tbody>\n{"".join(rows)}</tbody>\n</table>\n</section>\n'
+    )
+
+
+def _row(name: str, cells: Sequence[str]) -> str:
+    """A row of a table; cells are HTML."""
+    return f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>\n'
+
+
+def _img(picture: Image.Image, column: str, image: PreviewImage) -> str:
+    width, height = shown_size(image)
+    data = base64.b64encode(png_bytes(picture)).decode()
+    kind = ' class="shrunk"' if width < picture.width else ''
+    alt = escape(f'{column} of {image.title}' if column in _VIEWS else column)
+    return f'<img{kind} src="data:image/png;base64,{data}" width="{width}" height="{height}" alt="{alt}">'
+
+
+def _answer(label: int, prob: float, right: int, class_names: Sequence[str]) -> str:
+    kind = ' class="label"' if label == right else ''
+    return f'<span{kind}>{escape(class_names[label])}</span> {percent(prob)}'
