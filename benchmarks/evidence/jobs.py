@@ -1,0 +1,114 @@
+"""What is run: every row of every study, for every seed."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from train import Job
+from views import RELEASED, Views
+
+SEEDS = (0, 1, 2, 3, 4)
+
+# Both views weigh the same in the rows with one; weight 1.5 was chosen on fxemoji (study `ablation`, docs/demo.md).
+DAD = ('--dad', '--dad-weight', '1.5')
+RANDOM_VIEW = (*DAD, '--dad-view', 'random')
+# Distillation on the clean view alone: the second one is never asked for.
+ONE_VIEW = ('--dad', '--dad-view', 'random', '--dad-prob', '0')
+
+# On one view as much distillation in all as on two.
+ONE_VIEW_TWICE = (*ONE_VIEW, '--dad-kd-weight', '2')
+
+ROWS: dict[str, Job] = {
+    'plain': Job(study='main', row='plain', seed=0),
+    'KD': Job(study='main', row='KD', seed=0, flags=ONE_VIEW),
+    'KD, weight 2': Job(study='main', row='KD, weight 2', seed=0, flags=ONE_VIEW_TWICE),
+    'KD, 2 random views': Job(study='main', row='KD, 2 random views', seed=0, flags=RANDOM_VIEW),
+    'KD + Q(x)': Job(study='main', row='KD + Q(x)', seed=0, flags=DAD, views=Views(kind='reconstruction', count=1)),
+    'KD + noise': Job(study='main', row='KD + noise', seed=0, flags=DAD, views=Views(kind='noise')),
+    'DAT': Job(study='main', row='DAT', seed=0, flags=DAD, dat=True),
+    'KD + DAT view': Job(study='main', row='KD + DAT view', seed=0, flags=DAD, dat=True),
+    'DAD': Job(study='main', row='DAD', seed=0, flags=DAD, views=Views()),
+}
+MIXED = {
+    'RandAugment': ('--aa', 'rand-m9-mstd0.5-inc1'),
+    'AugMix': ('--aa', 'augmix-m3-w3'),
+    'Mixup': ('--mixup', '0.8'),
+}
+CONTROL = 'KD, 2 random views'
+
+
+def _main() -> list[Job]:
+    rows = list(ROWS.values())
+    for name, flags in MIXED.items():
+        rows.append(Job(study='main', row=f'DAD + {name}', seed=0, flags=(*DAD, *flags), views=Views()))
+    for name, flags in MIXED.items():
+        rows.append(Job(study='main', row=f'{CONTROL} + {name}', seed=0, flags=(*RANDOM_VIEW, *flags)))
+    return rows
+
+
+def _variants(study: str, rows: Sequence[str], **changes: Sequence[str]) -> list[Job]:
+    """The rows with one of student, teacher, VQGAN changed."""
+    ((field, values),) = changes.items()
+    return [
+        replace(ROWS[row], study=study, row=f'{value}: {row}', **{field: value}) for value in values for row in rows
+    ]
+
+
+def _ablation() -> list[Job]:
+    base = replace(ROWS['DAD'], study='ablation')
+    attacks = {
+        'eps 0 (Q(Q(x)))': replace(RELEASED, eps=0.0, step_size=0.0),
+        'eps 0.5, step 0.05': replace(RELEASED, eps=0.5, step_size=0.05),
+        'eps 2, step 2': replace(RELEASED, eps=2.0, step_size=2.0),
+        '0 steps (random start alone)': replace(RELEASED, num_steps=0),
+        '10 steps': replace(RELEASED, num_steps=10),
+        'random start 0': replace(RELEASED, random_start=0.0),
+        'random start 1': replace(RELEASED, random_start=1.0),
+    }
+    weights = {
+        'temperature 1': ('--dad', '--dad-weight', '1.5', '--dad-temperature', '1'),
+        'temperature 2': ('--dad', '--dad-weight', '1.5', '--dad-temperature', '2'),
+        'temperature 8': ('--dad', '--dad-weight', '1.5', '--dad-temperature', '8'),
+        'weights 1, 0.5, 0.5 (released)': ('--dad', '--dad-weight', '0.5'),
+        'weights 1, 0.5, 3': ('--dad', '--dad-weight', '3'),
+        'weights 1, 1.5, 1.5': ('--dad', '--dad-weight', '1.5', '--dad-kd-weight', '1.5'),
+    }
+    jobs = [replace(base, row='base')]
+    jobs += [replace(base, row=row, views=Views(attack=attack)) for row, attack in attacks.items()]
+    jobs += [replace(base, row='attack from x', views=Views(start='x'))]
+    jobs += [replace(base, row='attack from x, eps 2, step 2', views=Views(start='x', attack=attacks['eps 2, step 2']))]
+    jobs += [replace(base, row='label filter', views=Views(keep_label=True))]
+    jobs += [replace(base, row=row, flags=flags) for row, flags in weights.items()]
+    control = replace(ROWS[CONTROL], study='ablation')
+    released = ('--dad', '--dad-view', 'random', '--dad-weight', '0.5')
+    jobs += [replace(control, row='2 random views')]
+    jobs += [replace(control, row='2 random views, weights 1, 0.5, 0.5', flags=released)]
+    return jobs
+
+
+def _rates() -> list[Job]:
+    """Learning rates of the students that docs/demo.md has none for, with seeds of their own."""
+    base = replace(ROWS[CONTROL], study='rates')
+    return [
+        replace(base, row=f'{student}, lr {lr}', student=student, flags=(*RANDOM_VIEW, '--lr', lr))
+        for student in ('vit', 'mlp')
+        for lr in ('0.001', '0.002', '0.004', '0.008')
+    ]
+
+
+STUDIES: dict[str, tuple[list[Job], Sequence[int]]] = {
+    'rates': (_rates(), (100, 101, 102)),
+    'main': (_main(), SEEDS),
+    'students': (_variants('students', ('plain', CONTROL, 'DAD'), student=('vit', 'mlp')), SEEDS),
+    'teachers': (_variants('teachers', ('KD', CONTROL, 'DAD'), teacher=('weak', 'medium')), SEEDS),
+    'vqgans': (_variants('vqgans', ('DAD', 'KD + Q(x)'), vqgan=('f2',)), SEEDS),
+    'ablation': (_ablation(), SEEDS),
+}
+
+
+def all_jobs(studies: Sequence[str]) -> list[Job]:
+    """Jobs of the studies, one seed of all rows before the next seed."""
+    jobs = []
+    for study in studies:
+        rows, seeds = STUDIES[study]
+        jobs += [replace(job, seed=seed) for seed in seeds for job in rows]
+    return jobs

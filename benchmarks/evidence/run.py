@@ -1,0 +1,160 @@
+#!/usr/bin/env python3
+"""The evidence: ``python benchmarks/evidence/run.py --source PATH/TO/emoji64`` makes every table and plot here again.
+
+Runs that are in ``results.jsonl`` are not done again; several processes (``--workers``, or the command several times)
+share the rest. What is built on the way (teachers, VQGANs, views) is kept in ``--work``.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from data import TRAIN_STYLE, corrupted, read_styles, test_sets, top1
+from filelock import FileLock, Timeout
+from jobs import STUDIES, all_jobs
+from models import (
+    TEACHERS,
+    VQGANS,
+    build_teacher,
+    build_vqgan,
+    load_frozen,
+    load_teacher,
+    teacher_facts,
+    templates_file,
+    vqgan_facts,
+)
+from tables import write_tables
+from train import Job, Materials, run_job
+
+from timm_dad.demo.build import to_tensor
+from timm_dad.demo.data import DEMO_TEACHER
+from timm_dad.evaluation.corruptions import CORRUPTIONS
+
+HERE = Path(__file__).parent
+RESULTS = HERE / 'results.jsonl'
+
+
+def read_results(path: Path) -> dict[str, dict[str, Any]]:
+    """Results by the run's key."""
+    if not path.is_file():
+        return {}
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return {line['key']: line for line in lines}
+
+
+def add_result(path: Path, result: dict[str, Any]) -> None:
+    """Add one line, in the order of keys; never half a file, whoever else writes."""
+    with FileLock(path.with_suffix('.lock')):
+        results = {**read_results(path), result['key']: result}
+        temporary = path.with_suffix('.tmp')
+        temporary.write_text(''.join(json.dumps(results[key]) + '\n' for key in sorted(results)))
+        os.replace(temporary, path)
+
+
+def prepare(source: Path, work: Path, jobs: list[Job]) -> Materials:
+    """Build, or find built, what the jobs need."""
+    styles = read_styles(source)
+    tests = test_sets(styles)
+    teachers, vqgans = {}, {}
+    for name in TEACHERS:
+        if any(job.teacher == name for job in jobs):
+            with FileLock(work / f'teacher-{name}.lock'):
+                teachers[name] = build_teacher(name, styles, source, work)
+    for name in VQGANS:
+        if any(job.vqgan == name for job in jobs):
+            with FileLock(work / f'vqgan-{name}.lock'):
+                vqgans[name] = build_vqgan(name, styles, work)
+    with FileLock(work / 'corrupted.lock'):
+        images = corrupted(tests[TRAIN_STYLE][0], work)
+    return Materials(styles, tests, images, teachers, vqgans, templates_file(work), work)
+
+
+def measure_models(materials: Materials, results: Path) -> None:
+    """Top-1 of the teachers, on pictures and on the reconstructions of each VQGAN, and what those lose."""
+    y = materials.tests[TRAIN_STYLE][1]
+    known = read_results(results)
+    for name, path in materials.teachers.items():
+        key, settings = f'models | teacher {name}', teacher_facts(name)
+        if known.get(key, {}).get('settings') != settings:
+            teacher = load_teacher(path)
+            styles = {style: top1(teacher, *test, normalize=False) for style, test in materials.tests.items()}
+            corruptions = {
+                corruption: [top1(teacher, severity, y, normalize=False) for severity in by_severity]
+                for corruption, by_severity in zip(CORRUPTIONS, materials.corrupted, strict=True)
+            }
+            row = {'settings': settings, 'study': 'models', 'row': f'teacher {name}', 'seed': 0}
+            add_result(results, {'key': key, **row, 'styles': styles, 'corruptions': corruptions})
+    for name, path in materials.vqgans.items():
+        key, settings = f'models | teacher strong on Q(x) of {name}', vqgan_facts(name)
+        if known.get(key, {}).get('settings') != settings:
+            teacher, vqgan = load_frozen(DEMO_TEACHER, path)
+            styles, l1 = {}, {}
+            for style, (x, labels) in materials.tests.items():
+                with torch.inference_mode():
+                    x_vq = torch.cat([vqgan(batch) for batch in to_tensor(x).split(64)])
+                l1[style] = (x_vq - to_tensor(x)).abs().mean().item()
+                pixels = x_vq.mul(255).round().byte().permute(0, 2, 3, 1).numpy()
+                styles[style] = top1(teacher, pixels, labels, normalize=False)
+            row = {'settings': settings, 'study': 'models', 'row': f'teacher strong on Q(x) of {name}', 'seed': 0}
+            add_result(results, {'key': key, **row, 'styles': styles, 'l1': l1})
+
+
+def run_all(jobs: list[Job], materials: Materials, results: Path) -> None:
+    """Do the jobs that nobody has done or is doing."""
+    for job in jobs:
+        claim = FileLock(materials.work / 'claims' / f'{zlib.crc32(job.key.encode()):08x}.lock')
+        try:
+            with claim.acquire(timeout=0):
+                if read_results(results).get(job.key, {}).get('settings') != job.settings:
+                    print(f'{job.key} ...', flush=True)
+                    found = run_job(job, materials)
+                    names = {'key': job.key, 'settings': job.settings, 'study': job.study, 'row': job.row}
+                    add_result(results, {**names, 'seed': job.seed, **found})
+        except Timeout:
+            continue
+
+
+def main() -> None:
+    """Run what is missing, then write tables and plots."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--source', type=Path, required=True, help='folder of emoji64: <style>.npz and captions.json')
+    parser.add_argument('--work', type=Path, default=Path('output/evidence'), help='folder of what is built on the way')
+    parser.add_argument('--results', type=Path, default=RESULTS, help='file of the results')
+    parser.add_argument('--studies', nargs='+', choices=tuple(STUDIES), default=tuple(STUDIES), help='what to run')
+    parser.add_argument('--workers', type=int, default=1, help='processes, of one thread each')
+    parser.add_argument('--tables-only', action='store_true', help='run nothing')
+    args = parser.parse_args()
+    if not (args.source / 'noto.npz').is_file():
+        parser.error(f'--source must be the folder of emoji64 with noto.npz and the other styles, got {args.source}')
+    torch.set_num_threads(1)
+    jobs = all_jobs(args.studies)
+    if not args.tables_only:
+        (args.work / 'claims').mkdir(parents=True, exist_ok=True)
+        others = [
+            subprocess.Popen([sys.executable, __file__, *without_workers(sys.argv[1:]), '--workers', '1'])
+            for _ in range(args.workers - 1)
+        ]
+        materials = prepare(args.source, args.work, jobs)
+        measure_models(materials, args.results)
+        run_all(jobs, materials, args.results)
+        if any(process.wait() for process in others):
+            sys.exit('a worker failed; start the command again to go on')
+    write_tables(read_results(args.results), args.results.parent)
+
+
+def without_workers(argv: list[str]) -> list[str]:
+    """The command line without ``--workers N``."""
+    if '--workers' in argv:
+        position = argv.index('--workers')
+        return argv[:position] + argv[position + 2 :]
+    return argv
+
+
+if __name__ == '__main__':
+    main()

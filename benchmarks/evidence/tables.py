@@ -1,0 +1,270 @@
+"""Tables and plots of the results, with 95 % t-intervals over seeds; differences are paired by seed."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from data import TRAIN_STYLE
+from jobs import CONTROL, STUDIES
+
+from timm_dad.demo.data import STYLES, TUNING_STYLE, UNSEEN_STYLES
+from timm_dad.demo.run import interval
+from timm_dad.evaluation.corruptions import CORRUPTIONS, SEVERITIES
+
+PROJECT_README = Path(__file__).parents[2] / 'README.md'
+
+Result = dict[str, Any]
+Figure = Callable[[Result], float]
+
+
+def style(name: str) -> Figure:
+    """Top-1 on a style."""
+    return lambda result: result['styles'][name]
+
+
+def mean_unseen(result: Result) -> float:
+    """Mean top-1 of the styles that neither student nor teacher nor VQGAN has seen."""
+    return mean(result['styles'][name] for name in UNSEEN_STYLES)
+
+
+def mean_but_noto(result: Result) -> float:
+    """Mean top-1 of all styles that the student has not seen."""
+    return mean(result['styles'][name] for name in STYLES if name != TRAIN_STYLE)
+
+
+def corruption(name: str) -> Figure:
+    """Mean top-1 of a corruption of noto val, over severities."""
+    return lambda result: mean(result['corruptions'][name])
+
+
+def mean_corruptions(result: Result) -> float:
+    """Mean top-1 of 15 corruptions x 5 severities of noto val."""
+    return mean(mean(values) for values in result['corruptions'].values())
+
+
+COLUMNS: dict[str, Figure] = {
+    'noto val': style(TRAIN_STYLE),
+    **{name: style(name) for name in UNSEEN_STYLES},
+    '**mean unseen**': mean_unseen,
+    'mean but noto': mean_but_noto,
+    '**corruptions**': mean_corruptions,
+}
+
+
+class Runs:
+    """Results of one study (or several) by row and seed."""
+
+    def __init__(self, results: dict[str, Result], *studies: str) -> None:
+        self.rows: dict[str, dict[int, Result]] = {}
+        for result in results.values():
+            if result['study'] in studies:
+                self.rows.setdefault(result['row'], {})[result['seed']] = result
+
+    def cell(self, row: str, figure: Figure) -> str:
+        """Mean and interval; empty without results."""
+        runs = self.rows.get(row, {})
+        return interval([figure(result) for result in runs.values()]) if runs else ''
+
+    def difference(self, row: str, base: str, figure: Figure) -> str:
+        """Mean and interval of the difference to another row, over the seeds that both have."""
+        ours, theirs = self.rows.get(row, {}), self.rows.get(base, {})
+        seeds = sorted(set(ours) & set(theirs))
+        if row == base or not seeds:
+            return ''
+        values = [figure(ours[seed]) - figure(theirs[seed]) for seed in seeds]
+        mark = '' if len(values) < 2 else significance(values)
+        return f'{interval(values)}{mark}'
+
+
+def significance(values: Sequence[float]) -> str:
+    """A mark where the interval does not hold 0."""
+    return ' *' if abs(mean(values)) > half_width(values) else ''
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Half of the 95 % t-interval of the mean."""
+    from scipy import stats
+
+    return float(stats.t.ppf(0.975, len(values) - 1) * stats.tstd(values) / len(values) ** 0.5)
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ['---'] * len(header), *rows]
+    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+
+
+def main_table(results: dict[str, Result]) -> str:
+    """Rows of the main study, and what they differ from the control by."""
+    runs = Runs(results, 'main')
+    against = {f'mean unseen - {CONTROL}': mean_unseen, f'corruptions - {CONTROL}': mean_corruptions}
+    rows = [
+        [
+            row,
+            *(runs.cell(row, figure) for figure in COLUMNS.values()),
+            *(runs.difference(row, CONTROL, figure) for figure in against.values()),
+        ]
+        for row in row_names('main')
+    ]
+    return markdown(['row', *COLUMNS, *against], rows)
+
+
+def short_table(results: dict[str, Result]) -> str:
+    """The main table for the project's README."""
+    runs = Runs(results, 'main')
+    figures = (style(TRAIN_STYLE), mean_unseen, mean_but_noto, mean_corruptions)
+    against = (mean_unseen, mean_corruptions)
+    rows = [
+        [row, *(runs.cell(row, of) for of in figures), *(runs.difference(row, CONTROL, of) for of in against)]
+        for row in row_names('main')
+        if row in runs.rows
+    ]
+    header = ['top-1', 'noto val', 'mean unseen', 'mean but noto', 'corruptions', 'unseen - control', 'corr. - control']
+    return markdown(header, rows)
+
+
+def composition_table(results: dict[str, Result]) -> str:
+    """DAD with another augmentation against two random views with the same one."""
+    runs = Runs(results, 'main')
+    rows = []
+    for row in row_names('main'):
+        if row.startswith('DAD'):
+            base = row.replace('DAD', CONTROL)
+            figures = (style(TRAIN_STYLE), mean_unseen, mean_but_noto, mean_corruptions)
+            rows.append([f'{row} - ({base})', *(runs.difference(row, base, figure) for figure in figures)])
+    return markdown(['difference', 'noto val', 'mean unseen', 'mean but noto', 'corruptions'], rows)
+
+
+def corruption_table(results: dict[str, Result]) -> str:
+    """Every corruption."""
+    runs = Runs(results, 'main')
+    rows = row_names('main')
+    lines = [[name, *(runs.cell(row, corruption(name)) for row in rows)] for name in CORRUPTIONS]
+    return markdown(['corruption', *rows], lines)
+
+
+def variant_table(results: dict[str, Result], study: str, field: str, values: Sequence[str], main_value: str) -> str:
+    """DAD and the control for other students, teachers or VQGANs; those of the main study are shown beside."""
+    runs, main = Runs(results, study), Runs(results, 'main')
+    rows = []
+    for value in values:
+        for row in ('plain', 'KD', CONTROL, 'KD + Q(x)', 'DAD'):
+            source, name = (main, row) if value == main_value else (runs, f'{value}: {row}')
+            # Plain students and those of two random views know no VQGAN, plain ones no teacher.
+            base = CONTROL if value == main_value else f'{value}: {CONTROL}'
+            if study == 'vqgans' and value != main_value:
+                source, base = Runs(results, study, 'main'), CONTROL
+            if name not in source.rows:
+                continue
+            cells = [source.cell(name, figure) for figure in (style(TRAIN_STYLE), mean_unseen, mean_corruptions)]
+            differences = [source.difference(name, base, figure) for figure in (mean_unseen, mean_corruptions)]
+            rows.append([value, row, *cells, *differences])
+    control = f'- {CONTROL}'
+    header = [field, 'row', 'noto val', 'mean unseen', 'corruptions', f'unseen {control}', f'corruptions {control}']
+    return markdown(header, rows)
+
+
+def tuning_table(results: dict[str, Result], study: str, base: str = '') -> str:
+    """Variants on the style that chooses, and there alone."""
+    runs = Runs(results, study)
+    rows = []
+    for row in row_names(study):
+        cells = [runs.cell(row, style(TUNING_STYLE))]
+        rows.append([row, *cells, *([runs.difference(row, base, style(TUNING_STYLE))] if base else [])])
+    return markdown(['variant', f'top-1 on {TUNING_STYLE}', *([f'- {base}'] if base else [])], rows)
+
+
+def models_table(results: dict[str, Result]) -> str:
+    """Teachers and VQGANs themselves."""
+    rows = []
+    for result in results.values():
+        if result['study'] == 'models':
+            vq = result.get('l1')
+            cells = [f'{figure(result):.1f}' for figure in (style(TRAIN_STYLE), style(TUNING_STYLE), mean_unseen)]
+            cells.append(f'{mean_corruptions(result):.1f}' if vq is None else '')
+            rows.append([result['row'], *cells, '' if vq is None else f'{vq[TRAIN_STYLE]:.3f}, {vq[TUNING_STYLE]:.3f}'])
+    header = ['model', 'noto val', TUNING_STYLE, 'mean unseen', 'corruptions', f'L1 noto val, {TUNING_STYLE}']
+    return markdown(header, rows)
+
+
+def row_names(study: str) -> list[str]:
+    """Rows of a study, in its order."""
+    return [job.row for job in STUDIES[study][0]]
+
+
+def tables(results: dict[str, Result]) -> dict[str, str]:
+    """All tables by name."""
+    return {
+        'main': main_table(results),
+        'composition': composition_table(results),
+        'corruptions': corruption_table(results),
+        'models': models_table(results),
+        'students': variant_table(results, 'students', 'student', ('cnn', 'vit', 'mlp'), 'cnn'),
+        'teachers': variant_table(results, 'teachers', 'teacher', ('weak', 'medium', 'strong'), 'strong'),
+        'vqgans': variant_table(results, 'vqgans', 'VQGAN', ('f4', 'f2'), 'f4'),
+        'ablation': tuning_table(results, 'ablation', 'base'),
+        'rates': tuning_table(results, 'rates'),
+    }
+
+
+def write_tables(results: dict[str, Result], folder: Path) -> None:
+    """Put the tables into this folder's ``README.md`` and the project's, and draw the plots."""
+    fill(folder / 'README.md', tables(results))
+    fill(PROJECT_README, {'evidence': short_table(results)})
+    draw(results, folder)
+
+
+def fill(path: Path, named: dict[str, str]) -> None:
+    """Put tables between their marks in a file."""
+    text = path.read_text()
+    for name, table in named.items():
+        begin, end = f'<!-- table: {name} -->\n', f'<!-- end: {name} -->'
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        text = f'{before}{begin}{table}\n{end}{after}'
+    temporary = path.with_suffix('.tmp')
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def draw(results: dict[str, Result], folder: Path) -> None:
+    """Two plots: figures of the rows with their intervals, and severity curves."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+
+    runs = Runs(results, 'main')
+    rows = [row for row in row_names('main') if row in runs.rows]
+    figure, axes = plt.subplots(1, 3, figsize=(13, 0.38 * len(rows) + 1.2), sharey=True, layout='constrained')
+    figures = {'noto val': style(TRAIN_STYLE), 'mean of unseen styles': mean_unseen, '15 corruptions': mean_corruptions}
+    for axis, (title, of) in zip(axes, figures.items(), strict=True):
+        for place, row in enumerate(reversed(rows)):
+            values = [of(result) for result in runs.rows[row].values()]
+            half = half_width(values) if len(values) > 1 else 0
+            colour = 'tab:red' if row.startswith('DAD') else 'tab:blue' if row.startswith(CONTROL) else 'tab:gray'
+            axis.errorbar(mean(values), place, xerr=half, fmt='o', color=colour, capsize=3)
+        axis.set_yticks(range(len(rows)), list(reversed(rows)))
+        axis.set_xlabel(f'top-1, {title}')
+        axis.grid(axis='x', alpha=0.3)
+    _save(figure, folder / 'rows.png')
+    figure, axis = plt.subplots(figsize=(7, 4.5), layout='constrained')
+    for row in ('plain', 'KD', CONTROL, 'KD + DAT view', 'DAD', 'DAD + RandAugment'):
+        found = list(runs.rows.get(row, {}).values())
+        if found:
+            curve = [mean(mean(by[s - 1] for by in r['corruptions'].values()) for r in found) for s in SEVERITIES]
+            clean = mean(style(TRAIN_STYLE)(result) for result in found)
+            axis.plot((0, *SEVERITIES), (clean, *curve), marker='o', label=row)
+    axis.set_xlabel('severity (0: clean), mean of 15 corruptions of noto val')
+    axis.set_ylabel('top-1')
+    axis.legend()
+    axis.grid(alpha=0.3)
+    _save(figure, folder / 'severity.png')
+
+
+def _save(figure: Any, path: Path) -> None:
+    temporary = path.with_suffix('.tmp.png')
+    figure.savefig(temporary, dpi=110, metadata={'Software': None})
+    os.replace(temporary, path)

@@ -1,0 +1,201 @@
+"""One run: train a student by ``train_dad.py`` as a job says, and test it."""
+
+import hashlib
+import json
+import shutil
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+import yaml
+from data import TRAIN_STYLE, top1
+from models import STUDENTS, load_frozen, teacher_facts, vqgan_facts
+from timm.task import ClassificationTask
+from torch import Tensor, nn
+from views import DAT_ATTACK, Views, make_views, student_views
+
+import train_dad
+from timm_dad.demo.build import Style
+from timm_dad.evaluation.corruptions import CORRUPTIONS
+
+RECIPE = Path(__file__).with_name('recipe.yaml')
+DAT_INTERVAL = 8  # epochs between two makings of DAT's views, which the published method makes anew in every step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One run of the evidence.
+
+    Args:
+        study: What it is for.
+        row: Its row in the study's table.
+        seed: Random seed.
+        flags: Flags of ``train_dad.py`` beside the recipe's.
+        views: Second views, if they are made before training.
+        dat: Whether second views are DAT's: of the student's own gradient.
+        student: One of ``STUDENTS``.
+        teacher: One of ``TEACHERS``.
+        vqgan: One of ``VQGANS``.
+    """
+
+    study: str
+    row: str
+    seed: int
+    flags: tuple[str, ...] = ()
+    views: Views | None = None
+    dat: bool = False
+    student: str = 'cnn'
+    teacher: str = 'strong'
+    vqgan: str = 'f4'
+
+    @property
+    def key(self) -> str:
+        """What the run is known by, in the results."""
+        return f'{self.study} | {self.row} | {self.seed}'
+
+    @property
+    def settings(self) -> str:
+        """Hash of all that the run depends on; results of others are not taken for its own."""
+        facts: dict[str, Any] = {
+            'recipe': yaml.safe_load(RECIPE.read_text()),
+            'flags': effective_flags([*STUDENTS[self.student], *self.flags]),
+            'student': self.student,
+            'seed': self.seed,
+        }
+        if '--dad' in self.flags:
+            facts['teacher'] = teacher_facts(self.teacher)
+        if self.views is not None or self.dat:
+            facts.update(views=self.views and asdict(self.views), vqgan=vqgan_facts(self.vqgan))
+        if self.dat:
+            facts.update(dat=[DAT_INTERVAL, asdict(DAT_ATTACK)], has_teacher=self.row != 'DAT')
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def effective_flags(flags: list[str]) -> dict[str, list[str]]:
+    """Values of each flag; of one that comes twice the last ones, as argparse takes them."""
+    found: dict[str, list[str]] = {}
+    for word in flags:
+        if word.startswith('--'):
+            found[word] = values = []
+        else:
+            values.append(word)
+    return found
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What runs share: pictures, tests, and where teachers and VQGANs are."""
+
+    styles: dict[str, Style]
+    tests: dict[str, tuple[np.ndarray, np.ndarray]]
+    corrupted: np.ndarray
+    teachers: dict[str, Path]
+    vqgans: dict[str, Path]
+    templates: Path
+    work: Path
+
+    def training(self) -> tuple[np.ndarray, np.ndarray]:
+        """Training pictures and labels."""
+        style = self.styles[TRAIN_STYLE]
+        keep = style.split == 'train'
+        return style.x[keep], style.y[keep]
+
+
+def run_job(job: Job, materials: Materials) -> dict[str, Any]:
+    """Train and test; returns top-1 by style and by corruption (one number a severity)."""
+    folder = materials.work / 'runs' / f'{zlib.crc32(job.key.encode()):08x}'
+    shutil.rmtree(folder, ignore_errors=True)
+    flags = ['--config', str(RECIPE), *STUDENTS[job.student], '--seed', str(job.seed), *job.flags]
+    flags += ['--output', str(folder.parent), '--experiment', folder.name]
+    if '--dad' in job.flags:
+        flags += ['--dad-teacher', f'open_clip:local-dir:{materials.teachers[job.teacher]}']
+        flags += ['--dad-templates', str(materials.templates), '--dad-precision', 'bf16']
+    second: Any = nullcontext()
+    if job.views is not None or job.dat:
+        flags += ['--dad-cache', '1', '--dad-vqgan', str(materials.vqgans[job.vqgan])]
+        second = dat_views(job, materials) if job.dat else made_views(job.views, job, materials)
+    with second:
+        train_dad.main(flags)
+    student = load_student(flags, folder)
+    shutil.rmtree(folder)
+    y = materials.tests[TRAIN_STYLE][1]
+    return {
+        'styles': {name: round(top1(student, *test), 3) for name, test in materials.tests.items()},
+        'corruptions': {
+            name: [round(top1(student, severity, y), 3) for severity in by_severity]
+            for name, by_severity in zip(CORRUPTIONS, materials.corrupted, strict=True)
+        },
+    }
+
+
+def load_student(flags: list[str], folder: Path) -> nn.Module:
+    """The student of a run's last checkpoint."""
+    args = train_dad.parse_args(flags)
+    student = train_dad.create_student(args)
+    checkpoint = torch.load(folder / 'last.pth.tar', map_location='cpu', weights_only=False)
+    student.load_state_dict(checkpoint['state_dict'])
+    return student.eval().to(memory_format=torch.channels_last)
+
+
+@contextmanager
+def made_views(views: Views | None, job: Job, materials: Materials) -> Iterator[None]:
+    """Let ``--dad-cache`` take views that were made once for all seeds and students."""
+    assert views is not None
+    images = views_of(views, job, materials)
+    with patch.object(train_dad, 'cached_dad_images', lambda *_: images):
+        yield
+
+
+def views_of(views: Views, job: Job, materials: Materials) -> Tensor:
+    """The views that a job's teacher and VQGAN make."""
+    teacher, vqgan = materials.teachers[job.teacher], materials.vqgans[job.vqgan]
+    path = materials.work / 'views' / f'{views.key(teacher_facts(job.teacher), vqgan_facts(job.vqgan))}.npy'
+    x, y = materials.training()
+    return make_views(views, x, y, load_frozen(teacher, vqgan), path)
+
+
+@contextmanager
+def dat_views(job: Job, materials: Materials) -> Iterator[None]:
+    """Make second views from the student's own gradient, anew every ``DAT_INTERVAL`` epochs.
+
+    Without ``--dad-kd-weight`` of its own a job is DAT as published: cross-entropy on both views, no teacher.
+    """
+    x, y = materials.training()
+    x_vq = views_of(Views(kind='reconstruction', count=1), job, materials)
+    _, vqgan = load_frozen(materials.teachers[job.teacher], materials.vqgans[job.vqgan])
+    images = x_vq.clone()
+    train_one_epoch = train_dad.train_one_epoch
+
+    def with_new_views(run: Any, epoch: int) -> Any:
+        if epoch % DAT_INTERVAL == 0:
+            torch.manual_seed(1000 * job.seed + epoch)
+            model = train_dad.eval_model(run)
+            model.eval()
+            views = student_views(normalized(model), x, y, x_vq, vqgan, DAT_ATTACK)
+            images.copy_(views)
+            model.train()
+        return train_one_epoch(run, epoch)
+
+    create_task = train_dad.create_training_task
+
+    def without_teacher(args: Any, accelerator: Any, student: Any, *rest: Any) -> Any:
+        _, augment = create_task(args, accelerator, student, *rest)
+        return ClassificationTask(student, nn.CrossEntropyLoss(), device=accelerator.device, verbose=False), augment
+
+    with (
+        patch.object(train_dad, 'cached_dad_images', lambda *_: images),
+        patch.object(train_dad, 'train_one_epoch', with_new_views),
+        patch.object(train_dad, 'create_training_task', create_task if job.row != 'DAT' else without_teacher),
+    ):
+        yield
+
+
+def normalized(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """A student on [0, 1] pixels."""
+    return lambda x_pix: model((x_pix - 0.5) / 0.5)

@@ -1,0 +1,106 @@
+"""Second views of noto's training pictures, made once for all students and seeds."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from timm_dad import VQGAN, AttackConfig, DADAugment, Teacher
+from timm_dad.attack import ascend
+from timm_dad.demo.build import to_tensor
+from timm_dad.loss import teacher_cross_entropy
+
+BATCH_SIZE = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Views:
+    """What second views are.
+
+    Args:
+        kind: ``dad``; ``reconstruction``, ``Q(x)``; or ``noise``, the picture plus noise as long as ``x_dad - x`` is.
+        count: Views of each picture.
+        start: Where the attack starts: ``Q(x)`` or ``x``.
+        keep_label: The label filter of ``--dad-keep-label``.
+        attack: The attack; the released one by default.
+    """
+
+    kind: str = 'dad'
+    count: int = 4
+    start: str = 'Q(x)'
+    keep_label: bool = False
+    attack: AttackConfig = field(default_factory=AttackConfig)
+
+    def key(self, *more: object) -> str:
+        """Name of these views in the cache."""
+        text = json.dumps([asdict(self), *more], sort_keys=True)
+        return f'{self.kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}'
+
+
+def make_views(views: Views, x: np.ndarray, y: np.ndarray, models: tuple[Teacher, VQGAN], path: Path) -> Tensor:
+    """Views ``[N, count, S, S, 3]`` uint8 of pictures ``[N, S, S, 3]``; from ``path`` if they are there."""
+    if not path.is_file():
+        torch.manual_seed(0)
+        made = []
+        for start in range(0, len(x), BATCH_SIZE):
+            x_pix = to_tensor(x[start : start + BATCH_SIZE])
+            target = torch.from_numpy(y[start : start + BATCH_SIZE])
+            made.append(torch.stack(_views_of_batch(views, x_pix, target, *models), dim=1))
+        array = torch.cat(made).mul(255).round().byte().permute(0, 1, 3, 4, 2).contiguous().numpy()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f'.{os.getpid()}.npy')
+        np.save(temporary, array)
+        os.replace(temporary, path)
+    return torch.from_numpy(np.load(path))
+
+
+def _views_of_batch(views: Views, x_pix: Tensor, target: Tensor, teacher: Teacher, vqgan: VQGAN) -> list[Tensor]:
+    zero_one = {'mean': (0, 0, 0), 'std': (1, 1, 1)}
+    augment = DADAugment(teacher, vqgan, **zero_one, attack=views.attack, keep_label=views.keep_label)
+    x_vq, codes = vqgan.reconstruct(x_pix)
+    if views.kind == 'reconstruction':
+        return [x_vq]
+    start = x_vq if views.start == 'Q(x)' else x_pix
+    found = [augment.attack_reconstruction(start, codes, target).x_dad for _ in range(views.count)]
+    if views.kind == 'noise':
+        return [add_noise(x_pix, (x_dad - x_pix).flatten(1).norm(dim=1)) for x_dad in found]
+    return found
+
+
+def add_noise(x_pix: Tensor, length: Tensor) -> Tensor:
+    """Pictures plus Gaussian noise of a given L2 norm ``[B]``, clipped to [0, 1]."""
+    noise = torch.randn_like(x_pix)
+    unit = noise / noise.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    return (x_pix + length.view(-1, 1, 1, 1) * unit).clamp(0, 1)
+
+
+def student_views(
+    student: Callable[[Tensor], Tensor], x: np.ndarray, y: np.ndarray, x_vq: Tensor, vqgan: VQGAN, attack: AttackConfig
+) -> Tensor:
+    """DAT's views ``[N, 1, S, S, 3]`` uint8: the attack ascends the student's own loss (Mao et al. 2022).
+
+    Args:
+        student: Maps [0, 1] pixels to logits.
+        x: Pictures ``[N, S, S, 3]``.
+        y: Labels ``[N]``.
+        x_vq: Their reconstructions ``[N, 1, S, S, 3]`` uint8.
+        vqgan: The VQGAN.
+        attack: DAT's attack.
+    """
+    made = []
+    for start in range(0, len(x), BATCH_SIZE):
+        target = torch.from_numpy(y[start : start + BATCH_SIZE])
+        batch = to_tensor(x_vq[start : start + BATCH_SIZE, 0].numpy())
+        x_adv = ascend(lambda pixels, label=target: teacher_cross_entropy(student(pixels), label), batch, attack)
+        made.append(vqgan.reconstruct(x_adv)[0])
+    return torch.cat(made).mul(255).round().byte().permute(0, 2, 3, 1)[:, None].contiguous()
+
+
+RELEASED = AttackConfig()
+DAT_ATTACK = replace(RELEASED, step_size=0.1)  # Mao et al. 2022: as DAD's, but for the step

@@ -1,0 +1,169 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+import pytest
+import torch
+
+FOLDER = Path(__file__).parents[1] / 'benchmarks' / 'evidence'
+SOURCE = Path(__file__).parents[2] / 'shared' / 'emoji64'
+
+
+@pytest.fixture(autouse=True)
+def evidence(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+
+def made_up(row, seed, noto, unseen, study='main'):
+    from timm_dad.demo.data import STYLES, TUNING_STYLE
+    from timm_dad.evaluation.corruptions import CORRUPTIONS
+
+    styles = {name: unseen for name in (*STYLES, TUNING_STYLE)} | {'noto': noto}
+    found = {'styles': styles, 'corruptions': {name: [noto] * 5 for name in CORRUPTIONS}}
+    return {'key': f'{study} | {row} | {seed}', 'study': study, 'row': row, 'seed': seed, **found}
+
+
+def test_every_run_has_a_key_of_its_own():
+    from jobs import STUDIES, all_jobs
+
+    keys = [job.key for job in all_jobs(list(STUDIES))]
+    assert len(set(keys)) == len(keys)
+    rows = {job.row for job in STUDIES['main'][0]}
+    asked = {'plain', 'KD', 'KD, 2 random views', 'KD + Q(x)', 'KD + noise', 'DAT', 'DAD'}
+    assert rows >= asked | {'DAD + RandAugment', 'DAD + AugMix', 'DAD + Mixup'}
+    assert len(STUDIES['main'][1]) >= 5
+
+
+def test_settings_are_chosen_on_a_style_that_is_not_reported():
+    from tables import COLUMNS
+
+    from timm_dad.demo.data import TUNING_STYLE, UNSEEN_STYLES
+
+    assert TUNING_STYLE not in UNSEEN_STYLES
+    changed = made_up('a', 0, 50.0, 40.0)
+    changed['styles'][TUNING_STYLE] = 0.0
+    for figure in COLUMNS.values():
+        assert figure(changed) == figure(made_up('a', 0, 50.0, 40.0))
+
+
+def test_differences_are_paired_by_seed():
+    from tables import Runs, mean_unseen
+
+    results = {}
+    for seed, base in enumerate((10.0, 30.0, 50.0)):
+        for row, gain in (('control', 0.0), ('ours', 2.0 + 0.1 * seed)):
+            result = made_up(row, seed, 0.0, base + gain)
+            results[result['key']] = result
+    runs = Runs(results, 'main')
+    # 4.303 is Student's t of 2 degrees of freedom; the spread of the bases plays no part.
+    assert runs.difference('ours', 'control', mean_unseen) == f'2.1 ± {4.303 * 0.1 / 3**0.5:.1f} *'
+    assert runs.difference('control', 'control', mean_unseen) == ''
+    assert runs.cell('nobody', mean_unseen) == ''
+
+
+def test_a_mark_needs_an_interval_without_zero():
+    from tables import significance
+
+    assert significance([1.0, 1.1, 0.9]) == ' *'
+    assert significance([1.0, -1.1, 0.9]) == ''
+
+
+def test_results_are_never_half_a_file_and_keep_their_order(tmp_path):
+    from run import add_result, read_results
+
+    path = tmp_path / 'results.jsonl'
+    for seed in (2, 0, 1):
+        add_result(path, made_up('plain', seed, 1.0, 2.0))
+    assert [json.loads(line)['seed'] for line in path.read_text().splitlines()] == [0, 1, 2]
+    assert set(read_results(path)) == {f'main | plain | {seed}' for seed in range(3)}
+    assert sorted(file.name for file in tmp_path.iterdir()) == ['results.jsonl', 'results.lock']
+
+
+def test_noise_is_as_long_as_asked():
+    from views import add_noise
+
+    x_pix = torch.full((2, 3, 32, 32), 0.5)
+    length = torch.tensor([0.5, 2.0])
+    torch.testing.assert_close((add_noise(x_pix, length) - x_pix).flatten(1).norm(dim=1), length)
+
+
+def test_tables_are_of_the_committed_results():
+    from run import read_results
+    from tables import PROJECT_README, short_table, tables
+
+    results = read_results(FOLDER / 'results.jsonl')
+    text = (FOLDER / 'README.md').read_text()
+    for name, table in tables(results).items():
+        assert f'<!-- table: {name} -->\n{table}\n<!-- end: {name} -->' in text, name
+    assert f'<!-- table: evidence -->\n{short_table(results)}\n<!-- end: evidence -->' in PROJECT_README.read_text()
+
+
+def test_results_are_of_the_settings_of_today():
+    from jobs import STUDIES, all_jobs
+    from run import read_results
+
+    settings = {job.key: job.settings for job in all_jobs(list(STUDIES))}
+    found = {key: line['settings'] for key, line in read_results(FOLDER / 'results.jsonl').items()}
+    assert {key: line for key, line in found.items() if key in settings} == {
+        key: settings[key] for key in found if key in settings
+    }
+    assert all(key in settings or key.startswith('models | ') for key in found)
+
+
+def test_settings_tell_runs_apart():
+    from dataclasses import replace
+
+    from jobs import ROWS
+    from views import Views
+
+    job = ROWS['DAD']
+    others = [
+        replace(job, flags=(*job.flags, '--lr', '0.1')),
+        replace(job, views=Views(count=1)),
+        replace(job, teacher='weak'),
+        replace(job, vqgan='f2'),
+        replace(job, student='vit'),
+        replace(job, seed=1),
+    ]
+    assert len({one.settings for one in (job, *others)}) == 7
+    assert replace(job, flags=('--lr', '0.008', *job.flags)).settings == job.settings  # what it is anyway
+
+
+def test_a_wrong_folder_is_one_line():
+    command = [sys.executable, FOLDER / 'run.py', '--source', 'nowhere']
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        'run.py: error: --source must be the folder of emoji64 with noto.npz and the other styles, got nowhere'
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SOURCE.is_dir(), reason='needs the pictures of emoji64 beside the repository')
+@pytest.mark.parametrize('row', ['plain', 'KD', 'KD, 2 random views', 'KD + noise', 'DAT', 'KD + DAT view', 'DAD'])
+def test_a_run_of_each_kind(tmp_path, row):
+    from dataclasses import replace
+
+    from data import read_styles, test_sets
+    from jobs import ROWS
+    from models import build_teacher, build_vqgan, templates_file
+    from train import Materials, run_job
+
+    styles = read_styles(SOURCE)
+    tests = {name: (x[:20], y[:20]) for name, (x, y) in test_sets(styles).items()}
+    corrupted = np.repeat(tests['noto'][0][None], 75, axis=0).reshape(15, 5, 20, 32, 32, 3)
+    teachers = {'strong': build_teacher('strong', styles, SOURCE, tmp_path)}
+    vqgans = {'f4': build_vqgan('f4', styles, tmp_path)}
+    materials = Materials(styles, tests, corrupted, teachers, vqgans, templates_file(tmp_path), tmp_path)
+    job = replace(ROWS[row], flags=(*ROWS[row].flags, '--epochs', '2', '--warmup-epochs', '0', '--val-interval', '2'))
+    if job.views:
+        job = replace(job, views=replace(job.views, count=1))
+    first, again = run_job(job, materials), run_job(job, materials)
+    assert first == again  # equal seeds, equal bits
+    assert set(first['styles']) == set(tests)
+    # "Corrupted" pictures that are not corrupted are as easy as the pictures.
+    assert {mean(values) for values in first['corruptions'].values()} == {first['styles']['noto']}
+    assert not list((tmp_path / 'runs').iterdir())
