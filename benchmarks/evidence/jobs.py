@@ -24,7 +24,7 @@ ROWS: dict[str, Job] = {
     'KD, 2 random views': Job(study='main', row='KD, 2 random views', seed=0, flags=RANDOM_VIEW),
     'KD + Q(x)': Job(study='main', row='KD + Q(x)', seed=0, flags=DAD, views=Views(kind='reconstruction', count=1)),
     'KD + noise': Job(study='main', row='KD + noise', seed=0, flags=DAD, views=Views(kind='noise')),
-    'DAT': Job(study='main', row='DAT', seed=0, flags=DAD, dat=True),
+    'DAT': Job(study='main', row='DAT', seed=0, flags=DAD, dat=True, distil=False),
     'KD + DAT view': Job(study='main', row='KD + DAT view', seed=0, flags=DAD, dat=True),
     'DAD': Job(study='main', row='DAD', seed=0, flags=DAD, views=Views()),
 }

@@ -39,6 +39,7 @@ class Job:
         flags: Flags of ``train_dad.py`` beside the recipe's.
         views: Second views, if they are made before training.
         dat: Whether second views are DAT's: of the student's own gradient.
+        distil: Of DAT's views, whether the teacher labels them; else cross-entropy alone, as it was published.
         student: One of ``STUDENTS``.
         teacher: One of ``TEACHERS``.
         vqgan: One of ``VQGANS``.
@@ -50,6 +51,7 @@ class Job:
     flags: tuple[str, ...] = ()
     views: Views | None = None
     dat: bool = False
+    distil: bool = True
     student: str = 'cnn'
     teacher: str = 'strong'
     vqgan: str = 'f4'
@@ -73,7 +75,7 @@ class Job:
         if self.views is not None or self.dat:
             facts.update(views=self.views and asdict(self.views), vqgan=vqgan_facts(self.vqgan))
         if self.dat:
-            facts.update(dat=[DAT_INTERVAL, asdict(DAT_ATTACK)], has_teacher=self.row != 'DAT')
+            facts.update(dat=[DAT_INTERVAL, asdict(DAT_ATTACK)], has_teacher=self.distil)
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -162,10 +164,7 @@ def views_of(views: Views, job: Job, materials: Materials) -> Tensor:
 
 @contextmanager
 def dat_views(job: Job, materials: Materials) -> Iterator[None]:
-    """Make second views from the student's own gradient, anew every ``DAT_INTERVAL`` epochs.
-
-    Without ``--dad-kd-weight`` of its own a job is DAT as published: cross-entropy on both views, no teacher.
-    """
+    """Make second views from the student's own gradient, anew every ``DAT_INTERVAL`` epochs."""
     x, y = materials.training()
     x_vq = views_of(Views(kind='reconstruction', count=1), job, materials)
     _, vqgan = load_frozen(materials.teachers[job.teacher], materials.vqgans[job.vqgan])
@@ -191,7 +190,8 @@ def dat_views(job: Job, materials: Materials) -> Iterator[None]:
     with (
         patch.object(train_dad, 'cached_dad_images', lambda *_: images),
         patch.object(train_dad, 'train_one_epoch', with_new_views),
-        patch.object(train_dad, 'create_training_task', create_task if job.row != 'DAT' else without_teacher),
+        patch.object(train_dad, 'create_training_task', create_task if job.distil else without_teacher),
+        patch.object(train_dad, 'write_preview'),  # it shows the teacher's attack
     ):
         yield
 
