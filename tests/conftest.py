@@ -14,6 +14,8 @@ from timm_dad.teacher import Teacher
 _caches = tempfile.TemporaryDirectory(prefix='timm_dad-tests-', ignore_cleanup_errors=True)
 os.environ['TORCH_HOME'] = f'{_caches.name}/torch'
 
+torch.set_num_threads(1)  # before the fixtures of modules, too: other threads, other last bits
+
 NUM_CLASSES = 5
 SIZE = 16
 DDCONFIG = {

@@ -15,6 +15,7 @@ from timm_dad.cli import main as cli
 from timm_dad.demo.data import class_names
 from timm_dad.diagnosis.command import create_parser, main, make_frame, parse_args
 from timm_dad.generate_command import main as generate
+from timm_dad.teacher import INTERPOLATIONS
 
 DEMO = '--dataset demo/noto --ood demo/twemoji --dad-teacher demo --dad-vqgan demo'.split()
 STUDENT = '--img-size 32 --student timm:test_resnet/ROOT/student.safetensors'.split()
@@ -122,7 +123,6 @@ CHANGES = {
     '--split': ('train', 'risks'),
     '--img-size': ('40', 'risks'),
     '--crop-pct': ('0.5', 'risks'),
-    '--interpolation': ('bilinear', 'risks'),
     '--dad-eps': ('3', 'risks'),
     '--dad-norm': ('linf', 'risks'),
     '--dad-num-steps': ('3', 'risks'),
@@ -144,6 +144,13 @@ def test_flags_change_what_is_measured(root, base, flag):
     value, part = CHANGES[flag]
     found = run(root, f'flag{flag}', '--img-size', '32', flag, *value.split())
     assert found[part] != base[part]
+
+
+@pytest.mark.slow
+def test_interpolation_is_that_of_resizing(root):
+    # The demo's pictures have 32 pixels: at that size there is nothing to resize.
+    one, other = (run(root, f'to40{name}', '--img-size', '40', '--interpolation', name) for name in INTERPOLATIONS)
+    assert one['risks'] != other['risks']
 
 
 @pytest.mark.slow
