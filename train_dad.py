@@ -78,11 +78,12 @@ from timm_dad.evaluation.train_suites import (
     read_rows,
     write_suite_report,
 )
+from timm_dad.files import write_file
 from timm_dad.loaders import create_eval_loader, create_mixup, create_train_loader, mixes, set_epoch, stop_mixup
 from timm_dad.log import setup_logging
 from timm_dad.pair_args import open_dad_set, pair_dataset, uses_cache, uses_pairs
 from timm_dad.preview import describe_settings, preview_image, shown_names, spread
-from timm_dad.preview_sheet import make_sheet, png_bytes, write_whole
+from timm_dad.preview_sheet import make_sheet, png_bytes
 from timm_dad.shard_maker import view_seed
 from timm_dad.task import DADTask
 from timm_dad.train_args import parse_args, torch_dtype
@@ -787,13 +788,6 @@ def start_output(run: Run) -> None:
     _logger.info('%s: %d epochs of %d updates, to %s', args.model, run.num_epochs, run.updates_per_epoch, output_dir)
 
 
-def write_file(path: Path, text: str) -> None:
-    """Write a file under a temporary name, then rename it; line ends stay as they are."""
-    temporary = path.with_name(f'{path.name}.tmp')
-    temporary.write_bytes(text.encode())
-    os.replace(temporary, path)
-
-
 def cut_summary(path: Path, start_epoch: int) -> None:
     """Drop the rows of epochs that will be trained again."""
     if path.exists():
@@ -907,7 +901,7 @@ def write_preview(run: Run, epoch: int, name: str = 'preview.png') -> Image.Imag
     ]
     names = shown_names(run.class_names, augment.teacher.num_classes)
     sheet = make_sheet(images, names, f'epoch {epoch}; {describe_settings(augment)}')
-    write_whole(path, png_bytes(sheet))
+    write_file(path, png_bytes(sheet))
     return sheet
 
 

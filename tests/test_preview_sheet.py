@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageFont
 
+from timm_dad.files import write_file
 from timm_dad.preview import PreviewImage
 from timm_dad.preview_sheet import (
     _cut,
@@ -22,7 +23,6 @@ from timm_dad.preview_sheet import (
     png_bytes,
     shown_size,
     to_picture,
-    write_whole,
 )
 
 NAMES = ['cat', 'dog', 'fish']
@@ -184,6 +184,6 @@ def test_numbers_in_words():
 
 def test_files_get_their_names_when_they_are_whole(image, tmp_path):
     (tmp_path / 'sheet.png').write_bytes(b'old')
-    write_whole(tmp_path / 'sheet.png', png_bytes(make_sheet([image], NAMES)))
+    write_file(tmp_path / 'sheet.png', png_bytes(make_sheet([image], NAMES)))
     assert [path.name for path in tmp_path.iterdir()] == ['sheet.png']
     assert Image.open(tmp_path / 'sheet.png').mode == 'RGB'

@@ -11,6 +11,7 @@ from timm_dad.attack import NORMS, AttackConfig
 from timm_dad.augment import DADAugment
 from timm_dad.dad_set import DADSet
 from timm_dad.discretize import VQGAN
+from timm_dad.flag_errors import check_rules, naming_flag
 from timm_dad.frozen import PRECISIONS, prepare_frozen
 from timm_dad.loss import DADLossConfig
 from timm_dad.pair_args import add_pair_args, check_pair_args, load_vqgan_by_spec, uses_cache, uses_pairs
@@ -99,11 +100,8 @@ def schedule_config(args: argparse.Namespace) -> DADSchedule:
 
 
 def _config(config: Any, args: argparse.Namespace, flags: dict[str, str]) -> Any:
-    try:
+    with naming_flag(flags, unknown='dad'):
         return config(**{name: getattr(args, dest) for name, dest in flags.items()})
-    except ValueError as error:
-        dest = flags.get(str(error).split()[0], 'dad')  # the message begins with the field
-        raise ValueError(f'--{dest.replace("_", "-")}: {error}') from error
 
 
 def check_dad_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
@@ -156,9 +154,7 @@ def _check_composition(args: argparse.Namespace) -> None:
             '--split-bn needs a DAD view in every batch: leave --dad-prob, --dad-warmup-epochs and --dad-off-epoch out',
         ),
     )
-    for holds, message in rules:
-        if not holds:
-            raise ValueError(message)
+    check_rules(rules)
 
 
 def create_vqgan(args: argparse.Namespace, image_size: tuple[int, int]) -> VQGAN | None:

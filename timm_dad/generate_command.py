@@ -15,10 +15,11 @@ from timm_dad.dad_args import add_view_args, attack_config, create_augment, crea
 from timm_dad.data import check_images, create_dataset
 from timm_dad.data_args import add_data_args, check_data_args, number_of_classes
 from timm_dad.errors import errors_in_one_line, is_main_process
+from timm_dad.flag_errors import check_rules, naming_flag
 from timm_dad.formats import FORMATS, IMAGE_FORMATS, FormatConfig
 from timm_dad.frozen import prepare_frozen
 from timm_dad.generate import generate
-from timm_dad.given_flags import without_defaults
+from timm_dad.given_flags import given_flags
 from timm_dad.log import setup_logging
 from timm_dad.manifest import FORMAT_VERSION
 from timm_dad.shard_maker import GenerateConfig
@@ -104,7 +105,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 def _given(argv: Sequence[str]) -> dict[str, Any]:
     """The flags of the command line alone."""
-    return vars(without_defaults(create_parser()).parse_args(argv))
+    return given_flags(create_parser(), argv)
 
 
 def _check_args(args: argparse.Namespace, given: dict[str, Any]) -> None:
@@ -122,9 +123,7 @@ def _check_args(args: argparse.Namespace, given: dict[str, Any]) -> None:
         (args.dad_vqgan, f'--dad-vqgan must name the weights of a VQGAN, demo, or one of {", ".join(PRESETS)}'),
         (args.device.split(':')[0] in ('cuda', 'cpu'), f'--device must be cuda or cpu, got {args.device!r}'),
     )
-    for holds, message in rules:
-        if not holds:
-            raise ValueError(message)
+    check_rules(rules)
     check_data_args(args, given)
     if 'dad_temperature' in given and not args.dad_store_logits and len(teacher_specs(args)) < 2:
         raise ValueError('--dad-temperature is for --dad-store-logits, or for several teachers')
@@ -141,15 +140,12 @@ def create_config(args: argparse.Namespace) -> GenerateConfig:
         'size': 'input_size' if args.input_size else 'img_size',
     }
     names = ('num_views', 'seed', 'batch_size', 'shard_size', 'top_k', 'temperature')
-    try:
+    with naming_flag(flags):
         return GenerateConfig(
             frame=Frame(size=size, interpolation=args.interpolation, crop_pct=args.crop_pct),
             files=FormatConfig(format=args.format, image_format=args.image_format, quality=args.quality),
             **{name: getattr(args, flags.get(name, name)) for name in names},
         )
-    except ValueError as error:
-        name = str(error).split()[0]  # the message begins with the field
-        raise ValueError(f'--{flags.get(name, name).replace("_", "-")}: {error}') from error
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch.utils.data import IterableDataset
 from timm_dad.dad_set import DADSet, read_settings
 from timm_dad.demo.data import DEMO_VQGAN
 from timm_dad.discretize import VQGAN
+from timm_dad.flag_errors import check_rules
 from timm_dad.pairs import DADPairs, PairStream, PairTransform
 from timm_dad.partners import CachedViews, Partner, SamePicture, SetViews
 from timm_dad.set_match import check_data, check_decoder, check_student
@@ -98,9 +99,7 @@ def check_pair_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
             'of them out',
         ),
     )
-    for holds, message in rules:
-        if not holds:
-            raise ValueError(message)
+    check_rules(rules)
     if args.dad_dir:
         _check_set_args(args, given, view_flags)
 
@@ -153,9 +152,7 @@ def _check_stored_logits_args(args: argparse.Namespace, given: Mapping[str, Any]
             )
         ),
     )
-    for holds, message in rules:
-        if not holds:
-            raise ValueError(message)
+    check_rules(rules)
 
 
 def load_vqgan_by_spec(spec: str, strict_size: bool) -> VQGAN:

@@ -16,14 +16,16 @@ from timm_dad.data_args import add_data_args, check_data_args, number_of_classes
 from timm_dad.demo.data import PREFIX
 from timm_dad.demo.data import SIZE as DEMO_SIZE
 from timm_dad.errors import errors_in_one_line
+from timm_dad.files import write_file
+from timm_dad.flag_errors import check_rules, naming_flag
 from timm_dad.frozen import prepare_frozen
 from timm_dad.generate_command import pick_device
-from timm_dad.given_flags import without_defaults
+from timm_dad.given_flags import given_flags
 from timm_dad.log import setup_logging
 from timm_dad.loss import DADLossConfig
 from timm_dad.preview import PreviewImage, describe_means, describe_settings, preview_image, shown_names, spread
 from timm_dad.preview_page import make_page
-from timm_dad.preview_sheet import make_sheet, png_bytes, write_whole
+from timm_dad.preview_sheet import make_sheet, png_bytes
 from timm_dad.shard_maker import view_seed
 from timm_dad.source import Frame, Source, SourceImage
 from timm_dad.teacher import INTERPOLATIONS
@@ -95,7 +97,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 def _given(argv: Sequence[str]) -> dict[str, Any]:
     """The flags of the command line alone."""
-    return vars(without_defaults(create_parser()).parse_args(argv))
+    return given_flags(create_parser(), argv)
 
 
 def _check_args(args: argparse.Namespace, given: dict[str, Any]) -> None:
@@ -112,19 +114,14 @@ def _check_args(args: argparse.Namespace, given: dict[str, Any]) -> None:
         (several or 'dad_temperature' not in given, '--dad-temperature is for several teachers'),
         (args.device.split(':')[0] in ('cuda', 'cpu'), f'--device must be cuda or cpu, got {args.device!r}'),
     )
-    for holds, message in rules:
-        if not holds:
-            raise ValueError(message)
+    check_rules(rules)
 
 
 def create_frame(args: argparse.Namespace) -> Frame:
     """The part of an image that is shown; ``ValueError`` names the flag."""
     size = tuple(args.input_size[1:]) if args.input_size else (args.img_size, args.img_size)
-    try:
+    with naming_flag({'size': 'input_size' if args.input_size else 'img_size'}):
         return Frame(size=size, interpolation=args.interpolation, crop_pct=args.crop_pct)
-    except ValueError as error:
-        flags = {'size': '--input-size' if args.input_size else '--img-size', 'crop_pct': '--crop-pct'}
-        raise ValueError(f'{flags[str(error).split()[0]]}: {error}') from error  # it begins with the field
 
 
 def main(argv: Sequence[str]) -> list[PreviewImage]:
@@ -152,8 +149,8 @@ def main(argv: Sequence[str]) -> list[PreviewImage]:
         texts = (f'{describe_settings(augment)}; seed {args.seed}', describe_means(images))
         try:
             output.mkdir(parents=True, exist_ok=True)
-            write_whole(output / FILES[0], png_bytes(make_sheet(images, names, texts[0])))
-            write_whole(output / FILES[1], make_page(images, names, texts).encode())
+            write_file(output / FILES[0], png_bytes(make_sheet(images, names, texts[0])))
+            write_file(output / FILES[1], make_page(images, names, texts).encode())
         except OSError as error:
             raise ValueError(f'--output: {output} cannot be written: {error}') from error
     print(texts[1])

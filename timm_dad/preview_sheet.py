@@ -2,9 +2,7 @@
 
 import io
 import math
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -207,10 +205,3 @@ def png_bytes(picture: Image.Image) -> bytes:
     file = io.BytesIO()
     picture.save(file, format='PNG')
     return file.getvalue()
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file, to a temporary name first."""
-    temporary = path.with_name(f'{path.name}.tmp')
-    temporary.write_bytes(data)
-    os.replace(temporary, path)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from timm_dad.content_hash import content_hash
 from timm_dad.data import check_images, dataset_class_names, open_dataset
 from timm_dad.errors import errors_in_one_line
+from timm_dad.flag_errors import check_rules
 from timm_dad.frozen import PRECISIONS, prepare_frozen
 from timm_dad.heads import LinearHead, UnitFeatures, load_tower, save_head
 from timm_dad.log import setup_logging
@@ -193,9 +194,7 @@ def _check(args: argparse.Namespace) -> None:
         (args.batch_size > 0, f'--batch-size must be 1 or more, got {args.batch_size}'),
         (args.workers >= 0, f'--workers must be 0 or more, got {args.workers}'),
     )
-    for holds, message in rules:
-        if not holds:
-            raise ValueError(message)
+    check_rules(rules)
 
 
 def make_probe(args: argparse.Namespace) -> LinearHead:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from timm_dad.dad_args import add_dad_args, build_task, check_dad_args
 from timm_dad.data import dataset_class_names
 from timm_dad.errors import errors_in_one_line, is_main_process
+from timm_dad.flag_errors import check_rules
 from timm_dad.given_flags import without_defaults
 from timm_dad.loaders import create_collate, mixes
 from timm_dad.pair_args import open_dad_set, pair_dataset, uses_pairs
@@ -65,9 +66,7 @@ def _check_train_script(args: argparse.Namespace) -> None:
             'views of others; leave --no-prefetcher out',
         ),
     )
-    for holds, message in rules:
-        if not holds:
-            raise ValueError(message)
+    check_rules(rules)
 
 
 def pair_views(

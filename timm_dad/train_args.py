@@ -17,7 +17,8 @@ from timm.utils import ParseKwargs
 
 from timm_dad.dad_args import add_dad_args, check_dad_args
 from timm_dad.demo.data import DEMO_CONFIG
-from timm_dad.given_flags import without_defaults
+from timm_dad.flag_errors import check_rules
+from timm_dad.given_flags import given_flags
 
 # What timm's create_scheduler_v2 knows; it takes any other name without a word.
 SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'plateau', 'poly')
@@ -349,7 +350,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         SystemExit: On a bad flag, with one line that names flag, rule, value and fix.
     """
     parser = create_parser()
-    explicit = vars(without_defaults(create_parser()).parse_args(argv))
+    explicit = given_flags(create_parser(), argv)
     config = explicit.get('config', '')
     if not config and not {'data', 'data_dir', 'dataset'} & set(explicit):
         config = str(DEMO_CONFIG)
@@ -460,9 +461,7 @@ def check_args(args: argparse.Namespace, chosen: set[str]) -> None:
             '--sched plateau goes by epochs: leave --sched-on-updates out',
         ),
     )
-    for holds, message in rules:
-        if not holds:
-            raise ValueError(message)
+    check_rules(rules)
     if args.torchcompile:
         backends = torch.compiler.list_backends(exclude_tags=())
         if args.torchcompile not in backends:
@@ -489,9 +488,7 @@ def check_preview_args(args: argparse.Namespace) -> None:
         ),
         (args.val_split, '--dad-preview-interval shows validation images: it needs --val-split'),
     )
-    for holds, message in rules:
-        if not holds:
-            raise ValueError(message)
+    check_rules(rules)
 
 
 def torch_dtype(name: str | None) -> torch.dtype:

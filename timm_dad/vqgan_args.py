@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from timm_dad.discretize import VQGANConfig
+from timm_dad.flag_errors import check_rules, naming_flag
 from timm_dad.vqgan_train import VQGANTrainConfig
 
 PROGRAM = 'timm-dad vqgan train'
@@ -150,19 +151,15 @@ def _check_args(args: argparse.Namespace) -> None:
         (args.data_dir or args.dataset, '--data-dir must name a folder of pictures (or give --dataset)'),
         (args.device.split(':')[0] in ('cuda', 'cpu'), f'--device must be cuda or cpu, got {args.device!r}'),
     )  # fmt: skip
-    for holds, message in rules:
-        if not holds:
-            raise ValueError(message)
+    check_rules(rules)
 
 
 def train_config(args: argparse.Namespace, steps: int) -> VQGANTrainConfig:
     """The training that the flags ask for; ``ValueError`` names the flag."""
     names = ('weight_decay', 'clip_grad', 'perceptual_weight', 'restart_interval', 'restart_until')
     lr = args.lr if args.lr is not None else 1e-4 if args.init else VQGANTrainConfig(steps=2).lr
-    try:
+    with naming_flag():
         return VQGANTrainConfig(steps=steps, lr=lr, **{name: getattr(args, name) for name in names})
-    except ValueError as error:
-        raise ValueError(f'--{str(error).split()[0].replace("_", "-")}: {error}') from error
 
 
 def create_config(args: argparse.Namespace) -> VQGANConfig:

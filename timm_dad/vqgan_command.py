@@ -26,6 +26,7 @@ from timm_dad.data import check_images, create_dataset
 from timm_dad.demo.data import DEMO_VQGAN
 from timm_dad.discretize import VQGAN
 from timm_dad.errors import errors_in_one_line
+from timm_dad.files import write_file
 from timm_dad.loaders import set_epoch
 from timm_dad.log import setup_logging
 from timm_dad.vqgan_args import FIXED, PROGRAM, check_image_size, create_config, parse_args, train_config
@@ -248,7 +249,7 @@ def _start(run: VQGANRun) -> None:
         _logger.info('--resume auto: no run in %s, starting', run.output_dir)
     if run.accelerator.is_main_process:
         text = yaml.safe_dump({name: value for name, value in vars(run.args).items() if name not in FIXED})
-        train_dad.write_file(run.output_dir / 'args.yaml', text)
+        write_file(run.output_dir / 'args.yaml', text)
         train_dad.cut_summary(run.output_dir / 'summary.csv', run.epoch)
     parameters = sum(parameter.numel() for parameter in run.trainer.vqgan.parameters())
     config = run.trainer.vqgan.config

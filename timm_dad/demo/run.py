@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -10,6 +9,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from timm_dad.demo.data import STYLES, UNSEEN_STYLES
+from timm_dad.files import write_file
 
 # KD sees a second random view, so that both it and DAD train on the same number of images.
 ARMS = {'plain': ['--no-dad'], 'kd': ['--dad-view', 'random'], 'dad': ['--dad-view', 'dad']}
@@ -95,9 +95,7 @@ def format_table(by_seed: dict[int, dict[str, Top1]]) -> str:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, to a temporary name first."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix('.tmp')
-    temporary.write_text(json.dumps(content, indent=2) + '\n')
-    os.replace(temporary, path)
+    write_file(path, json.dumps(content, indent=2) + '\n')
 
 
 def main(argv: Sequence[str] | None = None) -> None:

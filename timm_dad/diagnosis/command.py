@@ -22,8 +22,9 @@ from timm_dad.evaluation.model_specs import parse_models
 from timm_dad.evaluation.models import EvalModel, ModelOptions, open_model
 from timm_dad.evaluation.suites import Suite, open_suite, parse_suite
 from timm_dad.extras import require_extra
+from timm_dad.flag_errors import check_rules, naming_flag
 from timm_dad.frozen import prepare_frozen
-from timm_dad.given_flags import without_defaults
+from timm_dad.given_flags import given_flags
 from timm_dad.log import setup_logging
 from timm_dad.pair_args import check_pair_args, open_dad_set
 from timm_dad.set_match import check_data, check_teacher
@@ -100,7 +101,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """
     parser = create_parser()
     args = parser.parse_args(argv)
-    given = vars(without_defaults(create_parser()).parse_args(argv))
+    given = given_flags(create_parser(), argv)
     try:
         _check_args(args, given)
         attack_config(args)
@@ -130,20 +131,15 @@ def _check_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
         (args.device.split(':')[0] in ('cuda', 'cpu'), f'--device must be cuda or cpu, got {args.device!r}'),
         (not args.output or not Path(args.output).is_file(), f'--output must be a folder, got the file {args.output}'),
     )
-    for holds, message in rules:
-        if not holds:
-            raise ValueError(message)
+    check_rules(rules)
 
 
 def create_config(args: argparse.Namespace) -> DiagnoseConfig:
     """How the flags want it measured; ``ValueError`` names the flag."""
     flags = {'num_splits': 'splits', 'temperature': 'dad_temperature'}
     names = ('distance', 'num_splits', 'temperature', 'seed', 'batch_size', 'workers')
-    try:
+    with naming_flag(flags):
         return DiagnoseConfig(**{name: getattr(args, flags.get(name, name)) for name in names})
-    except ValueError as error:
-        name = str(error).split()[0]  # the message begins with the field
-        raise ValueError(f'--{flags.get(name, name).replace("_", "-")}: {error}') from error
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
@@ -159,7 +155,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     setup_logging()
     with errors_in_one_line(PROGRAM):
         require_extra('ot', 'eval')
-        report = run(args, vars(without_defaults(create_parser()).parse_args(argv)))
+        report = run(args, given_flags(create_parser(), argv))
         text = format_report(report)
         paths = write_report(Path(args.output), report, text) if args.output else []
     print(text)
@@ -236,10 +232,8 @@ def make_frame(args: argparse.Namespace, teacher: Teacher, student: EvalModel | 
     size = student.preprocess.input_size if student else teacher.input_size
     if args.img_size is not None:
         size = (args.img_size, args.img_size)
-    try:
+    with naming_flag():
         return Frame(size=size, interpolation=args.interpolation, crop_pct=args.crop_pct)
-    except ValueError as error:
-        raise ValueError(f'--{str(error).split()[0].replace("_", "-")}: {error}') from error
 
 
 def open_views(

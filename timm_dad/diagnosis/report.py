@@ -1,13 +1,13 @@
 """The report of ``timm-dad diagnose``: Markdown that reads as plain text, too."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from timm_dad.diagnosis.data import CLEAN, DAD
 from timm_dad.diagnosis.limiting_term import ADVICE
+from timm_dad.files import write_file
 
 _RISKS = {
     'teacher_error': 'teacher error',
@@ -144,9 +144,7 @@ def write_report(folder: Path, report: Mapping[str, Any], text: str) -> list[Pat
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            temporary = folder / f'.{name}.tmp'
-            temporary.write_text(content, encoding='utf-8')
-            os.replace(temporary, folder / name)
+            write_file(folder / name, content)
     except OSError as error:
         raise ValueError(f'--output {folder} cannot be written: {error}') from error
     return [folder / name for name in files]

@@ -15,8 +15,9 @@ from timm_dad.evaluation.model_specs import parse_models
 from timm_dad.evaluation.models import ModelOptions
 from timm_dad.evaluation.predict import EvalConfig
 from timm_dad.evaluation.suites import PUBLISHED
+from timm_dad.flag_errors import check_rules, naming_flag
 from timm_dad.frozen import PRECISIONS
-from timm_dad.given_flags import without_defaults
+from timm_dad.given_flags import given_flags
 from timm_dad.zero_shot import check_templates
 
 PROGRAM = 'timm-dad evaluate'
@@ -106,7 +107,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """
     parser = create_parser()
     args = parser.parse_args(argv)
-    given = set(vars(without_defaults(create_parser()).parse_args(argv)))
+    given = set(given_flags(create_parser(), argv))
     try:
         _check_rules(args, given)
         _check_files(args)
@@ -153,9 +154,7 @@ def _check_rules(args: argparse.Namespace, given: set[str]) -> None:
         (own_head or not args.class_map, '--class-map is for models with a head of their own, and there is none'),
         (args.device.split(':')[0] in ('cuda', 'cpu'), f'--device must be cuda or cpu, got {args.device!r}'),
     )
-    for holds, message in rules:
-        if not holds:
-            raise ValueError(message)
+    check_rules(rules)
 
 
 def _check_files(args: argparse.Namespace) -> None:
@@ -167,14 +166,9 @@ def _check_files(args: argparse.Namespace) -> None:
 
 def create_config(args: argparse.Namespace) -> EvalConfig:
     """How the flags want models evaluated; ``ValueError`` names the flag."""
-    try:
+    with naming_flag({'eps': 'attack_eps', 'norm': 'attack_norm'}):
         attack = EvalAttackConfig(eps=args.attack_eps, norm=args.attack_norm)
-    except ValueError as error:
-        raise ValueError(f'--attack-{str(error).split()[0]}: {error}') from error  # the message begins with the field
-    try:
         return EvalConfig(batch_size=args.batch_size, workers=args.workers, seed=args.seed, attack=attack)
-    except ValueError as error:
-        raise ValueError(f'--{str(error).split()[0].replace("_", "-")}: {error}') from error
 
 
 def create_options(args: argparse.Namespace) -> ModelOptions:

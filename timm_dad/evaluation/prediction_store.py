@@ -1,7 +1,6 @@
 """Predictions on disk, with what they were made of: a rerun takes those that it would make the same way."""
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cache
@@ -15,6 +14,7 @@ from timm_dad.content_hash import content_hash
 from timm_dad.evaluation.changed_suites import AttackedPart, CorruptedPart
 from timm_dad.evaluation.predictions import Predictions
 from timm_dad.evaluation.suite_data import Part, Suite
+from timm_dad.files import write_file
 
 if TYPE_CHECKING:
     from timm_dad.evaluation.predict import EvalConfig
@@ -96,9 +96,7 @@ class PredictionStore:
         known = path.with_suffix('.json')
         known.unlink(missing_ok=True)
         predictions.save(path)
-        temporary = known.with_name(f'.{known.name}.tmp')
-        temporary.write_text(json.dumps(facts, indent=1, sort_keys=True) + '\n')
-        os.replace(temporary, known)
+        write_file(known, json.dumps(facts, indent=1, sort_keys=True) + '\n')
 
 
 @cache

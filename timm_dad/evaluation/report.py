@@ -1,7 +1,6 @@
 """The report of ``timm-dad evaluate``: figures with intervals, paired differences, published ones; plain numbers."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from timm_dad.evaluation.suite_figures import (
     robustness_estimate,
 )
 from timm_dad.evaluation.timm_results import TimmResults, baseline_points
+from timm_dad.files import write_file
 
 # Figures by model, suite, part and name, and the facts around them; what json takes.
 Report = dict[str, Any]
@@ -234,7 +234,5 @@ def write_report(report: Report, folder: str | Path) -> list[Path]:
         'report.md': format_markdown(report),
     }
     for name, text in texts.items():
-        temporary = folder / f'.{name}.tmp'
-        temporary.write_bytes(text.encode())
-        os.replace(temporary, folder / name)
+        write_file(folder / name, text)
     return [folder / name for name in texts]
