@@ -81,6 +81,7 @@ from timm_dad.evaluation.train_suites import (
 from timm_dad.files import write_file
 from timm_dad.loaders import create_eval_loader, create_mixup, create_train_loader, mixes, set_epoch, stop_mixup
 from timm_dad.log import setup_logging
+from timm_dad.overlap import prepared_ahead
 from timm_dad.pair_args import open_dad_set, pair_dataset, uses_cache, uses_pairs
 from timm_dad.preview import describe_settings, preview_image, shown_names, spread
 from timm_dad.preview_sheet import make_sheet, png_bytes
@@ -482,6 +483,13 @@ def batches(run: Run, epoch: int) -> Iterator[tuple[int, torch.Tensor, torch.Ten
                     save_images(run, batch_idx, input)
 
 
+def batches_for_task(run: Run, epoch: int) -> Iterator[tuple[Any, ...]]:
+    """Index, input and target of each batch and, with ``--dad-overlap``, what DAD makes of it."""
+    if isinstance(run.task, DADTask) and run.args.dad_overlap:
+        return prepared_ahead(batches(run, epoch), run.task)
+    return batches(run, epoch)
+
+
 def train_one_epoch(run: Run, epoch: int) -> Metrics:
     """One pass over the training data; returns the mean of every loss part, over all processes."""
     args, accelerator, task = run.args, run.accelerator, run.task
@@ -489,18 +497,18 @@ def train_one_epoch(run: Run, epoch: int) -> Metrics:
     if args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
         stop_mixup(run.loader_train, run.mixup_fn)
     if isinstance(task, DADTask):
-        task.set_epoch(epoch)
+        task.set_epoch(epoch, run.start_batch if epoch == run.start_epoch else 0)
     task.train()
     if epoch > run.start_epoch or not run.start_batch:
         run.meters = {}
     num_batches, accum_steps = len(run.loader_train), args.grad_accum_steps
     run.optimizer.zero_grad()
-    for batch_idx, input, target in batches(run, epoch):
+    for batch_idx, input, target, *prepared in batches_for_task(run, epoch):
         first_of_update = batch_idx - batch_idx % accum_steps
         of_update = min(accum_steps, num_batches - first_of_update)
         need_update = batch_idx + 1 == first_of_update + of_update
         with contextlib.nullcontext() if need_update else task.no_sync():
-            result = task(input, target)
+            result = task(input, target, *prepared)
             parts = {name: value.detach().float() for name, value in result.items() if name != 'output'}
             values = dict(zip(parts, torch.stack(list(parts.values())).tolist(), strict=True))  # one sync a batch
             check_finite(run, values, epoch, batch_idx)

@@ -1,3 +1,5 @@
+from collections import Counter
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -72,17 +74,17 @@ def test_the_whole_path_is_that_of_the_paper(build, teacher, vqgan, x_pix, eps, 
 
 def test_views_on_the_way_are_what_they_are_called(build, teacher, vqgan, x_pix):
     views = build().make_views(x_pix, TARGET)
-    torch.testing.assert_close(views.x_vq, reference_reconstruction(vqgan, x_pix), atol=1e-5, rtol=0)
+    torch.testing.assert_close(views.x0, reference_reconstruction(vqgan, x_pix), atol=1e-5, rtol=0)
     assert torch.equal(views.x_dad, vqgan(views.x_adv))
     assert torch.equal(views.dad_logits, teacher(views.x_dad))
     assert torch.equal(views.kept, views.dad_logits.argmax(dim=1) == TARGET)
-    for name in ('x_vq', 'x_adv', 'x_dad'):
+    for name in ('x0', 'x_adv', 'x_dad'):
         view = getattr(views, name)
         assert view.shape == x_pix.shape
         assert view.min() >= 0
         assert view.max() <= 1
         assert not view.requires_grad
-    distance = (views.x_adv - views.x_vq).flatten(1).norm(dim=1)
+    distance = (views.x_adv - views.x0).flatten(1).norm(dim=1)
     assert (distance <= 3.0 + 1e-5).all()
     assert (distance > 1.0).all()  # of the 3.0, clipping to [0, 1] takes a part
     assert not views.dad_logits.requires_grad
@@ -90,7 +92,7 @@ def test_views_on_the_way_are_what_they_are_called(build, teacher, vqgan, x_pix)
 
 def test_the_attack_hurts_the_teacher(build, teacher, x_pix):
     views = build(AttackConfig(eps=1.0, step_size=0.1, num_steps=3, random_start=0.0)).make_views(x_pix, TARGET)
-    before, after = (F.cross_entropy(teacher(x), TARGET, reduction='none') for x in (views.x_vq, views.x_adv))
+    before, after = (F.cross_entropy(teacher(x), TARGET, reduction='none') for x in (views.x0, views.x_adv))
     assert (after > before).all()
 
 
@@ -193,10 +195,10 @@ def test_equal_seeds_are_bit_equal(build, x_pix):
 def test_a_budget_per_image_replaces_the_configured_one(build, x_pix):
     augment = build(AttackConfig(eps=3.0, step_size=3.0, random_start=1.0))
     views = augment.make_views(x_pix, TARGET, eps=torch.tensor([0.0, 2.0, 0.0, 0.5]))
-    distance = (views.x_adv - views.x_vq).flatten(1).norm(dim=1)
+    distance = (views.x_adv - views.x0).flatten(1).norm(dim=1)
     assert (distance <= torch.tensor([0.0, 2.0, 0.0, 0.5]) + 1e-5).all()
     assert (distance[[1, 3]] > 0.1).all()
-    assert torch.equal(views.x_adv[[0, 2]], views.x_vq[[0, 2]])
+    assert torch.equal(views.x_adv[[0, 2]], views.x0[[0, 2]])
 
 
 def test_the_default_attack_is_the_released_one(teacher, vqgan):
@@ -224,3 +226,81 @@ def test_strict_size_refuses_what_the_factor_does_not_divide(build, vqgan):
 def test_a_std_that_is_not_positive_is_refused(teacher, vqgan, std):
     with pytest.raises(ValueError, match='std must be positive, got'):
         DADAugment(teacher, vqgan, mean=MEAN, std=std)
+
+
+# The attack from the input.
+
+
+@pytest.fixture
+def counted(teacher, vqgan, monkeypatch):
+    """Images through the teacher, with and without a gradient, and through encoder and decoder."""
+    counts = Counter()
+
+    def count(name):
+        def hook(module, inputs):
+            counts[name + (' with gradient' if inputs[0].requires_grad else '')] += len(inputs[0])
+
+        return hook
+
+    for name, module in (('teacher', teacher.model), ('encoder', vqgan.encoder), ('decoder', vqgan.decoder)):
+        module.register_forward_pre_hook(count(name))
+    return counts
+
+
+def test_from_the_input_it_starts_at_x_and_ends_on_codes(build, teacher, vqgan, x_pix):
+    attack = AttackConfig(eps=1.0, step_size=0.7, random_start=0.0)
+    views = build(attack, attack_from='input').make_views(x_pix, TARGET)
+    assert torch.equal(views.x0, x_pix)
+    x = x_pix.clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(F.cross_entropy(teacher(x), TARGET, reduction='sum'), x)
+    step = gradient / gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    torch.testing.assert_close(views.x_adv, (x_pix + 0.7 * step).clamp(0, 1), atol=1e-5, rtol=0)
+    assert torch.equal(views.x_dad, vqgan(views.x_adv))
+    torch.testing.assert_close(views.clean_logits, teacher(x_pix))
+    assert torch.equal(views.dad_logits, teacher(views.x_dad))
+
+
+def test_the_random_start_stays_in_the_ball_of_x(build, x_pix):
+    views = build(AttackConfig(eps=1.0, step_size=0.5, random_start=1.0), attack_from='input').make_views(x_pix, TARGET)
+    distance = (views.x_adv - x_pix).flatten(1).norm(dim=1)
+    assert distance.max() <= 1.0 + 1e-5
+    assert distance.min() > 0.3
+
+
+@pytest.mark.parametrize(
+    ('attack_from', 'steps', 'expected'),
+    [
+        ('reconstruction', 1, {'encoder': 8, 'decoder': 8, 'teacher with gradient': 4, 'teacher': 4}),
+        ('reconstruction', 3, {'encoder': 8, 'decoder': 8, 'teacher with gradient': 12, 'teacher': 4}),
+        ('input', 1, {'encoder': 4, 'decoder': 4, 'teacher with gradient': 4, 'teacher': 4}),
+        ('input', 3, {'encoder': 4, 'decoder': 4, 'teacher with gradient': 12, 'teacher': 4}),
+        ('input', 0, {'encoder': 4, 'decoder': 4, 'teacher': 8}),
+    ],
+)
+def test_nothing_is_computed_twice(build, counted, x_pix, attack_from, steps, expected):
+    build(AttackConfig(num_steps=steps), attack_from=attack_from).make_views(x_pix, TARGET)
+    assert counted == expected
+
+
+def test_views_of_one_image_share_the_gradient_at_the_input(build, counted, x_pix):
+    augment = build(AttackConfig(), attack_from='input')
+    centre = augment.find_centre(x_pix, TARGET)
+    for _ in range(3):
+        augment.attack_centre(centre, TARGET)
+    assert counted == {'encoder': 12, 'decoder': 12, 'teacher with gradient': 4, 'teacher': 12}
+
+
+def test_from_the_input_a_lost_label_gives_the_reconstruction(build, counted, teacher, vqgan, x_pix):
+    logits = build(WEAK, attack_from='input').make_views(x_pix, TARGET).dad_logits
+    target = torch.cat([logits[:2].argmin(dim=1), logits[2:].argmax(dim=1)])  # two are lost from the start
+    views = build(WEAK, keep_label=True, attack_from='input').make_views(x_pix, target)
+    lost = ~views.kept
+    assert 0 < lost.sum() < 4
+    torch.testing.assert_close(views.x_dad[lost], vqgan(x_pix[lost]), atol=1e-5, rtol=0)
+    assert torch.equal(views.dad_codes[lost], vqgan.encode_to_codes(x_pix[lost]))
+    torch.testing.assert_close(views.dad_logits[lost], teacher(views.x_dad[lost]), atol=1e-4, rtol=1e-4)
+
+
+def test_attack_from_elsewhere_is_refused(build):
+    with pytest.raises(ValueError, match=r"attack_from must be one of \('reconstruction', 'input'\), got 'noise'"):
+        build(attack_from='noise')

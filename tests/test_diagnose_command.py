@@ -130,6 +130,7 @@ CHANGES = {
     '--dad-classnames': ('ROOT/names.txt', 'risks'),
     '--dad-templates': ('ROOT/templates.txt', 'risks'),
     '--dad-precision': ('bf16', 'risks'),
+    '--dad-attack-from': ('input', 'risks'),
     '--distance': ('sliced', 'distances'),
     '--splits': ('2', 'distances'),
     '--seed': ('1', 'risks'),
@@ -290,6 +291,7 @@ def test_what_does_not_go_with_a_set(root, dad_set, capsys, flags, message):
         ('--student demo --dad-temperature 0', '--dad-temperature: temperature must be positive'),
         ('--device tpu', "--device must be cuda or cpu, got 'tpu'"),
         ('--dad-eps -1', '--dad-eps'),
+        ('--dad-micro-batch -1', '--dad-micro-batch'),
         ('--ood twemoji', "--ood takes NAME=PATH or demo/STYLE, got 'twemoji'"),
         ('--ood odd=/nowhere', '--ood odd=/nowhere'),
         ('--ood demo/twemoji demo/twemoji', '--ood: every set needs a name of its own'),
@@ -340,6 +342,7 @@ def test_every_flag_is_tested():
         '--dad-keep-label',
         '--dad-step-size',
         '--dad-strict-size',
+        '--dad-compile',
     }
     source = open(__file__).read()
     flags = {flag for action in create_parser()._actions for flag in action.option_strings if flag.startswith('--')}

@@ -190,7 +190,7 @@ def test_reconstruction_is_that_of_taming(vqgan, reference, x_pix, dtype, atol):
 def test_decode_codes_is_the_decode_path_of_taming(vqgan, reference):
     codes = torch.randint(32, (2, 6, 8))
     quant = reference.quantize.get_codebook_entry(codes.flatten(), (2, 6, 8, 4))
-    torch.testing.assert_close(vqgan.decode_codes(codes), reference.decode(quant), atol=1e-6, rtol=0)
+    torch.testing.assert_close(vqgan.decode_codes(codes), reference.decode(quant), atol=1e-5, rtol=0)
 
 
 def test_decode_of_code_vectors_is_decode_codes_before_clamping(vqgan):

@@ -63,10 +63,12 @@ def test_networks_run_in_the_precision_and_return_fp32(teacher, vqgan, x_pix, pr
 
 
 @pytest.mark.parametrize('precision', DTYPES)
-def test_weights_stay_in_fp32(teacher, vqgan, precision):
+def test_norms_codebook_and_what_is_around_the_networks_stay_in_fp32(teacher, vqgan, precision):
     prepare_frozen(teacher, vqgan, precision, torch.device('cpu'))
-    for module in (teacher, vqgan):
-        assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
+    for module in (*teacher.modules(), *vqgan.modules()):
+        rounded = isinstance(module, nn.Linear | nn.Conv2d) and module not in (vqgan.quant_conv, vqgan.post_quant_conv)
+        expected = DTYPES[precision] if rounded else torch.float32
+        assert {parameter.dtype for parameter in module.parameters(recurse=False)} <= {expected}
 
 
 @pytest.mark.parametrize('precision', ['bf16', 'fp16'])
@@ -200,7 +202,7 @@ def test_an_autocast_of_the_caller_changes_no_dad_view(teacher, vqgan, x_pix, pr
     assert networks == {DTYPES[precision or 'fp32']}
     assert around == {torch.float32}
     assert images.dtype == torch.float32
-    for name in ('x_vq', 'x_adv', 'x_dad', 'dad_logits', 'kept'):
+    for name in ('x0', 'x_adv', 'x_dad', 'dad_logits', 'kept'):
         assert torch.equal(getattr(views, name), getattr(expected, name)), name
 
 
@@ -255,3 +257,25 @@ def test_a_zero_shot_head_is_not_rounded(x_pix):
     assert logits.dtype == torch.float32
     assert not torch.equal(logits, logits.bfloat16().float())
     assert all(len(row.unique()) > 900 for row in logits)
+
+
+@pytest.mark.parametrize('precision', ['bf16', 'fp16'])
+def test_weights_rounded_once_give_what_autocast_gives(teacher, vqgan, x_pix, precision):
+    z = torch.randn(2, 4, 8, 8)
+    with torch.no_grad(), torch.autocast('cpu', DTYPES[precision]):
+        network_input = teacher.normalize(x_pix).contiguous(memory_format=torch.channels_last)
+        for network in (teacher.model, vqgan.encoder):
+            network.to(memory_format=torch.channels_last)
+        expected = teacher.model(network_input), vqgan.encoder(2 * x_pix - 1)
+    prepare_frozen(teacher, vqgan, precision, torch.device('cpu'))
+    with torch.no_grad():
+        found = teacher.model(network_input), vqgan.encoder(2 * x_pix - 1)
+    for own, other in zip(found, expected, strict=True):
+        assert torch.equal(own, other.float())
+    rounded = {
+        type(m) for m in teacher.model.modules() for p in m.parameters(recurse=False) if p.dtype == DTYPES[precision]
+    }
+    assert rounded <= {nn.Linear, nn.Conv2d}
+    assert rounded
+    assert vqgan.codebook.dtype == vqgan.quant_conv.weight.dtype == torch.float32
+    assert vqgan.decode(z).dtype == torch.float32

@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
 from timm_dad.attack import AttackConfig
-from timm_dad.augment import DADAugment
+from timm_dad.augment import Centre, DADAugment
 from timm_dad.dad_set import DADSet
 from timm_dad.discretize import VQGAN, VQGANConfig
 from timm_dad.formats import FormatConfig
@@ -139,11 +139,11 @@ def reference_views(source, num_views, seed, batch_size, shard_size, augment=AUG
             pairs = [source.dataset[index] for index in indices]
             x_pix = torch.stack([transform(image.convert('RGB')) for image, _ in pairs])
             target = torch.tensor([label for _, label in pairs])
-            x_vq, codes = augment.vqgan.reconstruct(x_pix)
+            centre = Centre(*augment.vqgan.reconstruct(x_pix))
             views = []
             for view in range(num_views):
                 own = [torch.Generator().manual_seed(view_seed(seed, index, view)) for index in indices]
-                views.append(augment.attack_reconstruction(x_vq, codes, target, generator=own).x_dad)
+                views.append(augment.attack_centre(centre, target, generator=own).x_dad)
             pixels.append(torch.stack(views, dim=1).mul(255).round().byte())
     return torch.cat(pixels).permute(0, 1, 3, 4, 2).numpy()
 

@@ -145,6 +145,7 @@ CHANGES = {
     'dad_num_steps': ((), ('--dad-num-steps', '3')),
     'dad_random_start': ((), ('--dad-random-start', '0')),
     'dad_keep_label': ((), ('--dad-keep-label',)),
+    'dad_attack_from': ((), ('--dad-attack-from', 'input')),
     'format': ((), ('--format', 'codes')),
     'image_format': ((), ('--image-format', 'webp')),
     'quality': (('--image-format', 'jpeg'), ('--quality', '20')),
@@ -155,6 +156,7 @@ ERRORS = {
     'num_classes': (('--num-classes', '5'), '--num-classes must be 4, the classes of the data, got 5'),
     'dad_strict_size': (('--dad-strict-size', '--img-size', '15'), '--img-size: image size must be a multiple of 2'),
     'device': (('--device', 'tpu'), "--device must be cuda or cpu, got 'tpu'"),
+    'dad_micro_batch': (('--dad-micro-batch', '-1'), '--dad-micro-batch: micro_batch must be 0'),
     'workers': (('--workers', '-1'), '--workers must be 0 or more, got -1'),
     'dad_classnames': (('--dad-classnames', '{files}/names.txt'), '--dad-classnames is for zero-shot teachers'),
     'dad_templates': (('--dad-templates', '{files}/templates.txt'), '--dad-templates is for zero-shot teachers'),
@@ -168,6 +170,7 @@ ELSEWHERE = {
     'train_num_samples': 'test_the_number_of_images_of_a_stream_may_be_given',
     'dataset_download': 'test_flags_of_the_data_reach_timm',
     'dataset_trust_remote_code': 'test_flags_of_the_data_reach_timm',
+    'dad_compile': 'test_what_rounds_otherwise_is_a_setting_of_the_set',
     'dad_teacher_checkpoint': 'test_weights_of_the_teacher_may_be_a_flag_of_their_own',
 }
 
@@ -212,6 +215,39 @@ def test_flags_of_execution_change_no_byte(files, base, tmp_path):
     assert views.keys() == base[0].keys()
     assert [item['source_sha256'] for item in found] == [item['source_sha256'] for item in base[1]]
     assert len(list((tmp_path / 'sizes' / 'manifest').iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ('given', 'setting'),
+    [
+        (('--dad-micro-batch', '3'), {'micro_batch': 3}),
+        pytest.param(('--dad-compile',), {'compiled': True}, marks=pytest.mark.slow),
+    ],
+)
+def test_what_rounds_otherwise_is_a_setting_of_the_set(files, base, tmp_path, given, setting):
+    main(flags(files, tmp_path / 'set', *given))
+    settings = read_json(tmp_path / 'set' / 'dad_set.json')
+    assert setting.items() <= settings.items()
+    views, _ = content(tmp_path / 'set')
+    assert views.keys() == base[0].keys()
+    assert list(verify(tmp_path / 'set')) == []
+
+
+def test_a_set_without_them_has_the_settings_that_sets_always_had(files, base, tmp_path):
+    main(flags(files, tmp_path / 'set'))
+    assert not {'micro_batch', 'compiled', 'attack_from'} & set(read_json(tmp_path / 'set' / 'dad_set.json'))
+
+
+def test_a_machine_that_cannot_compile_says_so_before_work_starts(files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr('torch.compile', lambda *args, **kwargs: 1 / 0)
+    message = error_of(capsys, flags(files, tmp_path / 'set', '--dad-compile'))
+    assert '--dad-compile: torch.compile does not work on this machine' in message
+    assert not (tmp_path / 'set').exists()
+
+
+def test_the_precision_of_a_set_is_named(files, tmp_path, capsys):
+    message = error_of(capsys, flags(files, tmp_path / 'set', '--dad-precision', 'auto'))
+    assert '--dad-precision decides the bytes of a set' in message
 
 
 def test_input_size_is_another_way_to_say_it(files, base, tmp_path):

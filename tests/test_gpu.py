@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from timm.utils import random_seed
 
+from timm_dad.attack import AttackConfig
 from timm_dad.augment import DADAugment
 from timm_dad.frozen import prepare_frozen
+from timm_dad.overlap import prepared_ahead
 from timm_dad.task import DADTask
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')]
@@ -26,4 +29,51 @@ def test_step_on_a_gpu(student, teacher, vqgan, precision, channels_last):
     assert torch.isfinite(result['loss'])
     assert all(parameter.grad is not None for parameter in student.parameters())
     views = augment.make_views(task.norm.to_pixels(input), torch.arange(4, device=device))
-    assert (views.x_adv - views.x_vq).flatten(1).norm(dim=1).max() > 0.005
+    assert (views.x_adv - views.x0).flatten(1).norm(dim=1).max() > 0.005
+
+
+@pytest.mark.parametrize('attack_from', ['reconstruction', 'input'])
+def test_compiled_views_on_a_gpu_are_those_of_eager(teacher, vqgan, x_pix, attack_from):
+    device, target = torch.device('cuda'), torch.arange(4, device='cuda')
+    norm, attack = {'mean': (0, 0, 0), 'std': (1, 1, 1)}, AttackConfig(random_start=0.0)
+    augment = DADAugment(teacher.to(device), vqgan.to(device), **norm, attack=attack, attack_from=attack_from)
+    expected = augment.make_views(x_pix.to(device), target)
+    prepare_frozen(teacher, vqgan, 'fp32', device, compile=True)
+    views = augment.make_views(x_pix.to(device), target)
+    torch.testing.assert_close(views.x_adv, expected.x_adv, atol=1e-3, rtol=0)
+
+
+def test_views_made_ahead_on_a_stream_are_the_same(student, teacher, vqgan, x_pix):
+    device = torch.device('cuda')
+    prepare_frozen(teacher, vqgan, 'fp32', device)
+    norm = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}
+    task = DADTask(student.to(device), teacher, DADAugment(teacher, vqgan, **norm), device=device, **norm)
+
+    def batches():
+        for index in range(4):
+            random_seed(index)
+            yield index, (x_pix * 2 - 1).to(device), torch.arange(4, device=device)
+
+    expected = [task(input, target)['dad_loss'].detach() for _, input, target in batches()]
+    found = [
+        task(input, target, second)['dad_loss'].detach() for _, input, target, second in prepared_ahead(batches(), task)
+    ]
+    torch.testing.assert_close(found, expected)
+
+
+def test_views_fit_where_the_whole_batch_does_not(teacher, vqgan):
+    device = torch.device('cuda')
+    prepare_frozen(teacher, vqgan, 'fp32', device)
+    augment = DADAugment(teacher, vqgan, mean=(0, 0, 0), std=(1, 1, 1))
+    x_pix, target = torch.rand(64, 3, 128, 128, device=device), torch.zeros(64, dtype=torch.long, device=device)
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    augment.make_views(x_pix[:16], target[:16])
+    room = 2 * torch.cuda.max_memory_allocated()  # not enough for all 64
+    torch.cuda.set_per_process_memory_fraction(room / total)
+    try:
+        assert augment.make_views(x_pix, target).x_dad.shape == x_pix.shape
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert 0 < augment.in_micro_batches.size < 64

@@ -121,6 +121,7 @@ def test_share_of_batches_follows_the_schedule():
     assert info._share_of_batches(DADSchedule(), 10) == 1
     assert info._share_of_batches(DADSchedule(prob=0.5, off_epoch=6), 10) == pytest.approx(0.3)
     assert info._share_of_batches(DADSchedule(warmup_epochs=2), 10) == pytest.approx(0.9)
+    assert info._share_of_batches(DADSchedule(every=4, off_epoch=5), 10) == pytest.approx(0.125)
 
 
 def test_the_text_says_what_the_json_says(capsys, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from timm_dad.attack import AttackConfig
-from timm_dad.augment import DADAugment
+from timm_dad.augment import Centre, DADAugment
 from timm_dad.preview import (
     describe_means,
     describe_settings,
@@ -44,7 +44,7 @@ def test_the_views_are_those_of_the_augmentation(augment, x_pix):
     image = make(augment, x_pix[0])
     x_vq, vq_codes = augment.vqgan.reconstruct(x_pix[:1])
     generators = [torch.Generator().manual_seed(3)]
-    views = augment.attack_reconstruction(x_vq, vq_codes, torch.tensor([1]), generator=generators)
+    views = augment.attack_centre(Centre(x_vq, vq_codes), torch.tensor([1]), generator=generators)
     for mine, theirs in (
         (image.x_pix, x_pix[0]),
         (image.x_vq, x_vq[0]),

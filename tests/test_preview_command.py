@@ -119,10 +119,12 @@ CHANGES = {
     'dad_num_steps': ((), ('--dad-num-steps', '3')),
     'dad_random_start': ((), ('--dad-random-start', '0')),
     'dad_keep_label': ((), ('--dad-keep-label',)),
+    'dad_attack_from': ((), ('--dad-attack-from', 'input')),
 }
 ERRORS = {
     'num_classes': (('--num-classes', '5'), '--num-classes must be 4, the classes of the data, got 5'),
     'dad_strict_size': (('--dad-strict-size', '--img-size', '15'), '--img-size: image size must be a multiple of 2'),
+    'dad_micro_batch': (('--dad-micro-batch', '-1'), '--dad-micro-batch: micro_batch must be 0'),
     'device': (('--device', 'tpu'), "--device must be cuda or cpu, got 'tpu'"),
     'dataset_download': (('--dataset-download',), '--dataset-download is for --dataset torch/, tfds/, hfds/, hfids/'),
     'dataset_trust_remote_code': (('--dataset-trust-remote-code',), '--dataset-trust-remote-code is for --dataset'),
@@ -133,6 +135,7 @@ ELSEWHERE = {
     'index': 'test_index_chooses_images',
     'dataset': 'test_without_data_it_is_the_demo',
     'input_size': 'test_input_size_is_another_way_to_say_it',
+    'dad_compile': 'test_models_are_compiled',
     'dad_teacher_checkpoint': 'test_weights_of_the_teacher_may_be_a_flag_of_their_own',
 }
 
@@ -331,3 +334,9 @@ def test_a_folder_that_cannot_be_written(files, tmp_path, capsys, monkeypatch):
 def test_it_is_a_command_of_timm_dad(files, base, tmp_path):
     cli(['preview', *flags(files, tmp_path)])
     assert content(tmp_path) == base
+
+
+def test_models_are_compiled(files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr('torch.compile', lambda *args, **kwargs: 1 / 0)
+    message = error_of(capsys, flags(files, tmp_path / 'out', '--dad-compile'))
+    assert '--dad-compile: torch.compile does not work on this machine' in message

@@ -101,7 +101,7 @@ def test_the_label_is_marked(image):  # noqa: F811
 
 
 def test_large_pictures_are_shown_smaller(image):  # noqa: F811
-    large = {name: torch.rand(3, 640, 480) for name in ('x_pix', 'x_vq', 'x_adv', 'x_dad')}
+    large = {name: torch.rand(3, 640, 480) for name in ('x_pix', 'x_vq', 'x0', 'x_adv', 'x_dad')}
     codes = {name: torch.zeros(40, 30, dtype=torch.long) for name in ('vq_codes', 'dad_codes', 'calm_codes')}
     page = Page(make_page([dataclasses.replace(image, factor=16, **large, **codes)], ['cat', 'dog', 'fish']))
     for own in (attributes for tag, attributes in page.tags if tag == 'img'):

@@ -44,6 +44,7 @@ def image():
         label=0,
         x_pix=x_pix,
         x_vq=x_vq,
+        x0=x_vq,
         x_adv=x_vq + torch.linspace(-0.01, 0.02, 72).view(3, 4, 6),
         x_dad=x_dad,
         vq_codes=torch.tensor([[1, 2, 3], [4, 5, 6]]),

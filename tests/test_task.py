@@ -426,3 +426,16 @@ def test_validation_of_a_compiled_student_goes_around_the_distributed_wrapper(
     train_step(task, optimizer, input)
     checkpoint = torch.load(save_checkpoint(task, optimizer, tmp_path), weights_only=True)
     assert equal_states(checkpoint['state_dict'], student.state_dict())
+
+
+@pytest.mark.parametrize(('attack_from', 'forwards'), [('reconstruction', 3), ('input', 2)])
+def test_the_teacher_sees_no_image_twice(student, teacher, vqgan, input, attack_from, forwards):
+    norm = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}
+    task = DADTask(student, teacher, DADAugment(teacher, vqgan, **norm, attack_from=attack_from), verbose=False)
+    seen = []
+    teacher.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().clone()))
+    result = task(input, TARGET)
+    assert len(seen) == forwards  # reconstruction: x, Q(x) with gradient, x_dad; input: x with gradient, x_dad
+    assert not any(torch.equal(a, b) for index, a in enumerate(seen) for b in seen[:index])
+    expected = reference_kl(teacher(to_pixels(input)), result['output'], task.loss.config.temperature)
+    torch.testing.assert_close(result['kd_loss'], expected, atol=1e-4, rtol=1e-4)

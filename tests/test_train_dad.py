@@ -227,6 +227,19 @@ def bad_folder(tmp_path, pictures, kind):
         (('--dad',), r'--dad-teacher must be'),
         (('--dad', '--dad-teacher', 'demo'), r'--dad-vqgan must name'),
         (('--dad-eps', '0.2'), r'--dad-eps needs --dad'),
+        ((*DAD, '--dad-every', '0'), r'--dad-every: every must be 1 \(every batch\) or more, got 0'),
+        ((*DAD, '--dad-replay', '-1'), r'--dad-replay: replay must be 0 or more, got -1'),
+        ((*DAD, '--dad-replay', '8'), r'--dad-replay is for batches without fresh DAD views: it needs --dad-every or'),
+        (
+            (*DAD, '--dad-cache', '1', '--dad-every', '2', '--dad-replay', '8'),
+            r'--dad-replay keeps views that are made while training',
+        ),
+        ((*DAD, '--dad-micro-batch', '-2'), r'--dad-micro-batch: micro_batch must be 0 .* or more, got -2'),
+        ((*DAD, '--dad-overlap'), r'--dad-overlap needs a CUDA device, got --device cpu'),
+        (
+            (*DAD[:3], '--dad-view', 'random', '--dad-attack-from', 'input'),
+            r'--dad-attack-from shapes the DAD view and needs --dad-view dad',
+        ),
         (('--dad-preview-interval', '1'), r'--dad-preview-interval needs --dad'),
         ((*DAD, '--dad-preview-interval', '-1'), r'--dad-preview-interval must be 0 or more, got -1'),
         (
@@ -593,7 +606,10 @@ VARIANTS = {
     'dad_task_weight': (DAD, ('--dad-task-weight', '0.5')),
     'dad_kd_weight': (DAD, ('--dad-kd-weight', '1')),
     'dad_weight': (DAD, ('--dad-weight', '1')),
+    'dad_attack_from': (DAD, ('--dad-attack-from', 'input')),
     'dad_prob': (DAD, ('--dad-prob', '0.3')),
+    'dad_every': (DAD, ('--dad-every', '2')),
+    'dad_replay': ((*DAD, '--dad-every', '2'), ('--dad-replay', '8')),
     'dad_warmup_epochs': (DAD, ('--dad-warmup-epochs', '1')),
     'dad_off_epoch': (DAD, ('--dad-off-epoch', '1')),
     'dad_eps_sched': ((*DAD, '--dad-eps', '4'), ('--dad-eps-sched', 'linear')),
@@ -607,6 +623,9 @@ ELSEWHERE = {
     'torchcompile_mode': 'test_the_mode_reaches_torch_compile',
     'data': 'test_the_folder_may_be_positional',
     'synchronize_step': 'test_gpu.py',
+    'dad_overlap': 'test_gpu.py',
+    'dad_compile': 'test_compiled_and_in_pieces_it_is_the_same_training',
+    'dad_micro_batch': 'test_compiled_and_in_pieces_it_is_the_same_training',
     **dict.fromkeys(REFUSED, 'test_flags_that_make_no_sense_here_say_so'),
     **dict.fromkeys(
         ('num_classes', 'device', 'local_rank', 'drop_connect', 'sync_bn', 'wandb_resume_id', 'dad_strict_size'),
@@ -882,3 +901,17 @@ def test_wordnet_ids_become_words():
     assert _spoken(['cat', 'n02123045']) == ['cat', 'n02123045']
     with pytest.raises(ValueError, match=r"no words for the WordNet ids \['n99999999'\] ...: give --dad-classnames"):
         _spoken(['n01440764', 'n99999999'])
+
+
+@pytest.mark.parametrize('more', [('--dad-micro-batch', '5'), pytest.param(('--dad-compile',), marks=pytest.mark.slow)])
+def test_compiled_and_in_pieces_it_is_the_same_training(pictures, tmp_path, more):
+    losses = []
+    for name, extra in (('plain', ()), ('other', more)):
+        train_dad.main(flags(pictures, tmp_path / name, *DAD, *extra))
+        losses.append([float(row['train_loss']) for row in summary(tmp_path / name)])
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)  # sums round otherwise, and codes may flip
+
+
+def test_the_precision_that_was_measured_is_kept_with_the_run(pictures, tmp_path):
+    train_dad.main(flags(pictures, tmp_path, *DAD, '--dad-precision', 'auto'))
+    assert yaml.safe_load((tmp_path / 'run' / 'args.yaml').read_text())['dad_precision'] in ('fp32', 'bf16')

@@ -133,18 +133,58 @@ def random_start(x_pix: Tensor, eps: Tensor, config: AttackConfig, generator: Ge
     return (x_pix + _per_image(moved, x_pix) * eps * noise).clamp(0, 1)
 
 
-def _input_gradient(loss_fn: Callable[[Tensor], Tensor], x_adv: Tensor) -> Tensor:
-    x_adv = x_adv.detach().requires_grad_(True)
+def input_gradient(loss_fn: Callable[[Tensor], Tensor], x_pix: Tensor) -> Tensor:
+    """Direction in which each image's loss grows fastest, up to a positive factor an image.
+
+    Args:
+        loss_fn: Maps ``[B, 3, H, W]`` in [0, 1] to one loss per image ``[B]``, differentiable in its argument.
+        x_pix: Images ``[B, 3, H, W]``, range [0, 1].
+
+    Returns:
+        Gradients of log(loss), same shape.
+
+    Raises:
+        ValueError: If ``loss_fn`` does not return ``[B]``.
+    """
+    x_pix = x_pix.detach().requires_grad_(True)
     with torch.enable_grad():
-        loss = loss_fn(x_adv)
+        loss = loss_fn(x_pix)
         loss = loss.to(torch.promote_types(loss.dtype, torch.float32))
-    if loss.shape != (len(x_adv),):
-        raise ValueError(f'loss_fn must return one loss per image [{len(x_adv)}], got shape {tuple(loss.shape)}')
+    if loss.shape != (len(x_pix),):
+        raise ValueError(f'loss_fn must return one loss per image [{len(x_pix)}], got shape {tuple(loss.shape)}')
     # NOTE: the released code differentiates the loss itself. An image's gradient is normalized right after, so its
     # scale is free: we take that of log(loss), which a half-precision backward can hold however small the loss is.
     weight = 1 / loss.detach().abs().clamp(1e-8, 1e8)
-    (gradient,) = torch.autograd.grad(loss, x_adv, grad_outputs=weight)
+    (gradient,) = torch.autograd.grad(loss, x_pix, grad_outputs=weight)
     return gradient
+
+
+def radii(x_pix: Tensor, config: AttackConfig, eps: Tensor | None = None) -> Tensor:
+    """Radius of each image's ball.
+
+    Args:
+        x_pix: Images ``[B, 3, H, W]``.
+        config: The attack; its ``eps`` is taken by default.
+        eps: One radius per image ``[B]``, in [0, 1] pixel units.
+
+    Returns:
+        Radii ``[B, 1, 1, 1]``, fp32, on the device of ``x_pix``.
+
+    Raises:
+        ValueError: If ``x_pix`` is not 4-D, or ``eps`` is not ``[B]`` or is out of range.
+    """
+    if x_pix.ndim != 4:
+        raise ValueError(f'x_pix must be [B, 3, H, W], got shape {tuple(x_pix.shape)}')
+    if eps is None:
+        return torch.full((len(x_pix), 1, 1, 1), config.eps, device=x_pix.device)
+    if eps.shape != (len(x_pix),):
+        raise ValueError(f'eps must hold one radius per image [{len(x_pix)}], got shape {tuple(eps.shape)}')
+    limit = _MAX_RADIUS[config.norm]
+    if not ((eps >= 0) & (eps <= limit)).all():
+        raise ValueError(f'eps is in [0, 1] pixel units, from 0 to {limit:g} for {config.norm}, got {eps.tolist()}')
+    if not config.eps and bool((eps > 0).any()) and config.num_steps:
+        raise ValueError('eps per image scales the step by eps / config.eps, so config.eps must not be 0')
+    return _per_image(eps, x_pix)
 
 
 def ascend(
@@ -154,6 +194,8 @@ def ascend(
     *,
     eps: Tensor | None = None,
     generator: Generators = None,
+    start: Tensor | None = None,
+    gradient: Tensor | None = None,
 ) -> Tensor:
     """Ascend ``loss_fn`` inside the ball around ``x_pix``.
 
@@ -166,6 +208,9 @@ def ascend(
             ``config.eps`` must not be 0.
         generator: Source of randomness on the device of ``x_pix``, or a list of one an image, on any device; torch's
             global one by default.
+        start: Where each image begins, inside its ball; drawn by ``random_start`` by default.
+        gradient: From ``input_gradient`` at ``x_pix``, if it is known: the first step takes it, though a random start
+            begins beside ``x_pix``.
 
     Returns:
         Perturbed images, same shape, memory format and range, fp32, detached.
@@ -176,22 +221,12 @@ def ascend(
 
     Source: Zhou et al. 2023, arXiv:2311.01441, section 3.3.
     """
-    if x_pix.ndim != 4:
-        raise ValueError(f'x_pix must be [B, 3, H, W], got shape {tuple(x_pix.shape)}')
-    if eps is None:
-        eps = torch.full((len(x_pix),), config.eps)
-    if eps.shape != (len(x_pix),):
-        raise ValueError(f'eps must hold one radius per image [{len(x_pix)}], got shape {tuple(eps.shape)}')
-    limit = _MAX_RADIUS[config.norm]
-    if not ((eps >= 0) & (eps <= limit)).all():
-        raise ValueError(f'eps is in [0, 1] pixel units, from 0 to {limit:g} for {config.norm}, got {eps.tolist()}')
-    if not config.eps and bool((eps > 0).any()) and config.num_steps:
-        raise ValueError('eps per image scales the step by eps / config.eps, so config.eps must not be 0')
+    radius = radii(x_pix, config, eps)
     x_pix = x_pix.detach().float()
-    radius = _per_image(eps, x_pix)
     step = radius * (config.step_size / config.eps) if config.eps else torch.zeros_like(radius)
-    x_adv = random_start(x_pix, radius, config, generator)
-    for _ in range(config.num_steps):
-        gradient = _input_gradient(loss_fn, x_adv)
+    x_adv = random_start(x_pix, radius, config, generator) if start is None else start
+    for index in range(config.num_steps):
+        if index or gradient is None:
+            gradient = input_gradient(loss_fn, x_adv)
         x_adv = project(x_adv + step * unit(gradient, config.norm), x_pix, radius, config.norm)
     return x_adv.detach()

@@ -30,12 +30,12 @@ def make_dad_images(augment: DADAugment, loader: Any, num_views: int, progress: 
     views = torch.empty(0)
     start = 0
     for input, target in tqdm(loader, desc='DAD views', disable=not progress, leave=False):
-        x_vq, codes = augment.vqgan.reconstruct(augment.norm.to_pixels(input))
+        centre = augment.find_centre(augment.norm.to_pixels(input), target)
         if not start:
-            views = torch.empty((len(loader.dataset), num_views, *x_vq.shape[2:], 3), dtype=torch.uint8)
+            views = torch.empty((len(loader.dataset), num_views, *input.shape[2:], 3), dtype=torch.uint8)
             _logger.info('DAD views: %d a picture, %.1f GiB in memory', num_views, views.nbytes / 2**30)
         for view in range(num_views):
-            x_dad = augment.attack_reconstruction(x_vq, codes, target).x_dad
-            views[start : start + len(x_vq), view] = x_dad.mul(255).round().byte().permute(0, 2, 3, 1).cpu()
-        start += len(x_vq)
+            x_dad = augment.attack_centre(centre, target).x_dad
+            views[start : start + len(input), view] = x_dad.mul(255).round().byte().permute(0, 2, 3, 1).cpu()
+        start += len(input)
     return views

@@ -2,7 +2,8 @@
 
 ``train`` is ``train_dad.py``; ``demo`` compares plain, KD and DAD on the embedded data; ``patch`` adds the flags
 ``--dad`` to timm's own ``train.py``; ``run`` starts that file with them, without touching it; ``convert`` writes the
-checkpoint of a VQGAN as safetensors; ``probe`` fits a linear head for a teacher; ``vqgan train`` trains a VQGAN;
+checkpoint of a VQGAN as safetensors; ``probe`` fits a linear head for a teacher; ``vqgan train`` trains a VQGAN,
+``vqgan distill`` a tiny one that imitates it;
 ``info`` says what a training would take; ``generate`` makes the DAD views of a data set once, ``verify`` checks them;
 ``preview`` shows those of a few images; ``evaluate`` measures robustness; ``diagnose`` what limits a student on OOD
 data.

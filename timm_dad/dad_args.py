@@ -7,21 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from timm_dad.attack import NORMS, AttackConfig
 from timm_dad.augment import DADAugment
 from timm_dad.dad_set import DADSet
-from timm_dad.discretize import VQGAN
 from timm_dad.flag_errors import check_rules, naming_flag
-from timm_dad.frozen import PRECISIONS, prepare_frozen
 from timm_dad.loss import DADLossConfig
-from timm_dad.pair_args import add_pair_args, check_pair_args, load_vqgan_by_spec, uses_cache, uses_pairs
+from timm_dad.pair_args import add_pair_args, check_pair_args, uses_cache, uses_pairs
 from timm_dad.schedule import EPS_SCHEDULES, DADSchedule
 from timm_dad.set_match import check_teacher
 from timm_dad.stored_logits import StoredLogits
 from timm_dad.task import DADTask
 from timm_dad.teacher import Teacher
-from timm_dad.teacher_args import add_teacher_args, check_teacher_args
-from timm_dad.teacher_args import create_teacher as create_teacher
+from timm_dad.teacher_args import check_teacher_args, create_teacher
+from timm_dad.view_args import add_view_args, check_view_args, create_augment, create_vqgan, prepare_models
 from timm_dad.vqgan_presets import PRESETS
 
 
@@ -33,6 +30,13 @@ def add_dad_args(parser: argparse.ArgumentParser) -> None:
     add_view_args(group)
     add_pair_args(group)
     group.add_argument('--dad-prob', type=float, default=schedule.prob, help='probability of a DAD view, a batch')
+    group.add_argument(
+        '--dad-every', type=int, default=schedule.every, metavar='N', help='make fresh DAD views for every N-th batch'
+    )
+    group.add_argument(
+        '--dad-replay', type=int, default=schedule.replay, metavar='N',
+        help='batches without fresh DAD views (--dad-every, --dad-prob) see some of the last N again',
+    )  # fmt: skip
     group.add_argument(
         '--dad-warmup-epochs', type=int, default=schedule.warmup_epochs, metavar='N',
         help='epochs over which the weight of the second view rises linearly from 0',
@@ -51,39 +55,6 @@ def add_dad_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--dad-weight', type=float, default=loss.dad_weight, help='weight of KD on the second view')
 
 
-def add_view_args(group: Any) -> None:
-    """Add what makes a DAD view: teacher, VQGAN, their precision, and the attack."""
-    attack = AttackConfig()
-    add_teacher_args(group)
-    group.add_argument(
-        '--dad-vqgan', metavar='SPEC',
-        help='weights of a VQGAN of taming or latent-diffusion (.safetensors, .ckpt, .pth or .pt, with the .yaml '
-        f'beside), a folder of a diffusers VQModel, demo, or one of {", ".join(PRESETS)}',
-    )  # fmt: skip
-    group.add_argument(
-        '--dad-strict-size', action='store_true',
-        help='refuse image sizes that the factor of the VQGAN does not divide (default: pad them by reflection)',
-    )  # fmt: skip
-    group.add_argument(
-        '--dad-precision', choices=tuple(PRECISIONS), default='fp32', help='precision of teacher and VQGAN'
-    )
-    group.add_argument('--dad-norm', choices=NORMS, default=attack.norm, help='norm of the attack')
-    group.add_argument('--dad-eps', type=float, default=attack.eps, help='radius of the attack, in [0, 1] pixel units')
-    group.add_argument('--dad-step-size', type=float, default=attack.step_size, help='its step size, same units')
-    group.add_argument('--dad-num-steps', type=int, default=attack.num_steps, help='its number of steps')
-    group.add_argument(
-        '--dad-random-start', type=float, default=attack.random_start, help='probability of a random start'
-    )
-    group.add_argument('--dad-keep-label', action='store_true', help='take Q(x) where the teacher loses the label')
-
-
-def attack_config(args: argparse.Namespace) -> AttackConfig:
-    """The attack that the flags ask for; ``ValueError`` names the flag."""
-    names = ('norm', 'eps', 'step_size', 'num_steps', 'random_start')
-    config: AttackConfig = _config(AttackConfig, args, {name: f'dad_{name}' for name in names})
-    return config
-
-
 def loss_config(args: argparse.Namespace) -> DADLossConfig:
     """The loss that the flags ask for; ``ValueError`` names the flag."""
     names = ('temperature', 'task_weight', 'kd_weight')
@@ -94,7 +65,7 @@ def loss_config(args: argparse.Namespace) -> DADLossConfig:
 
 def schedule_config(args: argparse.Namespace) -> DADSchedule:
     """The schedule that the flags ask for; ``ValueError`` names the flag."""
-    names = ('prob', 'warmup_epochs', 'off_epoch', 'eps_sched', 'eps_start')
+    names = ('prob', 'every', 'replay', 'warmup_epochs', 'off_epoch', 'eps_sched', 'eps_start')
     config: DADSchedule = _config(DADSchedule, args, {**{name: f'dad_{name}' for name in names}, 'epochs': 'epochs'})
     return config
 
@@ -120,7 +91,7 @@ def check_dad_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
         if dad_flags:
             raise ValueError(f'{flag[dad_flags[0]]} needs --dad')
         return
-    attack_config(args)
+    check_view_args(args)
     loss_config(args)
     schedule_config(args)
     check_pair_args(args, given)
@@ -142,6 +113,15 @@ def _check_composition(args: argparse.Namespace) -> None:
             '--dad-eps-sched changes the attack by epoch, and cached views are made once: leave --dad-cache out',
         ),
         (
+            not args.dad_replay or args.dad_every > 1 or args.dad_prob < 1,
+            '--dad-replay is for batches without fresh DAD views: it needs --dad-every or --dad-prob',
+        ),
+        (
+            not (args.dad_replay and uses_pairs(args)),
+            '--dad-replay keeps views that are made while training: leave it out with --dad-dir, --dad-cache and '
+            '--dad-view random',
+        ),
+        (
             not args.dad_eps_start or args.dad_eps_sched != 'constant',
             '--dad-eps-start needs --dad-eps-sched linear or cosine',
         ),
@@ -151,36 +131,11 @@ def _check_composition(args: argparse.Namespace) -> None:
         ),
         (
             not args.split_bn or schedule_config(args).always,
-            '--split-bn needs a DAD view in every batch: leave --dad-prob, --dad-warmup-epochs and --dad-off-epoch out',
+            '--split-bn needs a DAD view in every batch: leave --dad-prob, --dad-warmup-epochs and --dad-off-epoch '
+            'out, and give --dad-every --dad-replay',
         ),
     )
     check_rules(rules)
-
-
-def create_vqgan(args: argparse.Namespace, image_size: tuple[int, int]) -> VQGAN | None:
-    """Load the VQGAN of ``--dad-vqgan``, if the second view needs one, and check that it takes the image size.
-
-    Raises:
-        ValueError: If it is missing or broken, or the size is too small or, with ``--dad-strict-size``, not a multiple
-            of its factor.
-    """
-    if args.dad_view != 'dad':
-        return None
-    vqgan = load_vqgan_by_spec(args.dad_vqgan, args.dad_strict_size)
-    try:
-        vqgan.check_size(*image_size)
-    except ValueError as error:
-        raise ValueError(f'--img-size: {error}') from error
-    return vqgan
-
-
-def create_augment(
-    args: argparse.Namespace, teacher: Teacher, vqgan: VQGAN | None, mean: Sequence[float], std: Sequence[float]
-) -> DADAugment | None:
-    """The augmentation that makes DAD views, if the second view is one (there is a VQGAN then)."""
-    if vqgan is None:
-        return None
-    return DADAugment(teacher, vqgan, mean=mean, std=std, attack=attack_config(args), keep_label=args.dad_keep_label)
 
 
 def create_task(
@@ -269,6 +224,6 @@ def build_task(
         except ValueError as error:
             raise ValueError(f'--dad-dir {args.dad_dir}: {error}') from error
     vqgan = None if dad_set is not None else create_vqgan(args, tuple(data_config['input_size'][-2:]))
-    prepare_frozen(teacher, vqgan, args.dad_precision, device)
+    prepare_models(args, teacher, vqgan, data_config['input_size'][-2:], device)
     augment = create_augment(args, teacher, vqgan, **common)
     return create_task(args, student, teacher, augment, **built), augment

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from timm_dad.content_hash import content_hash
 from timm_dad.extras import require_extra
+from timm_dad.tiny_vqgan import TinyDecoder, TinyEncoder
 
 # One block of the distance matrix holds at most this many floats (16 MiB in fp32).
 _MAX_BLOCK = 2**22
@@ -24,8 +25,14 @@ _MAX_BLOCK = 2**22
 # Pixels may leave [0, 1] by this much: rounding.
 _TOLERANCE = 1e-3
 
-# Quantizer of each class that a YAML's model.target may name, of taming and latent-diffusion.
-_QUANTIZERS = {'VQModel': 'nearest', 'VQModelInterface': 'nearest', 'GumbelVQ': 'gumbel'}
+# Quantizer and networks of each class that a YAML's model.target may name: of taming, latent-diffusion, and our own.
+_CLASSES: dict[str, Any] = {
+    'VQModel': {'quantizer': 'nearest'},
+    'VQModelInterface': {'quantizer': 'nearest'},
+    'GumbelVQ': {'quantizer': 'gumbel'},
+    'TinyVQModel': {'quantizer': 'nearest', 'networks': 'tiny'},
+    'TinyGumbelVQ': {'quantizer': 'gumbel', 'networks': 'tiny'},
+}
 
 # Keys of latent-diffusion's ddconfig that taming's modules take without a word, and what they build.
 _BUILT = {'double_z': False, 'attn_type': 'vanilla', 'use_linear_attn': False, 'tanh_out': False}
@@ -40,15 +47,17 @@ class VQGANConfig:
         n_embed: Number of codes in the codebook.
         embed_dim: Channels of one code.
         quantizer: ``nearest`` code (``VQModel``) or ``gumbel``, the likeliest by a projection (``GumbelVQ``).
+        networks: Encoder and decoder: taming's, or the ``tiny`` ones of ``timm_dad.tiny_vqgan``.
 
     Raises:
-        ValueError: If a size is not positive, or ``ddconfig`` lacks a key or asks for what taming's modules do not do.
+        ValueError: If a size is not positive, or ``ddconfig`` lacks a key or asks for what the networks do not do.
     """
 
     ddconfig: Mapping[str, Any]
     n_embed: int
     embed_dim: int
     quantizer: Literal['nearest', 'gumbel'] = 'nearest'
+    networks: Literal['taming', 'tiny'] = 'taming'
 
     def __post_init__(self) -> None:
         required = ('ch', 'ch_mult', 'num_res_blocks', 'attn_resolutions', 'in_channels', 'out_ch', 'z_channels')
@@ -63,6 +72,9 @@ class VQGANConfig:
         channels = self.ddconfig['z_channels']
         if self.quantizer == 'gumbel' and self.embed_dim != channels:
             raise ValueError(f'embed_dim of a Gumbel quantizer must be z_channels, {channels}, got {self.embed_dim}')
+        if self.networks == 'tiny' and self.ddconfig['attn_resolutions']:
+            attention = self.ddconfig['attn_resolutions']
+            raise ValueError(f'attn_resolutions must be [], for tiny networks have no attention, got {attention}')
 
     @property
     def factor(self) -> int:
@@ -80,19 +92,20 @@ class VQGANConfig:
         try:
             model = yaml.safe_load(Path(path).read_text())['model']
             params, target = model['params'], str(model.get('target', 'VQModel'))
-            quantizer: Any = _QUANTIZERS.get(target.rpartition('.')[2])
-            if quantizer is None:
-                raise ValueError(f'{path} describes a {target}, and a VQGAN is one of {", ".join(_QUANTIZERS)}')
+            kind = _CLASSES.get(target.rpartition('.')[2])
+            if kind is None:
+                raise ValueError(f'{path} describes a {target}, and a VQGAN is one of {", ".join(_CLASSES)}')
             if params.get('remap'):
                 raise ValueError(f'{path}: remap leaves codes out, which is not supported, got {params["remap"]}')
             sizes = {key: params[key] for key in ('ddconfig', 'n_embed', 'embed_dim')}
-            return cls(**sizes, quantizer=quantizer)
+            return cls(**sizes, **kind)
         except (KeyError, TypeError, AttributeError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ValueError(f'{path} is no VQGAN config: model.params needs ddconfig, n_embed, embed_dim') from error
 
     def to_yaml(self) -> str:
         """The text of a YAML that ``from_yaml`` reads, with taming's names."""
-        target = 'taming.models.vqgan.' + ('GumbelVQ' if self.quantizer == 'gumbel' else 'VQModel')
+        name = 'GumbelVQ' if self.quantizer == 'gumbel' else 'VQModel'
+        target = f'timm_dad.tiny_vqgan.Tiny{name}' if self.networks == 'tiny' else f'taming.models.vqgan.{name}'
         params = {'embed_dim': self.embed_dim, 'n_embed': self.n_embed, 'ddconfig': dict(self.ddconfig)}
         return yaml.safe_dump({'model': {'target': target, 'params': params}}, sort_keys=False)
 
@@ -152,8 +165,19 @@ def _in_blocks(codes_of: Callable[[Tensor], Tensor], z: Tensor, n_embed: int) ->
     return codes
 
 
+def _create_networks(config: VQGANConfig) -> tuple[nn.Module, nn.Module]:
+    """Encoder and decoder: those of taming, or tiny ones, which need no extra."""
+    if config.networks == 'tiny':
+        return TinyEncoder(config.ddconfig), TinyDecoder(config.ddconfig)
+    require_extra('taming.modules.diffusionmodules.model', 'vqgan')
+    from timm_dad.taming_networks import Decoder, Encoder
+
+    with contextlib.redirect_stdout(io.StringIO()):  # taming prints when it builds
+        return Encoder(**{'double_z': False, **config.ddconfig}), Decoder(**config.ddconfig)
+
+
 class VQGAN(nn.Module):
-    """Frozen-ready VQGAN on taming-transformers' own ``Encoder`` and ``Decoder``, in [0, 1] pixels.
+    """Frozen-ready VQGAN on taming-transformers' own ``Encoder`` and ``Decoder``, or tiny ones, in [0, 1] pixels.
 
     Parameter names are those of ``taming.models.vqgan.VQModel`` (or ``GumbelVQ``), so its checkpoints load without the
     keys of its loss. Images may have any size: sides that ``config.factor`` does not divide are extended to the right
@@ -164,18 +188,15 @@ class VQGAN(nn.Module):
         strict_size: Refuse sizes that the factor does not divide, in place of padding them.
 
     Raises:
-        ImportError: If the extra ``vqgan`` is not installed.
+        ImportError: If the networks are taming's and the extra ``vqgan`` is not installed.
     """
 
     def __init__(self, config: VQGANConfig, *, strict_size: bool = False) -> None:
         super().__init__()
-        model = require_extra('taming.modules.diffusionmodules.model', 'vqgan')
         self.config = config
         self.strict_size = strict_size
         self._range_seen = False
-        with contextlib.redirect_stdout(io.StringIO()):  # taming prints when it builds
-            self.encoder = model.Encoder(**{'double_z': False, **config.ddconfig})
-            self.decoder = model.Decoder(**config.ddconfig)
+        self.encoder, self.decoder = _create_networks(config)
         self.quantize = nn.Module()
         codebook = nn.Embedding(config.n_embed, config.embed_dim)
         if config.quantizer == 'gumbel':
@@ -253,7 +274,11 @@ class VQGAN(nn.Module):
         Raises:
             ValueError: As ``encode``.
         """
-        z = self.encode(x_pix).float()
+        return self.codes_of(self.encode(x_pix))
+
+    def codes_of(self, z: Tensor) -> Tensor:
+        """Indices of the codes of latents ``[B, embed_dim, h, w]``: ``[B, h, w]``, int64."""
+        z = z.float()
         batch, dim, height, width = z.shape
         z_flat = z.permute(0, 2, 3, 1).reshape(-1, dim)
         with torch.autocast(z.device.type, enabled=False):
@@ -323,4 +348,7 @@ class VQGAN(nn.Module):
 
     def fingerprint(self) -> str:
         """Hash of weights and architecture: equal for equal ``Q``."""
-        return content_hash(self.state_dict(), asdict(self.config))
+        facts = asdict(self.config)
+        if self.config.networks == 'taming':  # the hashes of sets from before there were others stay what they were
+            del facts['networks']
+        return content_hash(self.state_dict(), facts)

@@ -8,10 +8,12 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 
+from timm_dad.compiled import compile_network
 from timm_dad.discretize import VQGAN
 from timm_dad.teacher import Teacher
 
 PRECISIONS = {'fp32': 'no', 'bf16': 'bf16', 'fp16': 'fp16'}
+DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
 @contextmanager
@@ -37,7 +39,12 @@ def _own_accelerator(precision: str) -> Iterator[Accelerator]:
 
 
 def prepare_frozen(
-    teacher: Teacher, vqgan: VQGAN | None = None, precision: str = 'fp32', device: torch.device | None = None
+    teacher: Teacher,
+    vqgan: VQGAN | None = None,
+    precision: str = 'fp32',
+    device: torch.device | None = None,
+    *,
+    compile: bool = False,
 ) -> None:
     """Freeze teacher and VQGAN in place and let Accelerate run their networks in ``precision``.
 
@@ -49,9 +56,11 @@ def prepare_frozen(
         vqgan: The VQGAN, if there is one.
         precision: ``fp32``, ``bf16`` or ``fp16``; independent of the student's.
         device: Where they run; Accelerate's device by default.
+        compile: Compile the networks (``torch.compile``, inductor), one graph for one shape of a batch.
 
     Raises:
-        ValueError: If the precision is unknown, or a network was prepared in another one before.
+        ValueError: If the precision is unknown, a network was prepared in another one before, or this machine cannot
+            compile.
     """
     if precision not in PRECISIONS:
         raise ValueError(f'precision must be one of {tuple(PRECISIONS)}, got {precision!r}')
@@ -69,5 +78,15 @@ def prepare_frozen(
                 module.eval().requires_grad_(False).to(device or accelerator.device)
         for network in networks:
             network.to(memory_format=torch.channels_last)
+            _round_weights(network, DTYPES[precision])
             accelerator.prepare_model(network, device_placement=False, evaluation_mode=True)
+            if compile and not hasattr(network, 'dad_precision'):
+                compile_network(network)
             network.dad_precision = precision  # type: ignore[assignment]
+
+
+def _round_weights(network: nn.Module, dtype: torch.dtype) -> None:
+    """Keep matrices and kernels as autocast would round them at every call: it rounds frozen ones again and again."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.to(dtype)

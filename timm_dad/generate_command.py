@@ -11,13 +11,11 @@ import torch
 from accelerate import PartialState
 
 from timm_dad.augment import DADAugment
-from timm_dad.dad_args import add_view_args, attack_config, create_augment, create_teacher, create_vqgan
 from timm_dad.data import check_images, create_dataset
 from timm_dad.data_args import add_data_args, check_data_args, number_of_classes
 from timm_dad.errors import errors_in_one_line, is_main_process
 from timm_dad.flag_errors import check_rules, naming_flag
 from timm_dad.formats import FORMATS, IMAGE_FORMATS, FormatConfig
-from timm_dad.frozen import prepare_frozen
 from timm_dad.generate import generate
 from timm_dad.given_flags import given_flags
 from timm_dad.log import setup_logging
@@ -26,7 +24,15 @@ from timm_dad.shard_maker import GenerateConfig
 from timm_dad.source import Frame, Source
 from timm_dad.summary import format_summary
 from timm_dad.teacher import INTERPOLATIONS
-from timm_dad.teacher_args import check_teacher_args, teacher_specs
+from timm_dad.teacher_args import check_teacher_args, create_teacher, teacher_specs
+from timm_dad.view_args import (
+    add_view_args,
+    attack_config,
+    check_view_args,
+    create_augment,
+    create_vqgan,
+    prepare_models,
+)
 from timm_dad.vqgan_presets import PRESETS
 
 PROGRAM = 'timm-dad generate'
@@ -96,7 +102,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     given = _given(argv)
     try:
         _check_args(args, given)
-        attack_config(args)
+        check_view_args(args)
         create_config(args)
     except ValueError as error:
         parser.error(str(error))
@@ -119,6 +125,11 @@ def _check_args(args: argparse.Namespace, given: dict[str, Any]) -> None:
         (not ('image_format' in given and args.format == 'codes'), '--image-format is not for --format codes'),
         (not ('img_size' in given and 'input_size' in given), '--img-size and --input-size: give one of them'),
         (not args.input_size or args.input_size[0] == 3, f'--input-size must begin with 3, got {args.input_size}'),
+        (
+            args.dad_precision != 'auto',
+            '--dad-precision decides the bytes of a set, in every process that works on it: give fp32, bf16 or fp16 '
+            '(timm-dad info --dad-precision auto says which is faster here)',
+        ),
         (args.workers >= 0, f'--workers must be 0 or more, got {args.workers}'),
         (args.dad_vqgan, f'--dad-vqgan must name the weights of a VQGAN, demo, or one of {", ".join(PRESETS)}'),
         (args.device.split(':')[0] in ('cuda', 'cpu'), f'--device must be cuda or cpu, got {args.device!r}'),
@@ -217,11 +228,24 @@ def build_models(
         'vqgan': {'fingerprint': vqgan.fingerprint(), **vqgan_flags},
         'attack': {**asdict(attack_config(args)), 'keep_label': args.dad_keep_label},
         'precision': args.dad_precision,
+        **_other_rounding(args),
     }
-    prepare_frozen(teacher, vqgan, args.dad_precision, device)
+    prepare_models(args, teacher, vqgan, config.frame.size, device)
     augment = create_augment(args, teacher, vqgan, mean=(0, 0, 0), std=(1, 1, 1))
     assert augment is not None
     return augment, settings
+
+
+def _other_rounding(args: argparse.Namespace) -> dict[str, Any]:
+    """What else decides the bytes of a set, where it is not as sets were always made."""
+    found: dict[str, Any] = {}
+    if args.dad_attack_from != 'reconstruction':
+        found['attack_from'] = args.dad_attack_from
+    if args.dad_micro_batch:
+        found['micro_batch'] = args.dad_micro_batch
+    if args.dad_compile:
+        found['compiled'] = True
+    return found
 
 
 def describe_data(args: argparse.Namespace, source: Source) -> dict[str, Any]:

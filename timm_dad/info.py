@@ -206,8 +206,9 @@ def _instrument(run: Any) -> Stopwatch:
         vqgan = run.augment.vqgan
         vqgan.reconstruct = watch.wrap(vqgan.reconstruct, 'vqgan', factor=1)
         # Without VQGAN and teacher forward, which are parts of their own, the attack is the teacher's backward.
-        attack = run.augment.attack_reconstruction
-        run.augment.attack_reconstruction = watch.wrap(attack, 'teacher backward', run.augment.attack.num_steps)
+        shared = int(run.augment.attack_from == 'input' and run.augment.attack.num_steps > 0)
+        for name, steps in (('find_centre', shared), ('attack_centre', run.augment.attack.num_steps - shared)):
+            setattr(run.augment, name, watch.wrap(getattr(run.augment, name), 'teacher backward', steps))
     run.accelerator.backward = watch.wrap(run.accelerator.backward, 'student backward')
     step = run.optimizer.step
     run.optimizer.step = watch.wrap(step, 'optimizer')
@@ -294,7 +295,7 @@ def _schedule(run: Any, schedule: DADSchedule) -> Iterator[None]:
 def _share_of_batches(schedule: DADSchedule, epochs: int) -> float:
     """Fraction of the batches of a training that have a DAD view."""
     with_view = sum(schedule.weight(epoch) > 0 for epoch in range(epochs))
-    return schedule.prob * with_view / max(epochs, 1)
+    return schedule.prob / schedule.every * with_view / max(epochs, 1)
 
 
 def _measure_validation(run: Any, watch: Stopwatch, batches: int) -> float:

@@ -34,11 +34,12 @@ class PreviewImage:
         label: Class index.
         x_pix: The image ``[3, H, W]``, range [0, 1].
         x_vq: Its reconstruction ``Q(x)``, same shape and range.
-        x_adv: The perturbed reconstruction, same shape and range.
+        x0: Where the attack starts, same shape and range: ``Q(x)``, or ``x`` itself.
+        x_adv: The perturbed ``x0``, same shape and range.
         x_dad: The DAD view, same shape and range.
         vq_codes: Codes of ``x_vq`` ``[h, w]``.
         dad_codes: Codes of ``x_dad`` ``[h, w]``.
-        calm_codes: Codes that ``x_dad`` would have without an attack: of ``Q(x)`` encoded again ``[h, w]``.
+        calm_codes: Codes that ``x_dad`` would have without an attack: of ``x0`` (``Q(x)`` encoded again) ``[h, w]``.
         factor: Pixels of one code along a side.
         probs: The teacher's softmax ``[K]`` on ``x``, ``Q(x)`` and ``x_dad``.
     """
@@ -47,6 +48,7 @@ class PreviewImage:
     label: int
     x_pix: Tensor
     x_vq: Tensor
+    x0: Tensor
     x_adv: Tensor
     x_dad: Tensor
     vq_codes: Tensor
@@ -57,8 +59,8 @@ class PreviewImage:
 
     @property
     def perturbation(self) -> Tensor:
-        """What the attack added to ``Q(x)``, before it was discretized ``[3, H, W]``."""
-        return self.x_adv - self.x_vq
+        """What the attack added to ``x0``, before it was discretized ``[3, H, W]``."""
+        return self.x_adv - self.x0
 
     @property
     def l2(self) -> float:
@@ -120,18 +122,20 @@ def preview_image(augment: DADAugment, x_pix: Tensor, label: int, *, title: str,
         raise ValueError(f'labels must be from 0 to {teacher.num_classes - 1}, {title} has {label}')
     device = vqgan.codebook.device
     batch, target = x_pix.to(device)[None], torch.tensor([label], device=device)
-    x_vq, vq_codes = vqgan.reconstruct(batch)
+    centre = augment.find_centre(batch, target)
+    x_vq, vq_codes = vqgan.reconstruct(batch) if centre.codes is None else (centre.x0, centre.codes)
     # On the CPU, so that every device draws alike.
     generators = [torch.Generator().manual_seed(seed)]
-    views = augment.attack_reconstruction(x_vq, vq_codes, target, generator=generators)
+    views = augment.attack_centre(centre, target, generator=generators)
     is_vq = augment.keep_label and not bool(views.kept)  # then x_dad is Q(x), whatever the attack did
-    calm_codes = vq_codes if is_vq else vqgan.encode_to_codes(x_vq)
+    calm_codes = vq_codes if is_vq else vqgan.encode_to_codes(centre.x0)
     logits = {'x': teacher(batch), 'Q(x)': teacher(x_vq), 'x_dad': views.dad_logits}
     return PreviewImage(
         title=title,
         label=label,
         x_pix=batch[0].cpu(),
         x_vq=x_vq[0].cpu(),
+        x0=centre.x0[0].cpu(),
         x_adv=views.x_adv[0].cpu(),
         x_dad=views.x_dad[0].cpu(),
         vq_codes=vq_codes[0].cpu(),
@@ -147,9 +151,10 @@ def describe_settings(augment: DADAugment) -> str:
     attack, config = augment.attack, augment.vqgan.config
     steps = f'{attack.num_steps} step{"" if attack.num_steps == 1 else "s"} of {attack.step_size:g}'
     start = f'random start with probability {attack.random_start:g}'
+    origin = '' if augment.attack_from == 'reconstruction' else ', from the input'
     kept = '; where the teacher loses the label x_dad is Q(x)' if augment.keep_label else ''
     codes = f'{config.n_embed} codes of {config.factor} x {config.factor} pixels'
-    return f'attack: {attack.norm}, eps {attack.eps:g}, {steps}, {start}{kept}; VQGAN: {codes}'
+    return f'attack: {attack.norm}, eps {attack.eps:g}, {steps}, {start}{origin}{kept}; VQGAN: {codes}'
 
 
 def describe_means(images: Sequence[PreviewImage]) -> str:

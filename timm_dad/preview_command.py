@@ -10,7 +10,6 @@ from typing import Any
 from torchvision.transforms.functional import to_tensor
 
 from timm_dad.augment import DADAugment
-from timm_dad.dad_args import add_view_args, attack_config, create_augment, create_teacher, create_vqgan
 from timm_dad.data import create_dataset
 from timm_dad.data_args import add_data_args, check_data_args, number_of_classes
 from timm_dad.demo.data import PREFIX
@@ -18,7 +17,6 @@ from timm_dad.demo.data import SIZE as DEMO_SIZE
 from timm_dad.errors import errors_in_one_line
 from timm_dad.files import write_file
 from timm_dad.flag_errors import check_rules, naming_flag
-from timm_dad.frozen import prepare_frozen
 from timm_dad.generate_command import pick_device
 from timm_dad.given_flags import given_flags
 from timm_dad.log import setup_logging
@@ -29,7 +27,8 @@ from timm_dad.preview_sheet import make_sheet, png_bytes
 from timm_dad.shard_maker import view_seed
 from timm_dad.source import Frame, Source, SourceImage
 from timm_dad.teacher import INTERPOLATIONS
-from timm_dad.teacher_args import check_teacher_args, teacher_specs
+from timm_dad.teacher_args import check_teacher_args, create_teacher, teacher_specs
+from timm_dad.view_args import add_view_args, check_view_args, create_augment, create_vqgan, prepare_models
 from timm_dad.vqgan_presets import PRESETS
 
 PROGRAM = 'timm-dad preview'
@@ -88,7 +87,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         args.img_size = DEMO_SIZE if args.dataset.startswith(PREFIX) else 224
     try:
         _check_args(args, _given(argv))
-        attack_config(args)
+        check_view_args(args)
         create_frame(args)
     except ValueError as error:
         parser.error(str(error))
@@ -204,7 +203,7 @@ def build_augment(args: argparse.Namespace, source: Source) -> DADAugment:
     teacher = create_teacher(args, args.num_classes, source.class_names, device)
     vqgan = create_vqgan(args, create_frame(args).size)
     assert vqgan is not None
-    prepare_frozen(teacher, vqgan, args.dad_precision, device)
+    prepare_models(args, teacher, vqgan, create_frame(args).size, device)
     augment = create_augment(args, teacher, vqgan, mean=(0, 0, 0), std=(1, 1, 1))
     assert augment is not None
     return augment

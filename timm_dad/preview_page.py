@@ -34,14 +34,14 @@ img.shrunk { image-rendering: auto; }
 """
 _LEGEND = (
     ('x', 'the image'),
-    ('Q(x)', 'its reconstruction by the VQGAN, where the attack starts'),
-    ('perturbation', 'what the attack added to Q(x), around grey, amplified until its largest entry is black or white'),
+    ('Q(x)', 'its reconstruction by the VQGAN, where the attack starts (with --dad-attack-from input: at x)'),
+    ('perturbation', 'what the attack added, around grey, amplified until its largest entry is black or white'),
     ('x_dad', 'the DAD view: the perturbed reconstruction after the VQGAN'),
     (
         'codes of x_dad',
         'a fixed colour for every code, pale where it is that of Q(x); a black line around what the attack changed',
     ),
-    ('by the attack', 'codes of x_dad that are others than those of Q(x) encoded once more as it is'),
+    ('by the attack', 'codes of x_dad that are others than without an attack: those of Q(x) encoded once more'),
     ('PSNR', 'peak signal-to-noise ratio to x, in dB'),
     ('L2', 'norm of the perturbation over the whole image, in [0, 1] pixel units'),
     ('✓', "the label among the teacher's likeliest classes"),

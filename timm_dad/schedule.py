@@ -14,6 +14,8 @@ class DADSchedule:
 
     Args:
         prob: Probability that a batch gets a DAD view, as ``mixup_prob``.
+        every: Batches from one that may get a fresh DAD view to the next; the first of an epoch is one.
+        replay: Recent DAD views that are kept for batches without a fresh one; 0: those get none.
         warmup_epochs: The weight of the DAD loss rises linearly from 0 (no DAD view) over these epochs.
         off_epoch: No DAD view from this epoch on, as ``mixup_off_epoch``; 0 for never.
         eps_sched: How radius and step of the attack rise to their full values, which the last epoch has.
@@ -25,6 +27,8 @@ class DADSchedule:
     """
 
     prob: float = 1.0
+    every: int = 1
+    replay: int = 0
     warmup_epochs: int = 0
     off_epoch: int = 0
     eps_sched: str = 'constant'
@@ -34,7 +38,9 @@ class DADSchedule:
     def __post_init__(self) -> None:
         if not 0 <= self.prob <= 1:
             raise ValueError(f'prob is a probability, from 0 to 1, got {self.prob}')
-        for name in ('warmup_epochs', 'off_epoch', 'eps_start'):
+        if self.every < 1:
+            raise ValueError(f'every must be 1 (every batch) or more, got {self.every}')
+        for name in ('replay', 'warmup_epochs', 'off_epoch', 'eps_start'):
             if not getattr(self, name) >= 0:
                 raise ValueError(f'{name} must be 0 or more, got {getattr(self, name)}')
         if self.eps_sched not in EPS_SCHEDULES:
@@ -44,8 +50,8 @@ class DADSchedule:
 
     @property
     def always(self) -> bool:
-        """Whether every batch gets a DAD view."""
-        return self.prob == 1 and not self.warmup_epochs and not self.off_epoch
+        """Whether every batch gets a DAD view, fresh or not."""
+        return self.prob == 1 and (self.every == 1 or self.replay > 0) and not self.warmup_epochs and not self.off_epoch
 
     def weight(self, epoch: int) -> float:
         """Factor of the DAD loss in an epoch, from 0 (no DAD view is made) to 1."""

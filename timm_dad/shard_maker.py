@@ -102,14 +102,14 @@ class ShardMaker:
         """Make the views of a batch."""
         x_pix = torch.stack([image.pixels for image in batch]).to(self.device).float() / 255
         target = torch.tensor([self._label(image) for image in batch], device=self.device)
-        x_vq, vq_codes = self.augment.vqgan.reconstruct(x_pix)
+        centre = self.augment.find_centre(x_pix, target)
         encoded: list[list[bytes]] = [[] for _ in batch]
         facts: list[list[dict[str, Any]]] = [[] for _ in batch]
         dad_logits = []
         for view in range(self.config.num_views):
             seeds = [view_seed(self.config.seed, image.index, view) for image in batch]
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            views = self.augment.attack_reconstruction(x_vq, vq_codes, target, generator=generators)
+            views = self.augment.attack_centre(centre, target, generator=generators)
             pixels = views.x_dad.mul(255).round().byte()
             distance = (pixels.float() / 255 - x_pix).flatten(1).norm(dim=1).tolist()
             kept = views.kept.tolist()
@@ -126,7 +126,7 @@ class ShardMaker:
             for image, views_of in zip(batch, encoded, strict=True)
         ]
         if self.config.top_k:
-            self._keep_logits('clean', self.augment.teacher(x_pix))
+            self._keep_logits('clean', self.augment.teacher(x_pix) if centre.logits is None else centre.logits)
             self._keep_logits('dad', torch.stack(dad_logits, dim=1))
 
     def _label(self, image: LoadedImage) -> int:

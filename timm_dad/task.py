@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from timm_dad.augment import DADAugment, PixelNorm
 from timm_dad.loss import DADLoss, DADLossConfig, hard_labels
+from timm_dad.replay import ReplayCache
 from timm_dad.schedule import DADSchedule
 from timm_dad.stored_logits import StoredLogits
 from timm_dad.teacher import Teacher
@@ -20,12 +21,20 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Second:
+class SecondView:
     """Second view of a batch ``[B, 3, H, W]``, the teacher's logits on it, and where it predicts the label there."""
 
     x_norm: Tensor
     logits: Tensor
     kept: Tensor
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Of a batch, the teacher's logits on the clean images ``[B, K]``, and the second view, if it gets one."""
+
+    logits: Tensor
+    second: SecondView | None
 
 
 class DADTask(TrainingTask):  # type: ignore[misc]
@@ -97,14 +106,18 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         self.loss = DADLoss(loss, criterion).to(self.device)
         self.schedule = schedule or DADSchedule()
         self.num_splits = num_splits
+        if self.schedule.replay and augment is None:
+            raise ValueError('replay keeps DAD views that are made here: pass augment with it')
+        self.replay = ReplayCache(self.schedule.replay) if self.schedule.replay else None
         if add_splits(student_model, num_splits + 1) and not self.schedule.always:
-            raise ValueError('split batch norm needs a DAD view in every batch: no probability, warm-up or off-epoch')
+            raise ValueError('split batch norm needs a DAD view in every batch: always must hold for the schedule')
         self.set_epoch(0)
         if verbose:
             _logger.info('DAD: %s, %s, %s', self.loss.config, self.full_attack, self.schedule)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Set weight and attack budget of the DAD view for an epoch, from 0."""
+    def set_epoch(self, epoch: int, batch: int = 0) -> None:
+        """Set weight and attack budget of the DAD view for an epoch, from 0, and the batch that comes next in it."""
+        self.next_batch = batch
         self.dad_weight = self.schedule.weight(epoch)
         if self.augment is not None and self.full_attack is not None:
             self.augment.attack = self.schedule.attack(self.full_attack, epoch)
@@ -150,7 +163,7 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         self.eval_model = compiled
         return self.trainable_module
 
-    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+    def forward(self, input: Tensor, target: Tensor, prepared: Prepared | None = None) -> dict[str, Tensor]:
         """Compute loss, parts and student output of a batch.
 
         Args:
@@ -158,6 +171,7 @@ class DADTask(TrainingTask):  # type: ignore[misc]
                 views after them (``V`` one more).
             target: Class indices or soft targets of ``input``, one row an image; with stored logits what
                 ``encode_target`` makes of class indices.
+            prepared: From ``prepare``, where that was called ahead.
 
         Returns:
             - ``loss``: training loss, a scalar
@@ -176,12 +190,8 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         num_images = len(input) // num_views
         own = num_images * self.num_splits
         label = target if self.stored is None else self.stored.labels(target)
-        wants_second = self._wants_dad_view()
-        with torch.no_grad():
-            if self.augment is not None:
-                logits, second = self._make_second(input[:num_images], label[:num_images], wants_second)
-            else:
-                logits, second = self._take_second(input, target, label[own:], wants_second)
+        prepared = prepared or self.prepare(input, target)
+        logits, second = prepared.logits, prepared.second
         if second is None:
             output = self.trainable_module(input[:own])
             parts: dict[str, Tensor] = self.loss(output, logits, None, None, label[:own])
@@ -193,35 +203,64 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         parts = self.loss(output, logits, student_dad_logits, second.logits, label[:own], self.dad_weight)
         return {**parts, 'output': output, 'teacher_kept': second.kept.float().mean()}
 
-    def _make_second(self, clean: Tensor, label: Tensor, wanted: bool) -> tuple[Tensor, _Second | None]:
-        """Teacher's logits of clean images ``[B, 3, H, W]``, and their DAD view."""
-        assert self.augment is not None
-        logits = self._ask_teacher(clean)
-        if not wanted:
-            return logits, None
-        views = self.augment.make_views(self.norm.to_pixels(clean), label)
-        return logits, _Second(self.norm.normalize(views.x_dad).to(clean.dtype), views.dad_logits, views.kept)
+    @torch.no_grad()
+    def prepare(self, input: Tensor, target: Tensor) -> Prepared:
+        """All that ``forward`` needs of a batch and that does not depend on the student; once for each batch.
 
-    def _take_second(self, input: Tensor, target: Tensor, label: Tensor, wanted: bool) -> tuple[Tensor, _Second | None]:
+        Args:
+            input: As ``forward`` takes it.
+            target: As ``forward`` takes it.
+
+        Returns:
+            The teacher's logits and the second view.
+        """
+        num_images = len(input) // (self.num_splits + (self.augment is None))
+        label = target if self.stored is None else self.stored.labels(target)
+        fresh = self._wants_fresh_view()
+        if self.augment is not None:
+            return self._make_second(input[:num_images], label[:num_images], fresh)
+        return self._take_second(input, target, label[num_images * self.num_splits :], fresh)
+
+    def _make_second(self, clean: Tensor, label: Tensor, fresh: bool) -> Prepared:
+        """Teacher's logits of clean images ``[B, 3, H, W]``, and their DAD view or ones of before."""
+        assert self.augment is not None
+        x_pix = self.norm.to_pixels(clean)
+        logits: Tensor | None = None
+        if fresh:
+            views = self.augment.make_views(x_pix, label)
+            logits, second = views.clean_logits, (views.x_dad, views.dad_logits, views.kept)
+            if self.replay is not None:
+                self.replay.add(*second)
+        elif self.replay is not None and len(self.replay) and self.dad_weight:
+            second = self.replay.draw(len(clean))
+        else:
+            return Prepared(self._ask_teacher(x_pix), None)
+        x_dad, dad_logits, kept = second
+        x_norm = self.norm.normalize(x_dad).to(clean.dtype)
+        return Prepared(self._ask_teacher(x_pix) if logits is None else logits, SecondView(x_norm, dad_logits, kept))
+
+    def _take_second(self, input: Tensor, target: Tensor, label: Tensor, wanted: bool) -> Prepared:
         """Teacher's logits of the clean images of pairs, and their second view, whose labels are ``label``."""
         clean, x_norm = input[: len(label)], input[-len(label) :]
         if self.stored is not None:
             logits, second_logits = self.stored.read(target[: len(label)])
         elif not wanted:
-            return self._ask_teacher(clean), None
+            return Prepared(self._ask_teacher(self.norm.to_pixels(clean)), None)
         else:  # one forward for both
             pairs = input if self.num_splits == 1 else torch.cat([clean, x_norm])
-            logits, second_logits = self._ask_teacher(pairs).chunk(2)
+            logits, second_logits = self._ask_teacher(self.norm.to_pixels(pairs)).chunk(2)
         kept = second_logits.argmax(dim=-1) == hard_labels(label)
-        return logits, _Second(x_norm, second_logits, kept) if wanted else None
+        return Prepared(logits, SecondView(x_norm, second_logits, kept) if wanted else None)
 
-    def _ask_teacher(self, x_norm: Tensor) -> Tensor:
+    def _ask_teacher(self, x_pix: Tensor) -> Tensor:
         assert self.teacher is not None
-        return self.teacher(self.norm.to_pixels(x_norm))  # type: ignore[no-any-return]
+        return self.teacher(x_pix)  # type: ignore[no-any-return]
 
-    def _wants_dad_view(self) -> bool:
-        """Whether this batch gets a DAD view; drawn for all its images at once, as timm draws mixup."""
-        if self.dad_weight == 0:
+    def _wants_fresh_view(self) -> bool:
+        """Whether this batch gets a DAD view of its own; drawn for all its images at once, as timm draws mixup."""
+        index = self.next_batch
+        self.next_batch += 1
+        if self.dad_weight == 0 or index % self.schedule.every:
             return False
         return self.schedule.prob == 1 or float(torch.rand(())) < self.schedule.prob
 

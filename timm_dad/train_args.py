@@ -19,6 +19,7 @@ from timm_dad.dad_args import add_dad_args, check_dad_args
 from timm_dad.demo.data import DEMO_CONFIG
 from timm_dad.flag_errors import check_rules
 from timm_dad.given_flags import given_flags
+from timm_dad.pair_args import uses_pairs
 
 # What timm's create_scheduler_v2 knows; it takes any other name without a word.
 SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'plateau', 'poly')
@@ -238,6 +239,10 @@ def _add_misc_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--log-interval', type=int, default=50, metavar='N', help='updates between two log lines')
     group.add_argument('--val-interval', type=int, default=1, metavar='N', help='epochs between two validations')
     group.add_argument(
+        '--dad-overlap', action='store_true',
+        help='make the DAD views of the next batch on a CUDA stream of their own, while the student is at this one',
+    )  # fmt: skip
+    group.add_argument(
         '--dad-preview-interval', type=int, default=0, metavar='N',
         help='epochs between two preview sheets of DAD views, to folder and trackers (default: one at the end)',
     )  # fmt: skip
@@ -367,6 +372,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         check_args(args, chosen)
         check_dad_args(args, explicit)
         check_preview_args(args)
+        check_overlap_args(args)
     except ValueError as error:
         parser.error(str(error))
     return args
@@ -489,6 +495,20 @@ def check_preview_args(args: argparse.Namespace) -> None:
         (args.val_split, '--dad-preview-interval shows validation images: it needs --val-split'),
     )
     check_rules(rules)
+
+
+def check_overlap_args(args: argparse.Namespace) -> None:
+    """Check that ``--dad-overlap`` has something to overlap.
+
+    Raises:
+        ValueError: If it has not.
+    """
+    rules = (
+        (args.device.startswith('cuda'), f'--dad-overlap needs a CUDA device, got --device {args.device}'),
+        (not uses_pairs(args), '--dad-overlap is for DAD views that are made while training: leave it out'),
+    )
+    if args.dad and args.dad_overlap:
+        check_rules(rules)
 
 
 def torch_dtype(name: str | None) -> torch.dtype:

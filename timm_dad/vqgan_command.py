@@ -1,113 +1,93 @@
-"""The command ``timm-dad vqgan train``: a VQGAN of taming's modules for one's own pictures, for ``--dad-vqgan``."""
+"""The commands ``timm-dad vqgan``: ``train`` a VQGAN of taming's modules, or ``distill`` one into a tiny one."""
 
 import argparse
 import contextlib
 import logging
-import math
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 from timm.data import create_loader
-from timm.utils import random_seed, update_summary
 from torch.utils.data import IterableDataset, Subset
-from tqdm import tqdm
 
+from timm_dad import vqgan_args, vqgan_distill_args
 from timm_dad.data import check_images, create_dataset
 from timm_dad.demo.data import DEMO_VQGAN
 from timm_dad.discretize import VQGAN
 from timm_dad.errors import errors_in_one_line
-from timm_dad.files import write_file
-from timm_dad.loaders import set_epoch
 from timm_dad.log import setup_logging
-from timm_dad.vqgan_args import FIXED, PROGRAM, check_image_size, create_config, parse_args, train_config
+from timm_dad.perceptual import Perceptual, create_lpips, missing_for_lpips
+from timm_dad.vqgan_args import check_image_size, create_config, optimizer_config, train_config
+from timm_dad.vqgan_distill import Distiller, create_tiny
 from timm_dad.vqgan_files import load_vqgan
-from timm_dad.vqgan_train import (
-    VQGANTrainer,
-    create_lpips,
-    evaluate_vqgan,
-    missing_for_lpips,
-    save_vqgan,
-)
+from timm_dad.vqgan_run import STATE, NonFiniteVQGANLossError, VQGANRun, seed_all, start, train
+from timm_dad.vqgan_train import VQGANTrainer
+from timm_dad.vqgan_trainer import Trainer
 
 _logger = logging.getLogger(__name__)
 
-STATE = 'resume.pt'
-_LOG_INTERVAL = 50
-# What a resumed run may have otherwise: where it runs and how often it saves. All else shapes the result.
-_FREE = ('resume', 'output', 'workers', 'device', 'recovery_interval', 'data_dir', 'init')
 
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """What the commands do not have in common.
 
-class NonFiniteVQGANLossError(RuntimeError):
-    """The loss became infinite or NaN."""
+    Args:
+        program: What errors begin with.
+        parse_args: Parses and checks the flags.
+        load: The VQGAN that training begins with, or imitates; sets ``args.img_size``.
+        create_trainer: Of flags, processes, that VQGAN, the number of steps, and LPIPS or ``None``.
+    """
 
-
-@dataclass
-class VQGANRun:
-    """All that a training run holds."""
-
-    args: argparse.Namespace
-    accelerator: Accelerator
-    output_dir: Path
-    trainer: VQGANTrainer
-    loader_train: Any
-    loader_eval: Any
-    epoch: int = 0
-    start_batch: int = 0
-    best: float = math.inf
-    meters: dict[str, list[float]] = field(default_factory=dict)  # sum and number of images, of this process
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps of the whole training."""
-        return self.trainer.config.steps
+    program: str
+    parse_args: Callable[[Sequence[str]], argparse.Namespace]
+    load: Callable[[argparse.Namespace], VQGAN]
+    create_trainer: Callable[[argparse.Namespace, Accelerator, VQGAN, int, Perceptual | None], Trainer]
 
 
 def main(argv: Sequence[str]) -> dict[str, float]:
     """Run ``timm-dad vqgan``.
 
     Args:
-        argv: Command line from ``train`` on.
+        argv: Command line from ``train`` or ``distill`` on.
 
     Returns:
-        ``l1``, ``psnr``, ``usage`` and ``perplexity`` of the trained VQGAN on the validation split.
+        Metrics of the trained VQGAN on the validation split.
     """
     parser = argparse.ArgumentParser(
-        prog='timm-dad vqgan', description='train: train or fine-tune a VQGAN; train --help tells more'
+        prog='timm-dad vqgan',
+        description='train: train or fine-tune a VQGAN; distill: train a tiny one that imitates another; '
+        'COMMAND --help tells more',
     )
-    parser.add_argument('command', choices=('train',), help='what to do')
-    parser.parse_args(argv[:1])
-    return train_command(argv[1:])
+    parser.add_argument('command', choices=tuple(COMMANDS), help='what to do')
+    return run_command(COMMANDS[parser.parse_args(argv[:1]).command], argv[1:])
 
 
-def train_command(argv: Sequence[str]) -> dict[str, float]:
-    """Train as the command line says, without ``train``."""
+def run_command(command: Command, argv: Sequence[str]) -> dict[str, float]:
+    """Train as the command line says, without the command's name."""
     import train_dad
 
-    args = parse_args(argv)
+    args = command.parse_args(argv)
     setup_logging()
     output_dir = Path(args.output or f'output/vqgan/{datetime.now().strftime("%Y%m%d-%H%M%S")}')
     with contextlib.ExitStack() as stack:
-        with errors_in_one_line(PROGRAM):
+        with errors_in_one_line(command.program):
             accelerator = train_dad.create_accelerator(args, output_dir)
             _refuse_older_run(args, output_dir, accelerator)
-            run = build(args, accelerator, output_dir)
+            run = build(command, args, accelerator, output_dir)
             stack.enter_context(_locked(output_dir, accelerator))
             _refuse_older_run(args, output_dir, accelerator)
-            _start(run)
+            start(run)
         try:
             return train(run)
         except NonFiniteVQGANLossError as error:
-            sys.exit(f'{PROGRAM}: error: {error}')
+            sys.exit(f'{command.program}: error: {error}')
 
 
 def _refuse_older_run(args: argparse.Namespace, output_dir: Path, accelerator: Accelerator) -> None:
@@ -146,10 +126,7 @@ def create_vqgan(args: argparse.Namespace) -> VQGAN:
     """
     if not args.init:
         return VQGAN(create_config(args))
-    try:
-        vqgan = load_vqgan(DEMO_VQGAN if args.init == 'demo' else args.init)
-    except (FileNotFoundError, ValueError) as error:
-        raise ValueError(f'--init: {error}') from error
+    vqgan = _load('--init', args.init)
     if vqgan.config.quantizer != 'nearest':
         raise ValueError(f'--init must be a VQGAN of nearest codes (VQModel), got a Gumbel one: {args.init}')
     args.img_size = args.img_size or int(vqgan.config.ddconfig['resolution'])
@@ -157,7 +134,56 @@ def create_vqgan(args: argparse.Namespace) -> VQGAN:
     return vqgan
 
 
-def build(args: argparse.Namespace, accelerator: Accelerator, output_dir: Path) -> VQGANRun:
+def load_original(args: argparse.Namespace) -> VQGAN:
+    """The VQGAN of ``--vqgan``; sets ``args.img_size`` where it is not given.
+
+    Raises:
+        ValueError: If it cannot be loaded, is tiny already, or the image size does not fit.
+    """
+    vqgan = _load('--vqgan', args.vqgan)
+    if vqgan.config.networks == 'tiny':
+        raise ValueError(
+            f'--vqgan must be a VQGAN that is not tiny yet, got {args.vqgan} (give the one that it imitates)'
+        )
+    args.img_size = args.img_size or int(vqgan.config.ddconfig['resolution'])
+    check_image_size(args.img_size, vqgan.config.factor)
+    return vqgan
+
+
+def _load(flag: str, path: str) -> VQGAN:
+    try:
+        return load_vqgan(DEMO_VQGAN if path == 'demo' else path)
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(f'{flag}: {error}') from error
+
+
+def _vqgan_trainer(
+    args: argparse.Namespace, accelerator: Accelerator, vqgan: VQGAN, steps: int, perceptual: Perceptual | None
+) -> Trainer:
+    return VQGANTrainer(vqgan, accelerator, train_config(args, steps), perceptual)
+
+
+def _distiller(
+    args: argparse.Namespace, accelerator: Accelerator, original: VQGAN, steps: int, perceptual: Perceptual | None
+) -> Trainer:
+    tiny = create_tiny(original, args.img_size, args.ch)
+    return Distiller(tiny, original, accelerator, optimizer_config(args, steps), perceptual)
+
+
+COMMANDS = {
+    'train': Command(
+        program=vqgan_args.PROGRAM, parse_args=vqgan_args.parse_args, load=create_vqgan, create_trainer=_vqgan_trainer
+    ),
+    'distill': Command(
+        program=vqgan_distill_args.PROGRAM,
+        parse_args=vqgan_distill_args.parse_args,
+        load=load_original,
+        create_trainer=_distiller,
+    ),
+}
+
+
+def build(command: Command, args: argparse.Namespace, accelerator: Accelerator, output_dir: Path) -> VQGANRun:
     """Check the flags against data and VQGAN, and build all that training needs."""
     seed_all(args.seed, 0)
     dataset_train = create_dataset(args, args.train_split, is_training=True)
@@ -166,7 +192,7 @@ def build(args: argparse.Namespace, accelerator: Accelerator, output_dir: Path) 
         if isinstance(dataset, IterableDataset):
             raise ValueError(f'{flag} needs data with an index, not a stream, got --dataset {args.dataset}')
         check_images(dataset, flag)
-    vqgan = create_vqgan(args)
+    vqgan = command.load(args)
     loader_train = _train_loader(args, accelerator, dataset_train)
     loader_eval = _eval_loader(args, accelerator, dataset_eval)
     steps = args.steps or (args.epochs or 30) * len(loader_train)
@@ -174,7 +200,7 @@ def build(args: argparse.Namespace, accelerator: Accelerator, output_dir: Path) 
     if _uses_lpips(args):
         with accelerator.main_process_first():
             perceptual = create_lpips(accelerator.device)
-    trainer = VQGANTrainer(vqgan, accelerator, train_config(args, steps), perceptual)
+    trainer = command.create_trainer(args, accelerator, vqgan, steps, perceptual)
     return VQGANRun(args, accelerator, output_dir, trainer, loader_train, loader_eval)
 
 
@@ -224,171 +250,3 @@ def _eval_loader(args: argparse.Namespace, accelerator: Accelerator, dataset: An
     loader = _loader(args, dataset, is_training=False)  # sets the transform
     own = Subset(dataset, range(accelerator.process_index, len(dataset), accelerator.num_processes))
     return torch.utils.data.DataLoader(own, args.batch_size, num_workers=args.workers, collate_fn=loader.collate_fn)
-
-
-def seed_all(seed: int, epoch: int, batch: int = 0, rank: int = 0) -> None:
-    """Seed torch, numpy and random by all that a draw may depend on."""
-    random_seed(int(np.random.SeedSequence([seed, epoch, batch, rank]).generate_state(1)[0]))
-
-
-def _settings(run: VQGANRun) -> dict[str, Any]:
-    """What a resumed run must have in common with the one before: flags, length, processes."""
-    flags = {name: value for name, value in vars(run.args).items() if name not in (*_FREE, *FIXED)}
-    return {**flags, 'steps': run.steps, 'epochs': None, 'processes': run.accelerator.num_processes}
-
-
-def _start(run: VQGANRun) -> None:
-    """Resume, or begin the folder."""
-    import train_dad
-
-    found = [(run.output_dir / STATE).is_file()]
-    broadcast_object_list(found)
-    if run.args.resume and found[0]:
-        _resume(run, _read_state(run.output_dir / STATE))
-    elif run.args.resume:
-        _logger.info('--resume auto: no run in %s, starting', run.output_dir)
-    if run.accelerator.is_main_process:
-        text = yaml.safe_dump({name: value for name, value in vars(run.args).items() if name not in FIXED})
-        write_file(run.output_dir / 'args.yaml', text)
-        train_dad.cut_summary(run.output_dir / 'summary.csv', run.epoch)
-    parameters = sum(parameter.numel() for parameter in run.trainer.vqgan.parameters())
-    config = run.trainer.vqgan.config
-    _logger.info(
-        'VQGAN: factor %d, %d codes of %d channels, %.1f M parameters; %d px, steps %d to %d, %s; to %s',
-        *(config.factor, config.n_embed, config.embed_dim, parameters / 1e6, run.args.img_size),
-        *(run.trainer.steps_done, run.steps, 'L1 + LPIPS' if run.args.perceptual == 'lpips' else 'L1 + L2'),
-        run.output_dir,
-    )
-
-
-def _read_state(path: Path) -> dict[str, Any]:
-    try:
-        state: dict[str, Any] = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # torch raises what it likes on a broken file
-        raise ValueError(f'--resume auto: {path} cannot be read: {error}') from error
-    return state
-
-
-def _resume(run: VQGANRun, state: dict[str, Any]) -> None:
-    now, before = _settings(run), state['settings']
-    for name, value in now.items():
-        if before.get(name) != value:
-            flag = f'--{name.replace("_", "-")}'
-            raise ValueError(
-                f'{flag} must be what the run in --output has, {before.get(name)}, got {value}; name another folder'
-            )
-    run.trainer.load_state_dict(state['trainer'])
-    run.epoch, run.start_batch, run.best = state['epoch'], state['batch'], state['best']
-    if run.accelerator.is_main_process:  # sums over all processes: one of them has them
-        run.meters = state['meters']
-
-
-def train(run: VQGANRun) -> dict[str, float]:
-    """Train, validate, save."""
-    metrics: dict[str, float] = {}
-    if run.trainer.steps_done >= run.steps:
-        _logger.info('%s is trained: all %d steps are done', run.output_dir, run.steps)
-        return evaluate_vqgan(run.trainer.vqgan, run.loader_eval, run.accelerator)
-    while run.trainer.steps_done < run.steps:
-        train_metrics = train_one_epoch(run)
-        metrics = evaluate_vqgan(run.trainer.vqgan, run.loader_eval, run.accelerator)
-        save_epoch(run, train_metrics, metrics)
-    run.accelerator.end_training()
-    return metrics
-
-
-def train_one_epoch(run: VQGANRun) -> dict[str, float]:
-    """One pass over the training pictures, or what is left of it; returns the mean of loss and parts."""
-    args, trainer, accelerator = run.args, run.trainer, run.accelerator
-    set_epoch(run.loader_train, run.epoch)
-    iterator = iter(run.loader_train)
-    total = len(run.loader_train)
-    with tqdm(total=total, desc=f'Epoch {run.epoch}', disable=not accelerator.is_main_process, leave=False) as progress:
-        for batch_idx in range(total):
-            # Every batch is drawn and trained on under a seed of its own; those before the position are drawn alone.
-            seed_all(args.seed, run.epoch + 1, batch_idx, accelerator.process_index)
-            x_pix, _ = next(iterator)
-            progress.update()
-            if batch_idx < run.start_batch:
-                continue
-            _add_to_meters(run, trainer.step(x_pix.to(accelerator.device)), len(x_pix))
-            done = trainer.steps_done
-            if done % _LOG_INTERVAL == 0 or done == run.steps:
-                means = _means(run)
-                progress.set_postfix(l1=f'{means["l1"]:.4f}', codes_used=trainer.codes_used or '?')
-            if args.recovery_interval and done % args.recovery_interval == 0 and batch_idx + 1 < total:
-                save_state(run, batch=batch_idx + 1)
-            if done == run.steps:
-                break
-    means = _means(run)
-    run.meters, run.start_batch = {}, 0
-    run.epoch += 1
-    return means
-
-
-def _add_to_meters(run: VQGANRun, parts: dict[str, torch.Tensor], count: int) -> None:
-    for name, value in zip(parts, torch.stack(list(parts.values())).tolist(), strict=True):  # one sync a step
-        meter = run.meters.setdefault(name, [0.0, 0])
-        meter[0] += value * count
-        meter[1] += count
-
-
-def _reduced_meters(run: VQGANRun) -> dict[str, list[float]]:
-    names = ['loss', 'l1', 'perceptual' if run.args.perceptual == 'lpips' else 'l2', 'commitment']
-    sums = torch.tensor(
-        [run.meters.get(name, [0.0, 0]) for name in names], dtype=torch.float64, device=run.accelerator.device
-    )
-    return dict(zip(names, run.accelerator.reduce(sums, reduction='sum').tolist(), strict=True))
-
-
-def _means(run: VQGANRun) -> dict[str, float]:
-    """Means of this epoch over all processes.
-
-    Raises:
-        NonFiniteVQGANLossError: If one is not finite; the last checkpoint is from before.
-    """
-    means = {name: total / max(count, 1) for name, (total, count) in _reduced_meters(run).items()}
-    if not math.isfinite(means['loss']):
-        raise NonFiniteVQGANLossError(
-            f'the loss is not finite by step {run.trainer.steps_done} '
-            f'({", ".join(f"{name} {value:g}" for name, value in means.items())}); lower --lr'
-        )
-    return means
-
-
-def save_epoch(run: VQGANRun, train_metrics: dict[str, float], metrics: dict[str, float]) -> None:
-    """One line on the terminal and in ``summary.csv``, ``last`` and ``best``, and what a resume needs."""
-    best = metrics['l1'] < run.best
-    run.best = min(run.best, metrics['l1'])
-    if run.accelerator.is_main_process:
-        values = {**train_metrics, **{f'val_{name}': value for name, value in metrics.items()}}
-        line = '  '.join(f'{name} {value:.4g}' for name, value in values.items())
-        _logger.info('Epoch %d, step %d: %s', run.epoch - 1, run.trainer.steps_done, line)
-        summary = run.output_dir / 'summary.csv'
-        update_summary(
-            run.epoch - 1,
-            {'step': run.trainer.steps_done, **train_metrics},
-            metrics,
-            filename=str(summary),
-            lr=run.trainer.schedule.get_last_lr()[0],
-            write_header=not summary.exists(),
-        )
-        for name in ('last', *(['best'] if best else [])):
-            save_vqgan(run.trainer.vqgan, run.output_dir / f'{name}.safetensors')
-    save_state(run)
-
-
-def save_state(run: VQGANRun, batch: int = 0) -> None:
-    """Write what an exact resume needs, as one file that is whole or not there; every process takes part."""
-    state = {
-        'trainer': run.trainer.state_dict(),
-        'settings': _settings(run),
-        'epoch': run.epoch,
-        'batch': batch,
-        'best': run.best,
-        'meters': _reduced_meters(run) if batch else {},
-    }
-    if run.accelerator.is_main_process:
-        temporary = run.output_dir / f'{STATE}.tmp'
-        torch.save(state, temporary)
-        temporary.replace(run.output_dir / STATE)

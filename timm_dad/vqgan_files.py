@@ -30,8 +30,8 @@ def load_vqgan(path: str | Path, *, strict_size: bool = False) -> VQGAN:
 
     Args:
         path: The name of a preset (``timm_dad.vqgan_presets.PRESETS``), which is fetched once; a checkpoint ``.ckpt``,
-            ``.pth``, ``.pt`` or ``.safetensors`` of taming-transformers or latent-diffusion with ``NAME.yaml`` or
-            ``config.yaml`` beside it; or a folder of a diffusers ``VQModel``.
+            ``.pth``, ``.pt`` or ``.safetensors`` of taming-transformers, latent-diffusion or ``timm-dad vqgan`` with
+            ``NAME.yaml`` or ``config.yaml`` beside it; or a folder of a diffusers ``VQModel``.
         strict_size: Refuse image sizes that the factor does not divide, in place of padding them.
 
     Returns:

@@ -95,6 +95,21 @@ def _rates() -> list[Job]:
     ]
 
 
+def _speed() -> list[Job]:
+    """What it costs to make less than one fresh view an image, or to make it with less (docs/speed.md)."""
+    base = Job(study='speed', row='fresh views', seed=0, flags=DAD, online=True)
+    flags = {
+        'from the input': ('--dad-attack-from', 'input'),
+        'every 2nd batch': ('--dad-every', '2'),
+        'every 4th batch': ('--dad-every', '4'),
+        'every 4th batch, replay 768': ('--dad-every', '4', '--dad-replay', '768'),
+        'probability 0.25, replay 768': ('--dad-prob', '0.25', '--dad-replay', '768'),
+    }
+    jobs = [base, replace(base, row='tiny VQGAN', vqgan='tiny')]
+    jobs += [replace(base, row=row, flags=(*DAD, *more)) for row, more in flags.items()]
+    return [*jobs, replace(ROWS[CONTROL], study='speed', row='2 random views')]
+
+
 STUDIES: dict[str, tuple[list[Job], Sequence[int]]] = {
     'rates': (_rates(), (100, 101, 102)),
     'main': (_main(), SEEDS),
@@ -102,6 +117,7 @@ STUDIES: dict[str, tuple[list[Job], Sequence[int]]] = {
     'teachers': (_variants('teachers', ('KD', CONTROL, 'DAD'), teacher=('weak', 'medium')), SEEDS),
     'vqgans': (_variants('vqgans', ('DAD', 'KD + Q(x)'), vqgan=('f2',)), SEEDS),
     'ablation': (_ablation(), SEEDS),
+    'speed': (_speed(), SEEDS),
 }
 
 

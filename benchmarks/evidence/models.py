@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import sys
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ from timm_dad import VQGAN, Teacher, VQGANConfig, create_open_clip_teacher, load
 from timm_dad.demo.build import CLASS_NAMES, CLIP_CONFIG, VQGAN_CONFIG, Style, to_tensor, train_clip, train_vqgan
 from timm_dad.demo.data import DEMO_TEACHER, DEMO_VQGAN, SEEN_STYLES, TEMPLATES
 from timm_dad.vqgan_train import write_weights
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import tiny_vqgan
 
 PRECISION = 'bf16'
 
@@ -55,8 +59,8 @@ TEACHERS: dict[str, TeacherRecipe | None] = {
     'medium': TeacherRecipe(SEEN_STYLES, all_pictures=True, steps=2000),
     'strong': None,
 }
-# `f4` is the demo's own: 8 x 8 codes of a picture. `f2`: 16 x 16.
-VQGANS: dict[str, dict[str, Any] | None] = {'f4': None, 'f2': {'ch_mult': [1, 2]}}
+# `f4` is the demo's own: 8 x 8 codes of a picture. `f2`: 16 x 16. `tiny`: f4, distilled (benchmarks/tiny_vqgan.py).
+VQGANS: dict[str, dict[str, Any] | None] = {'f4': None, 'f2': {'ch_mult': [1, 2]}, 'tiny': {}}
 VQGAN_STEPS = 1500
 
 
@@ -69,6 +73,8 @@ def teacher_facts(name: str) -> list[Any]:
 def vqgan_facts(name: str) -> list[Any]:
     """What a VQGAN is made from."""
     changes = VQGANS[name]
+    if name == 'tiny':
+        return ['demo', 'tiny', tiny_vqgan.STEPS, tiny_vqgan.BATCH_SIZE, tiny_vqgan.COPIES, tiny_vqgan.LR, PRECISION]
     return ['demo'] if changes is None else [VQGAN_CONFIG, changes, VQGAN_STEPS, PRECISION]
 
 
@@ -108,6 +114,8 @@ def build_vqgan(name: str, styles: dict[str, Style], work: Path) -> Path:
     path = work / f'vqgan-{name}-{_hash(vqgan_facts(name))}.safetensors'
     if path.is_file():
         return path
+    if name == 'tiny':
+        return tiny_vqgan.build_tiny(DEMO_VQGAN, styles, path, precision=PRECISION)
     config = deepcopy(VQGAN_CONFIG)
     config['ddconfig'].update(changes)
     x = to_tensor(np.concatenate([styles[style].x for style in SEEN_STYLES]))

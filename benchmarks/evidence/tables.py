@@ -176,6 +176,23 @@ def tuning_table(results: dict[str, Result], study: str, base: str = '') -> str:
     return markdown(['variant', f'top-1 on {TUNING_STYLE}', *([f'- {base}'] if base else [])], rows)
 
 
+def speed_table(results: dict[str, Result]) -> str:
+    """Less than one fresh view an image, and views that cost less, against fresh ones."""
+    runs, base = Runs(results, 'speed'), row_names('speed')[0]
+    figures = (style(TRAIN_STYLE), mean_unseen, mean_corruptions)
+    rows = [
+        [
+            row,
+            str(len(runs.rows.get(row, {}))),
+            *(runs.cell(row, of) for of in figures),
+            *(runs.difference(row, base, of) for of in figures[1:]),
+        ]
+        for row in row_names('speed')
+    ]
+    header = ['views', 'seeds', 'noto val', 'mean unseen', 'corruptions', f'unseen - {base}', f'corruptions - {base}']
+    return markdown(header, rows)
+
+
 def models_table(results: dict[str, Result]) -> str:
     """Teachers and VQGANs themselves."""
     rows = []
@@ -206,6 +223,7 @@ def tables(results: dict[str, Result]) -> dict[str, str]:
         'vqgans': variant_table(results, 'vqgans', 'VQGAN', ('f4', 'f2'), 'f4'),
         'ablation': tuning_table(results, 'ablation', 'base'),
         'rates': tuning_table(results, 'rates'),
+        'speed': speed_table(results),
     }
 
 

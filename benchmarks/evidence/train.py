@@ -39,6 +39,7 @@ class Job:
         flags: Flags of ``train_dad.py`` beside the recipe's.
         views: Second views, if they are made before training.
         dat: Whether second views are DAT's: of the student's own gradient.
+        online: Whether DAD views are made while training, as the flags say.
         distil: Of DAT's views, whether the teacher labels them; else cross-entropy alone, as it was published.
         student: One of ``STUDENTS``.
         teacher: One of ``TEACHERS``.
@@ -51,6 +52,7 @@ class Job:
     flags: tuple[str, ...] = ()
     views: Views | None = None
     dat: bool = False
+    online: bool = False
     distil: bool = True
     student: str = 'cnn'
     teacher: str = 'strong'
@@ -72,7 +74,7 @@ class Job:
         }
         if '--dad' in self.flags:
             facts['teacher'] = teacher_facts(self.teacher)
-        if self.views is not None or self.dat:
+        if self.views is not None or self.dat or self.online:
             facts.update(views=self.views and asdict(self.views), vqgan=vqgan_facts(self.vqgan))
         if self.dat:
             facts.update(dat=[DAT_INTERVAL, asdict(DAT_ATTACK)], has_teacher=self.distil)
@@ -119,6 +121,8 @@ def run_job(job: Job, materials: Materials) -> dict[str, Any]:
         flags += ['--dad-teacher', f'open_clip:local-dir:{materials.teachers[job.teacher]}']
         flags += ['--dad-templates', str(materials.templates), '--dad-precision', 'bf16']
     second: Any = nullcontext()
+    if job.online:
+        flags += ['--dad-vqgan', str(materials.vqgans[job.vqgan])]
     if job.views is not None or job.dat:
         flags += ['--dad-cache', '1', '--dad-vqgan', str(materials.vqgans[job.vqgan])]
         second = dat_views(job, materials) if job.dat else made_views(job.views, job, materials)

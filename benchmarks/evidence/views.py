@@ -13,6 +13,7 @@ from torch import Tensor
 
 from timm_dad import VQGAN, AttackConfig, DADAugment, Teacher
 from timm_dad.attack import ascend
+from timm_dad.augment import Centre
 from timm_dad.demo.build import to_tensor
 from timm_dad.loss import teacher_cross_entropy
 
@@ -67,7 +68,7 @@ def _views_of_batch(views: Views, x_pix: Tensor, target: Tensor, teacher: Teache
     if views.kind == 'reconstruction':
         return [x_vq]
     start = x_vq if views.start == 'Q(x)' else x_pix
-    found = [augment.attack_reconstruction(start, codes, target).x_dad for _ in range(views.count)]
+    found = [augment.attack_centre(Centre(start, codes=codes), target).x_dad for _ in range(views.count)]
     if views.kind == 'noise':
         return [add_noise(x_pix, (x_dad - x_pix).flatten(1).norm(dim=1)) for x_dad in found]
     return found

@@ -26,7 +26,8 @@ from tqdm import tqdm
 from timm_dad.demo.data import SEEN_STYLES, SIZE, STYLES, TEMPLATES, TUNING_STYLE
 from timm_dad.discretize import VQGAN, VQGANConfig
 from timm_dad.extras import require_extra
-from timm_dad.vqgan_train import VQGANTrainConfig, VQGANTrainer, one_cycle, write_weights
+from timm_dad.vqgan_train import VQGANTrainConfig, VQGANTrainer, write_weights
+from timm_dad.vqgan_trainer import one_cycle
 
 _logger = logging.getLogger('timm_dad.demo.build')
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset
 
-from timm_dad.dad_args import add_view_args, attack_config, create_augment, create_teacher, create_vqgan
 from timm_dad.dad_set import read_settings
 from timm_dad.data import check_images, create_dataset
 from timm_dad.data_args import add_data_args, check_data_args, number_of_classes
@@ -23,15 +22,15 @@ from timm_dad.evaluation.models import EvalModel, ModelOptions, open_model
 from timm_dad.evaluation.suites import Suite, open_suite, parse_suite
 from timm_dad.extras import require_extra
 from timm_dad.flag_errors import check_rules, naming_flag
-from timm_dad.frozen import prepare_frozen
 from timm_dad.given_flags import given_flags
 from timm_dad.log import setup_logging
 from timm_dad.pair_args import check_pair_args, open_dad_set
 from timm_dad.set_match import check_data, check_teacher
 from timm_dad.source import Frame, Source
 from timm_dad.teacher import INTERPOLATIONS, Teacher
-from timm_dad.teacher_args import check_teacher_args, teacher_specs
+from timm_dad.teacher_args import check_teacher_args, create_teacher, teacher_specs
 from timm_dad.teachers import DataClasses
+from timm_dad.view_args import add_view_args, check_view_args, create_augment, create_vqgan, prepare_models
 from timm_dad.vqgan_presets import PRESETS
 
 PROGRAM = 'timm-dad diagnose'
@@ -104,7 +103,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     given = given_flags(create_parser(), argv)
     try:
         _check_args(args, given)
-        attack_config(args)
+        check_view_args(args)
         create_config(args)
         check_pair_args(args, given)  # takes the teacher of --dad-dir where none is given
     except ValueError as error:
@@ -247,10 +246,10 @@ def open_views(
             check_teacher(dad_set, teacher)
         except ValueError as error:
             raise ValueError(f'--dad-dir {args.dad_dir}: {error} (--split names the split)') from error
-        prepare_frozen(teacher, None, args.dad_precision, device)
+        prepare_models(args, teacher, None, frame.size, device)
         return StoredViews(dad_set, source, args.seed)
     vqgan = create_vqgan(args, frame.size)
-    prepare_frozen(teacher, vqgan, args.dad_precision, device)
+    prepare_models(args, teacher, vqgan, frame.size, device)
     augment = create_augment(args, teacher, vqgan, mean=(0, 0, 0), std=(1, 1, 1))
     assert augment is not None
     return MadeViews(augment, args.seed)

@@ -169,12 +169,13 @@ class MadeViews:
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """Views ``[B, 3, H, W]`` in [0, 1], by name."""
         vqgan = self.augment.vqgan
-        x_vq, vq_codes = vqgan.reconstruct(batch.x_pix)
+        centre = self.augment.find_centre(batch.x_pix, batch.label)
+        x_vq, vq_codes = vqgan.reconstruct(batch.x_pix) if centre.codes is None else (centre.x0, centre.codes)
         generators = [torch.Generator().manual_seed(view_seed(self.seed, index, 0)) for index in batch.indices]
-        views = self.augment.attack_reconstruction(x_vq, vq_codes, batch.label, generator=generators)
+        views = self.augment.attack_centre(centre, batch.label, generator=generators)
         for row, codes in enumerate((vq_codes, views.dad_codes)):
             self.counts[row] += codes.flatten().cpu().bincount(minlength=self.counts.shape[1])
-        for place, codes in enumerate((vqgan.encode_to_codes(x_vq), views.dad_codes)):
+        for place, codes in enumerate((vqgan.encode_to_codes(centre.x0), views.dad_codes)):
             self.changed[place] += (codes != vq_codes).sum().cpu()
         self.total += vq_codes.numel()
         return {RECONSTRUCTED: x_vq, DAD: views.x_dad, CROP: random_crop(batch, self.seed)}

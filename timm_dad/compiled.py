@@ -1,0 +1,66 @@
+"""``torch.compile`` for frozen networks: one graph for one batch size."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class FixedBatch:
+    """Call a function always with batches of one size: smaller ones are filled up, and cut back after.
+
+    A compiled function is compiled again for every new shape; the last batch of a data set would be one. The size is
+    that of the largest batch so far.
+
+    Args:
+        function: Maps tensors ``[B, ...]`` (one, or a sequence of them) to the like, row by row.
+    """
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.function = function
+        self.size = 0
+
+    def __call__(self, batch: Any) -> Any:
+        """Call the function."""
+        count = len(batch[0]) if isinstance(batch, Sequence) else len(batch)
+        self.size = max(self.size, count)
+        found = self.function(_each(self._fill, batch))
+        return found if count == self.size else _each(lambda rows: rows[:count], found)
+
+    def _fill(self, rows: Tensor) -> Tensor:
+        missing = self.size - len(rows)
+        if missing:
+            rows = torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])])
+        # Strides are part of what a function is compiled for.
+        return rows.contiguous(memory_format=torch.channels_last) if rows.ndim == 4 else rows
+
+
+def _each(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
+    return [function(rows) for rows in batch] if isinstance(batch, Sequence) else function(batch)
+
+
+def compile_network(network: nn.Module) -> None:
+    """Compile the forward of a network in place; names of its parameters stay.
+
+    Args:
+        network: Maps one batch, or a sequence of them, to the like; of one image size.
+
+    Raises:
+        ValueError: If this machine cannot compile.
+    """
+    check_compiler(next(network.parameters()).device)
+    network.forward = FixedBatch(torch.compile(network.forward, dynamic=False))
+
+
+def check_compiler(device: torch.device) -> None:
+    """Compile next to nothing, to see that it can be done.
+
+    Raises:
+        ValueError: If it cannot: ``torch.compile`` needs a C++ compiler on a CPU and Triton on a GPU.
+    """
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
+    except Exception as error:  # inductor raises what it likes
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f'torch.compile does not work on this machine (a compiler is missing?): {reason}') from error

@@ -1,0 +1,73 @@
+"""DAD views of the next batch on a CUDA stream of their own, while the student is at this one."""
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from timm_dad.task import DADTask, Prepared
+
+Batch = tuple[int, Tensor, Tensor]
+
+
+def prepared_ahead(batches: Iterator[Batch], task: DADTask) -> Iterator[tuple[int, Tensor, Tensor, Prepared]]:
+    """Batches with what the task needs of teacher and VQGAN, made one batch ahead.
+
+    Whoever takes a batch finds the random generators as they were after its views were made, so nothing that is drawn
+    depends on whether this function is used.
+
+    Args:
+        batches: Index, input and target of each batch, on the device; whoever yields them seeds for each.
+        task: Makes the views, with ``task.prepare``.
+
+    Yields:
+        Index, input, target, and the result of ``task.prepare``.
+    """
+    stream = torch.cuda.Stream() if task.device.type == 'cuda' else None
+    waiting: tuple[tuple[int, Tensor, Tensor, Prepared], Any, Any] | None = None
+    for index, input, target in batches:
+        prepared, done = _prepare(task, input, target, stream)
+        now = (index, input, target, prepared), _generators(), done
+        if waiting is not None:
+            yield _ready(*waiting, stream)
+        waiting = now
+    if waiting is not None:
+        yield _ready(*waiting, stream)
+
+
+def _prepare(task: DADTask, input: Tensor, target: Tensor, stream: Any) -> tuple[Prepared, Any]:
+    """Start to make the views; on a GPU what is returned may not be there yet."""
+    if stream is None:
+        return task.prepare(input, target), None
+    stream.wait_stream(torch.cuda.current_stream())  # the batch is copied and mixed there
+    with torch.cuda.stream(stream):
+        prepared = task.prepare(input, target)
+        done = torch.cuda.Event()
+        done.record(stream)
+    for tensor in (input, target):
+        tensor.record_stream(stream)
+    return prepared, done
+
+
+def _ready(batch: tuple[int, Tensor, Tensor, Prepared], generators: Any, done: Any, stream: Any) -> Any:
+    """The batch, once its views are there, with the random generators as they were left."""
+    random_state, numpy_state, torch_state, cuda_states = generators
+    random.setstate(random_state)
+    np.random.set_state(numpy_state)
+    torch.set_rng_state(torch_state)
+    if stream is not None:
+        torch.cuda.set_rng_state(cuda_states)
+        current = torch.cuda.current_stream()
+        current.wait_event(done)
+        second = batch[3].second
+        for tensor in (batch[3].logits, *(vars(second).values() if second is not None else ())):
+            tensor.record_stream(current)
+    return batch
+
+
+def _generators() -> Any:
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda

@@ -1,0 +1,59 @@
+"""LPIPS as a loss, where the package and its weights are installed."""
+
+import os
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import Tensor
+
+from timm_dad.extras import require_extra
+
+Perceptual = Callable[[Tensor, Tensor], Tensor]
+
+
+def missing_for_lpips() -> str:
+    """What LPIPS lacks on this machine, as one clause; empty if nothing."""
+    if find_spec('lpips') is None:
+        return 'the package lpips is not installed (pip install lpips)'
+    name = os.path.basename(torchvision.models.VGG16_Weights.IMAGENET1K_V1.url)
+    folder = Path(torch.hub.get_dir()) / 'checkpoints'
+    if not (folder / name).is_file():
+        return f"torchvision's {name} is not in {folder} (--perceptual lpips downloads it)"
+    return ''
+
+
+def create_lpips(device: torch.device) -> Perceptual:
+    """LPIPS of the package ``lpips`` on VGG16, as taming trains with.
+
+    NOTE: taming's own copy needs a download of its linear weights and its package ``taming.modules.losses`` needs more
+    packages than it names; ``lpips`` ships those weights. VGG16 is torchvision's, downloaded once.
+
+    Args:
+        device: Where it runs.
+
+    Returns:
+        Mean distance of two batches ``[B, 3, H, W]`` in [0, 1].
+
+    Raises:
+        ImportError: If ``lpips`` is not installed.
+        ValueError: If its weights cannot be loaded.
+
+    Source: Zhang et al. 2018, arXiv:1801.03924.
+    """
+    try:
+        lpips = require_extra('lpips', 'vqgan')
+    except ImportError as error:
+        raise ImportError('--perceptual lpips needs the package lpips; run: pip install lpips') from error
+    try:
+        network = lpips.LPIPS(net='vgg', verbose=False).to(device).eval().requires_grad_(False)
+    except Exception as error:  # no network, a broken file: torch and torchvision raise what they like
+        raise ValueError(f'--perceptual lpips: its VGG16 could not be loaded: {error}') from error
+
+    def distance(output: Tensor, x_pix: Tensor) -> Tensor:
+        value: Tensor = network(output, x_pix, normalize=True).mean()
+        return value
+
+    return distance

@@ -1,0 +1,66 @@
+"""Which precision is faster here: measured, because no name of a device says it."""
+
+import logging
+import math
+import time
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from timm_dad.discretize import VQGAN
+from timm_dad.ensemble import TeacherEnsemble
+from timm_dad.teacher import Teacher
+
+_logger = logging.getLogger(__name__)
+
+# bf16 loses digits; it must be faster by this much to be worth it.
+_WORTH = 1.1
+_ROUNDS = 3
+
+
+def fastest_precision(
+    teacher: Teacher, vqgan: VQGAN | None, image_size: tuple[int, int], device: torch.device, batch_size: int = 2
+) -> str:
+    """Time forwards of the frozen models in fp32 and in bf16, in turns.
+
+    Args:
+        teacher: The teacher; moved to the device.
+        vqgan: The VQGAN, if there is one: it is most of the cost, and its encoder is what is timed then.
+        image_size: ``(height, width)`` of the images.
+        device: Where they will run.
+        batch_size: Images of a forward.
+
+    Returns:
+        ``bf16`` if that is at least a tenth faster, else ``fp32``.
+    """
+    network, batch = _most_of_the_work(teacher, vqgan, image_size)
+    network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    batch = batch.expand(batch_size, *batch.shape[1:]).to(device, memory_format=torch.channels_last)
+    seconds: dict[str, list[float]] = {'fp32': [], 'bf16': []}
+    for _ in range(1 + _ROUNDS):
+        for precision, rounds in seconds.items():
+            rounds.append(_time(network, batch, precision == 'bf16'))
+    fp32, bf16 = (median(rounds[1:]) for rounds in seconds.values())
+    chosen = 'bf16' if fp32 > _WORTH * bf16 else 'fp32'
+    _logger.info('--dad-precision auto: bf16 is %.2f times as fast as fp32 here, so it is %s', fp32 / bf16, chosen)
+    return chosen
+
+
+def _most_of_the_work(teacher: Teacher, vqgan: VQGAN | None, image_size: tuple[int, int]) -> tuple[nn.Module, Tensor]:
+    """The network that takes most of the time, and one image as it gets it."""
+    if vqgan is None:
+        first: Teacher = teacher.teachers[0] if isinstance(teacher, TeacherEnsemble) else teacher  # type: ignore[assignment]
+        return first.model, first.normalize(torch.rand(1, 3, *image_size).to(first.mean.device))
+    sides = [math.ceil(side / vqgan.config.factor) * vqgan.config.factor for side in image_size]
+    return vqgan.encoder, torch.rand(1, 3, *sides) * 2 - 1
+
+
+@torch.inference_mode()
+def _time(network: nn.Module, batch: Tensor, bf16: bool) -> float:
+    begin = time.perf_counter()
+    with torch.autocast(batch.device.type, torch.bfloat16, enabled=bf16):
+        network(batch)
+    if batch.device.type == 'cuda':
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin

@@ -1,0 +1,68 @@
+"""Recent DAD views, to be seen again: for less than one fresh view an image."""
+
+import torch
+from torch import Tensor
+
+
+class ReplayCache:
+    """The last ``size`` DAD views with the teacher's logits on them, on the device that they were made on.
+
+    A view needs neither its image nor its label: its distillation target is the teacher's answer to itself.
+
+    Args:
+        size: Views that are kept; the oldest give way. Pixels are kept as bytes: 147 KiB a view of 224 px.
+
+    Raises:
+        ValueError: If the size is not positive.
+    """
+
+    def __init__(self, size: int) -> None:
+        if size < 1:
+            raise ValueError(f'replay must hold 1 view or more, got {size}')
+        self.size = size
+        self.clear()
+
+    def __len__(self) -> int:
+        """Views that are kept."""
+        return min(self._added, self.size)
+
+    def clear(self) -> None:
+        """Forget all views."""
+        self._added = 0
+        self._parts: tuple[Tensor, ...] = ()
+
+    def add(self, x_dad: Tensor, logits: Tensor, kept: Tensor) -> None:
+        """Keep fresh views.
+
+        Args:
+            x_dad: DAD views ``[B, 3, H, W]``, range [0, 1].
+            logits: Teacher's logits on them ``[B, K]``.
+            kept: Where the teacher predicts the label ``[B]``, bool.
+        """
+        parts = (x_dad.mul(255).round().byte(), logits, kept)
+        if not self._parts:
+            self._parts = tuple(part.new_empty((self.size, *part.shape[1:])) for part in parts)
+        last = slice(-self.size, None)  # of a batch larger than the cache
+        count = len(kept[last])
+        places = torch.arange(self._added, self._added + count, device=kept.device) % self.size
+        for own, part in zip(self._parts, parts, strict=True):
+            own[places] = part[last]
+        self._added += count
+
+    def draw(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw views at random, as ``add`` took them; pixels are rounded to 8 bits. Torch's generator of the CPU draws.
+
+        Args:
+            count: How many; a view may come twice.
+
+        Returns:
+            ``x_dad`` ``[count, 3, H, W]``, ``logits`` ``[count, K]``, ``kept`` ``[count]``.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        if not len(self):
+            raise ValueError('there is no DAD view to see again: add some first')
+        places = torch.randint(len(self), (count,)).to(self._parts[0].device)
+        x_dad, logits, kept = (part[places] for part in self._parts)
+        return x_dad.float() / 255, logits, kept

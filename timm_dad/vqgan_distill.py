@@ -1,0 +1,262 @@
+"""Distilling a VQGAN into a tiny one: the codebook is the same, codes and pictures alike, the arithmetic a tenth.
+
+The tiny encoder imitates the original's latents before quantization; the tiny decoder the pictures that the original
+makes of its codes. Both learn in one step; codebook and the 1 x 1 convolutions around it are the original's, frozen.
+
+NOTE: the choice of codes is not imitated beside the latents (divergence of softmax(-distance)): on the demo that gave
+fewer equal codes, not more.
+
+Source: networks arranged as TAESD's, which is trained much alike (madebyollin/taesd).
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from timm_dad.discretize import VQGAN, VQGANConfig
+from timm_dad.measure import count_macs
+from timm_dad.perceptual import Perceptual
+from timm_dad.vqgan_train import psnr
+from timm_dad.vqgan_trainer import OptimizerConfig, Trainer
+
+# By default a tiny VQGAN takes at most this part of the original's multiply-adds.
+_SHARE = 0.1
+# Widths are multiples of it.
+_STEP = 4
+# Pictures of one colour have latents that are all the same.
+_LEAST_VARIANCE = 1e-12
+
+
+def pass_macs(config: VQGANConfig, size: int) -> float:
+    """Multiply-adds of ``Q(x)``, encoder, search and decoder, of one square image whose side the factor divides."""
+    with torch.device('meta'), torch.no_grad():
+        vqgan = VQGAN(config)
+        x = torch.empty(1, 3, size, size)
+        networks = count_macs(lambda: vqgan.decoder(vqgan.post_quant_conv(vqgan.quant_conv(vqgan.encoder(x)))))
+    places = (size // config.factor) ** 2
+    return networks + places * config.n_embed * config.embed_dim
+
+
+def tiny_config(config: VQGANConfig, ch: int) -> VQGANConfig:
+    """Architecture of a tiny VQGAN with the codes of another: one width ``ch``, three blocks a size."""
+    ddconfig = {
+        **config.ddconfig,
+        'ch': ch,
+        'ch_mult': [1] * len(config.ddconfig['ch_mult']),
+        'num_res_blocks': 3,
+        'attn_resolutions': [],
+    }
+    return replace(config, ddconfig=ddconfig, networks='tiny')
+
+
+def default_ch(config: VQGANConfig, size: int) -> int:
+    """The widest tiny VQGAN that takes a tenth of the multiply-adds, at least 4; 64 for the paper's VQGAN at 224."""
+    most = _SHARE * pass_macs(config, size)
+    ch = _STEP
+    while pass_macs(tiny_config(config, ch + _STEP), size) <= most:
+        ch += _STEP
+    return ch
+
+
+def create_tiny(original: VQGAN, size: int, ch: int | None = None) -> VQGAN:
+    """A tiny VQGAN to be trained: all but encoder and decoder is the original's, and frozen.
+
+    Args:
+        original: Whose codebook it has.
+        size: Side of the images, for the default width.
+        ch: Width; ``default_ch`` by default.
+    """
+    tiny = VQGAN(tiny_config(original.config, ch or default_ch(original.config, size)))
+    networks = ('encoder.', 'decoder.')
+    shared = {name: value for name, value in original.state_dict().items() if not name.startswith(networks)}
+    tiny.load_state_dict({**tiny.state_dict(), **shared})
+    tiny.requires_grad_(False)
+    for network in (tiny.encoder, tiny.decoder):
+        network.requires_grad_(True)
+    return tiny
+
+
+class Targets(NamedTuple):
+    """What the original makes of a batch of pictures.
+
+    Args:
+        latents: Before quantization ``[B, embed_dim, h, w]``, fp32.
+        quantized: Their codes, same shape.
+        pictures: ``[B, 3, H, W]``, nominally [0, 1], not clamped.
+    """
+
+    latents: Tensor
+    quantized: Tensor
+    pictures: Tensor
+
+
+@torch.no_grad()
+def make_targets(original: VQGAN, x_pix: Tensor) -> Targets:
+    """What a VQGAN makes of images ``[B, 3, H, W]`` in [0, 1], sides multiples of the factor."""
+    latents = original.encode(x_pix).float()
+    quantized = F.embedding(original.codes_of(latents), original.codebook).permute(0, 3, 1, 2).contiguous()
+    return Targets(latents, quantized, original.decode(quantized).float())
+
+
+class DistillLoss(nn.Module):
+    """The loss of a batch of pictures; what is wrapped for several processes.
+
+    Args:
+        tiny: What is trained.
+        original: What it imitates.
+        perceptual: Distance of two batches ``[B, 3, H, W]`` in [0, 1], a scalar; ``None``: L2 in its place.
+        perceptual_weight: Its weight.
+    """
+
+    def __init__(self, tiny: VQGAN, original: VQGAN, perceptual: Perceptual | None, perceptual_weight: float) -> None:
+        super().__init__()
+        self.tiny = tiny
+        self.frozen = (original, perceptual)  # in a tuple: no sub-modules, for they are neither trained nor saved
+        self.perceptual_weight = perceptual_weight
+
+    def forward(self, x_pix: Tensor, targets: Targets | None = None) -> dict[str, Tensor]:
+        """Compute the loss and its parts.
+
+        Args:
+            x_pix: Images ``[B, 3, H, W]``, range [0, 1], sides multiples of the factor.
+            targets: What the original makes of them, if that is known.
+
+        Returns:
+            Scalars ``loss``, ``latents`` (squared error in units of their variance), ``l1`` and ``l2`` or
+            ``perceptual``.
+        """
+        original, perceptual = self.frozen
+        with torch.autocast(x_pix.device.type, enabled=False):  # encoder and decoder bring a precision of their own
+            z_target, z_q, x_target = targets or make_targets(original, x_pix)
+            z = self.tiny.encode(x_pix).float()
+            latents = F.mse_loss(z, z_target) / z_target.var().clamp_min(_LEAST_VARIANCE)
+            output = self.tiny.decode(z_q).float()
+            l1 = F.l1_loss(output, x_target)
+            if perceptual is None:
+                second = {'l2': F.mse_loss(output, x_target)}
+                pictures = l1 + second['l2']
+            else:
+                second = {'perceptual': perceptual(output, x_target)}
+                pictures = l1 + self.perceptual_weight * second['perceptual']
+        return {'loss': latents + pictures, 'latents': latents, 'l1': l1, **second}
+
+
+class Distiller(Trainer):
+    """Optimizer and schedule of a distillation, one batch at a time.
+
+    Args:
+        tiny: From ``create_tiny``; trained in place.
+        original: What it imitates; frozen in place.
+        accelerator: Device, processes and precision (of encoders and decoders; codes and losses stay in fp32).
+        config: How it is trained.
+        perceptual: From ``create_lpips``; ``None``: L2 in its place.
+    """
+
+    def __init__(
+        self,
+        tiny: VQGAN,
+        original: VQGAN,
+        accelerator: Accelerator,
+        config: OptimizerConfig,
+        perceptual: Perceptual | None = None,
+    ) -> None:
+        self._fingerprint = original.fingerprint()
+        self.original = original.to(accelerator.device).requires_grad_(False).eval()
+        for network in (original.encoder, original.decoder):
+            accelerator.prepare_model(network, device_placement=False, evaluation_mode=True)
+        self._second = 'l2' if perceptual is None else 'perceptual'
+        for network in (tiny.encoder, tiny.decoder):
+            network.to(memory_format=torch.channels_last)  # a third off the step, on a CPU too
+        loss = DistillLoss(tiny, original, perceptual, config.perceptual_weight)
+        super().__init__(tiny.train(), loss, accelerator, config)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the scalars that ``step`` returns."""
+        return ('loss', 'latents', 'l1', self._second)
+
+    def step(self, x_pix: Tensor, targets: Targets | None = None) -> dict[str, Tensor]:
+        """Train on one batch.
+
+        Args:
+            x_pix: Images ``[B, 3, H, W]``, range [0, 1], on the device; of this process.
+            targets: What ``make_targets`` made of them, if it was kept; most of a step is to make it.
+
+        Returns:
+            Loss and parts before their weights, scalars, detached.
+        """
+        return {name: value.detach() for name, value in self._optimize(x_pix, targets).items()}
+
+    def evaluate(self, loader: Any) -> dict[str, float]:
+        """Metrics of ``compare``."""
+        return compare(self.vqgan, self.original, loader, self.accelerator)
+
+    def error(self, metrics: Mapping[str, float]) -> float:
+        """The PSNR to the original's pictures, to which encoder and decoder both count; negative."""
+        return -metrics['psnr']
+
+    def facts(self) -> dict[str, Any]:
+        """The original, which a resumed run imitates on."""
+        return {'vqgan': self._fingerprint}
+
+    def summary(self, metrics: Mapping[str, float], size: int) -> str:
+        """Sizes, arithmetic, and the last metrics."""
+        return describe(self.vqgan, self.original, metrics, size)
+
+
+@torch.no_grad()
+def compare(tiny: VQGAN, original: VQGAN, loader: Any, accelerator: Accelerator) -> dict[str, float]:
+    """Measure how alike two VQGANs with one codebook are.
+
+    Args:
+        tiny: The one; its mode is as before afterwards.
+        original: The other, in evaluation mode.
+        loader: Batches of images ``[B, 3, H, W]`` in [0, 1] and labels; of this process alone.
+        accelerator: Device and processes, over which sums are taken.
+
+    Returns:
+        ``agreement``, the share of equal codes; and means over images of PSNRs in dB: ``psnr`` of tiny's ``Q(x)`` to
+        the original's, ``psnr_decoder`` of its pictures of the original's codes to the original's, ``psnr_input`` of
+        its ``Q(x)`` to the images, and ``psnr_original`` of the original's to the images.
+    """
+    names = ('agreement', 'psnr', 'psnr_decoder', 'psnr_input', 'psnr_original')
+    mode = tiny.training
+    tiny.eval()
+    sums = torch.zeros(1 + len(names), dtype=torch.float64, device=accelerator.device)
+    for x_pix, _ in loader:
+        x_pix = x_pix.to(accelerator.device)
+        x_original, codes = original.reconstruct(x_pix)
+        x_tiny, codes_tiny = tiny.reconstruct(x_pix)
+        height, width = x_pix.shape[-2:]
+        x_decoder = tiny.decode_codes(codes)[..., :height, :width]
+        of_images = (
+            torch.ones(len(x_pix)).to(sums),
+            (codes_tiny == codes).double().mean(dim=(1, 2)),
+            psnr(x_tiny, x_original),
+            psnr(x_decoder, x_original),
+            psnr(x_tiny, x_pix),
+            psnr(x_original, x_pix),
+        )
+        sums += torch.stack([values.sum() for values in of_images])
+    tiny.train(mode)
+    count, *totals = accelerator.reduce(sums, reduction='sum').tolist()
+    return {name: total / count for name, total in zip(names, totals, strict=True)}
+
+
+def describe(tiny: VQGAN, original: VQGAN, metrics: Mapping[str, float], size: int) -> str:
+    """One line: parameters, multiply-adds of a pass at ``size``, and metrics of ``compare``."""
+    parameters = [sum(value.numel() for value in vqgan.parameters()) / 1e6 for vqgan in (tiny, original)]
+    macs = [pass_macs(vqgan.config, size) / 1e9 for vqgan in (tiny, original)]
+    return (
+        f'{parameters[0]:.3g} M parameters (the original {parameters[1]:.3g} M), '
+        f'{macs[0]:.3g} GMACs a pass at {size} px ({macs[1]:.3g}: {macs[1] / macs[0]:.1f} x fewer); '
+        f'{100 * metrics["agreement"]:.1f} % of the codes are equal; '
+        f'PSNR {metrics["psnr"]:.2f} dB to the pictures of the original '
+        f'({metrics["psnr_decoder"]:.2f} dB from its codes), {metrics["psnr_input"]:.2f} dB to the images '
+        f'(the original {metrics["psnr_original"]:.2f} dB)'
+    )

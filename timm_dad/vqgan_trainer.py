@@ -1,0 +1,154 @@
+"""What the trainings of VQGANs have in common: settings, an optimizer's step, all that a resume needs."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from timm_dad.discretize import VQGAN
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Optimizer and schedule.
+
+    Args:
+        steps: Optimizer steps of the whole training; the schedule (one cycle) spans them.
+        lr: Highest learning rate, of AdamW.
+        weight_decay: Its weight decay.
+        clip_grad: Largest norm of the gradient.
+        perceptual_weight: Weight of LPIPS, where it is used.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    steps: int
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    clip_grad: float = 1.0
+    perceptual_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, (holds, rule) in self.rules().items():
+            if not holds:
+                raise ValueError(f'{name} must be {rule}, got {getattr(self, name)}')
+
+    def rules(self) -> dict[str, tuple[bool, str]]:
+        """Whether each field holds its rule, and the rule."""
+        return {
+            'steps': (self.steps >= 2, '2 or more'),
+            'lr': (0 < self.lr < 1, 'between 0 and 1'),
+            'weight_decay': (0 <= self.weight_decay <= 1, 'from 0 to 1'),
+            'clip_grad': (self.clip_grad > 0, 'more than 0'),
+            'perceptual_weight': (0 < self.perceptual_weight < math.inf, 'more than 0 (or --perceptual none)'),
+        }
+
+
+def one_cycle(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """Warm up over 5 % of the steps, then cosine to zero; for 2 steps or more."""
+    lr = optimizer.param_groups[0]['lr']
+    # OneCycleLR divides by zero where the warm-up is one whole step.
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=max(0.05, 1.5 / steps))
+
+
+class Trainer(ABC):
+    """Optimizer and schedule of a training, one batch at a time.
+
+    Args:
+        vqgan: Trained in place: what of it requires a gradient.
+        loss: Maps images ``[B, 3, H, W]`` in [0, 1] to ``loss``, a scalar, and more that ``step`` takes; it is wrapped
+            for several processes.
+        accelerator: Device, processes and precision (of encoder and decoder; codes and losses stay in fp32).
+        config: Optimizer and schedule.
+
+    Attributes:
+        steps_done: Steps so far.
+        parts: Names of the scalars that ``step`` returns.
+    """
+
+    def __init__(self, vqgan: VQGAN, loss: nn.Module, accelerator: Accelerator, config: OptimizerConfig) -> None:
+        self.accelerator, self.config = accelerator, config
+        self.vqgan = vqgan.to(accelerator.device)
+        for network in (vqgan.encoder, vqgan.decoder):
+            accelerator.prepare_model(network, device_placement=False, evaluation_mode=True)
+        self.loss = accelerator.prepare_model(loss)
+        self._trained = [parameter for parameter in vqgan.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(self._trained, lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay)
+        self.schedule = one_cycle(optimizer, config.steps)
+        self.optimizer = accelerator.prepare_optimizer(optimizer)
+        self.steps_done = 0
+
+    @property
+    @abstractmethod
+    def parts(self) -> tuple[str, ...]:
+        """Names of the scalars that ``step`` returns, ``loss`` first."""
+
+    @abstractmethod
+    def step(self, x_pix: Tensor) -> dict[str, Tensor]:
+        """Train on one batch.
+
+        Args:
+            x_pix: Images ``[B, 3, H, W]``, range [0, 1], on the device; of this process.
+
+        Returns:
+            Loss and parts before their weights, scalars, detached.
+        """
+
+    @abstractmethod
+    def evaluate(self, loader: Any) -> dict[str, float]:
+        """Metrics on batches of images ``[B, 3, H, W]`` in [0, 1] and labels; of this process alone."""
+
+    @abstractmethod
+    def error(self, metrics: Mapping[str, float]) -> float:
+        """What the best checkpoint has least of."""
+
+    def progress(self, means: Mapping[str, float]) -> dict[str, str]:
+        """What the progress bar shows, of the means of loss and parts."""
+        return {name: f'{value:.4f}' for name, value in means.items()}
+
+    def facts(self) -> dict[str, Any]:
+        """What a resumed run must have in common with the one before, beside its flags; by flag."""
+        return {}
+
+    def summary(self, metrics: Mapping[str, float], size: int) -> str:
+        """What is said at the end, of the last metrics and the side of the images; nothing by default."""
+        return ''
+
+    def _optimize(self, *inputs: Any) -> dict[str, Tensor]:
+        """One step of the optimizer on the loss of some inputs; returns what the loss returned."""
+        result: dict[str, Tensor] = self.loss(*inputs)
+        self.optimizer.zero_grad()
+        self.accelerator.backward(result['loss'])
+        if self.accelerator.scaler is not None:  # there is none for fp16 on a CPU
+            self.accelerator.unscale_gradients(self.optimizer)
+        nn.utils.clip_grad_norm_(self._trained, self.config.clip_grad)
+        self.optimizer.step()
+        self.schedule.step()
+        self.steps_done += 1
+        return result
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that an exact resume needs; every process takes part."""
+        scaler = self.accelerator.scaler
+        return {
+            'vqgan': self.vqgan.state_dict(),
+            'optimizer': self.optimizer.state_dict(),
+            'schedule': self.schedule.state_dict(),
+            'scaler': scaler.state_dict() if scaler is not None else {},
+            'steps_done': self.steps_done,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where ``state_dict`` was taken."""
+        self.vqgan.load_state_dict(state['vqgan'])
+        self.optimizer.load_state_dict(state['optimizer'])
+        self.schedule.load_state_dict(state['schedule'])
+        if state['scaler'] and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state['scaler'])
+        self.steps_done = state['steps_done']
