@@ -468,8 +468,8 @@ def batches(run: Run, epoch: int) -> Iterator[tuple[int, torch.Tensor, torch.Ten
                 return
             input, target = batch
             if args.no_prefetcher:
-                input = input.to(run.accelerator.device, torch_dtype(args.model_dtype))
-                target = target.to(run.accelerator.device)
+                input = input.to(run.accelerator.device, torch_dtype(args.model_dtype), non_blocking=True)
+                target = target.to(run.accelerator.device, non_blocking=True)
             if run.mixup_fn is not None:
                 input, target = run.mixup_fn(input, target)
             if args.channels_last:

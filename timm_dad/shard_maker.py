@@ -100,8 +100,12 @@ class ShardMaker:
     @torch.no_grad()
     def add(self, batch: list[LoadedImage]) -> None:
         """Make the views of a batch."""
-        x_pix = torch.stack([image.pixels for image in batch]).to(self.device).float() / 255
-        target = torch.tensor([self._label(image) for image in batch], device=self.device)
+        pixels = torch.stack([image.pixels for image in batch])
+        target = torch.tensor([self._label(image) for image in batch])
+        if self.device.type == 'cuda':  # copied while the GPU is at the batch before
+            pixels, target = pixels.pin_memory(), target.pin_memory()
+        x_pix = pixels.to(self.device, non_blocking=True).float() / 255
+        target = target.to(self.device, non_blocking=True)
         centre = self.augment.find_centre(x_pix, target)
         encoded: list[list[bytes]] = [[] for _ in batch]
         facts: list[list[dict[str, Any]]] = [[] for _ in batch]
@@ -110,16 +114,16 @@ class ShardMaker:
             seeds = [view_seed(self.config.seed, image.index, view) for image in batch]
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
             views = self.augment.attack_centre(centre, target, generator=generators)
-            pixels = views.x_dad.mul(255).round().byte()
-            distance = (pixels.float() / 255 - x_pix).flatten(1).norm(dim=1).tolist()
+            dad_pixels = views.x_dad.mul(255).round().byte()
+            distance = (dad_pixels.float() / 255 - x_pix).flatten(1).norm(dim=1).tolist()
             kept = views.kept.tolist()
             self.codes_used[views.dad_codes.unique().cpu().numpy()] = True
-            data = self._encode(pixels, views.dad_codes)
+            data = self._encode(dad_pixels, views.dad_codes)
             for row in range(len(batch)):
                 encoded[row].append(data[row])
                 facts[row].append({'seed': seeds[row], 'kept': kept[row], 'l2': round(distance[row], 6)})
             if self.config.top_k:
-                dad_logits.append(self.augment.teacher(self._as_stored(pixels, data)))
+                dad_logits.append(self.augment.teacher(self._as_stored(dad_pixels, data)))
         self.facts += facts
         self.items += [
             Item(image.index, self.source.name(image.index, image.label), image.label, image.sha256, views_of)

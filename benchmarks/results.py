@@ -1,0 +1,201 @@
+#!/usr/bin/env python3
+"""The last results of all benchmarks, and the tables made from them.
+
+``results.json`` holds one entry a figure. Run as a script, this fills the tables of ``benchmarks/README.md`` and
+``docs/speed.md`` from it.
+"""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+RESULTS = HERE / 'results.json'
+README = HERE / 'README.md'
+SPEED = HERE.parent / 'docs' / 'speed.md'
+PACKAGES = ('torch', 'torchvision', 'timm', 'taming-transformers', 'accelerate', 'timm-dad')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A measured ratio.
+
+    Args:
+        figure: What was measured.
+        against: What it was held against.
+        value: The ratio: the median over rounds.
+        low: The lowest of them.
+        high: The highest of them.
+        at_least: What it must reach, if more is better.
+        at_most: What it must stay under, if less is better.
+        detail: What lies behind the ratio (seconds, bytes, sizes), in words.
+        numbers: The same for programs.
+    """
+
+    figure: str
+    against: str
+    value: float
+    low: float
+    high: float
+    at_least: float | None = None
+    at_most: float | None = None
+    detail: str = ''
+    numbers: dict[str, Any] = field(default_factory=dict)
+
+
+def write(path: Path | None, key: str, figure: Figure, command: str, machine: dict[str, str]) -> None:
+    """Print a figure; put it into a file of results, in place of the last one with this key."""
+    entry = {**asdict(figure), 'command': command, 'machine': machine, 'versions': versions()}
+    entry['date'] = date.today().isoformat()
+    sys.stdout.write(f'{key}: {format_value(entry)} (to reach: {format_target(entry) or "-"}); {figure.detail}\n')
+    sys.stdout.flush()
+    if path is not None:
+        store(path, key, entry)
+
+
+def store(path: Path, key: str, entry: dict[str, Any]) -> None:
+    """Put an entry into a JSON file, in place of the last one with this key."""
+    results = read(path)
+    results[key] = entry
+    temporary = path.with_suffix('.tmp')
+    temporary.write_text(json.dumps(dict(sorted(results.items())), indent=1, ensure_ascii=False) + '\n')
+    os.replace(temporary, path)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Entries of a file; none if there is no file."""
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def machine(device: str, threads: int) -> dict[str, str]:
+    """What measured: its processor, and its GPU if that did the work."""
+    cpuinfo = Path('/proc/cpuinfo')
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    cpu = next((line.partition(':')[2].strip() for line in lines if line.startswith('model name')), platform.machine())
+    found = {'cpu': cpu, 'cores': str(os.cpu_count()), 'threads': str(threads)}
+    if device.startswith('cuda'):
+        import torch
+
+        found['gpu'] = torch.cuda.get_device_name(device)
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of what the figures depend on."""
+    found = {'python': platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def format_value(entry: dict[str, Any]) -> str:
+    """The ratio and its spread."""
+    return f'{entry["value"]:.3g} x ({entry["low"]:.3g} to {entry["high"]:.3g})'
+
+
+def format_target(entry: dict[str, Any]) -> str:
+    """What must be reached."""
+    if entry['at_least'] is not None:
+        return f'>= {entry["at_least"]:.2f} x'
+    return f'<= {entry["at_most"]:.2f} x' if entry['at_most'] is not None else ''
+
+
+def is_met(entry: dict[str, Any]) -> str:
+    """Whether it is reached."""
+    if entry['at_least'] is not None:
+        return 'yes' if entry['value'] >= entry['at_least'] else '**no**'
+    if entry['at_most'] is not None:
+        return 'yes' if entry['value'] <= entry['at_most'] else '**no**'
+    return ''
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in (header, ['---'] * len(header), *rows))
+
+
+def figure_table(results: dict[str, Any]) -> str:
+    """All figures."""
+    rows = [
+        [e['figure'], e['against'], format_target(e), format_value(e), is_met(e), e['detail']] for e in results.values()
+    ]
+    return markdown(['figure', 'against', 'to reach', 'median (lowest to highest)', 'reached', 'behind it'], rows)
+
+
+def run_table(results: dict[str, Any]) -> str:
+    """Commands that made them, where and when."""
+    rows = []
+    for entry in results.values():
+        where = '; '.join(f'{name}: {value}' for name, value in entry['machine'].items())
+        what = ', '.join(f'{name} {value}' for name, value in entry['versions'].items())
+        row = [f'`{entry["command"]}`', entry['date'], where, what]
+        if row not in rows:
+            rows.append(row)
+    return markdown(['command', 'date', 'machine', 'versions'], rows)
+
+
+def projection_tables(projection: dict[str, Any]) -> dict[str, str]:
+    """The projection for ImageNet, and multiply-adds behind it."""
+    if not projection:
+        return {}
+    macs = projection['gmacs']
+    parts = markdown(['part', 'GMACs an image'], [[name, f'{value:.1f}'] for name, value in macs.items()])
+    gpus = [str(count) for count in projection['gpus']]
+    rows = [[name, *(format_hours(hours[count]) for count in gpus)] for name, hours in projection['hours'].items()]
+    header = ['projected', *(f'{count} GPU{"s" if count != "1" else ""}' for count in gpus)]
+    return {
+        'gmacs': parts,
+        'projection': markdown(header, rows),
+        'assumed': markdown(['assumed', 'value'], assumptions(projection)),
+    }
+
+
+def assumptions(projection: dict[str, Any]) -> list[tuple[str, str]]:
+    """What a projection rests on, and the machine whose share it took."""
+    values = {**projection['assumed'], **{f'measured: {name}': rate for name, rate in projection['measured'].items()}}
+    rows = [(name, f'{value:.3g}' if isinstance(value, float) else f'{value}') for name, value in values.items()]
+    where = '; '.join(f'{name}: {value}' for name, value in projection['machine'].items())
+    return [*rows, ('machine of the counts and the measured share', where), ('command', f'`{projection["command"]}`')]
+
+
+def format_hours(hours: float) -> str:
+    """Hours, or minutes if it is less than two."""
+    return f'{hours:.1f} h' if hours >= 2 else f'{hours * 60:.1f} min'
+
+
+def tables() -> dict[Path, dict[str, str]]:
+    """Every table, by file and name."""
+    results = read(RESULTS)
+    return {
+        README: {'figures': figure_table(results), 'runs': run_table(results)},
+        SPEED: projection_tables(read(HERE / 'projection.json')),
+    }
+
+
+def fill(path: Path, named: dict[str, str]) -> None:
+    """Put tables between their marks in a file."""
+    text = path.read_text()
+    for name, table in named.items():
+        begin, end = f'<!-- table: {name} -->\n', f'<!-- end: {name} -->'
+        before, found, rest = text.partition(begin)
+        if not found or end not in rest:
+            raise ValueError(f'{path.name} has no place for the table {name}: {begin.strip()} ... {end}')
+        text = f'{before}{begin}{table}\n{end}{rest.partition(end)[2]}'
+    temporary = path.with_suffix('.tmp')
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+if __name__ == '__main__':
+    for file, named_tables in tables().items():
+        fill(file, named_tables)

@@ -1,0 +1,111 @@
+#!/usr/bin/env python3
+"""Wall time of an online DAD step against the sum of its parts, each timed alone.
+
+The step is ``DADTask.forward``, backward and the optimizer. The parts are the networks' work and nothing else: student
+forward and backward on both views, the teacher's forward and backward for the attack, its forward on the DAD view (with
+the attack from Q(x) on the clean view too), and the passes through the VQGAN. The optimizer, losses, noise, projection
+and normalization are no parts: they count against the step.
+"""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import harness
+import results
+import torch
+import torch.nn.functional as F
+import workload
+from torch import Tensor
+from workload import FAITHFUL, FROM_INPUT
+
+from timm_dad import DADTask, Teacher
+
+AT_MOST = 1.05
+# Passes of a batch through each part of a step.
+PASSES = {
+    FAITHFUL: {'student forward + backward': 1, 'teacher forward + backward': 1, 'teacher forward': 2, 'VQGAN': 2},
+    FROM_INPUT: {'student forward + backward': 1, 'teacher forward + backward': 1, 'teacher forward': 1, 'VQGAN': 1},
+}
+
+
+def attack_gradient(teacher: Teacher, x_pix: Tensor, target: Tensor) -> Tensor:
+    """The teacher's forward and backward to the input."""
+    x_pix = x_pix.detach().requires_grad_(True)
+    return torch.autograd.grad(F.cross_entropy(teacher(x_pix), target), x_pix)[0]
+
+
+def measure(args: argparse.Namespace, name: str) -> results.Figure:
+    """Time the step and its parts in turn."""
+    device = torch.device(args.device)
+    vqgan, teacher = workload.build_vqgan(args.vqgan), workload.build_teacher(args.teacher)
+    augment = workload.make_ours(args, vqgan, teacher, [name], args.precision, random_start=0.8)[name]
+    student = workload.build_student(args.student).to(device)
+    norm = {'mean': (0.5,) * 3, 'std': (0.5,) * 3}
+    task = DADTask(student, teacher, augment, **norm, device=device, verbose=False).train()
+    optimizer = torch.optim.SGD(student.parameters(), lr=1e-4)
+    x_pix, target = workload.images(args.batch_size, args.img_size, device)
+    x_norm = augment.norm.normalize(x_pix)
+    views, labels = torch.cat([x_norm, x_norm]), torch.cat([target, target])
+
+    def student_alone() -> None:
+        with precision():
+            loss = F.cross_entropy(student(views), labels)
+        loss.backward()
+        optimizer.zero_grad()
+
+    def step() -> None:
+        with precision():
+            loss = task(x_norm, target)['loss']
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def precision() -> Any:
+        return torch.autocast(device.type, torch.bfloat16, enabled=args.precision == 'bf16')
+
+    def no_grad(function: Callable[[], Any]) -> Callable[[], Any]:
+        return torch.no_grad()(function)
+
+    parts = {
+        'student forward + backward': student_alone,
+        'teacher forward + backward': lambda: attack_gradient(teacher, x_pix, target),
+        'teacher forward': no_grad(lambda: teacher(x_pix)),
+        'VQGAN': no_grad(lambda: vqgan.reconstruct(x_pix)),
+    }
+    taken = harness.in_rounds({'step': step, **parts}, args.rounds, device)
+    passes = PASSES[name]
+    sums = [sum(passes[part] * taken[part][index] for part in parts) for index in range(args.rounds)]
+    value, low, high = harness.ratio(taken['step'], sums)
+    middle = {part: sorted(values)[len(values) // 2] for part, values in taken.items()}
+    listed = ', '.join(f'{passes[part]} x {part} {middle[part]:.3g} s' for part in parts)
+    return results.Figure(
+        figure=f'an online DAD step, {name}, {args.precision}, {args.device}',
+        against='sum of its parts timed alone',
+        value=value,
+        low=low,
+        high=high,
+        at_most=AT_MOST,
+        detail=f'step {middle["step"]:.3g} s: {listed}; {args.rounds} rounds of batches of {args.batch_size} at '
+        f'{args.img_size} px',
+        numbers=middle,
+    )
+
+
+def main() -> None:
+    """Measure both modes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    harness.add_flags(parser, rounds=7)
+    workload.add_flags(parser, batch_size=4)
+    parser.add_argument('--precision', choices=('fp32', 'bf16'), default='fp32', help='of all networks')
+    args = parser.parse_args()
+    harness.start(args)
+    workload.shrink(args)
+    for name in PASSES:
+        key = f'step, {args.precision}, {name}, {args.device}'
+        figure = measure(args, name)
+        results.write(args.results, key, figure, harness.command(), results.machine(args.device, args.threads))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,168 @@
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).parents[1] / 'benchmarks'
+
+
+@pytest.fixture(autouse=True)
+def benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+
+def run(script, *flags):
+    command = [sys.executable, str(FOLDER / script), '--quick', '--threads', '1', '--device', 'cpu', *flags]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def released_and_ours(vqgan, teacher, student, quantizer='lookup'):
+    from released import Released
+
+    from timm_dad import AttackConfig, DADAugment, prepare_frozen
+
+    released = Released(vqgan, teacher, student, quantizer=quantizer, random_start=1.0)
+    prepare_frozen(teacher, vqgan, device=torch.device('cpu'))
+    norm = {'mean': (0.5,) * 3, 'std': (0.5,) * 3}
+    return released, DADAugment(teacher, vqgan, **norm, attack=AttackConfig(random_start=1.0))
+
+
+@pytest.mark.parametrize('quantizer', ['lookup', 'one-hot'])
+def test_released_makes_our_faithful_view(vqgan, teacher, student, x_pix, quantizer):
+    released, augment = released_and_ours(vqgan, teacher, student, quantizer)
+    target = torch.tensor([0, 1, 2, 3])
+    torch.manual_seed(1)
+    theirs, codes = released(x_pix, target)
+    torch.manual_seed(1)
+    ours = augment.make_views(x_pix, target)
+    assert len(codes.unique()) > 3
+    assert torch.equal(ours.dad_codes.flatten(), codes)
+    torch.testing.assert_close(ours.x_dad, theirs.detach(), atol=1e-4, rtol=0)
+    torch.manual_seed(2)  # another random start
+    assert not torch.equal(released(x_pix, target)[0], theirs)
+
+
+def test_released_computes_what_it_is_said_to(vqgan, teacher, student, x_pix):
+    from released import Released
+
+    calls = []
+    released = Released(vqgan, teacher, student)
+    parts = {'encoder': released.vqgan.encoder, 'decoder': released.vqgan.decoder, 'student': released.student}
+    for name, module in {**parts, 'teacher': released.teacher.model}.items():
+        module.register_forward_hook(lambda *_, name=name: calls.append((name, torch.is_grad_enabled())))
+    teacher.model.register_full_backward_hook(lambda *_: calls.append(('teacher backward', True)))
+    released(x_pix, torch.tensor([0, 1, 2, 3]))
+    vqgan_pass = [('encoder', False), ('decoder', False)]
+    assert calls == [
+        *[('student', True), ('teacher', True), *vqgan_pass],
+        *[('teacher', True), ('teacher backward', True), *vqgan_pass, ('teacher', False)],
+    ]
+    assert type(released.vqgan.encoder).forward.__module__ == 'taming.modules.diffusionmodules.model'
+    assert type(released.vqgan.decoder).forward.__module__ == 'taming.modules.diffusionmodules.model'
+
+
+def test_ratios_are_of_one_round():
+    from harness import ratio
+
+    # Beside other work all of a round is slower, which leaves its ratio alone.
+    assert ratio([2.0, 20.0, 30.0], [1.0, 10.0, 10.0]) == (2.0, 2.0, 3.0)
+
+
+def test_the_peak_is_above_what_was_there():
+    from harness import peak_bytes
+
+    kept = torch.ones(2**24)  # 64 MiB
+    before, peak = peak_bytes(lambda: torch.ones(2**25).sum(), torch.device('cpu'))
+    assert 120 * 2**20 < peak - before < 160 * 2**20
+    assert before > kept.nbytes
+
+
+SCRIPTS = [
+    ('generation.py', {f'generation, {p}, attack from {f}, cpu' for p in ('fp32', 'bf16') for f in ('Q(x)', 'x')}),
+    ('step.py', {f'step, fp32, attack from {name}, cpu' for name in ('Q(x)', 'x')}),
+]
+SLOW_SCRIPTS = [  # many processes
+    ('memory.py', {f'memory, fp32, attack from {name}, cpu' for name in ('Q(x)', 'x')}),
+    ('nearest_code.py', {'nearest code, time, cpu', 'nearest code, memory, cpu'}),
+    ('start_up.py', {'start-up, import', 'start-up, train', 'start-up, demo'}),
+]
+
+
+@pytest.mark.parametrize(
+    ('script', 'keys'), [*SCRIPTS, *(pytest.param(*each, marks=pytest.mark.slow) for each in SLOW_SCRIPTS)]
+)
+def test_scripts_run(tmp_path, script, keys):
+    path = tmp_path / 'results.json'
+    run(script, '--results', str(path))
+    results = json.loads(path.read_text())
+    assert set(results) == keys
+    for entry in results.values():
+        assert 0 < entry['low'] <= entry['value'] <= entry['high']
+        assert entry['command'].startswith(f'python benchmarks/{script} ')
+        assert entry['versions']['torch'] == torch.__version__.split('+')[0]
+
+
+@pytest.mark.slow
+def test_curves(tmp_path):
+    from PIL import Image
+
+    run('scaling.py', '--output', str(tmp_path / 's.json'), '--plot', str(tmp_path / 's.png'))
+    measured = json.loads((tmp_path / 's.json').read_text())
+    assert set(measured) == {'batch', 'resolution', 'teacher', 'codebook', 'processes'}
+    for sweep in measured.values():
+        assert all(len(values) == len(sweep['x']) and min(values) > 0 for values in sweep['y'].values())
+    assert Image.open(tmp_path / 's.png').size == (1320, 726)
+
+
+def test_projection_is_what_its_formula_says(tmp_path):
+    from projection import gmacs_by_work
+    from results import projection_tables
+
+    run('projection.py', '--output', str(tmp_path / 'p.json'), '--efficiency', '0.5', '--tflops', '100')
+    projection = json.loads((tmp_path / 'p.json').read_text())
+    for name, gmacs in gmacs_by_work(projection['gmacs']).items():
+        assert projection['hours'][name]['8'] == pytest.approx(1281167 * 2e9 * gmacs / (100e12 * 0.5 * 8) / 3600)
+    assert '| projected | 1 GPU | 8 GPUs | 64 GPUs |' in projection_tables(projection)['projection']
+
+
+@pytest.mark.parametrize('script', ['scaling', 'projection'])
+def test_quick_does_not_write_over_measurements(script, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', [script, '--quick'])
+    with pytest.raises(SystemExit):
+        importlib.import_module(script).main()
+    assert '--quick needs --output' in capsys.readouterr().err
+
+
+def test_tables_are_of_the_committed_results():
+    from results import tables
+
+    for path, named in tables().items():
+        text = path.read_text()
+        for name, table in named.items():
+            assert f'<!-- table: {name} -->\n{table}\n<!-- end: {name} -->' in text, name
+
+
+def test_a_figure_is_met_or_not():
+    from results import figure_table, is_met
+
+    entry = {'figure': 'a', 'against': 'b', 'value': 1.6, 'low': 1.5, 'high': 1.7, 'detail': ''}
+    fast = {**entry, 'at_least': 1.5, 'at_most': None}
+    assert is_met(fast) == is_met({**entry, 'at_least': None, 'at_most': 1.7}) == 'yes'
+    assert is_met({**fast, 'value': 1.4}) == is_met({**entry, 'at_least': None, 'at_most': 1.5}) == '**no**'
+    assert '| a | b | >= 1.50 x | 1.6 x (1.5 to 1.7) | yes |  |' in figure_table({'a': fast})
+
+
+def test_a_table_needs_a_place(tmp_path):
+    from results import fill
+
+    (tmp_path / 'page.md').write_text('before\n<!-- table: x -->\nold\n<!-- end: x -->\nafter\n')
+    fill(tmp_path / 'page.md', {'x': 'new'})
+    assert (tmp_path / 'page.md').read_text() == 'before\n<!-- table: x -->\nnew\n<!-- end: x -->\nafter\n'
+    with pytest.raises(ValueError, match='no place for the table y'):
+        fill(tmp_path / 'page.md', {'y': 'new'})
