@@ -12,6 +12,7 @@ from timm_dad.augment import DADAugment
 from timm_dad.compiled import FixedBatch, check_compiler
 from timm_dad.ensemble import TeacherEnsemble
 from timm_dad.frozen import prepare_frozen
+from timm_dad.micro_batch import MicroBatches
 
 CPU = torch.device('cpu')
 
@@ -29,11 +30,50 @@ class Recorder:
 def test_smaller_batches_are_filled_up_and_cut_back(counts, several):
     recorder = Recorder()
     function = FixedBatch(recorder)
-    for count in counts:
+    for place, count in enumerate(counts):
         x = torch.randn(count, 3)
         found = function([x, x + 1]) if several else function(x)
         torch.testing.assert_close(found, [2 * x, 2 * x + 2] if several else 2 * x)
-    assert recorder.sizes == [max(counts[: index + 1]) for index in range(len(counts))]
+        largest = max(counts[: place + 1])
+        # The half, quarter and eighth of the largest, if that is enough.
+        assert recorder.sizes[-1] == min(size for size in halvings(largest) if size >= count)
+
+
+def halvings(largest):
+    return [largest, (largest + 1) // 2, (largest + 3) // 4, (largest + 7) // 8]
+
+
+def test_whatever_sizes_come_after_the_largest_few_are_compiled():
+    recorder = Recorder()
+    function = FixedBatch(recorder)
+    for count in (64, *range(1, 65)):
+        function(torch.randn(count, 1))
+    assert set(recorder.sizes) == {64, 32, 16, 8}
+
+
+def test_a_size_that_fails_is_forgotten():
+    """Else the smaller pieces that follow would be filled up to it, and memory would run out again and again."""
+
+    class Room(Recorder):
+        def __call__(self, batch):
+            if len(batch) > 4:
+                raise torch.OutOfMemoryError('CUDA out of memory.')
+            return super().__call__(batch)
+
+    room = Room()
+    x = torch.randn(64, 2)
+    torch.testing.assert_close(MicroBatches()(FixedBatch(room), x), 2 * x)
+    assert set(room.sizes) == {4}
+
+
+def test_pieces_are_not_filled_up_to_a_larger_batch_that_could_not_be_had():
+    recorder = Recorder()
+    function = FixedBatch(recorder)
+    pieces = MicroBatches(4)
+    for count in (64, 63, 2):
+        x = torch.randn(count, 2)
+        torch.testing.assert_close(pieces(function, x), 2 * x)
+    assert max(recorder.sizes) == 4
 
 
 def test_gradients_go_through_filled_batches():
@@ -73,9 +113,16 @@ def test_compiled_models_give_the_same_views_and_are_compiled_once(teacher, vqga
     torch.testing.assert_close(views.dad_logits, expected.dad_logits, atol=1e-3, rtol=1e-3)
     graphs = counters['stats']['unique_graphs']
     assert graphs <= 4  # encoder, decoder, teacher with and without gradient
-    for count in (4, 3, 1, 4, 2):
+    for count in (4, 3):
         make(count)
     assert counters['stats']['unique_graphs'] == graphs
+    for count in (1, 2):
+        make(count)
+    graphs_of_all_sizes = counters['stats']['unique_graphs']
+    assert graphs_of_all_sizes <= 3 * graphs  # sizes of 4, 2 and 1
+    for count in (4, 3, 2, 1):
+        make(count)
+    assert counters['stats']['unique_graphs'] == graphs_of_all_sizes
 
 
 @pytest.mark.slow
@@ -105,6 +152,15 @@ def test_a_machine_that_cannot_compile_says_so(monkeypatch):
     with pytest.raises(
         ValueError, match=r'torch.compile does not work on this machine .*: No working C\+\+ compiler found$'
     ):
+        check_compiler(CPU)
+
+
+def test_a_machine_that_cannot_compile_and_does_not_say_why(monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError
+
+    monkeypatch.setattr(torch, 'compile', broken)
+    with pytest.raises(ValueError, match=r'torch.compile does not work on this machine .*: RuntimeError$'):
         check_compiler(CPU)
 
 

@@ -32,6 +32,7 @@ from timm_dad.diagnosis.outputs import OutputCollector, Outputs, image_features,
 from timm_dad.diagnosis.report import format_report, write_report
 from timm_dad.discretize import VQGAN, VQGANConfig
 from timm_dad.ensemble import TeacherEnsemble
+from timm_dad.frozen import prepare_frozen
 from timm_dad.loss import distillation_loss
 from timm_dad.shard_maker import view_seed
 from timm_dad.source import Frame, Source
@@ -267,6 +268,20 @@ def test_features_of_a_zero_shot_teacher_have_unit_length(tmp_path, x_pix):
     features = image_features(clip, x_pix)
     torch.testing.assert_close(features.norm(dim=1), torch.ones(4))
     torch.testing.assert_close(clip.model.logit_scale * features @ clip.model.text_features, clip(x_pix))
+
+
+@pytest.mark.parametrize('kind', ['timm', 'zero-shot'])
+@pytest.mark.parametrize('precision', ['bf16', 'fp16'])
+def test_features_are_in_the_precision_of_the_teacher(teacher, tmp_path, x_pix, kind, precision):
+    if kind == 'zero-shot':
+        write_clip_folder(tmp_path / 'clip')
+        teacher = create_open_clip_teacher(f'local-dir:{tmp_path / "clip"}', CLASSES)
+    expected = image_features(teacher, x_pix)
+    prepare_frozen(teacher, precision=precision)
+    features = image_features(teacher, x_pix)
+    assert features.dtype == torch.float32
+    assert not torch.equal(features, expected)
+    torch.testing.assert_close(features, expected, atol=0.05 * float(expected.abs().max()), rtol=0)
 
 
 def test_features_of_several_teachers_are_side_by_side(teacher, other, x_pix):

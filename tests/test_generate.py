@@ -29,6 +29,7 @@ from timm_dad.formats import FormatConfig
 from timm_dad.generate import generate
 from timm_dad.generate_command import describe_data
 from timm_dad.manifest import FORMAT_VERSION, ShardManifest
+from timm_dad.micro_batch import MicroBatches
 from timm_dad.shard_maker import GenerateConfig, view_seed
 from timm_dad.source import Frame, Source
 from timm_dad.teacher import Teacher
@@ -763,6 +764,19 @@ def test_a_full_disk_is_one_line_and_is_gone_on_from(tmp_path, monkeypatch, sour
             make(source, tmp_path / 'set')
     make(source, tmp_path / 'set')
     assert_same_tree(tmp_path / 'set', tree(tmp_path / 'undisturbed'))
+
+
+def test_a_gpu_without_memory_for_the_batch_is_an_error(tmp_path, monkeypatch, source):
+    """Fewer images at a time, found by itself, would be other bytes than the settings of the set say."""
+
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError('CUDA out of memory.')
+
+    augment = make_augment()
+    augment.in_micro_batches = MicroBatches(3)
+    monkeypatch.setattr(augment.vqgan, 'reconstruct', full)
+    with pytest.raises(ValueError, match=r'the memory of the GPU does not hold .*: give --dad-micro-batch'):
+        make(source, tmp_path / 'set', augment)
 
 
 @pytest.mark.parametrize(('rank', 'world_size'), [(0, 2), (1, 2), (4, 5), (63, 64)])

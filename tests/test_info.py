@@ -143,6 +143,11 @@ def test_flags_that_exclude_the_cache_say_why():
     assert made['chosen'] == 'online'
 
 
+def test_the_precision_is_the_one_that_was_measured():
+    made = info.main(['--json', *SMALLEST, '--dad-view', 'random', '--dad-precision', 'auto'])
+    assert made['configuration']['dad_precision'] in ('fp32', 'bf16')
+
+
 def test_several_teachers_are_named():
     assert info._names('demo') == info._names(['demo']) == 'demo'
     assert info._names(['demo', 'timm:test_vit']) == 'demo + timm:test_vit'

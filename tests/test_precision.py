@@ -1,7 +1,5 @@
 """precision.py: the faster precision is measured."""
 
-import logging
-
 import pytest
 import torch
 
@@ -13,11 +11,12 @@ CPU = torch.device('cpu')
 
 
 @pytest.mark.parametrize(('fp32', 'bf16', 'expected'), [(3.0, 1.0, 'bf16'), (1.0, 3.0, 'fp32'), (1.05, 1.0, 'fp32')])
-def test_bf16_is_taken_where_it_is_a_tenth_faster(teacher, vqgan, monkeypatch, caplog, fp32, bf16, expected):
+def test_bf16_is_taken_where_it_is_a_tenth_faster(teacher, vqgan, monkeypatch, fp32, bf16, expected):
+    lines = []
+    monkeypatch.setattr(precision._logger, 'info', lambda text, *values: lines.append(text % values))
     monkeypatch.setattr(precision, '_time', lambda network, batch, is_bf16: bf16 if is_bf16 else fp32)
-    with caplog.at_level(logging.INFO):
-        assert fastest_precision(teacher, vqgan, (16, 16), CPU) == expected
-    assert f'bf16 is {fp32 / bf16:.2f} times as fast as fp32 here, so it is {expected}' in caplog.text
+    assert fastest_precision(teacher, vqgan, (16, 16), CPU) == expected
+    assert lines == [f'--dad-precision auto: bf16 is {fp32 / bf16:.2f} times as fast as fp32 here, so it is {expected}']
 
 
 def test_the_networks_are_run_in_both_precisions(teacher, vqgan, monkeypatch):

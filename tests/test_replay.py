@@ -114,9 +114,40 @@ def test_views_are_seen_again_where_probability_leaves_a_batch_out(make_task, x_
     make, made = make_task
     task = make(prob=0.5, replay=8)
     torch.manual_seed(0)
-    seconds = [task.prepare(x_pix * 2 - 1, TARGET).second is not None for _ in range(12)]
+    assert all(task.prepare(x_pix * 2 - 1, TARGET).second is not None for _ in range(12))
     assert 0 < len(made) < 12
-    assert seconds == [index >= made[0] for index in range(12)]  # none before the first is made
+    assert made[0] == 0
+
+
+def test_what_is_drawn_does_not_depend_on_whether_there_is_something_to_see_again(make_task, x_pix):
+    make, _ = make_task
+    drawn = []
+    for is_empty in (False, True):
+        task = make(prob=0.01, replay=8)
+        if not is_empty:
+            task.prepare(x_pix * 2 - 1, TARGET)
+        torch.manual_seed(3)
+        task._wants_fresh_view()
+        drawn.append(torch.rand(()))
+    assert torch.equal(*drawn)
+
+
+def test_a_resumed_epoch_has_views_from_its_first_batch(make_task, x_pix):
+    """The cache is not in checkpoints, and split batch norm needs a second view in every batch."""
+    make, made = make_task
+    task = make(every=4, replay=8)
+    task.set_epoch(1, batch=2)
+    assert all(task.prepare(x_pix * 2 - 1, TARGET).second is not None for _ in range(3))
+    assert made == [2, 4]
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+def test_views_have_the_memory_layout_of_the_batch(make_task, x_pix, layout):
+    make, _ = make_task
+    task = make(every=2, replay=4)
+    batch = (x_pix * 2 - 1).contiguous(memory_format=layout)
+    for second in (task.prepare(batch, TARGET).second for _ in range(2)):
+        assert second.x_norm.is_contiguous(memory_format=layout)
 
 
 @pytest.mark.parametrize('schedule', [{'warmup_epochs': 2}, {'off_epoch': 1}], ids=str)
@@ -132,7 +163,13 @@ def test_no_view_is_seen_again_where_the_schedule_has_none(make_task, x_pix, sch
 def test_replay_makes_a_schedule_one_that_always_has_a_view():
     assert not DADSchedule(every=2).always
     assert DADSchedule(every=2, replay=1).always
-    assert not DADSchedule(prob=0.5, replay=1).always  # the first batches may have none
+    assert not DADSchedule(prob=0.5).always
+    assert DADSchedule(prob=0.5, replay=1).always
+
+
+def test_nothing_is_seen_again_where_nothing_is_made():
+    with pytest.raises(ValueError, match='replay shows DAD views again, and with prob 0 there are none'):
+        DADSchedule(prob=0.0, replay=4)
 
 
 def test_replay_without_an_augmentation_is_refused(student, teacher):

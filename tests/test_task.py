@@ -190,6 +190,27 @@ def test_the_teacher_sees_both_views_of_pairs_in_one_batch(student, teacher, inp
     torch.testing.assert_close(seen[0], to_pixels(pairs))
 
 
+def test_the_teacher_takes_pairs_in_pieces(student, teacher, input, monkeypatch):
+    pairs, labels = torch.cat([input, input.flip(3)]), TARGET.repeat(2)
+    expected = DADTask(copy.deepcopy(student), teacher, None, verbose=False)(pairs, labels)
+    seen, forward = [], type(teacher).forward
+    monkeypatch.setattr(type(teacher), 'forward', lambda self, x: seen.append(len(x)) or forward(self, x))
+    result = DADTask(student, teacher, None, micro_batch=3, verbose=False)(pairs, labels)
+    assert seen == [3, 3, 2]
+    for name, value in expected.items():
+        torch.testing.assert_close(result[name], value, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize('prob', [0.0, 1.0])
+def test_the_teacher_takes_all_images_in_pieces_where_views_are_made(student, teacher, vqgan, input, monkeypatch, prob):
+    seen, forward = [], type(teacher).forward
+    monkeypatch.setattr(type(teacher), 'forward', lambda self, x: seen.append(len(x)) or forward(self, x))
+    norm = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}
+    augment = DADAugment(teacher, vqgan, **norm, micro_batch=3)
+    DADTask(student, teacher, augment, schedule=DADSchedule(prob=prob), **norm, verbose=False)(input, TARGET)
+    assert set(seen) == {3, 1}
+
+
 def test_without_a_second_view_the_teacher_sees_the_clean_ones_alone(student, teacher, input, monkeypatch):
     seen, forward = [], type(teacher).forward
     monkeypatch.setattr(type(teacher), 'forward', lambda self, x: seen.append(x) or forward(self, x))

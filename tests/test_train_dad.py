@@ -903,11 +903,18 @@ def test_wordnet_ids_become_words():
         _spoken(['n01440764', 'n99999999'])
 
 
-@pytest.mark.parametrize('more', [('--dad-micro-batch', '5'), pytest.param(('--dad-compile',), marks=pytest.mark.slow)])
-def test_compiled_and_in_pieces_it_is_the_same_training(pictures, tmp_path, more):
+@pytest.mark.parametrize(
+    ('both', 'more'),
+    [
+        ((), ('--dad-micro-batch', '5')),
+        (('--dad-cache', '1'), ('--dad-micro-batch', '5')),
+        pytest.param((), ('--dad-compile',), marks=pytest.mark.slow),
+    ],
+)
+def test_compiled_and_in_pieces_it_is_the_same_training(pictures, tmp_path, both, more):
     losses = []
     for name, extra in (('plain', ()), ('other', more)):
-        train_dad.main(flags(pictures, tmp_path / name, *DAD, *extra))
+        train_dad.main(flags(pictures, tmp_path / name, *DAD, *both, *extra))
         losses.append([float(row['train_loss']) for row in summary(tmp_path / name)])
     assert losses[1] == pytest.approx(losses[0], rel=0.02)  # sums round otherwise, and codes may flip
 

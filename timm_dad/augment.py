@@ -156,6 +156,16 @@ class DADAugment:
         """
         return self.attack_centre(self.find_centre(x_pix, target), target, eps)
 
+    def ask_teacher(self, x_pix: Tensor) -> Tensor:
+        """The teacher's logits ``[B, K]`` on images ``[B, 3, H, W]`` in [0, 1], made as the views are: in pieces."""
+        logits: Tensor = self.in_micro_batches(self.teacher, x_pix)
+        return logits
+
+    @torch.no_grad()
+    def reconstruct(self, x_pix: Tensor) -> Centre:
+        """``Q(x)`` of images ``[B, 3, H, W]`` in [0, 1] and its codes, as the centre of an attack from it."""
+        return self.in_micro_batches(self._centre_at_reconstruction, x_pix)
+
     @torch.no_grad()
     def find_centre(self, x_pix: Tensor, target: Tensor) -> Centre:
         """What several views of one image share: where its attack starts.
@@ -170,10 +180,11 @@ class DADAugment:
         Raises:
             ValueError: As ``make_views``.
         """
-        find = self._centre_at_input if self.attack_from == 'input' else self._centre_at_reconstruction
-        return self.in_micro_batches(find, x_pix, target)
+        if self.attack_from == 'reconstruction':
+            return self.reconstruct(x_pix)
+        return self.in_micro_batches(self._centre_at_input, x_pix, target)
 
-    def _centre_at_reconstruction(self, x_pix: Tensor, _: Tensor) -> Centre:
+    def _centre_at_reconstruction(self, x_pix: Tensor) -> Centre:
         x_vq, codes = self.vqgan.reconstruct(x_pix)
         return Centre(x_vq, codes=codes)
 

@@ -1,17 +1,22 @@
-"""``torch.compile`` for frozen networks: one graph for one batch size."""
+"""``torch.compile`` for frozen networks: one graph for one batch size, and few sizes."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+# With and without a gradient these are 8 graphs, all that torch keeps of a function (``recompile_limit``).
+_HALVINGS = 3
+
 
 class FixedBatch:
-    """Call a function always with batches of one size: smaller ones are filled up, and cut back after.
+    """Call a function with batches of few sizes: others are filled up to the next of them, and cut back after.
 
-    A compiled function is compiled again for every new shape; the last batch of a data set would be one. The size is
-    that of the largest batch so far.
+    A compiled function is compiled again for every new shape; the last batch of a data set would be one. The sizes are
+    that of the largest batch so far, its half, quarter and eighth (rounded up); a size that fails, as when memory runs
+    out, is forgotten.
 
     Args:
         function: Maps tensors ``[B, ...]`` (one, or a sequence of them) to the like, row by row.
@@ -24,16 +29,27 @@ class FixedBatch:
     def __call__(self, batch: Any) -> Any:
         """Call the function."""
         count = len(batch[0]) if isinstance(batch, Sequence) else len(batch)
-        self.size = max(self.size, count)
-        found = self.function(_each(self._fill, batch))
-        return found if count == self.size else _each(lambda rows: rows[:count], found)
+        size = self._size_for(count)
+        try:
+            found = self.function(_each(lambda rows: _filled(rows, size), batch))
+        except RuntimeError:
+            self.size = 0
+            raise
+        self.size = max(self.size, size)
+        return found if count == size else _each(lambda rows: rows[:count], found)
 
-    def _fill(self, rows: Tensor) -> Tensor:
-        missing = self.size - len(rows)
-        if missing:
-            rows = torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])])
-        # Strides are part of what a function is compiled for.
-        return rows.contiguous(memory_format=torch.channels_last) if rows.ndim == 4 else rows
+    def _size_for(self, count: int) -> int:
+        largest = max(self.size, count)
+        sizes = [math.ceil(largest / (1 << halved)) for halved in range(_HALVINGS + 1)]
+        return min(size for size in sizes if size >= count)
+
+
+def _filled(rows: Tensor, size: int) -> Tensor:
+    missing = size - len(rows)
+    if missing:
+        rows = torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])])
+    # Strides are part of what a function is compiled for.
+    return rows.contiguous(memory_format=torch.channels_last) if rows.ndim == 4 else rows
 
 
 def _each(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
@@ -62,5 +78,5 @@ def check_compiler(device: torch.device) -> None:
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
     except Exception as error:  # inductor raises what it likes
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f'torch.compile does not work on this machine (a compiler is missing?): {reason}') from error

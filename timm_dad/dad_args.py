@@ -131,8 +131,8 @@ def _check_composition(args: argparse.Namespace) -> None:
         ),
         (
             not args.split_bn or schedule_config(args).always,
-            '--split-bn needs a DAD view in every batch: leave --dad-prob, --dad-warmup-epochs and --dad-off-epoch '
-            'out, and give --dad-every --dad-replay',
+            '--split-bn needs a DAD view in every batch: leave --dad-prob and --dad-every out, or give --dad-replay '
+            'with them, and leave --dad-warmup-epochs and --dad-off-epoch out',
         ),
     )
     check_rules(rules)
@@ -179,6 +179,7 @@ def create_task(
         std=std,
         schedule=schedule_config(args),
         num_splits=args.aug_splits or 1,
+        micro_batch=args.dad_micro_batch,
         device=device,
         verbose=verbose,
     )

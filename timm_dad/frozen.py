@@ -78,15 +78,34 @@ def prepare_frozen(
                 module.eval().requires_grad_(False).to(device or accelerator.device)
         for network in networks:
             network.to(memory_format=torch.channels_last)
-            _round_weights(network, DTYPES[precision])
+            round_weights(network, DTYPES[precision])
             accelerator.prepare_model(network, device_placement=False, evaluation_mode=True)
             if compile and not hasattr(network, 'dad_precision'):
                 compile_network(network)
             network.dad_precision = precision  # type: ignore[assignment]
 
 
-def _round_weights(network: nn.Module, dtype: torch.dtype) -> None:
-    """Keep matrices and kernels as autocast would round them at every call: it rounds frozen ones again and again."""
+def own_precision(network: nn.Module) -> torch.autocast:
+    """The precision that a network was prepared in, for calls of its parts: its forward has it already.
+
+    Args:
+        network: Of ``prepare_frozen``; any other one is in fp32.
+
+    Returns:
+        A context.
+    """
+    precision = getattr(network, 'dad_precision', 'fp32')
+    dtype = DTYPES[precision] if precision != 'fp32' else None
+    return torch.autocast(next(network.parameters()).device.type, dtype, enabled=dtype is not None)
+
+
+def round_weights(network: nn.Module, dtype: torch.dtype) -> None:
+    """Keep matrices and kernels as autocast would round them at every call: it rounds frozen ones again and again.
+
+    Args:
+        network: Changed in place.
+        dtype: Floating dtype.
+    """
     for module in network.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             module.to(dtype)

@@ -52,7 +52,7 @@ def generate(
         ``kept_by_class``.
 
     Raises:
-        ValueError: If the folder is of other settings, an image cannot be read, or the disk is full.
+        ValueError: If the folder is of other settings, an image cannot be read, or the disk or a GPU's memory is full.
     """
     settings = {**settings, **config.settings}
     device = device or torch.device('cpu')
@@ -72,6 +72,11 @@ def generate(
             return finish(folder, source, config.frame, augment)
         finally:
             folder.release()
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            'the memory of the GPU does not hold so many images at once: give --dad-micro-batch (or a smaller '
+            '--batch-size), and another folder, for sets differ by it in the last bits'
+        ) from error
     except NotImplementedError as error:  # of filelock
         raise ValueError(f'{root} is on a file system without locks (flock): name a folder on another one') from error
     except OSError as error:

@@ -231,6 +231,8 @@ def build_models(
         **_other_rounding(args),
     }
     prepare_models(args, teacher, vqgan, config.frame.size, device)
+    if device.type == 'cuda' and not args.dad_micro_batch:
+        args.dad_micro_batch = config.batch_size  # never less by itself: it rounds otherwise
     augment = create_augment(args, teacher, vqgan, mean=(0, 0, 0), std=(1, 1, 1))
     assert augment is not None
     return augment, settings

@@ -157,7 +157,7 @@ def _configuration(args: argparse.Namespace, run: Any, scale: dict[str, int]) ->
         'epochs': run.num_epochs,
         'device': torch.cuda.get_device_name(device) if on_gpu else f'CPU, {torch.get_num_threads()} threads',
         'student_precision': args.amp_dtype if args.amp else args.model_dtype or 'float32',
-        'dad_precision': args.dad_precision if args.dad and not args.dad_stored_logits else None,
+        'dad_precision': run.args.dad_precision if args.dad and not args.dad_stored_logits else None,
         **scale,
     }  # fmt: skip
 

@@ -64,7 +64,7 @@ class MicroBatches:
             self.size = (size + 1) // 2
             clear_device_cache(garbage_collection=True)
             _logger.warning(
-                'Out of memory with %d images at once: DAD views are made of %d from now on', size, self.size
+                'Out of memory with %d images at once: teacher and VQGAN take %d from now on', size, self.size
             )
 
     def _most(self, value: Any) -> int:

@@ -29,7 +29,6 @@ _VIEW_FLAGS = (
     'dad_random_start',
     'dad_keep_label',
     'dad_attack_from',
-    'dad_micro_batch',
     'dad_cache',
     'dad_eps_sched',
     'dad_eps_start',
@@ -129,7 +128,7 @@ def _check_set_args(args: argparse.Namespace, given: Mapping[str, Any], view_fla
 
 def _check_stored_logits_args(args: argparse.Namespace, given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     logits = settings['logits']
-    teacher_flags = (*settings['teacher']['flags'], 'dad_precision', 'dad_compile')
+    teacher_flags = (*settings['teacher']['flags'], 'dad_precision', 'dad_compile', 'dad_micro_batch')
     unused = [f'--{name.replace("_", "-")}' for name in teacher_flags if name in given]
     rules = (
         (not unused, f'{unused[0] if unused else ""} is about the teacher, and --dad-stored-logits loads none'),

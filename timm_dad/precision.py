@@ -1,5 +1,6 @@
 """Which precision is faster here: measured, because no name of a device says it."""
 
+import copy
 import logging
 import math
 import time
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from timm_dad.discretize import VQGAN
 from timm_dad.ensemble import TeacherEnsemble
+from timm_dad.frozen import round_weights
 from timm_dad.teacher import Teacher
 
 _logger = logging.getLogger(__name__)
@@ -36,11 +38,13 @@ def fastest_precision(
     """
     network, batch = _most_of_the_work(teacher, vqgan, image_size)
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    networks = {'fp32': network, 'bf16': copy.deepcopy(network)}
+    round_weights(networks['bf16'], torch.bfloat16)  # as it will be
     batch = batch.expand(batch_size, *batch.shape[1:]).to(device, memory_format=torch.channels_last)
-    seconds: dict[str, list[float]] = {'fp32': [], 'bf16': []}
+    seconds: dict[str, list[float]] = {precision: [] for precision in networks}
     for _ in range(1 + _ROUNDS):
         for precision, rounds in seconds.items():
-            rounds.append(_time(network, batch, precision == 'bf16'))
+            rounds.append(_time(networks[precision], batch, precision == 'bf16'))
     fp32, bf16 = (median(rounds[1:]) for rounds in seconds.values())
     chosen = 'bf16' if fp32 > _WORTH * bf16 else 'fp32'
     _logger.info('--dad-precision auto: bf16 is %.2f times as fast as fp32 here, so it is %s', fp32 / bf16, chosen)

@@ -123,13 +123,19 @@ def preview_image(augment: DADAugment, x_pix: Tensor, label: int, *, title: str,
     device = vqgan.codebook.device
     batch, target = x_pix.to(device)[None], torch.tensor([label], device=device)
     centre = augment.find_centre(batch, target)
-    x_vq, vq_codes = vqgan.reconstruct(batch) if centre.codes is None else (centre.x0, centre.codes)
+    if centre.codes is None:
+        x_vq, vq_codes = vqgan.reconstruct(batch)
+        calm_codes = vq_codes  # of x, where the attack starts
+    else:
+        x_vq, vq_codes = centre.x0, centre.codes
+        calm_codes = vqgan.encode_to_codes(x_vq)
     # On the CPU, so that every device draws alike.
     generators = [torch.Generator().manual_seed(seed)]
     views = augment.attack_centre(centre, target, generator=generators)
-    is_vq = augment.keep_label and not bool(views.kept)  # then x_dad is Q(x), whatever the attack did
-    calm_codes = vq_codes if is_vq else vqgan.encode_to_codes(centre.x0)
-    logits = {'x': teacher(batch), 'Q(x)': teacher(x_vq), 'x_dad': views.dad_logits}
+    if augment.keep_label and not bool(views.kept):  # then x_dad is Q(x), whatever the attack did
+        calm_codes = vq_codes
+    clean_logits = teacher(batch) if centre.logits is None else centre.logits
+    logits = {'x': clean_logits, 'Q(x)': teacher(x_vq), 'x_dad': views.dad_logits}
     return PreviewImage(
         title=title,
         label=label,

@@ -63,6 +63,8 @@ class ReplayCache:
         """
         if not len(self):
             raise ValueError('there is no DAD view to see again: add some first')
-        places = torch.randint(len(self), (count,)).to(self._parts[0].device)
+        places = torch.randint(len(self), (count,))
+        if self._parts[0].is_cuda:  # the host does not wait
+            places = places.pin_memory().to(self._parts[0].device, non_blocking=True)
         x_dad, logits, kept = (part[places] for part in self._parts)
         return x_dad.float() / 255, logits, kept

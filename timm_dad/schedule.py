@@ -15,7 +15,8 @@ class DADSchedule:
     Args:
         prob: Probability that a batch gets a DAD view, as ``mixup_prob``.
         every: Batches from one that may get a fresh DAD view to the next; the first of an epoch is one.
-        replay: Recent DAD views that are kept for batches without a fresh one; 0: those get none.
+        replay: Recent DAD views that are kept for batches without a fresh one; 0: those get none. While none is kept,
+            every batch gets fresh ones.
         warmup_epochs: The weight of the DAD loss rises linearly from 0 (no DAD view) over these epochs.
         off_epoch: No DAD view from this epoch on, as ``mixup_off_epoch``; 0 for never.
         eps_sched: How radius and step of the attack rise to their full values, which the last epoch has.
@@ -43,6 +44,8 @@ class DADSchedule:
         for name in ('replay', 'warmup_epochs', 'off_epoch', 'eps_start'):
             if not getattr(self, name) >= 0:
                 raise ValueError(f'{name} must be 0 or more, got {getattr(self, name)}')
+        if self.replay and not self.prob:
+            raise ValueError('replay shows DAD views again, and with prob 0 there are none: leave it out')
         if self.eps_sched not in EPS_SCHEDULES:
             raise ValueError(f'eps_sched must be one of {EPS_SCHEDULES}, got {self.eps_sched!r}')
         if self.eps_sched != 'constant' and self.epochs < 1:
@@ -51,7 +54,8 @@ class DADSchedule:
     @property
     def always(self) -> bool:
         """Whether every batch gets a DAD view, fresh or not."""
-        return self.prob == 1 and (self.every == 1 or self.replay > 0) and not self.warmup_epochs and not self.off_epoch
+        in_each_batch = self.replay > 0 or (self.prob == 1 and self.every == 1)
+        return in_each_batch and not self.warmup_epochs and not self.off_epoch
 
     def weight(self, epoch: int) -> float:
         """Factor of the DAD loss in an epoch, from 0 (no DAD view is made) to 1."""

@@ -100,12 +100,8 @@ class ShardMaker:
     @torch.no_grad()
     def add(self, batch: list[LoadedImage]) -> None:
         """Make the views of a batch."""
-        pixels = torch.stack([image.pixels for image in batch])
-        target = torch.tensor([self._label(image) for image in batch])
-        if self.device.type == 'cuda':  # copied while the GPU is at the batch before
-            pixels, target = pixels.pin_memory(), target.pin_memory()
-        x_pix = pixels.to(self.device, non_blocking=True).float() / 255
-        target = target.to(self.device, non_blocking=True)
+        x_pix = torch.stack([image.pixels for image in batch]).to(self.device).float() / 255
+        target = torch.tensor([self._label(image) for image in batch], device=self.device)
         centre = self.augment.find_centre(x_pix, target)
         encoded: list[list[bytes]] = [[] for _ in batch]
         facts: list[list[dict[str, Any]]] = [[] for _ in batch]
@@ -123,14 +119,14 @@ class ShardMaker:
                 encoded[row].append(data[row])
                 facts[row].append({'seed': seeds[row], 'kept': kept[row], 'l2': round(distance[row], 6)})
             if self.config.top_k:
-                dad_logits.append(self.augment.teacher(self._as_stored(dad_pixels, data)))
+                dad_logits.append(self.augment.ask_teacher(self._as_stored(dad_pixels, data)))
         self.facts += facts
         self.items += [
             Item(image.index, self.source.name(image.index, image.label), image.label, image.sha256, views_of)
             for image, views_of in zip(batch, encoded, strict=True)
         ]
         if self.config.top_k:
-            self._keep_logits('clean', self.augment.teacher(x_pix) if centre.logits is None else centre.logits)
+            self._keep_logits('clean', self.augment.ask_teacher(x_pix) if centre.logits is None else centre.logits)
             self._keep_logits('dad', torch.stack(dad_logits, dim=1))
 
     def _label(self, image: LoadedImage) -> int:

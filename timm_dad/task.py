@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from timm_dad.augment import DADAugment, PixelNorm
 from timm_dad.loss import DADLoss, DADLossConfig, hard_labels
+from timm_dad.micro_batch import MicroBatches
 from timm_dad.replay import ReplayCache
 from timm_dad.schedule import DADSchedule
 from timm_dad.stored_logits import StoredLogits
@@ -56,6 +57,8 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         std: The student's normalization; ``student_model.pretrained_cfg`` by default.
         num_splits: Augmentation splits of the batch (AugMix), all of one before all of the next, the clean one first;
             second views of pairs are not counted.
+        micro_batch: Images that the teacher takes at a time, without ``augment``, which has its own; 0: as many as fit
+            in memory.
         device: Device of the task.
         dtype: Floating dtype of the task.
         verbose: Log what was built.
@@ -80,6 +83,7 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         num_splits: int = 1,
+        micro_batch: int = 0,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         verbose: bool = True,
@@ -102,6 +106,7 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         self.vqgan = augment.vqgan.eval().requires_grad_(False).to(self.device) if augment else None
         self.augment = augment
         self.full_attack = augment.attack if augment else None
+        self.in_micro_batches = augment.in_micro_batches if augment else MicroBatches(micro_batch)
         self.norm = norm
         self.loss = DADLoss(loss, criterion).to(self.device)
         self.schedule = schedule or DADSchedule()
@@ -231,12 +236,14 @@ class DADTask(TrainingTask):  # type: ignore[misc]
             logits, second = views.clean_logits, (views.x_dad, views.dad_logits, views.kept)
             if self.replay is not None:
                 self.replay.add(*second)
-        elif self.replay is not None and len(self.replay) and self.dad_weight:
+        elif self.replay is not None and self.dad_weight:
             second = self.replay.draw(len(clean))
         else:
             return Prepared(self._ask_teacher(x_pix), None)
         x_dad, dad_logits, kept = second
-        x_norm = self.norm.normalize(x_dad).to(clean.dtype)
+        is_last = clean.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if is_last else torch.contiguous_format
+        x_norm = self.norm.normalize(x_dad).to(clean.dtype).contiguous(memory_format=layout)
         return Prepared(self._ask_teacher(x_pix) if logits is None else logits, SecondView(x_norm, dad_logits, kept))
 
     def _take_second(self, input: Tensor, target: Tensor, label: Tensor, wanted: bool) -> Prepared:
@@ -254,15 +261,20 @@ class DADTask(TrainingTask):  # type: ignore[misc]
 
     def _ask_teacher(self, x_pix: Tensor) -> Tensor:
         assert self.teacher is not None
-        return self.teacher(x_pix)  # type: ignore[no-any-return]
+        logits: Tensor = self.in_micro_batches(self.teacher, x_pix)
+        return logits
 
     def _wants_fresh_view(self) -> bool:
         """Whether this batch gets a DAD view of its own; drawn for all its images at once, as timm draws mixup."""
         index = self.next_batch
         self.next_batch += 1
-        if self.dad_weight == 0 or index % self.schedule.every:
+        if self.dad_weight == 0:
             return False
-        return self.schedule.prob == 1 or float(torch.rand(())) < self.schedule.prob
+        # Nothing to see again yet: in the first batch, or the first one after a training was resumed.
+        wanted = self.replay is not None and not len(self.replay)
+        if index % self.schedule.every:
+            return wanted
+        return self.schedule.prob == 1 or float(torch.rand(())) < self.schedule.prob or wanted
 
 
 def add_splits(student: nn.Module, num_splits: int) -> bool:

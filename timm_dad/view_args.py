@@ -101,7 +101,9 @@ def prepare_models(
         ValueError: If they cannot be compiled.
     """
     if args.dad_precision == 'auto':
-        found = [fastest_precision(teacher, vqgan, image_size, device)]
+        asked = args.dad_micro_batch or args.batch_size
+        batch_size = min(asked, 2 if device.type == 'cpu' else 32)  # a GPU is not busy with less
+        found = [fastest_precision(teacher, vqgan, image_size, device, batch_size)]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.broadcast_object_list(found)
         args.dad_precision = found[0]

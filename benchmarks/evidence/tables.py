@@ -166,6 +166,18 @@ def variant_table(results: dict[str, Result], study: str, field: str, values: Se
     return markdown(header, rows)
 
 
+def between_table(results: dict[str, Result]) -> str:
+    """Between teachers, between VQGANs, and what distillation gives other students."""
+    runs = Runs(results, 'main', 'teachers', 'vqgans', 'students')
+    pairs = [(f'medium: {row}', row) for row in ('KD', CONTROL, 'DAD')]
+    pairs += [(f'weak: {row}', f'medium: {row}') for row in ('KD', CONTROL, 'DAD')]
+    pairs += [('f2: DAD', 'DAD')]
+    pairs += [(f'{student}: {row}', f'{student}: plain') for student in ('vit', 'mlp') for row in (CONTROL, 'DAD')]
+    figures = (style(TRAIN_STYLE), mean_unseen, mean_corruptions)
+    rows = [[f'({row}) - ({base})', *(runs.difference(row, base, of) for of in figures)] for row, base in pairs]
+    return markdown(['difference', 'noto val', 'mean unseen', 'corruptions'], rows)
+
+
 def tuning_table(results: dict[str, Result], study: str, base: str = '') -> str:
     """Variants on the style that chooses, and there alone."""
     runs = Runs(results, study)
@@ -221,6 +233,7 @@ def tables(results: dict[str, Result]) -> dict[str, str]:
         'students': variant_table(results, 'students', 'student', ('cnn', 'vit', 'mlp'), 'cnn'),
         'teachers': variant_table(results, 'teachers', 'teacher', ('weak', 'medium', 'strong'), 'strong'),
         'vqgans': variant_table(results, 'vqgans', 'VQGAN', ('f4', 'f2'), 'f4'),
+        'between': between_table(results),
         'ablation': tuning_table(results, 'ablation', 'base'),
         'rates': tuning_table(results, 'rates'),
         'speed': speed_table(results),

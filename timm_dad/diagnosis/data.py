@@ -170,12 +170,16 @@ class MadeViews:
         """Views ``[B, 3, H, W]`` in [0, 1], by name."""
         vqgan = self.augment.vqgan
         centre = self.augment.find_centre(batch.x_pix, batch.label)
-        x_vq, vq_codes = vqgan.reconstruct(batch.x_pix) if centre.codes is None else (centre.x0, centre.codes)
+        vq = self.augment.reconstruct(batch.x_pix) if centre.codes is None else centre
+        x_vq, vq_codes = vq.x0, vq.codes
+        assert vq_codes is not None
+        # Without an attack: those of x, if that is where it starts, or of Q(x) encoded again.
+        calm_codes = vq_codes if vq is not centre else self.augment.in_micro_batches(vqgan.encode_to_codes, x_vq)
         generators = [torch.Generator().manual_seed(view_seed(self.seed, index, 0)) for index in batch.indices]
         views = self.augment.attack_centre(centre, batch.label, generator=generators)
         for row, codes in enumerate((vq_codes, views.dad_codes)):
             self.counts[row] += codes.flatten().cpu().bincount(minlength=self.counts.shape[1])
-        for place, codes in enumerate((vqgan.encode_to_codes(centre.x0), views.dad_codes)):
+        for place, codes in enumerate((calm_codes, views.dad_codes)):
             self.changed[place] += (codes != vq_codes).sum().cpu()
         self.total += vq_codes.numel()
         return {RECONSTRUCTED: x_vq, DAD: views.x_dad, CROP: random_crop(batch, self.seed)}

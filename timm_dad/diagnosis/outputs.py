@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from timm_dad.diagnosis.data import Batch, SampledImages
 from timm_dad.ensemble import TeacherEnsemble
+from timm_dad.frozen import own_precision
 from timm_dad.heads import HeadClassifier
 from timm_dad.teacher import Teacher
 from timm_dad.zero_shot import ZeroShotClassifier, unit_features
@@ -44,10 +45,12 @@ def image_features(model: Teacher, x_pix: Tensor) -> Tensor:
         return torch.cat([image_features(member, x_pix) for member in members], dim=1)
     network: Any = model.model
     if isinstance(network, (ZeroShotClassifier, HeadClassifier)):
-        return unit_features(network.visual, model.normalize(x_pix))
+        with own_precision(network):
+            return unit_features(network.visual, model.normalize(x_pix))
     if not (hasattr(network, 'forward_features') and hasattr(network, 'forward_head')):
         raise ValueError(f"{type(network).__name__} has no features: it needs timm's forward_features and forward_head")
-    features: Tensor = network.forward_head(network.forward_features(model.normalize(x_pix)), pre_logits=True)
+    with own_precision(network):
+        features: Tensor = network.forward_head(network.forward_features(model.normalize(x_pix)), pre_logits=True)
     return features.flatten(1).float()
 
 
