@@ -1,5 +1,6 @@
 """What is measured, with tiny models on pictures of noise: images, views, features, risks, the whole and its report."""
 
+import copy
 import json
 import math
 from types import SimpleNamespace
@@ -276,6 +277,7 @@ def test_features_are_in_the_precision_of_the_teacher(teacher, tmp_path, x_pix, 
     if kind == 'zero-shot':
         write_clip_folder(tmp_path / 'clip')
         teacher = create_open_clip_teacher(f'local-dir:{tmp_path / "clip"}', CLASSES)
+    teacher = copy.deepcopy(teacher)
     expected = image_features(teacher, x_pix)
     prepare_frozen(teacher, precision=precision)
     features = image_features(teacher, x_pix)
