@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 from timm_dad.cli import main as timm_dad_command
 from timm_dad.demo import build, data, run
+from timm_dad.train_args import parse_args
 
 
 @pytest.fixture(autouse=True)
@@ -163,8 +164,39 @@ def test_flags_of_dad_do_not_reach_the_plain_arm(tmp_path, monkeypatch):
     )
     plain, kd, dad = seen
     assert plain[-4:] == ['--epochs', '3', '--lr', '1']
-    for arm in (kd, dad):
-        assert arm[-7:] == ['--epochs', '3', '--dad-weight', '1.5', '--dad-keep-label', '--lr', '1']
+    assert kd[-6:] == ['--epochs', '3', '--dad-weight', '1.5', '--lr', '1']
+    assert dad[-7:] == ['--epochs', '3', '--dad-weight', '1.5', '--dad-keep-label', '--lr', '1']
+
+
+@pytest.mark.parametrize(
+    'flags',
+    ['--dad-eps=.5', '--dad-attack-from input', '--dad-cache 0 --dad-every 2 --dad-replay 9', '--dad-same-crop',
+     '--dad-preview-interval 1', '--dad-micro-batch 3', '--dad-keep-label --epochs 3'],
+)  # fmt: skip
+def test_flags_of_the_dad_view_are_its_arms_alone(flags):
+    for arm in run.ARMS:
+        args = parse_args(run.arm_flags(arm, flags.split()))
+        assert args.dad == (arm != 'plain')
+        assert args.epochs == (3 if 'epochs' in flags else 56)
+        assert args.dad_eps == (0.5 if arm == 'dad' and '--dad-eps' in flags else 0.1)
+
+
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        ('--dad-micro-batch -3', '--dad-micro-batch: micro_batch must be 0'),
+        ('--dad-overlap --device cpu', '--dad-overlap needs a CUDA device'),
+        ('--dad-eps -1', '--dad-eps: eps is in'),
+        ('--epochs x', "--epochs: invalid int value: 'x'"),
+    ],
+)
+def test_bad_flags_of_one_arm_end_the_demo_before_the_first_training(tmp_path, capsys, flags, message):
+    with pytest.raises(SystemExit):
+        run.main(['--output', str(tmp_path / 'new'), *flags.split()])
+    said = capsys.readouterr()
+    assert message in said.err
+    assert '---' not in said.out
+    assert not (tmp_path / 'new').exists()
 
 
 @pytest.mark.parametrize('flag', ['--eval-suites', '--experiment', '--data-dir', '--seed'])

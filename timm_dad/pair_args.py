@@ -19,7 +19,7 @@ from timm_dad.source import Frame, Source
 from timm_dad.vqgan_files import load_vqgan
 
 # Flags that shape the DAD view: useless where the second view is a random one, or was made before.
-_VIEW_FLAGS = (
+VIEW_FLAGS = (
     'dad_vqgan',
     'dad_strict_size',
     'dad_eps',
@@ -79,7 +79,7 @@ def check_pair_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
     """
     if args.dad_cache < 0:
         raise ValueError(f'--dad-cache must be 0 or more, got {args.dad_cache}')
-    view_flags = [f'--{name.replace("_", "-")}' for name in given if name in _VIEW_FLAGS]
+    view_flags = [f'--{name.replace("_", "-")}' for name in given if name in VIEW_FLAGS]
     rules = (
         (
             args.dad_view == 'dad' or not view_flags,

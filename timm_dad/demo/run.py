@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 from timm_dad.demo.data import STYLES, UNSEEN_STYLES
 from timm_dad.files import write_file
+from timm_dad.pair_args import VIEW_FLAGS
+from timm_dad.train_args import parse_args
 
 # KD sees a second random view, so that both it and DAD train on the same number of images.
 ARMS = {'plain': ['--no-dad'], 'kd': ['--dad-view', 'random'], 'dad': ['--dad-view', 'dad']}
@@ -23,6 +26,7 @@ _OWN_FLAGS = (
     '--seed',
     '--dad-view',
 )
+_DAD_ALONE = (*VIEW_FLAGS, 'dad_same_crop', 'dad_replay', 'dad_overlap', 'dad_preview_interval')
 MEANS = {'mean unseen': UNSEEN_STYLES, 'mean but noto': tuple(style for style in STYLES if style != 'noto')}
 
 # Two-sided 95 % quantiles of Student's t, by number of seeds.
@@ -45,22 +49,23 @@ def run_arms(output: Path, seed: int, extra: Sequence[str]) -> dict[str, Top1]:
     import train_dad
 
     results: dict[str, Top1] = {'teacher': {}}
-    for arm, flags in ARMS.items():
+    for arm in ARMS:
         print(f'--- {arm}, seed {seed}', flush=True)
         names = ['--seed', str(seed), '--output', str(output), '--experiment', f'{arm}-seed{seed}']
-        run = train_dad.main([*flags, *names, *(without_dad_flags(extra) if arm == 'plain' else extra)])
+        run = train_dad.main([*names, *arm_flags(arm, extra)])
         results[arm] = run['student']
         results['teacher'] = run.get('teacher', results['teacher'])
     return results
 
 
-def without_dad_flags(flags: Sequence[str]) -> list[str]:
-    """The flags without ``--dad-...`` and their values."""
-    kept: list[str] = []
+def arm_flags(arm: str, extra: Sequence[str]) -> list[str]:
+    """Flags of an arm: its own, and what it can use of the extra ones, with their values."""
+    kept = list(ARMS[arm])
     skipping = False
-    for flag in flags:
-        if flag.startswith('-'):
-            skipping = flag.startswith('--dad-')
+    for flag in extra:
+        if flag.startswith('-') and not re.match(r'-\.?\d', flag):  # a negative number is a value
+            name = flag.split('=')[0].removeprefix('--').replace('-', '_')
+            skipping = (arm == 'plain' and name.startswith('dad_')) or (arm == 'kd' and name in _DAD_ALONE)
         if not skipping:
             kept.append(flag)
     return kept
@@ -103,7 +108,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog='timm-dad demo',
         description=__doc__,
-        epilog='Other flags go to train_dad.py: --dad-... to the arms that distil, the rest to all.',
+        epilog='Other flags go to train_dad.py: --dad-... to the arms that distil, those of these that shape the DAD '
+        'view to dad alone, the rest to all.',
         allow_abbrev=False,
     )
     parser.add_argument('--output', type=Path, help='folder to write (default: output/demo/TIME)')
@@ -114,6 +120,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     own = [flag for flag in extra if flag.split('=')[0] in _OWN_FLAGS]
     if own:
         parser.error(f'{own[0]} is what the demo itself sets; use train_dad.py for a run of your own')
+    for arm in ARMS:
+        parse_args(arm_flags(arm, extra))  # ends on a bad flag, before the first training
     output = args.output or Path('output/demo') / datetime.now().strftime('%Y%m%d-%H%M%S')
     by_seed = {}
     for seed in args.seeds:
