@@ -9,12 +9,13 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from readme_tables import fill, markdown
 
 HERE = Path(__file__).parent
 RESULTS = HERE / 'results.json'
@@ -119,11 +120,6 @@ def is_met(entry: dict[str, Any]) -> str:
     return ''
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in (header, ['---'] * len(header), *rows))
-
-
 def figure_table(results: dict[str, Any]) -> str:
     """All figures."""
     rows = [
@@ -180,20 +176,6 @@ def tables() -> dict[Path, dict[str, str]]:
         README: {'figures': figure_table(results), 'runs': run_table(results)},
         SPEED: projection_tables(read(HERE / 'projection.json')),
     }
-
-
-def fill(path: Path, named: dict[str, str]) -> None:
-    """Put tables between their marks in a file."""
-    text = path.read_text()
-    for name, table in named.items():
-        begin, end = f'<!-- table: {name} -->\n', f'<!-- end: {name} -->'
-        before, found, rest = text.partition(begin)
-        if not found or end not in rest:
-            raise ValueError(f'{path.name} has no place for the table {name}: {begin.strip()} ... {end}')
-        text = f'{before}{begin}{table}\n{end}{rest.partition(end)[2]}'
-    temporary = path.with_suffix('.tmp')
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 if __name__ == '__main__':

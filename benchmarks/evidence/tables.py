@@ -8,6 +8,7 @@ from typing import Any
 
 from data import TRAIN_STYLE
 from jobs import CONTROL, STUDIES
+from readme_tables import fill, markdown  # found since models.py, which jobs imports, puts benchmarks/ on the path
 
 from timm_dad.demo.data import STYLES, TUNING_STYLE, UNSEEN_STYLES
 from timm_dad.demo.run import interval
@@ -88,12 +89,6 @@ def half_width(values: Sequence[float]) -> float:
     from scipy import stats
 
     return float(stats.t.ppf(0.975, len(values) - 1) * stats.tstd(values) / len(values) ** 0.5)
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ['---'] * len(header), *rows]
-    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
 
 
 def main_table(results: dict[str, Result]) -> str:
@@ -245,19 +240,6 @@ def write_tables(results: dict[str, Result], folder: Path) -> None:
     fill(folder / 'README.md', tables(results))
     fill(PROJECT_README, {'evidence': short_table(results)})
     draw(results, folder)
-
-
-def fill(path: Path, named: dict[str, str]) -> None:
-    """Put tables between their marks in a file."""
-    text = path.read_text()
-    for name, table in named.items():
-        begin, end = f'<!-- table: {name} -->\n', f'<!-- end: {name} -->'
-        before, _, rest = text.partition(begin)
-        _, _, after = rest.partition(end)
-        text = f'{before}{begin}{table}\n{end}{after}'
-    temporary = path.with_suffix('.tmp')
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def draw(results: dict[str, Result], folder: Path) -> None:
