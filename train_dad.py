@@ -58,11 +58,13 @@ from tqdm import tqdm
 from timm_dad.augment import DADAugment
 from timm_dad.cache import make_dad_images
 from timm_dad.checkpoint import TaskWithProgress, create_saver, find_newest, load_progress, remove_recovery
+from timm_dad.common.errors import errors_in_one_line
+from timm_dad.common.files import write_file
+from timm_dad.common.log import setup_logging
 from timm_dad.dad_args import build_task
 from timm_dad.dad_set import DADSet
 from timm_dad.data import check_images, create_dataset, dataset_class_names
 from timm_dad.demo.data import SEEN_STYLES
-from timm_dad.errors import errors_in_one_line
 from timm_dad.evaluation.models import Preprocess
 from timm_dad.evaluation.on_pixels import OnPixels, fixed_size
 from timm_dad.evaluation.predict import EvalConfig
@@ -78,9 +80,7 @@ from timm_dad.evaluation.train_suites import (
     read_rows,
     write_suite_report,
 )
-from timm_dad.files import write_file
 from timm_dad.loaders import create_eval_loader, create_mixup, create_train_loader, mixes, set_epoch, stop_mixup
-from timm_dad.log import setup_logging
 from timm_dad.overlap import prepared_ahead
 from timm_dad.pair_args import open_dad_set, pair_dataset, uses_cache, uses_pairs
 from timm_dad.preview import describe_settings, preview_image, shown_names, spread

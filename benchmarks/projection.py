@@ -23,7 +23,7 @@ import torch
 import workload
 from workload import FAITHFUL, FROM_INPUT
 
-from timm_dad.measure import count_macs, count_model_macs
+from timm_dad.common.macs import count_macs, count_model_macs
 
 IMAGES = 1_281_167  # training images of ImageNet-1k
 A100_TFLOPS = 312.0

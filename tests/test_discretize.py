@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from timm_dad.common.extras import require_extra
 from timm_dad.discretize import VQGAN, VQGANConfig, likeliest_codes, nearest_codes
-from timm_dad.extras import require_extra
 from timm_dad.vqgan_files import load_vqgan
 
 

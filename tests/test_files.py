@@ -1,6 +1,6 @@
 import pytest
 
-from timm_dad.files import write_file
+from timm_dad.common.files import write_file
 
 
 @pytest.mark.parametrize('content', ['é\r\n', 'é\r\n'.encode()])

@@ -17,8 +17,9 @@ from torch import nn
 
 from timm_dad import info, load_vqgan
 from timm_dad.cli import main
+from timm_dad.common.macs import count_macs, count_model_macs
 from timm_dad.demo.data import DEMO_VQGAN
-from timm_dad.measure import MeasuredLoader, Spread, Stopwatch, count_macs, count_model_macs
+from timm_dad.measure import MeasuredLoader, Spread, Stopwatch
 from timm_dad.schedule import DADSchedule
 
 SMALLEST = ['--batches', '1', '--batch-size', '8', '--epochs', '10', '--val-interval', '2']

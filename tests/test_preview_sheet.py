@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageFont
 
-from timm_dad.files import write_file
+from timm_dad.common.files import write_file
 from timm_dad.preview import PreviewImage
 from timm_dad.preview_sheet import (
     _cut,

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from taming.modules.diffusionmodules import model as taming
 from torch import nn
 
-from timm_dad.measure import count_macs
+from timm_dad.common.macs import count_macs
 from timm_dad.taming_networks import Decoder, Encoder, attention_block, residual_block, upsample
 
 DDCONFIG = {

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from timm_dad import VQGAN, VQGANConfig, load_vqgan
-from timm_dad.content_hash import content_hash
+from timm_dad.common.hashing import content_hash
 from timm_dad.frozen import prepare_frozen
 from timm_dad.tiny_vqgan import Block, TinyDecoder, TinyEncoder
 from timm_dad.vqgan_distill import create_tiny, default_ch, pass_macs, tiny_config

@@ -7,7 +7,7 @@ import timm
 from timm.data import resolve_data_config
 from timm.models import load_state_dict
 
-from timm_dad.extras import require_extra
+from timm_dad.common.extras import require_extra
 
 
 def load_timm(name: str, checkpoint_path: str | None = None, num_classes: int | None = None) -> Any:

@@ -15,8 +15,8 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from timm_dad.content_hash import content_hash
-from timm_dad.extras import require_extra
+from timm_dad.common.extras import require_extra
+from timm_dad.common.hashing import content_hash
 from timm_dad.tiny_vqgan import TinyDecoder, TinyEncoder
 
 # One block of the distance matrix holds at most this many floats (16 MiB in fp32).

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from timm_dad.content_hash import content_hash
+from timm_dad.common.hashing import content_hash
 from timm_dad.teacher import Teacher
 
 

@@ -11,14 +11,14 @@ import torch
 from accelerate import PartialState
 
 from timm_dad.augment import DADAugment
+from timm_dad.common.errors import errors_in_one_line, is_main_process
+from timm_dad.common.log import setup_logging
 from timm_dad.data import check_images, create_dataset
 from timm_dad.data_args import add_data_args, check_data_args, number_of_classes
-from timm_dad.errors import errors_in_one_line, is_main_process
 from timm_dad.flag_errors import check_rules, naming_flag
 from timm_dad.formats import FORMATS, IMAGE_FORMATS, FormatConfig
 from timm_dad.generate import generate
 from timm_dad.given_flags import given_flags
-from timm_dad.log import setup_logging
 from timm_dad.manifest import FORMAT_VERSION
 from timm_dad.shard_maker import GenerateConfig
 from timm_dad.source import Frame, Source

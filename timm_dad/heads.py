@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from timm_dad.backbones import load_open_clip, load_timm, open_clip_norm, timm_norm
 from timm_dad.class_map import match_classes, resolve_classes
-from timm_dad.content_hash import content_hash
+from timm_dad.common.hashing import content_hash
 from timm_dad.teacher import Teacher
 from timm_dad.zero_shot import unit_features
 

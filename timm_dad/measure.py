@@ -1,6 +1,5 @@
 """What a training takes, measured while it runs: time by part, multiply-adds, memory."""
 
-import contextlib
 import resource
 import sys
 import time
@@ -10,10 +9,8 @@ from statistics import mean, median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import nn
 from torch.utils.data import Dataset
-from torch.utils.flop_counter import FlopCounterMode
 
 
 class Stopwatch:
@@ -189,51 +186,6 @@ class Spread(Dataset[Any]):
         """An image and its label."""
         total = len(self.dataset)
         return self.dataset[index * total // self.count if self.count <= total else index % total]
-
-
-@contextlib.contextmanager
-def _countable() -> Iterator[None]:
-    """Attention as matrix products: fused kernels for a CPU are none that torch's counter knows."""
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
-
-
-def count_macs(function: Callable[[], Any]) -> float:
-    """Multiply-adds of matrix products and convolutions: half of what ``torch.utils.flop_counter`` counts."""
-    with _countable(), FlopCounterMode(display=False) as counter:
-        function()
-    return float(counter.get_total_flops()) / 2
-
-
-def count_model_macs(model: nn.Module, x: Tensor, *, backward: str) -> dict[str, float]:
-    """Multiply-adds of one image, forward and backward, in evaluation mode (batch norm takes no batch of one).
-
-    Args:
-        model: Maps ``x`` to a tensor.
-        x: One image ``[1, C, H, W]``.
-        backward: ``parameters`` (a training step), ``input`` (an attack's gradient) or ``none``.
-
-    Returns:
-        ``forward`` and, where there is one, ``backward``.
-    """
-    mode = model.training
-    model.eval()
-    x = x.detach().requires_grad_(backward == 'input')
-    with torch.no_grad():
-        macs = {'forward': count_macs(lambda: model(x))}
-    if backward != 'none':
-        sources = [x] if backward == 'input' else [value for value in model.parameters() if value.requires_grad]
-        total = count_macs(lambda: model(x).float().sum().backward(inputs=sources))
-        macs['backward'] = total - macs['forward']
-        for source in sources:
-            source.grad = None
-    model.train(mode)
-    return macs
 
 
 def peak_memory(device: torch.device) -> int:

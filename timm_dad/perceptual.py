@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from timm_dad.extras import require_extra
+from timm_dad.common.extras import require_extra
 
 Perceptual = Callable[[Tensor, Tensor], Tensor]
 

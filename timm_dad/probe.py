@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from timm_dad.content_hash import content_hash
+from timm_dad.common.errors import errors_in_one_line
+from timm_dad.common.hashing import content_hash
+from timm_dad.common.log import setup_logging
 from timm_dad.data import check_images, dataset_class_names, open_dataset
-from timm_dad.errors import errors_in_one_line
 from timm_dad.flag_errors import check_rules
 from timm_dad.frozen import PRECISIONS, prepare_frozen
 from timm_dad.heads import LinearHead, UnitFeatures, load_tower, save_head
-from timm_dad.log import setup_logging
 from timm_dad.teacher import Teacher
 
 _logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ import timm
 import torch
 from torch import nn
 
-from timm_dad.errors import errors_in_one_line
+from timm_dad.common.errors import errors_in_one_line
 from timm_dad.task import DADTask
 from timm_dad.timm_train import add_dad_args, check_args, create_task, pair_views
 

@@ -10,9 +10,9 @@ import torch
 from timm.data import AugMixDataset
 from torch import Tensor, nn
 
+from timm_dad.common.errors import errors_in_one_line, is_main_process
 from timm_dad.dad_args import add_dad_args, build_task, check_dad_args
 from timm_dad.data import dataset_class_names
-from timm_dad.errors import errors_in_one_line, is_main_process
 from timm_dad.flag_errors import check_rules
 from timm_dad.given_flags import without_defaults
 from timm_dad.loaders import create_collate, mixes

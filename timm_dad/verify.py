@@ -10,8 +10,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from timm_dad.common.errors import errors_in_one_line
 from timm_dad.dad_set import read_settings
-from timm_dad.errors import errors_in_one_line
 from timm_dad.manifest import (
     INDEX,
     SETTINGS,

@@ -15,7 +15,7 @@ from accelerate.utils import broadcast_object_list
 from timm.utils import random_seed, update_summary
 from tqdm import tqdm
 
-from timm_dad.files import write_file
+from timm_dad.common.files import write_file
 from timm_dad.loaders import set_epoch
 from timm_dad.vqgan_args import FIXED
 from timm_dad.vqgan_train import save_vqgan

@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
-from timm_dad.content_hash import content_hash
-from timm_dad.extras import require_extra
+from timm_dad.common.extras import require_extra
+from timm_dad.common.hashing import content_hash
 
 _logger = logging.getLogger(__name__)
 

@@ -23,9 +23,9 @@ from timm.utils import setup_default_logging
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from timm_dad.common.extras import require_extra
 from timm_dad.demo.data import SEEN_STYLES, SIZE, STYLES, TEMPLATES, TUNING_STYLE
 from timm_dad.discretize import VQGAN, VQGANConfig
-from timm_dad.extras import require_extra
 from timm_dad.vqgan_train import VQGANTrainConfig, VQGANTrainer, write_weights
 from timm_dad.vqgan_trainer import one_cycle
 

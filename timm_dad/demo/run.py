@@ -9,8 +9,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from timm_dad.common.files import write_file
 from timm_dad.demo.data import STYLES, UNSEEN_STYLES
-from timm_dad.files import write_file
 from timm_dad.pair_args import VIEW_FLAGS
 from timm_dad.train_args import parse_args
 

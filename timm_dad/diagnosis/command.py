@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset
 
+from timm_dad.common.errors import errors_in_one_line
+from timm_dad.common.extras import require_extra
+from timm_dad.common.log import setup_logging
 from timm_dad.dad_set import read_settings
 from timm_dad.data import check_images, create_dataset
 from timm_dad.data_args import add_data_args, check_data_args, number_of_classes
@@ -16,14 +19,11 @@ from timm_dad.diagnosis.data import MadeViews, SampledImages, SourceImages, Stor
 from timm_dad.diagnosis.diagnose import DiagnoseConfig, MakeViews, diagnose
 from timm_dad.diagnosis.divergence import DISTANCES
 from timm_dad.diagnosis.report import format_report, write_report
-from timm_dad.errors import errors_in_one_line
 from timm_dad.evaluation.model_specs import parse_models
 from timm_dad.evaluation.models import EvalModel, ModelOptions, open_model
 from timm_dad.evaluation.suites import Suite, open_suite, parse_suite
-from timm_dad.extras import require_extra
 from timm_dad.flag_errors import check_rules, naming_flag
 from timm_dad.given_flags import given_flags
-from timm_dad.log import setup_logging
 from timm_dad.pair_args import check_pair_args, open_dad_set
 from timm_dad.set_match import check_data, check_teacher
 from timm_dad.source import Frame, Source

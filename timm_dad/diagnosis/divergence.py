@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from timm_dad.extras import require_extra
+from timm_dad.common.extras import require_extra
 
 DISTANCES = ('exact', 'sliced')
 # Directions of the sliced distance; its Monte-Carlo error falls with their root.

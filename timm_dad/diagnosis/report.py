@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from timm_dad.common.files import write_file
 from timm_dad.diagnosis.data import CLEAN, DAD
 from timm_dad.diagnosis.limiting_term import ADVICE
-from timm_dad.files import write_file
 
 _RISKS = {
     'teacher_error': 'teacher error',

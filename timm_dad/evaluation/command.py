@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from timm_dad.errors import errors_in_one_line, is_main_process
+from timm_dad.common.errors import errors_in_one_line, is_main_process
+from timm_dad.common.extras import require_extra
+from timm_dad.common.log import setup_logging
 from timm_dad.evaluation.args import PROGRAM, create_config, create_options, parse_args
 from timm_dad.evaluation.changed_suites import attacked_suites, clean_counterparts, corrupted_suites
 from timm_dad.evaluation.corruptions import CORRUPTIONS
@@ -20,8 +22,6 @@ from timm_dad.evaluation.report import build_report, write_report
 from timm_dad.evaluation.report_text import format_table
 from timm_dad.evaluation.suites import PUBLISHED, Suite, find_suites, mark_clean, open_suites, parse_suite
 from timm_dad.evaluation.timm_results import TimmResults, read_timm_results
-from timm_dad.extras import require_extra
-from timm_dad.log import setup_logging
 
 _logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 
-from timm_dad.extras import require_extra
+from timm_dad.common.extras import require_extra
 
 CORRUPTIONS = (
     'gaussian_noise',

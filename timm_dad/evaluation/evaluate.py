@@ -10,6 +10,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
+from timm_dad.common.extras import require_extra
 from timm_dad.evaluation.adversarial import check_classes
 from timm_dad.evaluation.changed_suites import AttackedPart, CorruptedPart
 from timm_dad.evaluation.corruptions import MIN_SIZE
@@ -19,7 +20,6 @@ from timm_dad.evaluation.predict import EvalConfig, evaluate_part
 from timm_dad.evaluation.prediction_store import PredictionStore
 from timm_dad.evaluation.predictions import Predictions
 from timm_dad.evaluation.suite_data import Suite
-from timm_dad.extras import require_extra
 from timm_dad.teachers import DataClasses
 
 _logger = logging.getLogger(__name__)

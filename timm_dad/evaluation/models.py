@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms import Compose
 
 from timm_dad.class_files import in_label_order
-from timm_dad.content_hash import content_hash
+from timm_dad.common.hashing import content_hash
 from timm_dad.ensemble import TeacherEnsemble
 from timm_dad.evaluation.model_specs import ModelSpec
 from timm_dad.evaluation.networks import text_sketch, uncut_network

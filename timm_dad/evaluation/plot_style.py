@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from timm_dad.extras import require_extra
+from timm_dad.common.extras import require_extra
 
 # Colours that colour-blind readers can tell apart (Okabe & Ito); markers tell more models apart.
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')

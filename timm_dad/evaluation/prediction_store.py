@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from timm_dad.content_hash import content_hash
+from timm_dad.common.files import write_file
+from timm_dad.common.hashing import content_hash
 from timm_dad.evaluation.changed_suites import AttackedPart, CorruptedPart
 from timm_dad.evaluation.predictions import Predictions
 from timm_dad.evaluation.suite_data import Part, Suite
-from timm_dad.files import write_file
 
 if TYPE_CHECKING:
     from timm_dad.evaluation.predict import EvalConfig

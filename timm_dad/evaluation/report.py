@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from timm_dad.common.files import write_file
 from timm_dad.evaluation.bootstrap import LEVEL, RESAMPLES, Estimate, combine
 from timm_dad.evaluation.changed_suites import CorruptedPart
 from timm_dad.evaluation.metrics import fit_baseline
@@ -29,7 +30,6 @@ from timm_dad.evaluation.suite_figures import (
     robustness_estimate,
 )
 from timm_dad.evaluation.timm_results import TimmResults, baseline_points
-from timm_dad.files import write_file
 
 # Figures by model, suite, part and name, and the facts around them; what json takes.
 Report = dict[str, Any]

@@ -4,7 +4,7 @@ import logging
 
 from timm.utils import setup_default_logging
 
-from timm_dad.errors import is_main_process
+from timm_dad.common.errors import is_main_process
 
 
 def setup_logging(level: int = logging.INFO) -> None:
