@@ -19,6 +19,7 @@ from tqdm import tqdm
 from timm_dad import VQGAN, load_vqgan
 from timm_dad.demo.build import Style, batches, random_affine, random_colour, read_style, to_tensor
 from timm_dad.demo.data import DEMO_VQGAN, SEEN_STYLES, SIZE, UNSEEN_STYLES
+from timm_dad.vqgan.save import save_vqgan
 from timm_dad.vqgan_distill import (
     Distiller,
     Targets,
@@ -28,7 +29,6 @@ from timm_dad.vqgan_distill import (
     make_targets,
     pass_macs,
 )
-from timm_dad.vqgan_train import save_vqgan
 from timm_dad.vqgan_trainer import OptimizerConfig
 
 # Each picture is moved and coloured so many ways, once: the original is most of a step, and its answers are kept.

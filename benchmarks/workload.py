@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from timm_dad import VQGAN, AttackConfig, DADAugment, Teacher, VQGANConfig, prepare_frozen
 from timm_dad.augment import DADViews
-from timm_dad.vqgan_presets import PRESETS
+from timm_dad.vqgan.presets import PRESETS
 
 # The three ways to make the DAD views of a batch.
 FAITHFUL, FROM_INPUT, RELEASED = 'attack from Q(x)', 'attack from x', 'released'

@@ -7,8 +7,8 @@ import torch
 from hypothesis import settings
 from torch import nn
 
-from timm_dad.discretize import VQGAN, VQGANConfig
 from timm_dad.teacher import Teacher
+from timm_dad.vqgan.model import VQGAN, VQGANConfig
 
 # Caches of this session are its own; set before anything reads it, and inherited by the processes that tests start.
 _caches = tempfile.TemporaryDirectory(prefix='timm_dad-tests-', ignore_cleanup_errors=True)

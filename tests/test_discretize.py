@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from timm_dad.common.extras import require_extra
-from timm_dad.discretize import VQGAN, VQGANConfig, likeliest_codes, nearest_codes
-from timm_dad.vqgan_files import load_vqgan
+from timm_dad.vqgan.load import load_vqgan
+from timm_dad.vqgan.model import VQGAN, VQGANConfig, likeliest_codes, nearest_codes
 
 
 class LargestTensor(TorchDispatchMode):

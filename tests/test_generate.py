@@ -24,7 +24,6 @@ from torch.utils.data import Dataset, IterableDataset
 from timm_dad.attack import AttackConfig
 from timm_dad.augment import Centre, DADAugment
 from timm_dad.dad_set import DADSet
-from timm_dad.discretize import VQGAN, VQGANConfig
 from timm_dad.formats import FormatConfig
 from timm_dad.generate import generate
 from timm_dad.generate_command import describe_data
@@ -34,6 +33,7 @@ from timm_dad.shard_maker import GenerateConfig, view_seed
 from timm_dad.source import Frame, Source
 from timm_dad.teacher import Teacher
 from timm_dad.verify import verify
+from timm_dad.vqgan.model import VQGAN, VQGANConfig
 
 SIDE = 8
 PICTURES = tuple(f'{name}/{index}.png' for name in ('cat', 'dog', 'fish', 'tree') for index in range(5))

@@ -8,7 +8,7 @@ from pathlib import Path
 import taming
 import torch
 
-from timm_dad.vqgan_files import load_vqgan
+from timm_dad.vqgan.load import load_vqgan
 
 PATCHES = Path(__file__).parents[1] / 'patches'
 SCRIPT = """

@@ -16,9 +16,9 @@ from test_generate_command import _write_hfds
 from torch import nn
 
 from timm_dad.cli import main as cli
-from timm_dad.discretize import VQGAN, VQGANConfig
 from timm_dad.generate_command import main as generate
 from timm_dad.preview_command import create_parser, main, parse_args
+from timm_dad.vqgan.model import VQGAN, VQGANConfig
 
 FILES = ['preview.html', 'preview.png']
 

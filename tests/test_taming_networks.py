@@ -8,7 +8,7 @@ from taming.modules.diffusionmodules import model as taming
 from torch import nn
 
 from timm_dad.common.macs import count_macs
-from timm_dad.taming_networks import Decoder, Encoder, attention_block, residual_block, upsample
+from timm_dad.vqgan.networks import Decoder, Encoder, attention_block, residual_block, upsample
 
 DDCONFIG = {
     'ch': 32, 'out_ch': 3, 'ch_mult': (1, 2, 2), 'num_res_blocks': 2, 'attn_resolutions': [8], 'in_channels': 3,

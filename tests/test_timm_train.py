@@ -26,7 +26,7 @@ from timm_dad.pairs import DADPairs
 from timm_dad.patch import patch_file
 from timm_dad.timm_train import check_args, create_task, pair_views
 from timm_dad.train_args import create_parser
-from timm_dad.vqgan_presets import PRESETS
+from timm_dad.vqgan.presets import PRESETS
 
 REPO = Path(__file__).parents[1]
 TIMM_SRC = os.environ.get('TIMM_SRC', '')

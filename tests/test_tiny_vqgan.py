@@ -10,10 +10,10 @@ from torch import nn
 from timm_dad import VQGAN, VQGANConfig, load_vqgan
 from timm_dad.common.hashing import content_hash
 from timm_dad.frozen import prepare_frozen
-from timm_dad.tiny_vqgan import Block, TinyDecoder, TinyEncoder
+from timm_dad.vqgan.presets import PRESETS
+from timm_dad.vqgan.save import save_vqgan
+from timm_dad.vqgan.tiny import Block, TinyDecoder, TinyEncoder
 from timm_dad.vqgan_distill import create_tiny, default_ch, pass_macs, tiny_config
-from timm_dad.vqgan_presets import PRESETS
-from timm_dad.vqgan_train import save_vqgan
 
 PAPER = PRESETS['openimages-f8-16384'].config
 

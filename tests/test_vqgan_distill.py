@@ -21,8 +21,9 @@ from timm_dad import VQGAN, load_vqgan, vqgan_command
 from timm_dad.cli import main
 from timm_dad.dad_args import create_vqgan
 from timm_dad.train_args import parse_args
+from timm_dad.vqgan.save import save_vqgan
 from timm_dad.vqgan_distill import Distiller, DistillLoss, compare, create_tiny, make_targets, pass_macs, tiny_config
-from timm_dad.vqgan_train import psnr, save_vqgan
+from timm_dad.vqgan_train import psnr
 from timm_dad.vqgan_trainer import OptimizerConfig
 
 TRAINING = '--batch-size 8 --workers 0 --lr 3e-3 --ch 8 --device cpu'.split()
@@ -191,7 +192,7 @@ def test_a_gumbel_vqgan_can_be_distilled(vqgan_config, x_pix):
 
 def test_training_steps_of_the_papers_architecture_run():
     """Its depth, factor and codebook; narrow, for a CPU."""
-    from timm_dad.vqgan_presets import PRESETS
+    from timm_dad.vqgan.presets import PRESETS
 
     config = PRESETS['openimages-f8-16384'].config
     narrow = replace(config, ddconfig={**config.ddconfig, 'ch': 32})

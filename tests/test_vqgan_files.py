@@ -19,12 +19,12 @@ from taming.modules.diffusionmodules.model import Decoder, Encoder
 from taming.modules.vqvae import quantize as taming_quantize
 from torch import nn
 
-from timm_dad import vqgan_presets
 from timm_dad.cli import main
-from timm_dad.convert import convert
-from timm_dad.discretize import VQGANConfig
-from timm_dad.vqgan_files import load_vqgan
-from timm_dad.vqgan_presets import PRESETS, VQGANPreset
+from timm_dad.vqgan import presets as vqgan_presets
+from timm_dad.vqgan.convert import convert
+from timm_dad.vqgan.load import load_vqgan
+from timm_dad.vqgan.model import VQGANConfig
+from timm_dad.vqgan.presets import PRESETS, VQGANPreset
 
 DDCONFIG = {
     'double_z': False,
@@ -377,7 +377,7 @@ def test_a_conversion_that_breaks_off_leaves_nothing(tmp_path, vq_model, monkeyp
         Path(filename).write_bytes(b'half')
         raise OSError('No space left on device')
 
-    monkeypatch.setattr('timm_dad.vqgan_train.save_file', full_disk)
+    monkeypatch.setattr('timm_dad.vqgan.save.save_file', full_disk)
     with pytest.raises(OSError, match='No space'):
         convert(path)
     assert not (tmp_path / 'vqgan.safetensors').exists()

@@ -21,7 +21,8 @@ from timm_dad import VQGAN, VQGANConfig, load_vqgan, vqgan_command
 from timm_dad.cli import main
 from timm_dad.dad_args import create_vqgan
 from timm_dad.train_args import parse_args
-from timm_dad.vqgan_train import VQGANTrainConfig, VQGANTrainer, evaluate_vqgan, save_vqgan
+from timm_dad.vqgan.save import save_vqgan
+from timm_dad.vqgan_train import VQGANTrainConfig, VQGANTrainer, evaluate_vqgan
 
 ARCHITECTURE = ('--ch 32 --ch-mult 1 2 --num-res-blocks 1 --z-channels 4 --n-embed 32 --embed-dim 4 '
                 '--attn-resolutions').split()  # fmt: skip

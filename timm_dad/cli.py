@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from timm_dad import run_timm
-from timm_dad.convert import convert
 from timm_dad.demo import run
 from timm_dad.patch import patch_file
+from timm_dad.vqgan.convert import convert
 
 # Commands that are imported when they are used.
 _MODULES = {

@@ -19,7 +19,7 @@ from timm_dad.task import DADTask
 from timm_dad.teacher import Teacher
 from timm_dad.teacher_args import check_teacher_args, create_teacher
 from timm_dad.view_args import add_view_args, check_view_args, create_augment, create_vqgan, prepare_models
-from timm_dad.vqgan_presets import PRESETS
+from timm_dad.vqgan.presets import PRESETS
 
 
 def add_dad_args(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from timm_dad.discretize import VQGAN
 from timm_dad.formats import FormatConfig, container_path, logits_path, unpack_codes, view_path
 from timm_dad.manifest import (
     FORMAT_VERSION,
@@ -23,6 +22,7 @@ from timm_dad.manifest import (
     read_json,
     settings_id,
 )
+from timm_dad.vqgan.model import VQGAN
 
 
 def read_settings(root: Path) -> dict[str, Any]:

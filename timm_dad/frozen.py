@@ -9,8 +9,8 @@ from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 
 from timm_dad.compiled import compile_network
-from timm_dad.discretize import VQGAN
 from timm_dad.teacher import Teacher
+from timm_dad.vqgan.model import VQGAN
 
 PRECISIONS = {'fp32': 'no', 'bf16': 'bf16', 'fp16': 'fp16'}
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}

@@ -33,7 +33,7 @@ from timm_dad.view_args import (
     create_vqgan,
     prepare_models,
 )
-from timm_dad.vqgan_presets import PRESETS
+from timm_dad.vqgan.presets import PRESETS
 
 PROGRAM = 'timm-dad generate'
 _TEACHER_FLAGS = (

@@ -10,13 +10,13 @@ from torch.utils.data import IterableDataset
 
 from timm_dad.dad_set import DADSet, read_settings
 from timm_dad.demo.data import DEMO_VQGAN
-from timm_dad.discretize import VQGAN
 from timm_dad.flag_errors import check_rules
 from timm_dad.pairs import DADPairs, PairStream, PairTransform
 from timm_dad.partners import CachedViews, Partner, SamePicture, SetViews
 from timm_dad.set_match import check_data, check_decoder, check_student
 from timm_dad.source import Frame, Source
-from timm_dad.vqgan_files import load_vqgan
+from timm_dad.vqgan.load import load_vqgan
+from timm_dad.vqgan.model import VQGAN
 
 # Flags that shape the DAD view: useless where the second view is a random one, or was made before.
 VIEW_FLAGS = (

@@ -29,7 +29,7 @@ from timm_dad.source import Frame, Source, SourceImage
 from timm_dad.teacher import INTERPOLATIONS
 from timm_dad.teacher_args import check_teacher_args, create_teacher, teacher_specs
 from timm_dad.view_args import add_view_args, check_view_args, create_augment, create_vqgan, prepare_models
-from timm_dad.vqgan_presets import PRESETS
+from timm_dad.vqgan.presets import PRESETS
 
 PROGRAM = 'timm-dad preview'
 FILES = ('preview.png', 'preview.html')

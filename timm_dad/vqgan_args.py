@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from timm_dad.discretize import VQGANConfig
 from timm_dad.flag_errors import check_rules, naming_flag
+from timm_dad.vqgan.model import VQGANConfig
 from timm_dad.vqgan_train import VQGANTrainConfig
 from timm_dad.vqgan_trainer import OptimizerConfig
 

@@ -22,11 +22,11 @@ from timm_dad.common.errors import errors_in_one_line
 from timm_dad.common.log import setup_logging
 from timm_dad.data import check_images, create_dataset
 from timm_dad.demo.data import DEMO_VQGAN
-from timm_dad.discretize import VQGAN
 from timm_dad.perceptual import Perceptual, create_lpips, missing_for_lpips
+from timm_dad.vqgan.load import load_vqgan
+from timm_dad.vqgan.model import VQGAN
 from timm_dad.vqgan_args import check_image_size, create_config, optimizer_config, train_config
 from timm_dad.vqgan_distill import Distiller, create_tiny
-from timm_dad.vqgan_files import load_vqgan
 from timm_dad.vqgan_run import STATE, NonFiniteVQGANLossError, VQGANRun, seed_all, start, train
 from timm_dad.vqgan_train import VQGANTrainer
 from timm_dad.vqgan_trainer import Trainer

@@ -19,8 +19,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from timm_dad.common.macs import count_macs
-from timm_dad.discretize import VQGAN, VQGANConfig
 from timm_dad.perceptual import Perceptual
+from timm_dad.vqgan.model import VQGAN, VQGANConfig
 from timm_dad.vqgan_train import psnr
 from timm_dad.vqgan_trainer import OptimizerConfig, Trainer
 

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from timm_dad.common.files import write_file
 from timm_dad.loaders import set_epoch
+from timm_dad.vqgan.save import save_vqgan
 from timm_dad.vqgan_args import FIXED
-from timm_dad.vqgan_train import save_vqgan
 from timm_dad.vqgan_trainer import Trainer
 
 _logger = logging.getLogger(__name__)

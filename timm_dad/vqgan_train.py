@@ -6,21 +6,18 @@ Source: Esser et al. 2021, arXiv:2012.09841, section 3.1 (losses); Dhariwal et a
 (restart of codes that are not used).
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from timm_dad.discretize import VQGAN, nearest_codes
 from timm_dad.perceptual import Perceptual
+from timm_dad.vqgan.model import VQGAN, nearest_codes
 from timm_dad.vqgan_trainer import OptimizerConfig, Trainer
 
 # Weight of the term that pulls latents to their codes, as in taming.
@@ -214,28 +211,3 @@ def evaluate_vqgan(vqgan: VQGAN, loader: Any, accelerator: Accelerator) -> dict[
         'usage': (share > 0).double().mean().item(),
         'perplexity': entropy.exp().item(),
     }
-
-
-def write_weights(module: nn.Module, path: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write weights as safetensors (never half a file under its final name)."""
-    temporary = path.with_name(f'{path.name}.tmp')
-    state = {
-        name: value.to(dtype) if value.is_floating_point() else value for name, value in module.state_dict().items()
-    }
-    save_file({name: value.contiguous() for name, value in state.items()}, temporary)
-    temporary.chmod(0o644)  # safetensors writes for its owner alone
-    os.replace(temporary, path)
-
-
-def save_vqgan(vqgan: VQGAN, path: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write ``NAME.safetensors`` and, beside it, ``NAME.yaml`` in taming's layout: what ``load_vqgan`` reads.
-
-    Args:
-        vqgan: The VQGAN.
-        path: The weights.
-        dtype: Precision on the disk.
-    """
-    temporary = path.with_name(f'{path.stem}.yaml.tmp')
-    temporary.write_text(vqgan.config.to_yaml())
-    os.replace(temporary, path.with_suffix('.yaml'))
-    write_weights(vqgan, path, dtype)

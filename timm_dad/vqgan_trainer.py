@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from timm_dad.discretize import VQGAN
+from timm_dad.vqgan.model import VQGAN
 
 
 @dataclass(frozen=True, kw_only=True)

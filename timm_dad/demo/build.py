@@ -25,8 +25,9 @@ from tqdm import tqdm
 
 from timm_dad.common.extras import require_extra
 from timm_dad.demo.data import SEEN_STYLES, SIZE, STYLES, TEMPLATES, TUNING_STYLE
-from timm_dad.discretize import VQGAN, VQGANConfig
-from timm_dad.vqgan_train import VQGANTrainConfig, VQGANTrainer, write_weights
+from timm_dad.vqgan.model import VQGAN, VQGANConfig
+from timm_dad.vqgan.save import write_weights
+from timm_dad.vqgan_train import VQGANTrainConfig, VQGANTrainer
 from timm_dad.vqgan_trainer import one_cycle
 
 _logger = logging.getLogger('timm_dad.demo.build')

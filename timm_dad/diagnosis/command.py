@@ -31,7 +31,7 @@ from timm_dad.teacher import INTERPOLATIONS, Teacher
 from timm_dad.teacher_args import check_teacher_args, create_teacher, teacher_specs
 from timm_dad.teachers import DataClasses
 from timm_dad.view_args import add_view_args, check_view_args, create_augment, create_vqgan, prepare_models
-from timm_dad.vqgan_presets import PRESETS
+from timm_dad.vqgan.presets import PRESETS
 
 PROGRAM = 'timm-dad diagnose'
 # Fixed when a DAD set was made.

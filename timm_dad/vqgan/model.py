@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from timm_dad.common.extras import require_extra
 from timm_dad.common.hashing import content_hash
-from timm_dad.tiny_vqgan import TinyDecoder, TinyEncoder
+from timm_dad.vqgan.tiny import TinyDecoder, TinyEncoder
 
 # One block of the distance matrix holds at most this many floats (16 MiB in fp32).
 _MAX_BLOCK = 2**22
@@ -47,7 +47,7 @@ class VQGANConfig:
         n_embed: Number of codes in the codebook.
         embed_dim: Channels of one code.
         quantizer: ``nearest`` code (``VQModel``) or ``gumbel``, the likeliest by a projection (``GumbelVQ``).
-        networks: Encoder and decoder: taming's, or the ``tiny`` ones of ``timm_dad.tiny_vqgan``.
+        networks: Encoder and decoder: taming's, or the ``tiny`` ones of ``timm_dad.vqgan.tiny``.
 
     Raises:
         ValueError: If a size is not positive, or ``ddconfig`` lacks a key or asks for what the networks do not do.
@@ -170,7 +170,7 @@ def _create_networks(config: VQGANConfig) -> tuple[nn.Module, nn.Module]:
     if config.networks == 'tiny':
         return TinyEncoder(config.ddconfig), TinyDecoder(config.ddconfig)
     require_extra('taming.modules.diffusionmodules.model', 'vqgan')
-    from timm_dad.taming_networks import Decoder, Encoder
+    from timm_dad.vqgan.networks import Decoder, Encoder
 
     with contextlib.redirect_stdout(io.StringIO()):  # taming prints when it builds
         return Encoder(**{'double_z': False, **config.ddconfig}), Decoder(**config.ddconfig)

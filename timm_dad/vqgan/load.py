@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from timm_dad.discretize import VQGAN, VQGANConfig
-from timm_dad.vqgan_diffusers import read_diffusers
-from timm_dad.vqgan_presets import PRESETS, fetch
+from timm_dad.vqgan.diffusers import read_diffusers
+from timm_dad.vqgan.model import VQGAN, VQGANConfig
+from timm_dad.vqgan.presets import PRESETS, fetch
 
 CHECKPOINTS = ('.ckpt', '.pth', '.pt')
 
@@ -29,7 +29,7 @@ def load_vqgan(path: str | Path, *, strict_size: bool = False) -> VQGAN:
     """Load a VQGAN; nothing in a file is ever run.
 
     Args:
-        path: The name of a preset (``timm_dad.vqgan_presets.PRESETS``), which is fetched once; a checkpoint ``.ckpt``,
+        path: The name of a preset (``timm_dad.vqgan.presets.PRESETS``), which is fetched once; a checkpoint ``.ckpt``,
             ``.pth``, ``.pt`` or ``.safetensors`` of taming-transformers, latent-diffusion or ``timm-dad vqgan`` with
             ``NAME.yaml`` or ``config.yaml`` beside it; or a folder of a diffusers ``VQModel``.
         strict_size: Refuse image sizes that the factor does not divide, in place of padding them.

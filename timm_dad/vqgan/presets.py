@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from timm_dad.discretize import VQGANConfig
+from timm_dad.vqgan.model import VQGANConfig
 
 _logger = logging.getLogger(__name__)
 

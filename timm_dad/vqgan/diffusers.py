@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from timm_dad.discretize import VQGANConfig
+from timm_dad.vqgan.model import VQGANConfig
 
 _WEIGHTS = 'diffusion_pytorch_model.safetensors'
 

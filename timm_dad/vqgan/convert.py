@@ -4,10 +4,10 @@ import os
 import pickle
 from pathlib import Path
 
-from timm_dad.discretize import VQGAN, VQGANConfig
-from timm_dad.vqgan_files import CHECKPOINTS, find_yaml, load_weights, model_weights, read_weights
-from timm_dad.vqgan_presets import PRESETS, fetch, preset_of_cached
-from timm_dad.vqgan_train import write_weights
+from timm_dad.vqgan.load import CHECKPOINTS, find_yaml, load_weights, model_weights, read_weights
+from timm_dad.vqgan.model import VQGAN, VQGANConfig
+from timm_dad.vqgan.presets import PRESETS, fetch, preset_of_cached
+from timm_dad.vqgan.save import write_weights
 
 
 def convert(checkpoint: Path, config: str | None = None, *, trust: bool = False) -> Path:
