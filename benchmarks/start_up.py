@@ -38,7 +38,7 @@ import taming.modules.diffusionmodules.model
 """
 WEIGHTS = """
 from timm_dad.demo.data import DEMO_VQGAN, class_names
-from timm_dad.teachers import DataClasses, create_teacher_by_spec
+from timm_dad.teachers.spec import DataClasses, create_teacher_by_spec
 from timm_dad.vqgan.load import load_vqgan
 names = class_names()
 create_teacher_by_spec('demo', DataClasses(num_classes=len(names), class_names=names))

@@ -7,7 +7,7 @@ import torch
 from hypothesis import settings
 from torch import nn
 
-from timm_dad.teacher import Teacher
+from timm_dad.teachers.teacher import Teacher
 from timm_dad.vqgan.model import VQGAN, VQGANConfig
 
 # Caches of this session are its own; set before anything reads it, and inherited by the processes that tests start.

@@ -8,7 +8,7 @@ from torch import nn
 
 from timm_dad.attack import NORMS
 from timm_dad.evaluation.adversarial import ATTACKS, EvalAttackConfig, check_classes, run_attack
-from timm_dad.teacher import Teacher
+from timm_dad.teachers.teacher import Teacher
 
 # Sums of rounding errors of fp32 pixels near 1 (6e-8 each).
 ROUNDING = 1e-6

@@ -4,8 +4,8 @@ import pytest
 import timm
 from timm.data import ImageNetInfo
 
-from timm_dad.class_files import in_label_order, read_class_file
-from timm_dad.class_map import match_classes, resolve_classes, timm_labels
+from timm_dad.teachers.class_files import in_label_order, read_class_file
+from timm_dad.teachers.class_map import match_classes, resolve_classes, timm_labels
 
 WNIDS = list(ImageNetInfo().label_names())
 

@@ -10,9 +10,9 @@ from torch._dynamo.utils import counters
 from timm_dad.attack import AttackConfig
 from timm_dad.augment import DADAugment
 from timm_dad.compiled import FixedBatch, check_compiler
-from timm_dad.ensemble import TeacherEnsemble
 from timm_dad.frozen import prepare_frozen
 from timm_dad.micro_batch import MicroBatches
+from timm_dad.teachers.ensemble import TeacherEnsemble
 
 CPU = torch.device('cpu')
 

@@ -15,7 +15,7 @@ from timm_dad.cli import main as cli
 from timm_dad.demo.data import class_names
 from timm_dad.diagnosis.command import create_parser, main, make_frame, parse_args
 from timm_dad.generate_command import main as generate
-from timm_dad.teacher import INTERPOLATIONS
+from timm_dad.teachers.teacher import INTERPOLATIONS
 
 DEMO = '--dataset demo/noto --ood demo/twemoji --dad-teacher demo --dad-vqgan demo'.split()
 STUDENT = '--img-size 32 --student timm:test_resnet/ROOT/student.safetensors'.split()

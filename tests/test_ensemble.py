@@ -6,11 +6,11 @@ from torch import nn
 
 from timm_dad.attack import AttackConfig
 from timm_dad.augment import DADAugment
-from timm_dad.ensemble import TeacherEnsemble
 from timm_dad.frozen import prepare_frozen
 from timm_dad.loss import DADLoss, DADLossConfig
 from timm_dad.task import DADTask
-from timm_dad.teacher import Teacher
+from timm_dad.teachers.ensemble import TeacherEnsemble
+from timm_dad.teachers.teacher import Teacher
 
 NORM = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}
 

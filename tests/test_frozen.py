@@ -8,7 +8,7 @@ from timm_dad.attack import AttackConfig, ascend
 from timm_dad.augment import DADAugment
 from timm_dad.frozen import PRECISIONS, prepare_frozen
 from timm_dad.loss import teacher_cross_entropy
-from timm_dad.teacher import Teacher, ZeroShotClassifier
+from timm_dad.teachers.teacher import Teacher, ZeroShotClassifier
 
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 TARGET = torch.tensor([0, 1, 2, 3])

@@ -31,7 +31,7 @@ from timm_dad.manifest import FORMAT_VERSION, ShardManifest
 from timm_dad.micro_batch import MicroBatches
 from timm_dad.shard_maker import GenerateConfig, view_seed
 from timm_dad.source import Frame, Source
-from timm_dad.teacher import Teacher
+from timm_dad.teachers.teacher import Teacher
 from timm_dad.verify import verify
 from timm_dad.vqgan.model import VQGAN, VQGANConfig
 

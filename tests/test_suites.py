@@ -22,7 +22,7 @@ from timm_dad.evaluation.corruption_layouts import C_BAR_CORRUPTIONS, THREE_D_CO
 from timm_dad.evaluation.corruptions import CORRUPTIONS
 from timm_dad.evaluation.suite_data import Part, Suite, check_pictures
 from timm_dad.evaluation.suites import PUBLISHED, find_suites, open_suite, open_suites, parse_suite
-from timm_dad.teachers import DataClasses, create_teacher_by_spec
+from timm_dad.teachers.spec import DataClasses, create_teacher_by_spec
 
 
 @pytest.fixture(scope='module')

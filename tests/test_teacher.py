@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import nn
 
-from timm_dad.teacher import Teacher, create_open_clip_teacher, create_timm_teacher
+from timm_dad.teachers.teacher import Teacher, create_open_clip_teacher, create_timm_teacher
 
 NAMES = ['dog', 'red car', 'tree']
 TEMPLATES = ['a photo of a {}.', 'an emoji of a {}', 'the {} in line art']

@@ -15,11 +15,11 @@ from timm.data import ImageNetInfo
 
 from timm_dad import teacher_args, teachers
 from timm_dad.dad_args import add_dad_args
-from timm_dad.ensemble import TeacherEnsemble
-from timm_dad.teacher import Teacher, create_open_clip_teacher
 from timm_dad.teacher_args import check_teacher_args, create_teacher
-from timm_dad.teachers import DEFAULT_TEACHER, PAPERS_TEACHER, DataClasses, create_teacher_by_spec
-from timm_dad.zero_shot import ZeroShotClassifier
+from timm_dad.teachers.ensemble import TeacherEnsemble
+from timm_dad.teachers.spec import DEFAULT_TEACHER, PAPERS_TEACHER, DataClasses, create_teacher_by_spec
+from timm_dad.teachers.teacher import Teacher, create_open_clip_teacher
+from timm_dad.teachers.zero_shot import ZeroShotClassifier
 
 NAMES = ['dog', 'red car', 'tree']
 WNIDS = list(ImageNetInfo().label_names())

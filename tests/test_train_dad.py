@@ -895,7 +895,7 @@ def test_a_run_can_be_had_again_from_its_args_yaml(pictures, dad_set, tmp_path, 
 
 
 def test_wordnet_ids_become_words():
-    from timm_dad.zero_shot import spoken_names as _spoken
+    from timm_dad.teachers.zero_shot import spoken_names as _spoken
 
     assert _spoken(['n01440764', 'n02123045']) == ['tench', 'tabby cat']
     assert _spoken(['cat', 'n02123045']) == ['cat', 'n02123045']

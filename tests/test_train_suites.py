@@ -28,7 +28,7 @@ from timm_dad.evaluation.train_suites import (
     open_eval_suites,
     write_suite_report,
 )
-from timm_dad.teacher import Teacher
+from timm_dad.teachers.teacher import Teacher
 
 WNIDS = list(ImageNetInfo().label_names())
 

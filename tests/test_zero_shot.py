@@ -9,11 +9,11 @@ from clips import add_clip_name, clip_config, normalize, write_clip_folder
 from safetensors.torch import load_file
 from timm.data import ImageNetInfo
 
-from timm_dad import zero_shot
-from timm_dad.backbones import load_open_clip
 from timm_dad.loss import DADLoss, DADLossConfig
-from timm_dad.teacher import create_open_clip_teacher
-from timm_dad.zero_shot import (
+from timm_dad.teachers import zero_shot
+from timm_dad.teachers.backbones import load_open_clip
+from timm_dad.teachers.teacher import create_open_clip_teacher
+from timm_dad.teachers.zero_shot import (
     cache_folder,
     check_templates,
     default_templates,

@@ -9,7 +9,7 @@ from timm_dad.dad_args import add_dad_args
 from timm_dad.frozen import prepare_frozen
 from timm_dad.loss import DADLoss, DADLossConfig
 from timm_dad.task import DADTask
-from timm_dad.teacher import Teacher, create_open_clip_teacher, create_timm_teacher
+from timm_dad.teachers.teacher import Teacher, create_open_clip_teacher, create_timm_teacher
 from timm_dad.vqgan.load import load_vqgan
 from timm_dad.vqgan.model import VQGAN, VQGANConfig, nearest_codes
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from timm_dad.attack import AttackConfig, Generators, ascend, input_gradient, radii, random_start
 from timm_dad.loss import hard_labels, teacher_cross_entropy
 from timm_dad.micro_batch import MicroBatches
-from timm_dad.teacher import Teacher
+from timm_dad.teachers.teacher import Teacher
 from timm_dad.vqgan.model import VQGAN
 
 ATTACK_FROM = ('reconstruction', 'input')

@@ -16,8 +16,8 @@ from timm_dad.schedule import EPS_SCHEDULES, DADSchedule
 from timm_dad.set_match import check_teacher
 from timm_dad.stored_logits import StoredLogits
 from timm_dad.task import DADTask
-from timm_dad.teacher import Teacher
 from timm_dad.teacher_args import check_teacher_args, create_teacher
+from timm_dad.teachers.teacher import Teacher
 from timm_dad.view_args import add_view_args, check_view_args, create_augment, create_vqgan, prepare_models
 from timm_dad.vqgan.presets import PRESETS
 

@@ -9,7 +9,7 @@ from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 
 from timm_dad.compiled import compile_network
-from timm_dad.teacher import Teacher
+from timm_dad.teachers.teacher import Teacher
 from timm_dad.vqgan.model import VQGAN
 
 PRECISIONS = {'fp32': 'no', 'bf16': 'bf16', 'fp16': 'fp16'}

@@ -23,8 +23,8 @@ from timm_dad.manifest import FORMAT_VERSION
 from timm_dad.shard_maker import GenerateConfig
 from timm_dad.source import Frame, Source
 from timm_dad.summary import format_summary
-from timm_dad.teacher import INTERPOLATIONS
 from timm_dad.teacher_args import check_teacher_args, create_teacher, teacher_specs
+from timm_dad.teachers.teacher import INTERPOLATIONS
 from timm_dad.view_args import (
     add_view_args,
     attack_config,

@@ -29,7 +29,7 @@ from timm_dad.measure import MeasuredLoader, Spread, Stopwatch, peak_memory, res
 from timm_dad.pair_args import pair_dataset, uses_cache
 from timm_dad.schedule import DADSchedule
 from timm_dad.task import DADTask
-from timm_dad.teachers import DEFAULT_TEACHER
+from timm_dad.teachers.spec import DEFAULT_TEACHER
 from timm_dad.train_args import parse_args, torch_dtype
 
 PROGRAM = 'timm-dad info'

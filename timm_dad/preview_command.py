@@ -26,8 +26,8 @@ from timm_dad.preview_page import make_page
 from timm_dad.preview_sheet import make_sheet, png_bytes
 from timm_dad.shard_maker import view_seed
 from timm_dad.source import Frame, Source, SourceImage
-from timm_dad.teacher import INTERPOLATIONS
 from timm_dad.teacher_args import check_teacher_args, create_teacher, teacher_specs
+from timm_dad.teachers.teacher import INTERPOLATIONS
 from timm_dad.view_args import add_view_args, check_view_args, create_augment, create_vqgan, prepare_models
 from timm_dad.vqgan.presets import PRESETS
 

@@ -16,7 +16,7 @@ from timm_dad.micro_batch import MicroBatches
 from timm_dad.replay import ReplayCache
 from timm_dad.schedule import DADSchedule
 from timm_dad.stored_logits import StoredLogits
-from timm_dad.teacher import Teacher
+from timm_dad.teachers.teacher import Teacher
 
 _logger = logging.getLogger(__name__)
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from timm_dad.class_files import in_label_order, read_class_file
-from timm_dad.ensemble import TeacherEnsemble
-from timm_dad.teacher import Teacher
-from timm_dad.teachers import DEFAULT_TEACHER, PAPERS_TEACHER, DataClasses, check_spec, create_teacher_by_spec
-from timm_dad.zero_shot import ZeroShotClassifier, check_templates, is_imagenet
+from timm_dad.teachers.class_files import in_label_order, read_class_file
+from timm_dad.teachers.ensemble import TeacherEnsemble
+from timm_dad.teachers.spec import DEFAULT_TEACHER, PAPERS_TEACHER, DataClasses, check_spec, create_teacher_by_spec
+from timm_dad.teachers.teacher import Teacher
+from timm_dad.teachers.zero_shot import ZeroShotClassifier, check_templates, is_imagenet
 
 _logger = logging.getLogger(__name__)
 

@@ -27,9 +27,9 @@ from timm_dad.given_flags import given_flags
 from timm_dad.pair_args import check_pair_args, open_dad_set
 from timm_dad.set_match import check_data, check_teacher
 from timm_dad.source import Frame, Source
-from timm_dad.teacher import INTERPOLATIONS, Teacher
 from timm_dad.teacher_args import check_teacher_args, create_teacher, teacher_specs
-from timm_dad.teachers import DataClasses
+from timm_dad.teachers.spec import DataClasses
+from timm_dad.teachers.teacher import INTERPOLATIONS, Teacher
 from timm_dad.view_args import add_view_args, check_view_args, create_augment, create_vqgan, prepare_models
 from timm_dad.vqgan.presets import PRESETS
 

@@ -19,7 +19,7 @@ from timm_dad.diagnosis.divergence import DISTANCES, SplitDistance, disagrees, e
 from timm_dad.diagnosis.limiting_term import OODErrors, decompose
 from timm_dad.diagnosis.outputs import OutputCollector, Outputs, load_batches
 from timm_dad.loss import DADLossConfig, distillation_loss
-from timm_dad.teacher import Teacher
+from timm_dad.teachers.teacher import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,11 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from timm_dad.diagnosis.data import Batch, SampledImages
-from timm_dad.ensemble import TeacherEnsemble
 from timm_dad.frozen import own_precision
-from timm_dad.heads import HeadClassifier
-from timm_dad.teacher import Teacher
-from timm_dad.zero_shot import ZeroShotClassifier, unit_features
+from timm_dad.teachers.ensemble import TeacherEnsemble
+from timm_dad.teachers.heads import HeadClassifier
+from timm_dad.teachers.teacher import Teacher
+from timm_dad.teachers.zero_shot import ZeroShotClassifier, unit_features
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from timm_dad.evaluation.predict import EvalConfig, evaluate_part
 from timm_dad.evaluation.prediction_store import PredictionStore
 from timm_dad.evaluation.predictions import Predictions
 from timm_dad.evaluation.suite_data import Suite
-from timm_dad.teachers import DataClasses
+from timm_dad.teachers.spec import DataClasses
 
 _logger = logging.getLogger(__name__)
 

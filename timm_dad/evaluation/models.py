@@ -11,16 +11,16 @@ from timm.models import load_checkpoint
 from torch import Tensor
 from torchvision.transforms import Compose
 
-from timm_dad.class_files import in_label_order
 from timm_dad.common.hashing import content_hash
-from timm_dad.ensemble import TeacherEnsemble
 from timm_dad.evaluation.model_specs import ModelSpec
 from timm_dad.evaluation.networks import text_sketch, uncut_network
 from timm_dad.evaluation.suite_data import Suite
 from timm_dad.evaluation.trained_run import create_run_student, create_run_teacher
 from timm_dad.frozen import prepare_frozen
-from timm_dad.teacher import Teacher
-from timm_dad.teachers import DataClasses, create_teacher_by_spec
+from timm_dad.teachers.class_files import in_label_order
+from timm_dad.teachers.ensemble import TeacherEnsemble
+from timm_dad.teachers.spec import DataClasses, create_teacher_by_spec
+from timm_dad.teachers.teacher import Teacher
 
 # open_clip's ways to fit a picture into a square, by timm's names.
 _CROP_MODES = {'shortest': 'center', 'longest': 'border', 'squash': 'squash'}

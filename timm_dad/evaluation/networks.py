@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from timm_dad.teacher import Teacher
-from timm_dad.zero_shot import ZeroShotClassifier
+from timm_dad.teachers.teacher import Teacher
+from timm_dad.teachers.zero_shot import ZeroShotClassifier
 
 _SUMS = 8
 

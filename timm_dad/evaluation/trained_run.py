@@ -10,11 +10,11 @@ from timm.data import resolve_data_config
 from timm.layers import convert_splitbn_model
 from timm.models import load_checkpoint
 
-from timm_dad.class_map import match_classes, resolve_classes, timm_labels
 from timm_dad.data import create_dataset, dataset_class_names
-from timm_dad.teacher import INTERPOLATIONS, Teacher
 from timm_dad.teacher_args import create_teacher
-from timm_dad.teachers import DataClasses
+from timm_dad.teachers.class_map import match_classes, resolve_classes, timm_labels
+from timm_dad.teachers.spec import DataClasses
+from timm_dad.teachers.teacher import INTERPOLATIONS, Teacher
 
 BEST = 'model_best.pth.tar'
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from timm_dad.demo.data import DEMO_TEACHER, TEMPLATES
-from timm_dad.heads import LinearHead, create_head_teacher, read_head
-from timm_dad.teacher import Teacher, create_open_clip_teacher, create_timm_teacher
-from timm_dad.zero_shot import default_templates, spoken_names
+from timm_dad.teachers.heads import LinearHead, create_head_teacher, read_head
+from timm_dad.teachers.teacher import Teacher, create_open_clip_teacher, create_timm_teacher
+from timm_dad.teachers.zero_shot import default_templates, spoken_names
 
 DEFAULT_TEACHER = 'open_clip:ViT-L-14/openai'
 PAPERS_TEACHER = 'timm:vit_large_patch14_clip_224.openai_ft_in1k'

@@ -16,11 +16,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from timm_dad.backbones import load_open_clip, load_timm, open_clip_norm, timm_norm
-from timm_dad.class_map import match_classes, resolve_classes
 from timm_dad.common.hashing import content_hash
-from timm_dad.teacher import Teacher
-from timm_dad.zero_shot import unit_features
+from timm_dad.teachers.backbones import load_open_clip, load_timm, open_clip_norm, timm_norm
+from timm_dad.teachers.class_map import match_classes, resolve_classes
+from timm_dad.teachers.teacher import Teacher
+from timm_dad.teachers.zero_shot import unit_features
 
 _logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from timm_dad.common.hashing import content_hash
-from timm_dad.teacher import Teacher
+from timm_dad.teachers.teacher import Teacher
 
 
 class _Networks(nn.Module):
