@@ -9,8 +9,8 @@ from torch._dynamo.utils import counters
 
 from timm_dad.attack import AttackConfig
 from timm_dad.augment import DADAugment
-from timm_dad.compiled import FixedBatch, check_compiler
-from timm_dad.frozen import prepare_frozen
+from timm_dad.frozen.compiled import FixedBatch, check_compiler
+from timm_dad.frozen.prepare import prepare_frozen
 from timm_dad.micro_batch import MicroBatches
 from timm_dad.teachers.ensemble import TeacherEnsemble
 
@@ -136,7 +136,7 @@ def test_several_teachers_are_compiled_as_one(teacher, x_pix, fresh_dynamo):
 
 def test_names_of_parameters_stay(teacher, vqgan, monkeypatch):
     before = [list(vqgan.state_dict()), list(teacher.state_dict())]
-    monkeypatch.setattr('timm_dad.compiled.check_compiler', lambda device: None)
+    monkeypatch.setattr('timm_dad.frozen.compiled.check_compiler', lambda device: None)
     prepare_frozen(teacher, vqgan, 'fp32', CPU, compile=True)
     assert [list(vqgan.state_dict()), list(teacher.state_dict())] == before
     assert isinstance(vqgan.encoder.forward, FixedBatch)

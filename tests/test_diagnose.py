@@ -31,7 +31,7 @@ from timm_dad.diagnosis.data import (
 from timm_dad.diagnosis.diagnose import DiagnoseConfig, diagnose, risks
 from timm_dad.diagnosis.outputs import OutputCollector, Outputs, image_features, load_batches
 from timm_dad.diagnosis.report import format_report, write_report
-from timm_dad.frozen import prepare_frozen
+from timm_dad.frozen.prepare import prepare_frozen
 from timm_dad.loss import distillation_loss
 from timm_dad.shard_maker import view_seed
 from timm_dad.source import Frame, Source

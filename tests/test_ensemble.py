@@ -6,7 +6,7 @@ from torch import nn
 
 from timm_dad.attack import AttackConfig
 from timm_dad.augment import DADAugment
-from timm_dad.frozen import prepare_frozen
+from timm_dad.frozen.prepare import prepare_frozen
 from timm_dad.loss import DADLoss, DADLossConfig
 from timm_dad.task import DADTask
 from timm_dad.teachers.ensemble import TeacherEnsemble

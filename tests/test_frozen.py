@@ -6,7 +6,7 @@ from torch import nn
 
 from timm_dad.attack import AttackConfig, ascend
 from timm_dad.augment import DADAugment
-from timm_dad.frozen import PRECISIONS, prepare_frozen
+from timm_dad.frozen.prepare import PRECISIONS, prepare_frozen
 from timm_dad.loss import teacher_cross_entropy
 from timm_dad.teachers.teacher import Teacher, ZeroShotClassifier
 

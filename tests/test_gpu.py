@@ -6,7 +6,7 @@ from timm.utils import random_seed
 
 from timm_dad.attack import AttackConfig
 from timm_dad.augment import DADAugment
-from timm_dad.frozen import prepare_frozen
+from timm_dad.frozen.prepare import prepare_frozen
 from timm_dad.overlap import prepared_ahead
 from timm_dad.task import DADTask
 

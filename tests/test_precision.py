@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from timm_dad import precision
-from timm_dad.precision import fastest_precision
+from timm_dad.frozen import precision
+from timm_dad.frozen.precision import fastest_precision
 from timm_dad.teachers.ensemble import TeacherEnsemble
 
 CPU = torch.device('cpu')

@@ -9,7 +9,7 @@ from torch import nn
 
 from timm_dad import VQGAN, VQGANConfig, load_vqgan
 from timm_dad.common.hashing import content_hash
-from timm_dad.frozen import prepare_frozen
+from timm_dad.frozen.prepare import prepare_frozen
 from timm_dad.vqgan.presets import PRESETS
 from timm_dad.vqgan.save import save_vqgan
 from timm_dad.vqgan.tiny import Block, TinyDecoder, TinyEncoder

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from timm_dad.diagnosis.data import Batch, SampledImages
-from timm_dad.frozen import own_precision
+from timm_dad.frozen.prepare import own_precision
 from timm_dad.teachers.ensemble import TeacherEnsemble
 from timm_dad.teachers.heads import HeadClassifier
 from timm_dad.teachers.teacher import Teacher

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 
-from timm_dad.compiled import compile_network
+from timm_dad.frozen.compiled import compile_network
 from timm_dad.teachers.teacher import Teacher
 from timm_dad.vqgan.model import VQGAN
 

@@ -9,7 +9,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from timm_dad.frozen import round_weights
+from timm_dad.frozen.prepare import round_weights
 from timm_dad.teachers.ensemble import TeacherEnsemble
 from timm_dad.teachers.teacher import Teacher
 from timm_dad.vqgan.model import VQGAN

@@ -1,0 +1,1 @@
+"""Teacher and VQGAN at work: frozen, in a precision of their own, compiled."""
