@@ -55,7 +55,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
-from timm_dad.augment import DADAugment
 from timm_dad.cache import make_dad_images
 from timm_dad.checkpoint import TaskWithProgress, create_saver, find_newest, load_progress, remove_recovery
 from timm_dad.common.errors import errors_in_one_line
@@ -81,12 +80,13 @@ from timm_dad.evaluation.train_suites import (
     write_suite_report,
 )
 from timm_dad.loaders import create_eval_loader, create_mixup, create_train_loader, mixes, set_epoch, stop_mixup
+from timm_dad.method.augment import DADAugment
+from timm_dad.method.task import DADTask
 from timm_dad.overlap import prepared_ahead
 from timm_dad.pair_args import open_dad_set, pair_dataset, uses_cache, uses_pairs
 from timm_dad.preview import describe_settings, preview_image, shown_names, spread
 from timm_dad.preview_sheet import make_sheet, png_bytes
 from timm_dad.shard_maker import view_seed
-from timm_dad.task import DADTask
 from timm_dad.train_args import parse_args, torch_dtype
 
 _logger = logging.getLogger('train_dad')

@@ -23,7 +23,7 @@ IMPORT_AT_MOST, START_AT_MOST = 1.10, 1.3
 FIRST_STEP = """
 import os, sys
 from timm.task import TrainingTask
-from timm_dad.task import DADTask
+from timm_dad.method.task import DADTask
 from timm_dad.cli import main
 def stop(*args, **kwargs):
     os._exit(0)

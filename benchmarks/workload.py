@@ -11,7 +11,7 @@ from released import Released
 from torch import Tensor, nn
 
 from timm_dad import VQGAN, AttackConfig, DADAugment, Teacher, VQGANConfig, prepare_frozen
-from timm_dad.augment import DADViews
+from timm_dad.method.augment import DADViews
 from timm_dad.vqgan.presets import PRESETS
 
 # The three ways to make the DAD views of a batch.

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from timm_dad.attack import NORMS
 from timm_dad.evaluation.adversarial import ATTACKS, EvalAttackConfig, check_classes, run_attack
+from timm_dad.method.attack import NORMS
 from timm_dad.teachers.teacher import Teacher
 
 # Sums of rounding errors of fp32 pixels near 1 (6e-8 each).

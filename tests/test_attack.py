@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from timm_dad.attack import NORMS, AttackConfig, ascend, project, random_start, unit
+from timm_dad.method.attack import NORMS, AttackConfig, ascend, project, random_start, unit
 
 SHAPE = (3, 6, 5)  # height and width differ: a transposed dimension shows
 # Sums of rounding errors of fp32 pixels near 1 (6e-8 each).

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from taming.modules.vqvae.quantize import VectorQuantizer
 from timm.data import Mixup
 
-from timm_dad.attack import AttackConfig
-from timm_dad.augment import DADAugment, PixelNorm
+from timm_dad.method.attack import AttackConfig
+from timm_dad.method.augment import DADAugment, PixelNorm
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 TARGET = torch.tensor([0, 1, 2, 3])

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch._dynamo.utils import counters
 
-from timm_dad.attack import AttackConfig
-from timm_dad.augment import DADAugment
 from timm_dad.frozen.compiled import FixedBatch, check_compiler
 from timm_dad.frozen.prepare import prepare_frozen
-from timm_dad.micro_batch import MicroBatches
+from timm_dad.method.attack import AttackConfig
+from timm_dad.method.augment import DADAugment
+from timm_dad.method.micro_batch import MicroBatches
 from timm_dad.teachers.ensemble import TeacherEnsemble
 
 CPU = torch.device('cpu')

@@ -31,11 +31,11 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import IterableDataset
 
 import train_dad
-from timm_dad.attack import AttackConfig
-from timm_dad.augment import DADAugment
-from timm_dad.loss import DADLossConfig
-from timm_dad.schedule import DADSchedule
-from timm_dad.task import DADTask, add_splits
+from timm_dad.method.attack import AttackConfig
+from timm_dad.method.augment import DADAugment
+from timm_dad.method.loss import DADLossConfig
+from timm_dad.method.schedule import DADSchedule
+from timm_dad.method.task import DADTask, add_splits
 
 DOCS = Path(train_dad.__file__).parent / 'docs' / 'composition.md'
 TASK_WEIGHT, KD_WEIGHT, DAD_WEIGHT = 0.9, 0.6, 0.7

@@ -17,8 +17,6 @@ from PIL import Image
 from timm.data import create_dataset
 from torch import nn
 
-from timm_dad.attack import AttackConfig
-from timm_dad.augment import Centre, DADAugment
 from timm_dad.diagnosis.data import (
     Batch,
     MadeViews,
@@ -32,7 +30,9 @@ from timm_dad.diagnosis.diagnose import DiagnoseConfig, diagnose, risks
 from timm_dad.diagnosis.outputs import OutputCollector, Outputs, image_features, load_batches
 from timm_dad.diagnosis.report import format_report, write_report
 from timm_dad.frozen.prepare import prepare_frozen
-from timm_dad.loss import distillation_loss
+from timm_dad.method.attack import AttackConfig
+from timm_dad.method.augment import Centre, DADAugment
+from timm_dad.method.loss import distillation_loss
 from timm_dad.shard_maker import view_seed
 from timm_dad.source import Frame, Source
 from timm_dad.teachers.ensemble import TeacherEnsemble

@@ -4,11 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from timm_dad.attack import AttackConfig
-from timm_dad.augment import DADAugment
 from timm_dad.frozen.prepare import prepare_frozen
-from timm_dad.loss import DADLoss, DADLossConfig
-from timm_dad.task import DADTask
+from timm_dad.method.attack import AttackConfig
+from timm_dad.method.augment import DADAugment
+from timm_dad.method.loss import DADLoss, DADLossConfig
+from timm_dad.method.task import DADTask
 from timm_dad.teachers.ensemble import TeacherEnsemble
 from timm_dad.teachers.teacher import Teacher
 

@@ -4,10 +4,10 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 
-from timm_dad.attack import AttackConfig, ascend
-from timm_dad.augment import DADAugment
 from timm_dad.frozen.prepare import PRECISIONS, prepare_frozen
-from timm_dad.loss import teacher_cross_entropy
+from timm_dad.method.attack import AttackConfig, ascend
+from timm_dad.method.augment import DADAugment
+from timm_dad.method.loss import teacher_cross_entropy
 from timm_dad.teachers.teacher import Teacher, ZeroShotClassifier
 
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}

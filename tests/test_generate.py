@@ -21,14 +21,14 @@ from timm.data import create_dataset, create_transform
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
-from timm_dad.attack import AttackConfig
-from timm_dad.augment import Centre, DADAugment
 from timm_dad.dad_set import DADSet
 from timm_dad.formats import FormatConfig
 from timm_dad.generate import generate
 from timm_dad.generate_command import describe_data
 from timm_dad.manifest import FORMAT_VERSION, ShardManifest
-from timm_dad.micro_batch import MicroBatches
+from timm_dad.method.attack import AttackConfig
+from timm_dad.method.augment import Centre, DADAugment
+from timm_dad.method.micro_batch import MicroBatches
 from timm_dad.shard_maker import GenerateConfig, view_seed
 from timm_dad.source import Frame, Source
 from timm_dad.teachers.teacher import Teacher

@@ -20,7 +20,7 @@ from timm_dad.cli import main
 from timm_dad.common.macs import count_macs, count_model_macs
 from timm_dad.demo.data import DEMO_VQGAN
 from timm_dad.measure import MeasuredLoader, Spread, Stopwatch
-from timm_dad.schedule import DADSchedule
+from timm_dad.method.schedule import DADSchedule
 
 SMALLEST = ['--batches', '1', '--batch-size', '8', '--epochs', '10', '--val-interval', '2']
 SMALL = [*SMALLEST, '--dad-cache', '2']

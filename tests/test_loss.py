@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from timm_dad.loss import DADLoss, DADLossConfig, distillation_loss, hard_labels, teacher_cross_entropy
+from timm_dad.method.loss import DADLoss, DADLossConfig, distillation_loss, hard_labels, teacher_cross_entropy
 
 PARTS = ('task_loss', 'kd_loss', 'dad_loss')
 

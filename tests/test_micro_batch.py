@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from timm_dad.attack import AttackConfig
-from timm_dad.augment import ATTACK_FROM, DADAugment
-from timm_dad.micro_batch import MicroBatches
+from timm_dad.method.attack import AttackConfig
+from timm_dad.method.augment import ATTACK_FROM, DADAugment
+from timm_dad.method.micro_batch import MicroBatches
 
 TARGET = torch.tensor([0, 1, 2, 3])
 

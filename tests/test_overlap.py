@@ -4,11 +4,11 @@ import pytest
 import torch
 from timm.utils import random_seed
 
-from timm_dad.attack import AttackConfig
-from timm_dad.augment import DADAugment
+from timm_dad.method.attack import AttackConfig
+from timm_dad.method.augment import DADAugment
+from timm_dad.method.schedule import DADSchedule
+from timm_dad.method.task import DADTask
 from timm_dad.overlap import prepared_ahead
-from timm_dad.schedule import DADSchedule
-from timm_dad.task import DADTask
 
 TARGET = torch.tensor([0, 1, 2, 3])
 

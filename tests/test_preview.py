@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from timm_dad.attack import AttackConfig
-from timm_dad.augment import Centre, DADAugment
+from timm_dad.method.attack import AttackConfig
+from timm_dad.method.augment import Centre, DADAugment
 from timm_dad.preview import (
     describe_means,
     describe_settings,

@@ -5,11 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from timm_dad.attack import AttackConfig
-from timm_dad.augment import DADAugment
-from timm_dad.replay import ReplayCache
-from timm_dad.schedule import DADSchedule
-from timm_dad.task import DADTask
+from timm_dad.method.attack import AttackConfig
+from timm_dad.method.augment import DADAugment
+from timm_dad.method.replay import ReplayCache
+from timm_dad.method.schedule import DADSchedule
+from timm_dad.method.task import DADTask
 
 TARGET = torch.tensor([0, 1, 2, 3])
 

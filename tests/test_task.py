@@ -9,11 +9,11 @@ from timm.utils import CheckpointSaver
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from timm_dad.attack import AttackConfig
-from timm_dad.augment import DADAugment
-from timm_dad.loss import DADLossConfig
-from timm_dad.schedule import DADSchedule
-from timm_dad.task import DADTask
+from timm_dad.method.attack import AttackConfig
+from timm_dad.method.augment import DADAugment
+from timm_dad.method.loss import DADLossConfig
+from timm_dad.method.schedule import DADSchedule
+from timm_dad.method.task import DADTask
 
 TARGET = torch.tensor([0, 1, 2, 3])
 OTHER_TARGET = torch.tensor([3, 2, 4, 0])

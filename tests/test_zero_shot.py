@@ -9,7 +9,7 @@ from clips import add_clip_name, clip_config, normalize, write_clip_folder
 from safetensors.torch import load_file
 from timm.data import ImageNetInfo
 
-from timm_dad.loss import DADLoss, DADLossConfig
+from timm_dad.method.loss import DADLoss, DADLossConfig
 from timm_dad.teachers import zero_shot
 from timm_dad.teachers.backbones import load_open_clip
 from timm_dad.teachers.teacher import create_open_clip_teacher

@@ -3,12 +3,12 @@
 One way through: ``train_dad.py``, ``task.py``, ``attack.py``, ``discretize.py``, ``loss.py``.
 """
 
-from timm_dad.attack import AttackConfig, ascend
-from timm_dad.augment import DADAugment, DADViews
 from timm_dad.dad_args import add_dad_args
 from timm_dad.frozen.prepare import prepare_frozen
-from timm_dad.loss import DADLoss, DADLossConfig
-from timm_dad.task import DADTask
+from timm_dad.method.attack import AttackConfig, ascend
+from timm_dad.method.augment import DADAugment, DADViews
+from timm_dad.method.loss import DADLoss, DADLossConfig
+from timm_dad.method.task import DADTask
 from timm_dad.teachers.teacher import Teacher, create_open_clip_teacher, create_timm_teacher
 from timm_dad.vqgan.load import load_vqgan
 from timm_dad.vqgan.model import VQGAN, VQGANConfig, nearest_codes

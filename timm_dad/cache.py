@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from timm_dad.augment import DADAugment
+from timm_dad.method.augment import DADAugment
 
 _logger = logging.getLogger(__name__)
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from timm_dad.augment import DADAugment
 from timm_dad.common.errors import errors_in_one_line, is_main_process
 from timm_dad.common.log import setup_logging
 from timm_dad.data import check_images, create_dataset
@@ -20,6 +19,7 @@ from timm_dad.formats import FORMATS, IMAGE_FORMATS, FormatConfig
 from timm_dad.generate import generate
 from timm_dad.given_flags import given_flags
 from timm_dad.manifest import FORMAT_VERSION
+from timm_dad.method.augment import DADAugment
 from timm_dad.shard_maker import GenerateConfig
 from timm_dad.source import Frame, Source
 from timm_dad.summary import format_summary

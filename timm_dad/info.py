@@ -26,9 +26,9 @@ from timm_dad.data import create_dataset
 from timm_dad.info_text import format_report
 from timm_dad.loaders import create_eval_loader, create_mixup, create_train_loader
 from timm_dad.measure import MeasuredLoader, Spread, Stopwatch, peak_memory, reset_peak_memory
+from timm_dad.method.schedule import DADSchedule
+from timm_dad.method.task import DADTask
 from timm_dad.pair_args import pair_dataset, uses_cache
-from timm_dad.schedule import DADSchedule
-from timm_dad.task import DADTask
 from timm_dad.teachers.spec import DEFAULT_TEACHER
 from timm_dad.train_args import parse_args, torch_dtype
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from timm_dad.task import DADTask, Prepared
+from timm_dad.method.task import DADTask, Prepared
 
 Batch = tuple[int, Tensor, Tensor]
 

@@ -11,7 +11,7 @@ import torch
 from timm.data import ImageNetInfo
 from torch import Tensor
 
-from timm_dad.augment import DADAugment
+from timm_dad.method.augment import DADAugment
 
 
 def psnr(x_pix: Tensor, y_pix: Tensor) -> float:

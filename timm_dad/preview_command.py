@@ -9,7 +9,6 @@ from typing import Any
 
 from torchvision.transforms.functional import to_tensor
 
-from timm_dad.augment import DADAugment
 from timm_dad.common.errors import errors_in_one_line
 from timm_dad.common.files import write_file
 from timm_dad.common.log import setup_logging
@@ -20,7 +19,8 @@ from timm_dad.demo.data import SIZE as DEMO_SIZE
 from timm_dad.flag_errors import check_rules, naming_flag
 from timm_dad.generate_command import pick_device
 from timm_dad.given_flags import given_flags
-from timm_dad.loss import DADLossConfig
+from timm_dad.method.augment import DADAugment
+from timm_dad.method.loss import DADLossConfig
 from timm_dad.preview import PreviewImage, describe_means, describe_settings, preview_image, shown_names, spread
 from timm_dad.preview_page import make_page
 from timm_dad.preview_sheet import make_sheet, png_bytes

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from timm_dad.common.errors import errors_in_one_line
-from timm_dad.task import DADTask
+from timm_dad.method.task import DADTask
 from timm_dad.timm_train import add_dad_args, check_args, create_task, pair_views
 
 # What a train.py must have at module level: DAD comes in through these.

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from timm_dad.augment import DADAugment
 from timm_dad.dad_set import DADSet
 from timm_dad.formats import place_of, wds_info
 from timm_dad.manifest import (
@@ -23,6 +22,7 @@ from timm_dad.manifest import (
     sync_folders,
     write_whole,
 )
+from timm_dad.method.augment import DADAugment
 from timm_dad.shards import ShardedFolder
 from timm_dad.source import Frame, Source, SourceImage
 

@@ -16,9 +16,9 @@ from timm_dad.data import dataset_class_names
 from timm_dad.flag_errors import check_rules
 from timm_dad.given_flags import without_defaults
 from timm_dad.loaders import create_collate, mixes
+from timm_dad.method.task import DADTask
 from timm_dad.pair_args import open_dad_set, pair_dataset, uses_pairs
 from timm_dad.pairs import DADPairs, PairStream
-from timm_dad.task import DADTask
 
 __all__ = ['add_dad_args', 'check_args', 'create_task', 'pair_views']
 

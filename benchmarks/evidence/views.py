@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from timm_dad import VQGAN, AttackConfig, DADAugment, Teacher
-from timm_dad.attack import ascend
-from timm_dad.augment import Centre
 from timm_dad.demo.build import to_tensor
-from timm_dad.loss import teacher_cross_entropy
+from timm_dad.method.attack import ascend
+from timm_dad.method.augment import Centre
+from timm_dad.method.loss import teacher_cross_entropy
 
 BATCH_SIZE = 64
 

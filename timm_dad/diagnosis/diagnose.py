@@ -18,7 +18,7 @@ from timm_dad.diagnosis.data import CLEAN, DAD, Batch, SampledImages
 from timm_dad.diagnosis.divergence import DISTANCES, SplitDistance, disagrees, excess, split_distances, wasserstein
 from timm_dad.diagnosis.limiting_term import OODErrors, decompose
 from timm_dad.diagnosis.outputs import OutputCollector, Outputs, load_batches
-from timm_dad.loss import DADLossConfig, distillation_loss
+from timm_dad.method.loss import DADLossConfig, distillation_loss
 from timm_dad.teachers.teacher import Teacher
 
 

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from timm_dad.attack import AttackConfig, ascend
 from timm_dad.common.extras import require_extra
+from timm_dad.method.attack import AttackConfig, ascend
 
 ATTACKS = ('fgsm', 'pgd', 'autoattack')
 # AutoAttack's targeted DLR loss divides by a difference of the first, third and fourth largest logit.

@@ -6,7 +6,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from timm_dad.attack import NORMS
 from timm_dad.evaluation.adversarial import ATTACKS, EvalAttackConfig
 from timm_dad.evaluation.bootstrap import RESAMPLES
 from timm_dad.evaluation.corruptions import CORRUPTIONS, SEVERITIES
@@ -17,6 +16,7 @@ from timm_dad.evaluation.suites import PUBLISHED
 from timm_dad.flag_errors import check_rules, naming_flag
 from timm_dad.frozen.prepare import PRECISIONS
 from timm_dad.given_flags import given_flags
+from timm_dad.method.attack import NORMS
 from timm_dad.teachers.class_files import read_class_file
 from timm_dad.teachers.zero_shot import check_templates
 

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 
-from timm_dad.attack import AttackConfig
+from timm_dad.method.attack import AttackConfig
 
 EPS_SCHEDULES = ('constant', 'linear', 'cosine')
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from timm_dad.attack import AttackConfig, Generators, ascend, input_gradient, radii, random_start
-from timm_dad.loss import hard_labels, teacher_cross_entropy
-from timm_dad.micro_batch import MicroBatches
+from timm_dad.method.attack import AttackConfig, Generators, ascend, input_gradient, radii, random_start
+from timm_dad.method.loss import hard_labels, teacher_cross_entropy
+from timm_dad.method.micro_batch import MicroBatches
 from timm_dad.teachers.teacher import Teacher
 from timm_dad.vqgan.model import VQGAN
 

@@ -3,19 +3,18 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from timm.layers import SplitBatchNorm2d
 from timm.task import TrainingTask
 from torch import Tensor, nn
 
-from timm_dad.augment import DADAugment, PixelNorm
-from timm_dad.loss import DADLoss, DADLossConfig, hard_labels
-from timm_dad.micro_batch import MicroBatches
-from timm_dad.replay import ReplayCache
-from timm_dad.schedule import DADSchedule
-from timm_dad.stored_logits import StoredLogits
+from timm_dad.method.augment import DADAugment, PixelNorm
+from timm_dad.method.loss import DADLoss, DADLossConfig, hard_labels
+from timm_dad.method.micro_batch import MicroBatches
+from timm_dad.method.replay import ReplayCache
+from timm_dad.method.schedule import DADSchedule
 from timm_dad.teachers.teacher import Teacher
 
 _logger = logging.getLogger(__name__)
@@ -36,6 +35,16 @@ class Prepared:
 
     logits: Tensor
     second: SecondView | None
+
+
+class StoredAnswers(Protocol):
+    """The teacher's answers, made before training; targets say which."""
+
+    def labels(self, coded: Tensor) -> Tensor:
+        """Class indices of targets ``[B]``."""
+
+    def read(self, coded: Tensor) -> tuple[Tensor, Tensor]:
+        """Teacher's logits ``[B, K]`` on the images and on their second views."""
 
 
 class DADTask(TrainingTask):  # type: ignore[misc]
@@ -76,7 +85,7 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         teacher: Teacher | None,
         augment: DADAugment | None,
         *,
-        stored: StoredLogits | None = None,
+        stored: StoredAnswers | None = None,
         criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
         loss: DADLossConfig | None = None,
         schedule: DADSchedule | None = None,
