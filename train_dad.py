@@ -62,7 +62,7 @@ from timm_dad.common.files import write_file
 from timm_dad.common.log import setup_logging
 from timm_dad.dad_args import build_task
 from timm_dad.dad_set import DADSet
-from timm_dad.data import check_images, create_dataset, dataset_class_names
+from timm_dad.data.datasets import check_images, create_dataset, dataset_class_names
 from timm_dad.demo.data import SEEN_STYLES
 from timm_dad.evaluation.models import Preprocess
 from timm_dad.evaluation.on_pixels import OnPixels, fixed_size

@@ -200,7 +200,7 @@ from timm_dad import DADAugment, Teacher, VQGAN, VQGANConfig, prepare_frozen
 from timm_dad.formats import FormatConfig
 from timm_dad.generate import generate
 from timm_dad.shard_maker import GenerateConfig
-from timm_dad.source import Frame, Source
+from timm_dad.data.images import Frame, Source
 class Synthetic(torch.utils.data.Dataset):
     transform = None
     def __init__(self, count):

@@ -8,6 +8,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from timm_dad.dad_set import DADSet
+from timm_dad.data.images import Frame, Source
 from timm_dad.formats import FormatConfig, Item, encode_image, pack_codes, write_items
 from timm_dad.manifest import (
     FORMAT_VERSION,
@@ -20,7 +21,6 @@ from timm_dad.manifest import (
     settings_id,
     sha256,
 )
-from timm_dad.source import Frame, Source
 from timm_dad.sparse_logits import sparse_logits
 from timm_dad.stored_logits import StoredLogits, encode_target
 from timm_dad.teacher_args import create_teacher

@@ -10,7 +10,7 @@ from PIL import Image
 from timm.data.auto_augment import AugmentOp
 from torch.utils.data import DataLoader
 
-from timm_dad.data import check_images, create_dataset, dataset_class_names, open_dataset
+from timm_dad.data.datasets import check_images, create_dataset, dataset_class_names, open_dataset
 from timm_dad.loaders import PairMixup
 from timm_dad.train_args import parse_args
 

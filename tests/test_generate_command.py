@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from test_generate import _wds, assert_same_tree, items, picture, tree, write_images
 from torch import nn
 
-from timm_dad import data
 from timm_dad.cli import main as cli
+from timm_dad.data import datasets as data
 from timm_dad.generate_command import create_config, create_parser, main, parse_args
 from timm_dad.manifest import read_json
 from timm_dad.verify import verify

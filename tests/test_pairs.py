@@ -29,11 +29,11 @@ from torch.utils.data import IterableDataset
 
 import train_dad
 from timm_dad.dad_set import DADSet
+from timm_dad.data.images import Frame, Source
+from timm_dad.data.pairs import DADPairs, PairStream, PairTransform, SamePicture
 from timm_dad.loaders import PairCollateMixup, PairMixup, create_train_loader, set_epoch
 from timm_dad.pair_args import open_dad_set, pair_dataset
-from timm_dad.pairs import DADPairs, PairStream, PairTransform
-from timm_dad.partners import CachedViews, PictureIndex, SamePicture, SetViews
-from timm_dad.source import Frame, Source
+from timm_dad.partners import CachedViews, PictureIndex, SetViews
 from timm_dad.stored_logits import StoredLogits, encode_target
 from timm_dad.teacher_args import create_teacher
 from timm_dad.train_args import parse_args
@@ -185,7 +185,7 @@ def test_pairs_of_the_demo_and_of_any_data_set_with_an_index(tmp_path):
 
 
 def create_demo():
-    from timm_dad.data import open_dataset
+    from timm_dad.data.datasets import open_dataset
 
     return open_dataset('demo/noto', None, 'train', '--data-dir')
 

@@ -10,8 +10,8 @@ from PIL import Image
 from test_generate import Memory, Stream, open_source, picture, write_images
 from timm.data import create_dataset, create_transform
 
+from timm_dad.data.images import Frame, Source
 from timm_dad.demo.data import DemoDataset
-from timm_dad.source import Frame, Source
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from timm.data import create_dataset as create_timm_dataset
 from timm.utils import CheckpointSaver
 
 import train_dad
-from timm_dad.data import create_dataset
+from timm_dad.data.datasets import create_dataset
 from timm_dad.demo.data import DEMO_VQGAN
 from timm_dad.preview import preview_image
 from timm_dad.train_args import REFUSED, create_parser, parse_args
@@ -753,7 +753,7 @@ def test_flags_that_make_no_sense_here_say_so(name, capsys):
 def test_flags_of_data_sets_reach_timm(name, pictures, monkeypatch):
     flag, value, expected = DATASET_FLAGS[name]
     seen = []
-    monkeypatch.setattr('timm_dad.data.create_timm_dataset', lambda *args, **kwargs: seen.append(kwargs))
+    monkeypatch.setattr('timm_dad.data.datasets.create_timm_dataset', lambda *args, **kwargs: seen.append(kwargs))
     args = parse_args(['--data-dir', str(pictures), flag, *([value] if value else [])])
     create_dataset(args, 'train', is_training=not name.startswith('val'))
     assert expected.items() <= seen[0].items()

@@ -1,43 +1,12 @@
 """The images of the shards that a process claims while it goes through a data set."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms.functional import pil_to_tensor
+from torch.utils.data import DataLoader
 
+from timm_dad.data.images import FramedImages, LoadedImage, Source
 from timm_dad.shards import ShardedFolder
-from timm_dad.source import Frame, Source, SourceImage
-
-
-@dataclass(frozen=True)
-class LoadedImage:
-    """An image on its way to the device: index, framed pixels ``[3, H, W]`` uint8, and what it was read from."""
-
-    index: int
-    pixels: Tensor
-    label: int
-    sha256: str
-
-
-class FramedImages(Dataset[Any]):
-    """Images of a source by index, framed."""
-
-    def __init__(self, source: Source, frame: Frame) -> None:
-        self.source = source
-        self.transform = frame.transform()
-
-    def __getitem__(self, index: int) -> LoadedImage | ValueError:
-        try:
-            return self.load(index, self.source.read(index))
-        except ValueError as error:
-            return error  # raised by a worker process it would bring its traceback along
-
-    def load(self, index: int, image: SourceImage) -> LoadedImage:
-        """Frame an image that was read."""
-        return LoadedImage(index, pil_to_tensor(self.transform(image.image)), image.label, image.sha256)
 
 
 def _claimed_batches(folder: ShardedFolder, shards: Sequence[int], batch_size: int) -> Iterator[list[int]]:

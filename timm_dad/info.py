@@ -22,7 +22,7 @@ from timm_dad.common.errors import errors_in_one_line
 from timm_dad.common.log import setup_logging
 from timm_dad.common.macs import count_macs, count_model_macs
 from timm_dad.dad_args import check_dad_args, create_task
-from timm_dad.data import create_dataset
+from timm_dad.data.datasets import create_dataset
 from timm_dad.info_text import format_report
 from timm_dad.loaders import create_eval_loader, create_mixup, create_train_loader
 from timm_dad.measure import MeasuredLoader, Spread, Stopwatch, peak_memory, reset_peak_memory

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader
 from torch.utils.data import IterableDataset
 
-from timm_dad.data import collate_views
+from timm_dad.data.datasets import collate_views
 from timm_dad.pair_args import uses_pairs
 
 

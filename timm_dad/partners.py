@@ -4,38 +4,17 @@ Views made once are the paper's own mode (Zhou et al. 2023, arXiv:2311.01441, se
 """
 
 import random
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from timm_dad.dad_set import DADSet
-from timm_dad.source import Source
+from timm_dad.data.images import Source
 from timm_dad.stored_logits import encode_target
 
 _SIDES: tuple[Literal['left', 'right'], ...] = ('left', 'right')
-
-
-class Partner(Protocol):
-    """Says what comes beside an image."""
-
-    @property
-    def dad_set(self) -> DADSet | None:
-        """The DAD set that second views are of, if they are of one."""
-
-    def __call__(self, index: int | None, image: Image.Image, label: int) -> tuple[Image.Image, int]:
-        """Second picture and target of an image; ``index`` is ``None`` in a stream."""
-
-
-class SamePicture:
-    """The second view is the picture itself, augmented again: plain distillation at equal compute."""
-
-    dad_set = None
-
-    def __call__(self, index: int | None, image: Image.Image, label: int) -> tuple[Image.Image, int]:
-        """The picture and its label."""
-        return image, label
 
 
 class CachedViews:

@@ -14,12 +14,11 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 import timm_dad
-from timm_dad.claims import LoadedImage
+from timm_dad.data.images import Frame, LoadedImage, Source
 from timm_dad.formats import FormatConfig, Item, encode_image, logits_path, pack_codes, place_of, write_items
 from timm_dad.manifest import ShardManifest, write_whole
 from timm_dad.method.augment import DADAugment
 from timm_dad.shards import ShardedFolder
-from timm_dad.source import Frame, Source
 from timm_dad.sparse_logits import sparse_logits
 
 

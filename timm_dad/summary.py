@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from timm_dad.dad_set import DADSet
+from timm_dad.data.images import Frame, Source, SourceImage
 from timm_dad.formats import place_of, wds_info
 from timm_dad.manifest import (
     INDEX,
@@ -24,7 +25,6 @@ from timm_dad.manifest import (
 )
 from timm_dad.method.augment import DADAugment
 from timm_dad.shards import ShardedFolder
-from timm_dad.source import Frame, Source, SourceImage
 
 CONTACT_SHEET = 'contact_sheet.png'
 _PAIRS, _COLUMNS, _CELL, _TEXT, _MARGIN = 24, 4, 112, 28, 8

@@ -20,7 +20,7 @@ from torch.utils.data import IterableDataset, Subset
 from timm_dad import vqgan_args, vqgan_distill_args
 from timm_dad.common.errors import errors_in_one_line
 from timm_dad.common.log import setup_logging
-from timm_dad.data import check_images, create_dataset
+from timm_dad.data.datasets import check_images, create_dataset
 from timm_dad.demo.data import DEMO_VQGAN
 from timm_dad.perceptual import Perceptual, create_lpips, missing_for_lpips
 from timm_dad.vqgan.load import load_vqgan

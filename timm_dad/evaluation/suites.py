@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from timm_dad.data import dataset_class_names, open_dataset
+from timm_dad.data.datasets import dataset_class_names, open_dataset
 from timm_dad.demo.data import PREFIX as DEMO
 from timm_dad.evaluation.class_folders import Place, folders, inner
 from timm_dad.evaluation.suite_data import DatasetImages, FolderImages, Part, Suite, check_pictures

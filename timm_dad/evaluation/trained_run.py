@@ -10,7 +10,7 @@ from timm.data import resolve_data_config
 from timm.layers import convert_splitbn_model
 from timm.models import load_checkpoint
 
-from timm_dad.data import create_dataset, dataset_class_names
+from timm_dad.data.datasets import create_dataset, dataset_class_names
 from timm_dad.teacher_args import create_teacher
 from timm_dad.teachers.class_map import match_classes, resolve_classes, timm_labels
 from timm_dad.teachers.spec import DataClasses

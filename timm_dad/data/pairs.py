@@ -6,18 +6,39 @@
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from timm.data import IterableImageDataset
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from timm_dad.partners import Partner
-from timm_dad.source import Source
+from timm_dad.data.images import Source
 
 Transform = Callable[[Any], Any]
+
+
+class Partner(Protocol):
+    """Says what comes beside an image."""
+
+    @property
+    def dad_set(self) -> Any:
+        """The DAD set that second views are of, if they are of one."""
+
+    def __call__(self, index: int | None, image: Image.Image, label: int) -> tuple[Image.Image, int]:
+        """Second picture and target of an image; ``index`` is ``None`` in a stream."""
+
+
+class SamePicture:
+    """The second view is the picture itself, augmented again: plain distillation at equal compute."""
+
+    dad_set = None
+
+    def __call__(self, index: int | None, image: Image.Image, label: int) -> tuple[Image.Image, int]:
+        """The picture and its label."""
+        return image, label
 
 
 class PairTransform:

@@ -13,10 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from timm.data import create_transform
-from torch.utils.data import IterableDataset
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
 from torchvision.transforms import Compose
+from torchvision.transforms.functional import pil_to_tensor
 
-from timm_dad.data import dataset_class_names, keep_no_tar_open
+from timm_dad.data.datasets import dataset_class_names, keep_no_tar_open
 
 
 @dataclass(frozen=True)
@@ -197,3 +199,31 @@ class Frame:
             use_prefetcher=True,
         ).transforms
         return Compose(steps[:-1])  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class LoadedImage:
+    """An image on its way to the device: index, framed pixels ``[3, H, W]`` uint8, and what it was read from."""
+
+    index: int
+    pixels: Tensor
+    label: int
+    sha256: str
+
+
+class FramedImages(Dataset[Any]):
+    """Images of a source by index, framed."""
+
+    def __init__(self, source: Source, frame: Frame) -> None:
+        self.source = source
+        self.transform = frame.transform()
+
+    def __getitem__(self, index: int) -> LoadedImage | ValueError:
+        try:
+            return self.load(index, self.source.read(index))
+        except ValueError as error:
+            return error  # raised by a worker process it would bring its traceback along
+
+    def load(self, index: int, image: SourceImage) -> LoadedImage:
+        """Frame an image that was read."""
+        return LoadedImage(index, pil_to_tensor(self.transform(image.image)), image.label, image.sha256)
