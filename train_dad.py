@@ -61,7 +61,8 @@ from timm_dad.common.errors import errors_in_one_line
 from timm_dad.common.files import write_file
 from timm_dad.common.log import setup_logging
 from timm_dad.dad_args import build_task
-from timm_dad.dad_set import DADSet
+from timm_dad.dad_sets.maker import view_seed
+from timm_dad.dad_sets.read import DADSet
 from timm_dad.data.datasets import check_images, create_dataset, dataset_class_names
 from timm_dad.demo.data import SEEN_STYLES
 from timm_dad.evaluation.models import Preprocess
@@ -86,7 +87,6 @@ from timm_dad.overlap import prepared_ahead
 from timm_dad.pair_args import open_dad_set, pair_dataset, uses_cache, uses_pairs
 from timm_dad.preview import describe_settings, preview_image, shown_names, spread
 from timm_dad.preview_sheet import make_sheet, png_bytes
-from timm_dad.shard_maker import view_seed
 from timm_dad.train_args import parse_args, torch_dtype
 
 _logger = logging.getLogger('train_dad')

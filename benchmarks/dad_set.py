@@ -108,7 +108,7 @@ WORKER = """
 import json, sys, time
 from pathlib import Path
 from timm_dad import generate_command as command
-import timm_dad.generate as module
+import timm_dad.dad_sets.generate as module
 def wait(*args, make=module.generate, **kwargs):
     Path(sys.argv[1]).touch()
     while len(list(Path(sys.argv[1]).parent.glob('ready-*'))) < int(sys.argv[2]):
@@ -197,9 +197,9 @@ import torch
 from PIL import Image
 from torch import nn
 from timm_dad import DADAugment, Teacher, VQGAN, VQGANConfig, prepare_frozen
-from timm_dad.formats import FormatConfig
-from timm_dad.generate import generate
-from timm_dad.shard_maker import GenerateConfig
+from timm_dad.dad_sets.formats import FormatConfig
+from timm_dad.dad_sets.generate import generate
+from timm_dad.dad_sets.maker import GenerateConfig
 from timm_dad.data.images import Frame, Source
 class Synthetic(torch.utils.data.Dataset):
     transform = None

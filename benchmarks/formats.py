@@ -30,7 +30,7 @@ def measure(flags: list[str], exact: Any, teacher: Any, vqgan: Any) -> tuple[flo
     from torchvision.transforms.functional import pil_to_tensor
 
     from timm_dad import generate_command
-    from timm_dad.dad_set import DADSet
+    from timm_dad.dad_sets.read import DADSet
 
     with tempfile.TemporaryDirectory() as folder:
         with contextlib.redirect_stdout(sys.stderr):
@@ -56,8 +56,8 @@ def main() -> None:
     import torch
 
     from timm_dad import generate_command
-    from timm_dad.dad_set import DADSet
-    from timm_dad.formats import unpack_codes
+    from timm_dad.dad_sets.formats import unpack_codes
+    from timm_dad.dad_sets.read import DADSet
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--data-dir', help='pictures (default: the demo)')

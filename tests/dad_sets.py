@@ -7,10 +7,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from timm_dad.dad_set import DADSet
-from timm_dad.data.images import Frame, Source
-from timm_dad.formats import FormatConfig, Item, encode_image, pack_codes, write_items
-from timm_dad.manifest import (
+from timm_dad.dad_sets.formats import FormatConfig, Item, encode_image, pack_codes, write_items
+from timm_dad.dad_sets.logits import StoredLogits, encode_target, sparse_logits
+from timm_dad.dad_sets.manifest import (
     FORMAT_VERSION,
     INDEX,
     SETTINGS,
@@ -21,8 +20,8 @@ from timm_dad.manifest import (
     settings_id,
     sha256,
 )
-from timm_dad.sparse_logits import sparse_logits
-from timm_dad.stored_logits import StoredLogits, encode_target
+from timm_dad.dad_sets.read import DADSet
+from timm_dad.data.images import Frame, Source
 from timm_dad.teacher_args import create_teacher
 from timm_dad.train_args import parse_args
 

@@ -8,8 +8,8 @@ import torch
 from dad_sets import stored_logits
 from test_generate import AUGMENT, items, make, open_source, tree, write_images
 
-from timm_dad.dad_set import DADSet, read_settings
-from timm_dad.manifest import canonical_json, read_json
+from timm_dad.dad_sets.manifest import canonical_json, read_json
+from timm_dad.dad_sets.read import DADSet, read_settings
 
 
 @pytest.fixture(scope='module')

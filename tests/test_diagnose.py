@@ -17,6 +17,7 @@ from PIL import Image
 from timm.data import create_dataset
 from torch import nn
 
+from timm_dad.dad_sets.maker import view_seed
 from timm_dad.data.images import Frame, Source
 from timm_dad.diagnosis.data import (
     Batch,
@@ -34,7 +35,6 @@ from timm_dad.frozen.prepare import prepare_frozen
 from timm_dad.method.attack import AttackConfig
 from timm_dad.method.augment import Centre, DADAugment
 from timm_dad.method.loss import distillation_loss
-from timm_dad.shard_maker import view_seed
 from timm_dad.teachers.ensemble import TeacherEnsemble
 from timm_dad.teachers.teacher import Teacher, create_open_clip_teacher
 from timm_dad.vqgan.model import VQGAN, VQGANConfig

@@ -12,8 +12,7 @@ from safetensors.torch import load_file
 from test_generate import items, make, open_source, picture, tree, view_pixels, write_images
 from timm.data import create_dataset
 
-from timm_dad.dad_set import DADSet
-from timm_dad.formats import (
+from timm_dad.dad_sets.formats import (
     FormatConfig,
     Item,
     bits_of,
@@ -23,7 +22,8 @@ from timm_dad.formats import (
     wds_info,
     write_items,
 )
-from timm_dad.manifest import sha256
+from timm_dad.dad_sets.manifest import sha256
+from timm_dad.dad_sets.read import DADSet
 
 
 @pytest.fixture(scope='module')

@@ -21,10 +21,10 @@ from test_generate import _wds, assert_same_tree, items, picture, tree, write_im
 from torch import nn
 
 from timm_dad.cli import main as cli
+from timm_dad.dad_sets.manifest import read_json
+from timm_dad.dad_sets.verify import verify
 from timm_dad.data import datasets as data
 from timm_dad.generate_command import create_config, create_parser, main, parse_args
-from timm_dad.manifest import read_json
-from timm_dad.verify import verify
 from timm_dad.vqgan.model import VQGAN, VQGANConfig
 
 NAMES = tuple(f'{name}/{index}.png' for name in ('cat', 'dog', 'fish', 'tree') for index in range(3))

@@ -28,13 +28,13 @@ from timm.data import AugMixDataset, create_dataset, create_transform
 from torch.utils.data import IterableDataset
 
 import train_dad
-from timm_dad.dad_set import DADSet
+from timm_dad.dad_sets.logits import StoredLogits, encode_target
+from timm_dad.dad_sets.read import DADSet
+from timm_dad.dad_sets.views import CachedViews, PictureIndex, SetViews
 from timm_dad.data.images import Frame, Source
 from timm_dad.data.pairs import DADPairs, PairStream, PairTransform, SamePicture
 from timm_dad.loaders import PairCollateMixup, PairMixup, create_train_loader, set_epoch
 from timm_dad.pair_args import open_dad_set, pair_dataset
-from timm_dad.partners import CachedViews, PictureIndex, SetViews
-from timm_dad.stored_logits import StoredLogits, encode_target
 from timm_dad.teacher_args import create_teacher
 from timm_dad.train_args import parse_args
 

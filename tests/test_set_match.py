@@ -10,9 +10,9 @@ from timm.data import create_dataset
 from torch.utils.data import IterableDataset
 
 from timm_dad.dad_args import build_task, check_dad_args
+from timm_dad.dad_sets.match import check_data, check_decoder, check_student, check_teacher
 from timm_dad.data.images import Source
 from timm_dad.pair_args import open_dad_set, pair_dataset, uses_cache, uses_pairs
-from timm_dad.set_match import check_data, check_decoder, check_student, check_teacher
 from timm_dad.teacher_args import create_teacher
 from timm_dad.train_args import parse_args
 from timm_dad.vqgan.model import VQGAN

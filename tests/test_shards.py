@@ -9,7 +9,7 @@ import filelock
 import pytest
 from torch.utils.data import DataLoader
 
-from timm_dad.manifest import (
+from timm_dad.dad_sets.manifest import (
     ShardManifest,
     canonical_json,
     differences,
@@ -18,7 +18,7 @@ from timm_dad.manifest import (
     sync_folders,
     write_whole,
 )
-from timm_dad.shards import ShardedFolder
+from timm_dad.dad_sets.shards import ShardedFolder
 
 FORK = multiprocessing.get_context('fork')
 SETTINGS = {'format_version': 1, 'views': {'seed': 0}}

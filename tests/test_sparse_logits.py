@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from timm_dad.sparse_logits import dense_logits, sparse_logits
+from timm_dad.dad_sets.logits import dense_logits, sparse_logits
 
 
 def _logits(shape, scale=5.0, seed=0):

@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 from test_generate import AUGMENT, SIDE, Memory, Stream, items, make, make_augment, open_source, picture, write_images
 
-from timm_dad.dad_set import DADSet
+from timm_dad.dad_sets.formats import unpack_codes
+from timm_dad.dad_sets.manifest import ShardManifest, read_json
+from timm_dad.dad_sets.read import DADSet
+from timm_dad.dad_sets.summary import CONTACT_SHEET, contact_sheet, format_summary, summarize
 from timm_dad.data.images import Frame, Source
-from timm_dad.formats import unpack_codes
-from timm_dad.manifest import ShardManifest, read_json
-from timm_dad.summary import CONTACT_SHEET, contact_sheet, format_summary, summarize
 
 
 @pytest.fixture(scope='module')

@@ -7,9 +7,10 @@ import sys
 import pytest
 from test_generate import assert_same_tree, items, make, open_source, tree, write_images
 
-from timm_dad.manifest import canonical_json, index_hash, read_json
-from timm_dad.shards import ShardedFolder
-from timm_dad.verify import Damage, main, verify
+from timm_dad.commands.verify import main
+from timm_dad.dad_sets.manifest import canonical_json, index_hash, read_json
+from timm_dad.dad_sets.shards import ShardedFolder
+from timm_dad.dad_sets.verify import Damage, verify
 
 FORMATS = ('folder', 'wds', 'codes')
 

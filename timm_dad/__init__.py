@@ -3,6 +3,7 @@
 One way through: ``train_dad.py``, ``task.py``, ``attack.py``, ``discretize.py``, ``loss.py``.
 """
 
+from timm_dad.common.version import __version__ as __version__
 from timm_dad.dad_args import add_dad_args
 from timm_dad.frozen.prepare import prepare_frozen
 from timm_dad.method.attack import AttackConfig, ascend
@@ -12,8 +13,6 @@ from timm_dad.method.task import DADTask
 from timm_dad.teachers.teacher import Teacher, create_open_clip_teacher, create_timm_teacher
 from timm_dad.vqgan.load import load_vqgan
 from timm_dad.vqgan.model import VQGAN, VQGANConfig, nearest_codes
-
-__version__ = '0.1.0'
 
 __all__ = [
     'VQGAN',

@@ -26,7 +26,7 @@ _MODULES = {
     'vqgan': 'timm_dad.vqgan_command',
     'info': 'timm_dad.info',
     'generate': 'timm_dad.generate_command',
-    'verify': 'timm_dad.verify',
+    'verify': 'timm_dad.commands.verify',
     'diagnose': 'timm_dad.diagnosis.command',
     'evaluate': 'timm_dad.evaluation.command',
     'preview': 'timm_dad.preview_command',

@@ -12,17 +12,17 @@ from accelerate import PartialState
 
 from timm_dad.common.errors import errors_in_one_line, is_main_process
 from timm_dad.common.log import setup_logging
+from timm_dad.dad_sets.formats import FORMATS, IMAGE_FORMATS, FormatConfig
+from timm_dad.dad_sets.generate import generate
+from timm_dad.dad_sets.maker import GenerateConfig
+from timm_dad.dad_sets.manifest import FORMAT_VERSION
+from timm_dad.dad_sets.summary import format_summary
 from timm_dad.data.datasets import check_images, create_dataset
 from timm_dad.data.images import Frame, Source
 from timm_dad.data_args import add_data_args, check_data_args, number_of_classes
 from timm_dad.flag_errors import check_rules, naming_flag
-from timm_dad.formats import FORMATS, IMAGE_FORMATS, FormatConfig
-from timm_dad.generate import generate
 from timm_dad.given_flags import given_flags
-from timm_dad.manifest import FORMAT_VERSION
 from timm_dad.method.augment import DADAugment
-from timm_dad.shard_maker import GenerateConfig
-from timm_dad.summary import format_summary
 from timm_dad.teacher_args import check_teacher_args, create_teacher, teacher_specs
 from timm_dad.teachers.teacher import INTERPOLATIONS
 from timm_dad.view_args import (

@@ -8,13 +8,13 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from timm_dad.dad_set import DADSet, read_settings
+from timm_dad.dad_sets.match import check_data, check_decoder, check_student
+from timm_dad.dad_sets.read import DADSet, read_settings
+from timm_dad.dad_sets.views import CachedViews, SetViews
 from timm_dad.data.images import Frame, Source
 from timm_dad.data.pairs import DADPairs, PairStream, PairTransform, Partner, SamePicture
 from timm_dad.demo.data import DEMO_VQGAN
 from timm_dad.flag_errors import check_rules
-from timm_dad.partners import CachedViews, SetViews
-from timm_dad.set_match import check_data, check_decoder, check_student
 from timm_dad.vqgan.load import load_vqgan
 from timm_dad.vqgan.model import VQGAN
 

@@ -12,6 +12,7 @@ from torchvision.transforms.functional import to_tensor
 from timm_dad.common.errors import errors_in_one_line
 from timm_dad.common.files import write_file
 from timm_dad.common.log import setup_logging
+from timm_dad.dad_sets.maker import view_seed
 from timm_dad.data.datasets import create_dataset
 from timm_dad.data.images import Frame, Source, SourceImage
 from timm_dad.data_args import add_data_args, check_data_args, number_of_classes
@@ -25,7 +26,6 @@ from timm_dad.method.loss import DADLossConfig
 from timm_dad.preview import PreviewImage, describe_means, describe_settings, preview_image, shown_names, spread
 from timm_dad.preview_page import make_page
 from timm_dad.preview_sheet import make_sheet, png_bytes
-from timm_dad.shard_maker import view_seed
 from timm_dad.teacher_args import check_teacher_args, create_teacher, teacher_specs
 from timm_dad.teachers.teacher import INTERPOLATIONS
 from timm_dad.view_args import add_view_args, check_view_args, create_augment, create_vqgan, prepare_models

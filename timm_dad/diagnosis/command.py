@@ -12,7 +12,8 @@ from torch.utils.data import IterableDataset
 from timm_dad.common.errors import errors_in_one_line
 from timm_dad.common.extras import require_extra
 from timm_dad.common.log import setup_logging
-from timm_dad.dad_set import read_settings
+from timm_dad.dad_sets.match import check_data, check_teacher
+from timm_dad.dad_sets.read import read_settings
 from timm_dad.data.datasets import check_images, create_dataset
 from timm_dad.data.images import Frame, Source
 from timm_dad.data_args import add_data_args, check_data_args, number_of_classes
@@ -26,7 +27,6 @@ from timm_dad.evaluation.suites import Suite, open_suite, parse_suite
 from timm_dad.flag_errors import check_rules, naming_flag
 from timm_dad.given_flags import given_flags
 from timm_dad.pair_args import check_pair_args, open_dad_set
-from timm_dad.set_match import check_data, check_teacher
 from timm_dad.teacher_args import check_teacher_args, create_teacher, teacher_specs
 from timm_dad.teachers.spec import DataClasses
 from timm_dad.teachers.teacher import INTERPOLATIONS, Teacher

@@ -11,11 +11,11 @@ from torch.utils.data import ConcatDataset, Dataset
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.functional import pil_to_tensor
 
-from timm_dad.dad_set import DADSet
+from timm_dad.dad_sets.maker import view_seed
+from timm_dad.dad_sets.read import DADSet
 from timm_dad.data.images import Frame, Source
 from timm_dad.diagnosis.divergence import code_usage
 from timm_dad.method.augment import DADAugment
-from timm_dad.shard_maker import view_seed
 
 if TYPE_CHECKING:
     from timm_dad.evaluation.suites import Suite

@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from timm_dad.manifest import (
+from timm_dad.dad_sets.manifest import (
     INDEX,
     SETTINGS,
     ShardManifest,

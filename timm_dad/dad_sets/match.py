@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from timm_dad.dad_set import DADSet
+from timm_dad.dad_sets.manifest import ShardManifest
+from timm_dad.dad_sets.read import DADSet
 from timm_dad.data.images import Source
-from timm_dad.manifest import ShardManifest
 from timm_dad.teachers.teacher import Teacher
 from timm_dad.vqgan.model import VQGAN
 

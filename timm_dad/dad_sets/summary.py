@@ -9,10 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from timm_dad.dad_set import DADSet
-from timm_dad.data.images import Frame, Source, SourceImage
-from timm_dad.formats import place_of, wds_info
-from timm_dad.manifest import (
+from timm_dad.dad_sets.formats import place_of, wds_info
+from timm_dad.dad_sets.manifest import (
     INDEX,
     SETTINGS,
     canonical_json,
@@ -23,8 +21,10 @@ from timm_dad.manifest import (
     sync_folders,
     write_whole,
 )
+from timm_dad.dad_sets.read import DADSet
+from timm_dad.dad_sets.shards import ShardedFolder
+from timm_dad.data.images import Frame, Source, SourceImage
 from timm_dad.method.augment import DADAugment
-from timm_dad.shards import ShardedFolder
 
 CONTACT_SHEET = 'contact_sheet.png'
 _PAIRS, _COLUMNS, _CELL, _TEXT, _MARGIN = 24, 4, 112, 28, 8

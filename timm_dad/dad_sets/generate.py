@@ -12,12 +12,12 @@ from typing import Any, NoReturn
 import torch
 from tqdm import tqdm
 
-from timm_dad.claims import claimed_images
+from timm_dad.dad_sets.claims import claimed_images
+from timm_dad.dad_sets.maker import GenerateConfig, ShardMaker
+from timm_dad.dad_sets.shards import ShardedFolder
+from timm_dad.dad_sets.summary import finish
 from timm_dad.data.images import FramedImages, Source
 from timm_dad.method.augment import DADAugment
-from timm_dad.shard_maker import GenerateConfig, ShardMaker
-from timm_dad.shards import ShardedFolder
-from timm_dad.summary import finish
 
 
 def generate(

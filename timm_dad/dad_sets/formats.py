@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save
 from torch import Tensor
 
-from timm_dad.manifest import canonical_json, sha256, write_whole
+from timm_dad.dad_sets.manifest import canonical_json, sha256, write_whole
 
 FORMATS = ('folder', 'wds', 'codes')
 IMAGE_FORMATS = {'png': '.png', 'jpeg': '.jpg', 'webp': '.webp'}

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from timm_dad.dad_sets.shards import ShardedFolder
 from timm_dad.data.images import FramedImages, LoadedImage, Source
-from timm_dad.shards import ShardedFolder
 
 
 def _claimed_batches(folder: ShardedFolder, shards: Sequence[int], batch_size: int) -> Iterator[list[int]]:

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from timm_dad.formats import FormatConfig, container_path, logits_path, unpack_codes, view_path
-from timm_dad.manifest import (
+from timm_dad.dad_sets.formats import FormatConfig, container_path, logits_path, unpack_codes, view_path
+from timm_dad.dad_sets.manifest import (
     FORMAT_VERSION,
     INDEX,
     SETTINGS,

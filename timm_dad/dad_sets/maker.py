@@ -13,13 +13,13 @@ from safetensors.torch import save
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-import timm_dad
+from timm_dad.common.version import __version__
+from timm_dad.dad_sets.formats import FormatConfig, Item, encode_image, logits_path, pack_codes, place_of, write_items
+from timm_dad.dad_sets.logits import sparse_logits
+from timm_dad.dad_sets.manifest import ShardManifest, write_whole
+from timm_dad.dad_sets.shards import ShardedFolder
 from timm_dad.data.images import Frame, LoadedImage, Source
-from timm_dad.formats import FormatConfig, Item, encode_image, logits_path, pack_codes, place_of, write_items
-from timm_dad.manifest import ShardManifest, write_whole
 from timm_dad.method.augment import DADAugment
-from timm_dad.shards import ShardedFolder
-from timm_dad.sparse_logits import sparse_logits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +162,7 @@ class ShardMaker:
             data = save({name: torch.cat(parts) for name, parts in self.logits.items()})
             write_whole(folder.root / path, data, work)
             files = [*files, place_of(path, data)]
-        versions = {'timm_dad': timm_dad.__version__, 'torch': torch.__version__, 'pillow': PIL.__version__}
+        versions = {'timm_dad': __version__, 'torch': torch.__version__, 'pillow': PIL.__version__}
         header = {
             'shard': shard,
             'first': self.items[0].index,

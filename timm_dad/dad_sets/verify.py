@@ -1,18 +1,13 @@
 """``timm-dad verify``: find every item of a DAD set that is missing, truncated or altered."""
 
-import argparse
-import shlex
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from timm_dad.common.errors import errors_in_one_line
-from timm_dad.dad_set import read_settings
-from timm_dad.manifest import (
+from timm_dad.dad_sets.manifest import (
     INDEX,
     SETTINGS,
     ShardManifest,
@@ -23,8 +18,7 @@ from timm_dad.manifest import (
     read_json,
     sha256,
 )
-
-PROGRAM = 'timm-dad verify'
+from timm_dad.dad_sets.read import read_settings
 
 
 @dataclass(frozen=True)
@@ -139,34 +133,3 @@ def _compare(root: Path, place: Mapping[str, Any], shard: int | None = None, ite
         yield Damage('truncated', place['path'], item, shard)
     elif sha256(data) != place['sha256']:
         yield Damage('altered', place['path'], item, shard)
-
-
-def main(argv: Sequence[str]) -> None:
-    """Run ``timm-dad verify``.
-
-    Args:
-        argv: Command line from ``DIR`` on.
-
-    Raises:
-        SystemExit: With 1 if anything is wrong, or the set is not finished; with 2 if there is no set.
-    """
-    parser = argparse.ArgumentParser(prog=PROGRAM, description='Compare every byte of a DAD set with its manifests.')
-    parser.add_argument('root', type=Path, metavar='DIR', help='folder of the set')
-    args = parser.parse_args(argv)
-    with errors_in_one_line(PROGRAM):
-        damages = []
-        for damage in verify(args.root, progress=True):
-            print(damage)
-            damages.append(damage)
-    if damages:
-        shards = sorted({damage.shard for damage in damages if damage.shard is not None})
-        own = [damage.path for damage in damages if damage.shard is None]
-        paths = [args.root / INDEX, *(manifest_path(args.root, shard) for shard in shards)]
-        paths += [args.root / SETTINGS] if SETTINGS in own else []
-        remove = f'rm -f {shlex.join(str(path) for path in paths)}'
-        if SETTINGS in own and not found_shards(args.root).difference(shards):  # nothing left says whose they are
-            remove = f'rm -rf {shlex.quote(str(args.root))}'
-        sys.exit(f'{len(damages)} damaged. To make them again: {remove}; then the same timm-dad generate')
-    if not (args.root / INDEX).exists():
-        sys.exit(f'{args.root} is not finished: what is there is whole; the same timm-dad generate goes on')
-    print(f'{args.root} is whole')

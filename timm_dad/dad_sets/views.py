@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from timm_dad.dad_set import DADSet
+from timm_dad.dad_sets.logits import encode_target
+from timm_dad.dad_sets.read import DADSet
 from timm_dad.data.images import Source
-from timm_dad.stored_logits import encode_target
 
 _SIDES: tuple[Literal['left', 'right'], ...] = ('left', 'right')
 

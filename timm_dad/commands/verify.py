@@ -1,0 +1,44 @@
+"""The command ``timm-dad verify``: compare every byte of a DAD set with its manifests."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from timm_dad.common.errors import errors_in_one_line
+from timm_dad.dad_sets.manifest import INDEX, SETTINGS, found_shards, manifest_path
+from timm_dad.dad_sets.verify import verify
+
+PROGRAM = 'timm-dad verify'
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run ``timm-dad verify``.
+
+    Args:
+        argv: Command line from ``DIR`` on.
+
+    Raises:
+        SystemExit: With 1 if anything is wrong, or the set is not finished; with 2 if there is no set.
+    """
+    parser = argparse.ArgumentParser(prog=PROGRAM, description='Compare every byte of a DAD set with its manifests.')
+    parser.add_argument('root', type=Path, metavar='DIR', help='folder of the set')
+    args = parser.parse_args(argv)
+    with errors_in_one_line(PROGRAM):
+        damages = []
+        for damage in verify(args.root, progress=True):
+            print(damage)
+            damages.append(damage)
+    if damages:
+        shards = sorted({damage.shard for damage in damages if damage.shard is not None})
+        own = [damage.path for damage in damages if damage.shard is None]
+        paths = [args.root / INDEX, *(manifest_path(args.root, shard) for shard in shards)]
+        paths += [args.root / SETTINGS] if SETTINGS in own else []
+        remove = f'rm -f {shlex.join(str(path) for path in paths)}'
+        if SETTINGS in own and not found_shards(args.root).difference(shards):  # nothing left says whose they are
+            remove = f'rm -rf {shlex.quote(str(args.root))}'
+        sys.exit(f'{len(damages)} damaged. To make them again: {remove}; then the same timm-dad generate')
+    if not (args.root / INDEX).exists():
+        sys.exit(f'{args.root} is not finished: what is there is whole; the same timm-dad generate goes on')
+    print(f'{args.root} is whole')
