@@ -85,8 +85,8 @@ from timm_dad.method.augment import DADAugment
 from timm_dad.method.task import DADTask
 from timm_dad.overlap import prepared_ahead
 from timm_dad.pair_args import open_dad_set, pair_dataset, uses_cache, uses_pairs
-from timm_dad.preview import describe_settings, preview_image, shown_names, spread
-from timm_dad.preview_sheet import make_sheet, png_bytes
+from timm_dad.preview.image import describe_settings, preview_image, shown_names, spread
+from timm_dad.preview.sheet import make_sheet, png_bytes
 from timm_dad.train_args import parse_args, torch_dtype
 
 _logger = logging.getLogger('train_dad')

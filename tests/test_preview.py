@@ -7,7 +7,7 @@ import torch
 
 from timm_dad.method.attack import AttackConfig
 from timm_dad.method.augment import Centre, DADAugment
-from timm_dad.preview import (
+from timm_dad.preview.image import (
     describe_means,
     describe_settings,
     preview_image,

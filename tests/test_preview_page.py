@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from test_preview_sheet import image  # noqa: F401
 
-from timm_dad.preview_page import make_page
-from timm_dad.preview_sheet import COLUMNS
+from timm_dad.preview.page import make_page
+from timm_dad.preview.sheet import COLUMNS
 
 NASTY = ['<script>alert(1)</script>', 'a "b" & \'c\'', 'café 猫']
 VOID = {'meta', 'img'}

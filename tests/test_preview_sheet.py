@@ -8,8 +8,8 @@ import torch
 from PIL import Image, ImageFont
 
 from timm_dad.common.files import write_file
-from timm_dad.preview import PreviewImage
-from timm_dad.preview_sheet import (
+from timm_dad.preview.image import PreviewImage
+from timm_dad.preview.sheet import (
     _cut,
     _wrap,
     amplification,

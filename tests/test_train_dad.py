@@ -25,7 +25,7 @@ from timm.utils import CheckpointSaver
 import train_dad
 from timm_dad.data.datasets import create_dataset
 from timm_dad.demo.data import DEMO_VQGAN
-from timm_dad.preview import preview_image
+from timm_dad.preview.image import preview_image
 from timm_dad.train_args import REFUSED, create_parser, parse_args
 
 REPO = Path(train_dad.__file__).parent

@@ -23,9 +23,9 @@ from timm_dad.generate_command import pick_device
 from timm_dad.given_flags import given_flags
 from timm_dad.method.augment import DADAugment
 from timm_dad.method.loss import DADLossConfig
-from timm_dad.preview import PreviewImage, describe_means, describe_settings, preview_image, shown_names, spread
-from timm_dad.preview_page import make_page
-from timm_dad.preview_sheet import make_sheet, png_bytes
+from timm_dad.preview.image import PreviewImage, describe_means, describe_settings, preview_image, shown_names, spread
+from timm_dad.preview.page import make_page
+from timm_dad.preview.sheet import make_sheet, png_bytes
 from timm_dad.teacher_args import check_teacher_args, create_teacher, teacher_specs
 from timm_dad.teachers.teacher import INTERPOLATIONS
 from timm_dad.view_args import add_view_args, check_view_args, create_augment, create_vqgan, prepare_models

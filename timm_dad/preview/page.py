@@ -6,8 +6,8 @@ from html import escape
 
 from PIL import Image
 
-from timm_dad.preview import PreviewImage
-from timm_dad.preview_sheet import (
+from timm_dad.preview.image import PreviewImage
+from timm_dad.preview.sheet import (
     COLUMNS,
     amplification,
     counted,

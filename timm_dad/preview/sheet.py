@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from timm_dad.preview import PreviewImage, share
+from timm_dad.preview.image import PreviewImage, share
 
 COLUMNS = ('x', 'Q(x)', 'perturbation', 'x_dad', 'codes of x_dad')
 
