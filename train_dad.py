@@ -60,7 +60,6 @@ from timm_dad.checkpoint import TaskWithProgress, create_saver, find_newest, loa
 from timm_dad.common.errors import errors_in_one_line
 from timm_dad.common.files import write_file
 from timm_dad.common.log import setup_logging
-from timm_dad.dad_args import build_task
 from timm_dad.dad_sets.maker import view_seed
 from timm_dad.dad_sets.read import DADSet
 from timm_dad.data.datasets import check_images, create_dataset, dataset_class_names
@@ -80,14 +79,15 @@ from timm_dad.evaluation.train_suites import (
     read_rows,
     write_suite_report,
 )
+from timm_dad.flags.dad import build_task
+from timm_dad.flags.pairs import open_dad_set, pair_dataset, uses_cache, uses_pairs
+from timm_dad.flags.timm import parse_args, torch_dtype
 from timm_dad.loaders import create_eval_loader, create_mixup, create_train_loader, mixes, set_epoch, stop_mixup
 from timm_dad.method.augment import DADAugment
 from timm_dad.method.task import DADTask
 from timm_dad.overlap import prepared_ahead
-from timm_dad.pair_args import open_dad_set, pair_dataset, uses_cache, uses_pairs
 from timm_dad.preview.image import describe_settings, preview_image, shown_names, spread
 from timm_dad.preview.sheet import make_sheet, png_bytes
-from timm_dad.train_args import parse_args, torch_dtype
 
 _logger = logging.getLogger('train_dad')
 

@@ -11,8 +11,8 @@ from timm.data.auto_augment import AugmentOp
 from torch.utils.data import DataLoader
 
 from timm_dad.data.datasets import check_images, create_dataset, dataset_class_names, open_dataset
+from timm_dad.flags.timm import parse_args
 from timm_dad.loaders import PairMixup
-from timm_dad.train_args import parse_args
 
 
 @pytest.fixture

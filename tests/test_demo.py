@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from timm_dad.cli import main as timm_dad_command
 from timm_dad.demo import build, data, run
-from timm_dad.train_args import parse_args
+from timm_dad.flags.timm import parse_args
 
 
 @pytest.fixture(autouse=True)

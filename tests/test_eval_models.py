@@ -28,10 +28,10 @@ from timm_dad.evaluation.models import (
 from timm_dad.evaluation.networks import text_sketch, uncut_network
 from timm_dad.evaluation.suite_data import Part, Suite
 from timm_dad.evaluation.trained_run import read_run
+from timm_dad.flags.timm import create_parser
 from timm_dad.probe import main as probe
 from timm_dad.teachers.spec import DataClasses
 from timm_dad.teachers.teacher import create_open_clip_teacher
-from timm_dad.train_args import create_parser
 
 WNIDS = ImageNetInfo().label_names()
 

@@ -1,6 +1,6 @@
 import pytest
 
-from timm_dad.flag_errors import check_rules, naming_flag
+from timm_dad.flags.rules import check_rules, naming_flag
 
 
 def test_the_first_rule_that_does_not_hold_speaks():

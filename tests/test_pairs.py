@@ -33,10 +33,10 @@ from timm_dad.dad_sets.read import DADSet
 from timm_dad.dad_sets.views import CachedViews, PictureIndex, SetViews
 from timm_dad.data.images import Frame, Source
 from timm_dad.data.pairs import DADPairs, PairStream, PairTransform, SamePicture
+from timm_dad.flags.pairs import open_dad_set, pair_dataset
+from timm_dad.flags.teacher import create_teacher
+from timm_dad.flags.timm import parse_args
 from timm_dad.loaders import PairCollateMixup, PairMixup, create_train_loader, set_epoch
-from timm_dad.pair_args import open_dad_set, pair_dataset
-from timm_dad.teacher_args import create_teacher
-from timm_dad.train_args import parse_args
 
 REPO = Path(train_dad.__file__).parent
 DATA_CONFIG = {
@@ -133,7 +133,7 @@ def test_pairs_stay_pairs(greys, tmp_path, no_prefetcher, workers, format):
 
 @pytest.mark.parametrize('no_prefetcher', [False, True])
 def test_pairs_of_codes_are_decoded(greys, tmp_path, vqgan, monkeypatch, no_prefetcher):
-    monkeypatch.setattr('timm_dad.pair_args.load_vqgan', lambda spec, strict_size: vqgan)
+    monkeypatch.setattr('timm_dad.flags.pairs.load_vqgan', lambda spec, strict_size: vqgan)
     decoded = []
     for index in range(NUM_IMAGES):  # codes that say which picture it is
         with torch.no_grad():

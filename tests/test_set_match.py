@@ -9,12 +9,12 @@ from PIL import Image
 from timm.data import create_dataset
 from torch.utils.data import IterableDataset
 
-from timm_dad.dad_args import build_task, check_dad_args
 from timm_dad.dad_sets.match import check_data, check_decoder, check_student, check_teacher
 from timm_dad.data.images import Source
-from timm_dad.pair_args import open_dad_set, pair_dataset, uses_cache, uses_pairs
-from timm_dad.teacher_args import create_teacher
-from timm_dad.train_args import parse_args
+from timm_dad.flags.dad import build_task, check_dad_args
+from timm_dad.flags.pairs import open_dad_set, pair_dataset, uses_cache, uses_pairs
+from timm_dad.flags.teacher import create_teacher
+from timm_dad.flags.timm import parse_args
 from timm_dad.vqgan.model import VQGAN
 
 DATA_CONFIG = {'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3, 'interpolation': 'bicubic'}
@@ -257,8 +257,8 @@ def test_a_task_of_a_set_has_its_teacher_and_no_vqgan(greys, tmp_path, student, 
     def never(*args, **kwargs):
         raise AssertionError('a VQGAN was loaded')
 
-    monkeypatch.setattr('timm_dad.dad_args.create_vqgan', never)
-    monkeypatch.setattr('timm_dad.pair_args.load_vqgan', never)
+    monkeypatch.setattr('timm_dad.flags.dad.create_vqgan', never)
+    monkeypatch.setattr('timm_dad.flags.pairs.load_vqgan', never)
     flags = {'dad_teacher': 'demo'}
     write_dad_set(tmp_path / 'set', folder(greys), teacher=demo_teacher(greys), teacher_flags=flags)
     task, augment = build(parse('--dad-dir', str(tmp_path / 'set')), student, greys)
@@ -275,8 +275,8 @@ def test_no_teacher_is_loaded_for_stored_logits(greys, tmp_path, student, monkey
     def never(*args, **kwargs):
         raise AssertionError('a teacher was loaded')
 
-    monkeypatch.setattr('timm_dad.dad_args.create_teacher', never)
-    monkeypatch.setattr('timm_dad.teacher_args.create_teacher_by_spec', never)
+    monkeypatch.setattr('timm_dad.flags.dad.create_teacher', never)
+    monkeypatch.setattr('timm_dad.flags.teacher.create_teacher_by_spec', never)
     write_dad_set(tmp_path / 'set', folder(greys), logits=logits)
     task, augment = build(parse('--dad-dir', str(tmp_path / 'set'), *STORED), student, greys)
     assert augment is task.teacher is None
@@ -316,7 +316,7 @@ def test_the_vqgan_of_codes_is_the_sets_or_the_flags(greys, tmp_path, vqgan, vqg
         loaded.append(spec)
         return VQGAN(vqgan_config) if spec == 'other' else vqgan
 
-    monkeypatch.setattr('timm_dad.pair_args.load_vqgan', load_vqgan)
+    monkeypatch.setattr('timm_dad.flags.pairs.load_vqgan', load_vqgan)
     codes = torch.zeros(16, 16, dtype=torch.int64)
     write_dad_set(tmp_path / 'set', folder(greys), format='codes', vqgan=vqgan, vqgan_spec='there',
                   pixels=lambda *_: codes)  # fmt: skip

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from clips import MEAN, STD, add_clip_name, clip_config, normalize, write_clip_folder
 from timm.data import ImageNetInfo
 
-from timm_dad import teacher_args, teachers
-from timm_dad.dad_args import add_dad_args
-from timm_dad.teacher_args import check_teacher_args, create_teacher
+from timm_dad.flags import teacher as teacher_args
+from timm_dad.flags.dad import add_dad_args
+from timm_dad.flags.teacher import check_teacher_args, create_teacher
+from timm_dad.teachers import spec as teachers
 from timm_dad.teachers.ensemble import TeacherEnsemble
 from timm_dad.teachers.spec import DEFAULT_TEACHER, PAPERS_TEACHER, DataClasses, create_teacher_by_spec
 from timm_dad.teachers.teacher import Teacher, create_open_clip_teacher

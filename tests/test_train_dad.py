@@ -25,8 +25,8 @@ from timm.utils import CheckpointSaver
 import train_dad
 from timm_dad.data.datasets import create_dataset
 from timm_dad.demo.data import DEMO_VQGAN
+from timm_dad.flags.timm import REFUSED, create_parser, parse_args
 from timm_dad.preview.image import preview_image
-from timm_dad.train_args import REFUSED, create_parser, parse_args
 
 REPO = Path(train_dad.__file__).parent
 
@@ -101,7 +101,7 @@ def test_a_run_from_a_dad_set_loads_no_vqgan(pictures, dad_set, tmp_path, monkey
     def never(*args, **kwargs):
         raise AssertionError('a VQGAN was loaded')
 
-    monkeypatch.setattr('timm_dad.pair_args.load_vqgan', never)
+    monkeypatch.setattr('timm_dad.flags.pairs.load_vqgan', never)
     results = train_dad.main(flags(pictures, tmp_path, '--dad', '--dad-dir', dad_set, '--eval-suites', f'a={pictures}'))
     assert set(results['teacher']) == {'a'}
     assert all(float(row['train_dad_loss']) > 0 for row in summary(tmp_path))
@@ -114,7 +114,7 @@ def test_a_run_from_stored_logits_loads_no_teacher(pictures, dad_set, tmp_path, 
     def never(*args, **kwargs):
         raise AssertionError('a teacher was loaded')
 
-    monkeypatch.setattr('timm_dad.dad_args.create_teacher', never)
+    monkeypatch.setattr('timm_dad.flags.dad.create_teacher', never)
     more = ('--dad', '--dad-dir', dad_set, '--dad-stored-logits', '--no-aug', '--eval-suites', f'a={pictures}')
     results = train_dad.main(flags(pictures, tmp_path, *more))
     assert set(results['student']) == {'a'}

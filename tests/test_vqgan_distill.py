@@ -19,8 +19,8 @@ from torch import nn
 import timm_dad
 from timm_dad import VQGAN, load_vqgan, vqgan_command
 from timm_dad.cli import main
-from timm_dad.dad_args import create_vqgan
-from timm_dad.train_args import parse_args
+from timm_dad.flags.dad import create_vqgan
+from timm_dad.flags.timm import parse_args
 from timm_dad.vqgan.save import save_vqgan
 from timm_dad.vqgan_distill import Distiller, DistillLoss, compare, create_tiny, make_targets, pass_macs, tiny_config
 from timm_dad.vqgan_train import psnr

@@ -613,7 +613,7 @@ def test_a_preset_that_needs_trust_is_converted_once(tmp_path, preset, public, v
 @pytest.mark.slow
 def test_processes_that_start_at_once_fetch_once(tmp_path, preset):
     script = (
-        'import sys, torch; from timm_dad import vqgan_presets as p; torch.hub.get_dir = lambda: sys.argv[1]\n'
+        'import sys, torch; from timm_dad.vqgan import presets as p; torch.hub.get_dir = lambda: sys.argv[1]\n'
         'config = p.PRESETS["imagenet-f16-1024"].config\n'
         'print(p.fetch(p.VQGANPreset(name="small", config=config, url=sys.argv[2])))\n'
     )
@@ -650,7 +650,7 @@ def test_the_table_of_the_docs_is_what_its_code_computes(capsys):
 
 
 def test_the_flag_names_the_presets(capsys):
-    from timm_dad.dad_args import add_dad_args
+    from timm_dad.flags.dad import add_dad_args
 
     parser = argparse.ArgumentParser()
     add_dad_args(parser)

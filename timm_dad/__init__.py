@@ -4,7 +4,7 @@ One way through: ``train_dad.py``, ``task.py``, ``attack.py``, ``discretize.py``
 """
 
 from timm_dad.common.version import __version__ as __version__
-from timm_dad.dad_args import add_dad_args
+from timm_dad.flags.dad import add_dad_args
 from timm_dad.frozen.prepare import prepare_frozen
 from timm_dad.method.attack import AttackConfig, ascend
 from timm_dad.method.augment import DADAugment, DADViews

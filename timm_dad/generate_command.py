@@ -19,13 +19,10 @@ from timm_dad.dad_sets.manifest import FORMAT_VERSION
 from timm_dad.dad_sets.summary import format_summary
 from timm_dad.data.datasets import check_images, create_dataset
 from timm_dad.data.images import Frame, Source
-from timm_dad.data_args import add_data_args, check_data_args, number_of_classes
-from timm_dad.flag_errors import check_rules, naming_flag
-from timm_dad.given_flags import given_flags
-from timm_dad.method.augment import DADAugment
-from timm_dad.teacher_args import check_teacher_args, create_teacher, teacher_specs
-from timm_dad.teachers.teacher import INTERPOLATIONS
-from timm_dad.view_args import (
+from timm_dad.flags.data import add_data_args, check_data_args, number_of_classes
+from timm_dad.flags.rules import check_rules, given_flags, naming_flag
+from timm_dad.flags.teacher import check_teacher_args, create_teacher, teacher_specs
+from timm_dad.flags.views import (
     add_view_args,
     attack_config,
     check_view_args,
@@ -33,6 +30,8 @@ from timm_dad.view_args import (
     create_vqgan,
     prepare_models,
 )
+from timm_dad.method.augment import DADAugment
+from timm_dad.teachers.teacher import INTERPOLATIONS
 from timm_dad.vqgan.presets import PRESETS
 
 PROGRAM = 'timm-dad generate'

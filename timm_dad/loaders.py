@@ -9,7 +9,7 @@ from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader
 from torch.utils.data import IterableDataset
 
 from timm_dad.data.datasets import collate_views
-from timm_dad.pair_args import uses_pairs
+from timm_dad.flags.pairs import uses_pairs
 
 
 def mixes(args: argparse.Namespace) -> bool:
@@ -163,7 +163,7 @@ def create_eval_loader(
 
 
 def _common(args: argparse.Namespace, accelerator: Accelerator, data_config: Any) -> dict[str, Any]:
-    from timm_dad.train_args import torch_dtype
+    from timm_dad.flags.timm import torch_dtype
 
     return {
         'mean': data_config['mean'],

@@ -15,20 +15,19 @@ from timm_dad.common.log import setup_logging
 from timm_dad.dad_sets.maker import view_seed
 from timm_dad.data.datasets import create_dataset
 from timm_dad.data.images import Frame, Source, SourceImage
-from timm_dad.data_args import add_data_args, check_data_args, number_of_classes
 from timm_dad.demo.data import PREFIX
 from timm_dad.demo.data import SIZE as DEMO_SIZE
-from timm_dad.flag_errors import check_rules, naming_flag
+from timm_dad.flags.data import add_data_args, check_data_args, number_of_classes
+from timm_dad.flags.rules import check_rules, given_flags, naming_flag
+from timm_dad.flags.teacher import check_teacher_args, create_teacher, teacher_specs
+from timm_dad.flags.views import add_view_args, check_view_args, create_augment, create_vqgan, prepare_models
 from timm_dad.generate_command import pick_device
-from timm_dad.given_flags import given_flags
 from timm_dad.method.augment import DADAugment
 from timm_dad.method.loss import DADLossConfig
 from timm_dad.preview.image import PreviewImage, describe_means, describe_settings, preview_image, shown_names, spread
 from timm_dad.preview.page import make_page
 from timm_dad.preview.sheet import make_sheet, png_bytes
-from timm_dad.teacher_args import check_teacher_args, create_teacher, teacher_specs
 from timm_dad.teachers.teacher import INTERPOLATIONS
-from timm_dad.view_args import add_view_args, check_view_args, create_augment, create_vqgan, prepare_models
 from timm_dad.vqgan.presets import PRESETS
 
 PROGRAM = 'timm-dad preview'

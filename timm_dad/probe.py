@@ -21,7 +21,7 @@ from timm_dad.common.errors import errors_in_one_line
 from timm_dad.common.hashing import content_hash
 from timm_dad.common.log import setup_logging
 from timm_dad.data.datasets import check_images, dataset_class_names, open_dataset
-from timm_dad.flag_errors import check_rules
+from timm_dad.flags.rules import check_rules
 from timm_dad.frozen.prepare import PRECISIONS, prepare_frozen
 from timm_dad.teachers.heads import LinearHead, UnitFeatures, load_tower, save_head
 from timm_dad.teachers.teacher import Teacher

@@ -11,14 +11,13 @@ from timm.data import AugMixDataset
 from torch import Tensor, nn
 
 from timm_dad.common.errors import errors_in_one_line, is_main_process
-from timm_dad.dad_args import add_dad_args, build_task, check_dad_args
 from timm_dad.data.datasets import dataset_class_names
 from timm_dad.data.pairs import DADPairs, PairStream
-from timm_dad.flag_errors import check_rules
-from timm_dad.given_flags import without_defaults
+from timm_dad.flags.dad import add_dad_args, build_task, check_dad_args
+from timm_dad.flags.pairs import open_dad_set, pair_dataset, uses_pairs
+from timm_dad.flags.rules import check_rules, without_defaults
 from timm_dad.loaders import create_collate, mixes
 from timm_dad.method.task import DADTask
-from timm_dad.pair_args import open_dad_set, pair_dataset, uses_pairs
 
 __all__ = ['add_dad_args', 'check_args', 'create_task', 'pair_views']
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from timm_dad.flag_errors import check_rules, naming_flag
+from timm_dad.flags.rules import check_rules, naming_flag
 from timm_dad.vqgan.model import VQGANConfig
 from timm_dad.vqgan_train import VQGANTrainConfig
 from timm_dad.vqgan_trainer import OptimizerConfig

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from timm_dad.flag_errors import check_rules
+from timm_dad.flags.rules import check_rules
 from timm_dad.vqgan_args import (
     add_data_flags,
     add_training_flags,

@@ -11,8 +11,8 @@ from typing import Any
 
 from timm_dad.common.files import write_file
 from timm_dad.demo.data import STYLES, UNSEEN_STYLES
-from timm_dad.pair_args import VIEW_FLAGS
-from timm_dad.train_args import parse_args
+from timm_dad.flags.pairs import VIEW_FLAGS
+from timm_dad.flags.timm import parse_args
 
 # KD sees a second random view, so that both it and DAD train on the same number of images.
 ARMS = {'plain': ['--no-dad'], 'kd': ['--dad-view', 'random'], 'dad': ['--dad-view', 'dad']}

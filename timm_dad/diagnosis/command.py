@@ -16,7 +16,6 @@ from timm_dad.dad_sets.match import check_data, check_teacher
 from timm_dad.dad_sets.read import read_settings
 from timm_dad.data.datasets import check_images, create_dataset
 from timm_dad.data.images import Frame, Source
-from timm_dad.data_args import add_data_args, check_data_args, number_of_classes
 from timm_dad.diagnosis.data import MadeViews, SampledImages, SourceImages, StoredViews, sample_indices, sample_suite
 from timm_dad.diagnosis.diagnose import DiagnoseConfig, MakeViews, diagnose
 from timm_dad.diagnosis.divergence import DISTANCES
@@ -24,13 +23,13 @@ from timm_dad.diagnosis.report import format_report, write_report
 from timm_dad.evaluation.model_specs import parse_models
 from timm_dad.evaluation.models import EvalModel, ModelOptions, open_model
 from timm_dad.evaluation.suites import Suite, open_suite, parse_suite
-from timm_dad.flag_errors import check_rules, naming_flag
-from timm_dad.given_flags import given_flags
-from timm_dad.pair_args import check_pair_args, open_dad_set
-from timm_dad.teacher_args import check_teacher_args, create_teacher, teacher_specs
+from timm_dad.flags.data import add_data_args, check_data_args, number_of_classes
+from timm_dad.flags.pairs import check_pair_args, open_dad_set
+from timm_dad.flags.rules import check_rules, given_flags, naming_flag
+from timm_dad.flags.teacher import check_teacher_args, create_teacher, teacher_specs
+from timm_dad.flags.views import add_view_args, check_view_args, create_augment, create_vqgan, prepare_models
 from timm_dad.teachers.spec import DataClasses
 from timm_dad.teachers.teacher import INTERPOLATIONS, Teacher
-from timm_dad.view_args import add_view_args, check_view_args, create_augment, create_vqgan, prepare_models
 from timm_dad.vqgan.presets import PRESETS
 
 PROGRAM = 'timm-dad diagnose'

@@ -13,9 +13,8 @@ from timm_dad.evaluation.model_specs import parse_models
 from timm_dad.evaluation.models import ModelOptions
 from timm_dad.evaluation.predict import EvalConfig
 from timm_dad.evaluation.suites import PUBLISHED
-from timm_dad.flag_errors import check_rules, naming_flag
+from timm_dad.flags.rules import check_rules, given_flags, naming_flag
 from timm_dad.frozen.prepare import PRECISIONS
-from timm_dad.given_flags import given_flags
 from timm_dad.method.attack import NORMS
 from timm_dad.teachers.class_files import read_class_file
 from timm_dad.teachers.zero_shot import check_templates

@@ -11,7 +11,7 @@ from timm.layers import convert_splitbn_model
 from timm.models import load_checkpoint
 
 from timm_dad.data.datasets import create_dataset, dataset_class_names
-from timm_dad.teacher_args import create_teacher
+from timm_dad.flags.teacher import create_teacher
 from timm_dad.teachers.class_map import match_classes, resolve_classes, timm_labels
 from timm_dad.teachers.spec import DataClasses
 from timm_dad.teachers.teacher import INTERPOLATIONS, Teacher
@@ -36,7 +36,7 @@ def read_run(path: str) -> argparse.Namespace:
     Raises:
         ValueError: If there is none.
     """
-    from timm_dad.train_args import create_parser
+    from timm_dad.flags.timm import create_parser
 
     file = run_folder(path) / 'args.yaml'
     try:

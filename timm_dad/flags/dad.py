@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from timm_dad.dad_sets.logits import StoredLogits
 from timm_dad.dad_sets.match import check_teacher
 from timm_dad.dad_sets.read import DADSet
-from timm_dad.flag_errors import check_rules, naming_flag
+from timm_dad.flags.pairs import add_pair_args, check_pair_args, uses_cache, uses_pairs
+from timm_dad.flags.rules import check_rules, naming_flag
+from timm_dad.flags.teacher import check_teacher_args, create_teacher
+from timm_dad.flags.views import add_view_args, check_view_args, create_augment, create_vqgan, prepare_models
 from timm_dad.method.augment import DADAugment
 from timm_dad.method.loss import DADLossConfig
 from timm_dad.method.schedule import EPS_SCHEDULES, DADSchedule
 from timm_dad.method.task import DADTask
-from timm_dad.pair_args import add_pair_args, check_pair_args, uses_cache, uses_pairs
-from timm_dad.teacher_args import check_teacher_args, create_teacher
 from timm_dad.teachers.teacher import Teacher
-from timm_dad.view_args import add_view_args, check_view_args, create_augment, create_vqgan, prepare_models
 from timm_dad.vqgan.presets import PRESETS
 
 

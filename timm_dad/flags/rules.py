@@ -1,5 +1,6 @@
-"""Errors that name the flag: rules between flags, and values that a config refuses."""
+"""Rules between flags, errors that name the flag, and which flags a command line gives."""
 
+import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -36,3 +37,31 @@ def naming_flag(flags: Mapping[str, str] | None = None, unknown: str | None = No
         field = str(error).split()[0]
         name = (flags or {}).get(field, unknown or field)
         raise ValueError(f'--{name.replace("_", "-")}: {error}') from error
+
+
+def without_defaults(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Let a parser give the flags of the command line alone.
+
+    Args:
+        parser: One of its own for this; changed.
+
+    Returns:
+        The parser.
+    """
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    parser._defaults.clear()
+    return parser
+
+
+def given_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> dict[str, Any]:
+    """The flags of a command line alone.
+
+    Args:
+        parser: One of its own for this; changed.
+        argv: The command line; ``sys.argv[1:]`` by default.
+
+    Returns:
+        Their values by name.
+    """
+    return vars(without_defaults(parser).parse_args(argv))

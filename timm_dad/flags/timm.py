@@ -15,11 +15,10 @@ import yaml
 from timm.optim import list_optimizers
 from timm.utils import ParseKwargs
 
-from timm_dad.dad_args import add_dad_args, check_dad_args
 from timm_dad.demo.data import DEMO_CONFIG
-from timm_dad.flag_errors import check_rules
-from timm_dad.given_flags import given_flags
-from timm_dad.pair_args import uses_pairs
+from timm_dad.flags.dad import add_dad_args, check_dad_args
+from timm_dad.flags.pairs import uses_pairs
+from timm_dad.flags.rules import check_rules, given_flags
 
 # What timm's create_scheduler_v2 knows; it takes any other name without a word.
 SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'plateau', 'poly')

@@ -14,7 +14,7 @@ from timm_dad.dad_sets.views import CachedViews, SetViews
 from timm_dad.data.images import Frame, Source
 from timm_dad.data.pairs import DADPairs, PairStream, PairTransform, Partner, SamePicture
 from timm_dad.demo.data import DEMO_VQGAN
-from timm_dad.flag_errors import check_rules
+from timm_dad.flags.rules import check_rules
 from timm_dad.vqgan.load import load_vqgan
 from timm_dad.vqgan.model import VQGAN
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from timm_dad.flag_errors import naming_flag
+from timm_dad.flags.pairs import load_vqgan_by_spec
+from timm_dad.flags.rules import naming_flag
+from timm_dad.flags.teacher import add_teacher_args
 from timm_dad.frozen.precision import fastest_precision
 from timm_dad.frozen.prepare import PRECISIONS, prepare_frozen
 from timm_dad.method.attack import NORMS, AttackConfig
 from timm_dad.method.augment import ATTACK_FROM, DADAugment
 from timm_dad.method.micro_batch import MicroBatches
-from timm_dad.pair_args import load_vqgan_by_spec
-from timm_dad.teacher_args import add_teacher_args
 from timm_dad.teachers.teacher import Teacher
 from timm_dad.vqgan.model import VQGAN
 from timm_dad.vqgan.presets import PRESETS

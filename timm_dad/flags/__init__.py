@@ -1,0 +1,1 @@
+"""Flags, and the objects that they ask for: the one home of argparse beside the commands."""
