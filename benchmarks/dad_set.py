@@ -107,7 +107,7 @@ def training(folder: Path) -> str:
 WORKER = """
 import json, sys, time
 from pathlib import Path
-from timm_dad import generate_command as command
+from timm_dad.commands import generate as command
 import timm_dad.dad_sets.generate as module
 def wait(*args, make=module.generate, **kwargs):
     Path(sys.argv[1]).touch()

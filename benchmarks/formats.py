@@ -29,7 +29,7 @@ def measure(flags: list[str], exact: Any, teacher: Any, vqgan: Any) -> tuple[flo
     import torch
     from torchvision.transforms.functional import pil_to_tensor
 
-    from timm_dad import generate_command
+    from timm_dad.commands import generate as generate_command
     from timm_dad.dad_sets.read import DADSet
 
     with tempfile.TemporaryDirectory() as folder:
@@ -55,7 +55,7 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     import torch
 
-    from timm_dad import generate_command
+    from timm_dad.commands import generate as generate_command
     from timm_dad.dad_sets.formats import unpack_codes
     from timm_dad.dad_sets.read import DADSet
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from demo_build import Style, batches, random_affine, random_colour, read_style, to_tensor
 from timm.utils import setup_default_logging
 from torch import Tensor
 from tqdm import tqdm
 
 from timm_dad import VQGAN, load_vqgan
-from timm_dad.demo.build import Style, batches, random_affine, random_colour, read_style, to_tensor
 from timm_dad.demo.data import DEMO_VQGAN, SEEN_STYLES, SIZE, UNSEEN_STYLES
 from timm_dad.vqgan.save import save_vqgan
 from timm_dad.vqgan_distill import (

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import demo_build as build
 import numpy as np
 import pytest
 import torch
@@ -10,7 +11,8 @@ from accelerate.state import AcceleratorState
 from safetensors import safe_open
 
 from timm_dad.cli import main as timm_dad_command
-from timm_dad.demo import build, data, run
+from timm_dad.commands import demo as run
+from timm_dad.demo import data
 from timm_dad.flags.timm import parse_args
 
 

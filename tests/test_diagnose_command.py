@@ -12,9 +12,9 @@ from test_generate import _wds
 from torch import nn
 
 from timm_dad.cli import main as cli
+from timm_dad.commands.generate import main as generate
 from timm_dad.demo.data import class_names
 from timm_dad.diagnosis.command import create_parser, main, make_frame, parse_args
-from timm_dad.generate_command import main as generate
 from timm_dad.teachers.teacher import INTERPOLATIONS
 
 DEMO = '--dataset demo/noto --ood demo/twemoji --dad-teacher demo --dad-vqgan demo'.split()

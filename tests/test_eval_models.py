@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from timm.data import ImageNetInfo, create_transform, resolve_data_config
 from torch import nn
 
+from timm_dad.commands.probe import main as probe
 from timm_dad.demo.data import class_names
 from timm_dad.evaluation.model_specs import ModelSpec, parse_models
 from timm_dad.evaluation.models import (
@@ -29,7 +30,6 @@ from timm_dad.evaluation.networks import text_sketch, uncut_network
 from timm_dad.evaluation.suite_data import Part, Suite
 from timm_dad.evaluation.trained_run import read_run
 from timm_dad.flags.timm import create_parser
-from timm_dad.probe import main as probe
 from timm_dad.teachers.spec import DataClasses
 from timm_dad.teachers.teacher import create_open_clip_teacher
 

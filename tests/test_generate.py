@@ -21,6 +21,7 @@ from timm.data import create_dataset, create_transform
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
+from timm_dad.commands.generate import describe_data
 from timm_dad.dad_sets.formats import FormatConfig
 from timm_dad.dad_sets.generate import generate
 from timm_dad.dad_sets.maker import GenerateConfig, view_seed
@@ -28,7 +29,6 @@ from timm_dad.dad_sets.manifest import FORMAT_VERSION, ShardManifest
 from timm_dad.dad_sets.read import DADSet
 from timm_dad.dad_sets.verify import verify
 from timm_dad.data.images import Frame, Source
-from timm_dad.generate_command import describe_data
 from timm_dad.method.attack import AttackConfig
 from timm_dad.method.augment import Centre, DADAugment
 from timm_dad.method.micro_batch import MicroBatches

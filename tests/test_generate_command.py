@@ -21,10 +21,10 @@ from test_generate import _wds, assert_same_tree, items, picture, tree, write_im
 from torch import nn
 
 from timm_dad.cli import main as cli
+from timm_dad.commands.generate import create_config, create_parser, main, parse_args
 from timm_dad.dad_sets.manifest import read_json
 from timm_dad.dad_sets.verify import verify
 from timm_dad.data import datasets as data
-from timm_dad.generate_command import create_config, create_parser, main, parse_args
 from timm_dad.vqgan.model import VQGAN, VQGANConfig
 
 NAMES = tuple(f'{name}/{index}.png' for name in ('cat', 'dog', 'fish', 'tree') for index in range(3))
@@ -450,7 +450,7 @@ def test_it_is_a_command_of_timm_dad(files, tmp_path, base):
 
 # Processes
 
-ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(Path(data.__file__).parents[1])}
+ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(Path(data.__file__).parents[2])}
 ONE = (sys.executable, '-m', 'timm_dad', 'generate')
 TORCHRUN = (sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', *ONE[1:])
 ACCELERATE = (

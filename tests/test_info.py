@@ -15,11 +15,12 @@ from folders import write_pictures
 from timm.data import create_dataset
 from torch import nn
 
-from timm_dad import info, load_vqgan
+from timm_dad import load_vqgan
 from timm_dad.cli import main
+from timm_dad.commands import info
+from timm_dad.commands.measure import MeasuredLoader, Spread, Stopwatch
 from timm_dad.common.macs import count_macs, count_model_macs
 from timm_dad.demo.data import DEMO_VQGAN
-from timm_dad.measure import MeasuredLoader, Spread, Stopwatch
 from timm_dad.method.schedule import DADSchedule
 
 SMALLEST = ['--batches', '1', '--batch-size', '8', '--epochs', '10', '--val-interval', '2']

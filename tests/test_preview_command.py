@@ -16,8 +16,8 @@ from test_generate_command import _write_hfds
 from torch import nn
 
 from timm_dad.cli import main as cli
-from timm_dad.generate_command import main as generate
-from timm_dad.preview_command import create_parser, main, parse_args
+from timm_dad.commands.generate import main as generate
+from timm_dad.commands.preview import create_parser, main, parse_args
 from timm_dad.vqgan.model import VQGAN, VQGANConfig
 
 FILES = ['preview.html', 'preview.png']

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from timm_dad.cli import main
-from timm_dad.probe import fit_head, fit_probe, split_held_out
+from timm_dad.commands.probe import fit_head, fit_probe, split_held_out
 from timm_dad.teachers.backbones import load_open_clip
 from timm_dad.teachers.heads import LinearHead, create_head_teacher, load_tower, read_head, save_head
 from timm_dad.teachers.spec import DataClasses, create_teacher_by_spec

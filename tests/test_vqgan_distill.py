@@ -400,8 +400,8 @@ def test_two_processes_are_one_with_twice_the_batch(pictures, tmp_path):
 def test_the_benchmark_builds_from_training_pictures_of_the_given_styles_alone(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / 'benchmarks'))
     import tiny_vqgan as benchmark
+    from demo_build import Style
 
-    from timm_dad.demo.build import Style
     from timm_dad.demo.data import DEMO_VQGAN
 
     def style(seed, of_validation=0):

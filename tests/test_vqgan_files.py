@@ -617,7 +617,7 @@ def test_processes_that_start_at_once_fetch_once(tmp_path, preset):
         'config = p.PRESETS["imagenet-f16-1024"].config\n'
         'print(p.fetch(p.VQGANPreset(name="small", config=config, url=sys.argv[2])))\n'
     )
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(Path(vqgan_presets.__file__).parents[1])}
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(Path(vqgan_presets.__file__).parents[2])}
     command = [sys.executable, '-c', script, str(tmp_path / 'hub'), preset.url]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
     outputs = {process.communicate()[0].strip() for process in processes}

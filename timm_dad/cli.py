@@ -16,20 +16,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from timm_dad import run_timm
-from timm_dad.demo import run
+from timm_dad.commands import demo
 from timm_dad.patch import patch_file
 from timm_dad.vqgan.convert import convert
 
 # Commands that are imported when they are used.
 _MODULES = {
-    'probe': 'timm_dad.probe',
+    'probe': 'timm_dad.commands.probe',
     'vqgan': 'timm_dad.vqgan_command',
-    'info': 'timm_dad.info',
-    'generate': 'timm_dad.generate_command',
+    'info': 'timm_dad.commands.info',
+    'generate': 'timm_dad.commands.generate',
     'verify': 'timm_dad.commands.verify',
     'diagnose': 'timm_dad.diagnosis.command',
     'evaluate': 'timm_dad.evaluation.command',
-    'preview': 'timm_dad.preview_command',
+    'preview': 'timm_dad.commands.preview',
 }
 
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         train_dad.main(arguments[1:])
     elif args.command == 'demo':
-        run.main(arguments[1:])
+        demo.main(arguments[1:])
     elif args.command == 'patch':
         patch_timm(arguments[1:])
     elif args.command == 'convert':

@@ -1,15 +1,18 @@
 """Pictures: every style of emoji64 at the demo's size, and noto's validation pictures corrupted."""
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from timm_dad.demo.build import Style, read_style, to_tensor
 from timm_dad.demo.data import STYLES, TUNING_STYLE
 from timm_dad.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from demo_build import Style, read_style, to_tensor
 
 TRAIN_STYLE = 'noto'
 

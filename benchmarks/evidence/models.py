@@ -17,12 +17,12 @@ from timm.models.mlp_mixer import MlpMixer
 from torch import nn
 
 from timm_dad import VQGAN, Teacher, VQGANConfig, create_open_clip_teacher, load_vqgan, prepare_frozen
-from timm_dad.demo.build import CLASS_NAMES, CLIP_CONFIG, VQGAN_CONFIG, Style, to_tensor, train_clip, train_vqgan
 from timm_dad.demo.data import DEMO_TEACHER, DEMO_VQGAN, SEEN_STYLES, TEMPLATES
 from timm_dad.vqgan.save import write_weights
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 import tiny_vqgan
+from demo_build import CLASS_NAMES, CLIP_CONFIG, VQGAN_CONFIG, Style, to_tensor, train_clip, train_vqgan
 
 PRECISION = 'bf16'
 

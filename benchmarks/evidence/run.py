@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from data import TRAIN_STYLE, corrupted, read_styles, test_sets, top1
+from data import TRAIN_STYLE, corrupted, read_styles, test_sets, to_tensor, top1
 from filelock import FileLock, Timeout
 from jobs import STUDIES, all_jobs
 from models import (
@@ -32,7 +32,6 @@ from models import (
 from tables import write_tables
 from train import Job, Materials, run_job
 
-from timm_dad.demo.build import to_tensor
 from timm_dad.demo.data import DEMO_TEACHER
 from timm_dad.evaluation.corruptions import CORRUPTIONS
 

@@ -10,8 +10,8 @@ from data import TRAIN_STYLE
 from jobs import CONTROL, STUDIES
 from readme_tables import fill, markdown  # found since models.py, which jobs imports, puts benchmarks/ on the path
 
+from timm_dad.commands.demo import interval
 from timm_dad.demo.data import STYLES, TUNING_STYLE, UNSEEN_STYLES
-from timm_dad.demo.run import interval
 from timm_dad.evaluation.corruptions import CORRUPTIONS, SEVERITIES
 
 PROJECT_README = Path(__file__).parents[2] / 'README.md'

@@ -14,14 +14,13 @@ from unittest.mock import patch
 import numpy as np
 import torch
 import yaml
-from data import TRAIN_STYLE, top1
+from data import TRAIN_STYLE, Style, top1
 from models import STUDENTS, load_frozen, teacher_facts, vqgan_facts
 from timm.task import ClassificationTask
 from torch import Tensor, nn
 from views import DAT_ATTACK, Views, make_views, student_views
 
 import train_dad
-from timm_dad.demo.build import Style
 from timm_dad.evaluation.corruptions import CORRUPTIONS
 
 RECIPE = Path(__file__).with_name('recipe.yaml')

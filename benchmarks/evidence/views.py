@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from data import to_tensor
 from torch import Tensor
 
 from timm_dad import VQGAN, AttackConfig, DADAugment, Teacher
-from timm_dad.demo.build import to_tensor
 from timm_dad.method.attack import ascend
 from timm_dad.method.augment import Centre
 from timm_dad.method.loss import teacher_cross_entropy

@@ -13,7 +13,7 @@ def format_report(report: dict[str, Any]) -> str:
     """Tables of the models and of each way to train.
 
     Args:
-        report: From ``timm_dad.info.make_report``.
+        report: From ``timm_dad.commands.info.make_report``.
 
     Returns:
         Text of several lines.

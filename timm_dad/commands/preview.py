@@ -9,6 +9,7 @@ from typing import Any
 
 from torchvision.transforms.functional import to_tensor
 
+from timm_dad.commands.generate import pick_device
 from timm_dad.common.errors import errors_in_one_line
 from timm_dad.common.files import write_file
 from timm_dad.common.log import setup_logging
@@ -21,7 +22,6 @@ from timm_dad.flags.data import add_data_args, check_data_args, number_of_classe
 from timm_dad.flags.rules import check_rules, given_flags, naming_flag
 from timm_dad.flags.teacher import check_teacher_args, create_teacher, teacher_specs
 from timm_dad.flags.views import add_view_args, check_view_args, create_augment, create_vqgan, prepare_models
-from timm_dad.generate_command import pick_device
 from timm_dad.method.augment import DADAugment
 from timm_dad.method.loss import DADLossConfig
 from timm_dad.preview.image import PreviewImage, describe_means, describe_settings, preview_image, shown_names, spread

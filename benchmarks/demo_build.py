@@ -1,4 +1,4 @@
-"""Make the demo's pictures and weights again: ``python -m timm_dad.demo.build --source ../shared/emoji64``.
+"""Make the demo's pictures and weights again: ``python benchmarks/demo_build.py --source ../shared/emoji64``.
 
 Which style plays which part is decided here, once. Students see ``noto`` alone. Teacher and VQGAN learn
 ``SEEN_STYLES``, every emoji of them, as CLIP has seen pictures of everything. ``UNSEEN_STYLES`` are reported and
@@ -24,13 +24,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from timm_dad.common.extras import require_extra
-from timm_dad.demo.data import SEEN_STYLES, SIZE, STYLES, TEMPLATES, TUNING_STYLE
+from timm_dad.demo.data import ASSETS, SEEN_STYLES, SIZE, STYLES, TEMPLATES, TUNING_STYLE
 from timm_dad.vqgan.model import VQGAN, VQGANConfig
 from timm_dad.vqgan.save import write_weights
 from timm_dad.vqgan_train import VQGANTrainConfig, VQGANTrainer
 from timm_dad.vqgan_trainer import one_cycle
 
-_logger = logging.getLogger('timm_dad.demo.build')
+_logger = logging.getLogger('demo_build')
 
 CLASS_NAMES = {
     'animal_other': 'bird, fish or insect',
@@ -257,9 +257,9 @@ def build_teacher(styles: dict[str, Style], source: Path, output: Path, steps: i
 
 def main(argv: list[str] | None = None) -> None:
     """Build pictures, VQGAN and teacher, or some of them."""
-    parser = argparse.ArgumentParser(prog='python -m timm_dad.demo.build', description=__doc__)
+    parser = argparse.ArgumentParser(prog='python benchmarks/demo_build.py', description=__doc__)
     parser.add_argument('--source', type=Path, required=True, help='folder of emoji64: <style>.npz and captions.json')
-    parser.add_argument('--output', type=Path, default=Path(__file__).parent / 'assets', help='folder to write')
+    parser.add_argument('--output', type=Path, default=ASSETS, help='folder to write')
     parser.add_argument(
         '--only', nargs='+', choices=('pictures', 'vqgan', 'teacher'), help='parts to build (default: all)'
     )
