@@ -55,8 +55,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
-from timm_dad.cache import make_dad_images
-from timm_dad.checkpoint import TaskWithProgress, create_saver, find_newest, load_progress, remove_recovery
 from timm_dad.common.errors import errors_in_one_line
 from timm_dad.common.files import write_file
 from timm_dad.common.log import setup_logging
@@ -65,11 +63,29 @@ from timm_dad.dad_sets.read import DADSet
 from timm_dad.data.datasets import check_images, create_dataset, dataset_class_names
 from timm_dad.demo.data import SEEN_STYLES
 from timm_dad.evaluation.models import Preprocess
-from timm_dad.evaluation.on_pixels import OnPixels, fixed_size
 from timm_dad.evaluation.predict import EvalConfig
 from timm_dad.evaluation.predictions import Predictions
 from timm_dad.evaluation.suite_data import Suite
-from timm_dad.evaluation.train_suites import (
+from timm_dad.flags.dad import build_task
+from timm_dad.flags.pairs import open_dad_set, pair_dataset, uses_cache, uses_pairs
+from timm_dad.flags.timm import parse_args, torch_dtype
+from timm_dad.method.augment import DADAugment
+from timm_dad.method.task import DADTask
+from timm_dad.preview.image import describe_settings, preview_image, shown_names, spread
+from timm_dad.preview.sheet import make_sheet, png_bytes
+from timm_dad.training.cache import make_dad_images
+from timm_dad.training.checkpoint import TaskWithProgress, create_saver, find_newest, load_progress, remove_recovery
+from timm_dad.training.loaders import (
+    create_eval_loader,
+    create_mixup,
+    create_train_loader,
+    mixes,
+    set_epoch,
+    stop_mixup,
+)
+from timm_dad.training.on_pixels import OnPixels, fixed_size
+from timm_dad.training.overlap import prepared_ahead
+from timm_dad.training.suites import (
     SuiteResults,
     accuracies,
     add_rows,
@@ -79,15 +95,6 @@ from timm_dad.evaluation.train_suites import (
     read_rows,
     write_suite_report,
 )
-from timm_dad.flags.dad import build_task
-from timm_dad.flags.pairs import open_dad_set, pair_dataset, uses_cache, uses_pairs
-from timm_dad.flags.timm import parse_args, torch_dtype
-from timm_dad.loaders import create_eval_loader, create_mixup, create_train_loader, mixes, set_epoch, stop_mixup
-from timm_dad.method.augment import DADAugment
-from timm_dad.method.task import DADTask
-from timm_dad.overlap import prepared_ahead
-from timm_dad.preview.image import describe_settings, preview_image, shown_names, spread
-from timm_dad.preview.sheet import make_sheet, png_bytes
 
 _logger = logging.getLogger('train_dad')
 

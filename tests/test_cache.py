@@ -3,9 +3,9 @@
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from timm_dad.cache import make_dad_images
 from timm_dad.method.attack import AttackConfig
 from timm_dad.method.augment import DADAugment
+from timm_dad.training.cache import make_dad_images
 
 NORM = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}
 

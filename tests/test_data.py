@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from timm_dad.data.datasets import check_images, create_dataset, dataset_class_names, open_dataset
 from timm_dad.flags.timm import parse_args
-from timm_dad.loaders import PairMixup
+from timm_dad.training.loaders import PairMixup
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from timm_dad.frozen.prepare import prepare_frozen
 from timm_dad.method.attack import AttackConfig
 from timm_dad.method.augment import DADAugment
 from timm_dad.method.task import DADTask
-from timm_dad.overlap import prepared_ahead
+from timm_dad.training.overlap import prepared_ahead
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')]
 

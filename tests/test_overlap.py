@@ -8,7 +8,7 @@ from timm_dad.method.attack import AttackConfig
 from timm_dad.method.augment import DADAugment
 from timm_dad.method.schedule import DADSchedule
 from timm_dad.method.task import DADTask
-from timm_dad.overlap import prepared_ahead
+from timm_dad.training.overlap import prepared_ahead
 
 TARGET = torch.tensor([0, 1, 2, 3])
 

@@ -36,7 +36,7 @@ from timm_dad.data.pairs import DADPairs, PairStream, PairTransform, SamePicture
 from timm_dad.flags.pairs import open_dad_set, pair_dataset
 from timm_dad.flags.teacher import create_teacher
 from timm_dad.flags.timm import parse_args
-from timm_dad.loaders import PairCollateMixup, PairMixup, create_train_loader, set_epoch
+from timm_dad.training.loaders import PairCollateMixup, PairMixup, create_train_loader, set_epoch
 
 REPO = Path(train_dad.__file__).parent
 DATA_CONFIG = {

@@ -23,9 +23,9 @@ from timm_dad import run_timm
 from timm_dad.cli import main
 from timm_dad.data.pairs import DADPairs
 from timm_dad.flags.timm import create_parser
-from timm_dad.loaders import PairCollateMixup
 from timm_dad.patch import patch_file
 from timm_dad.timm_train import check_args, create_task, pair_views
+from timm_dad.training.loaders import PairCollateMixup
 from timm_dad.vqgan.presets import PRESETS
 
 REPO = Path(__file__).parents[1]

@@ -17,10 +17,11 @@ from torch import nn
 
 import train_dad
 from timm_dad.evaluation.models import Preprocess
-from timm_dad.evaluation.on_pixels import OnPixels, fixed_size, resize_notes
 from timm_dad.evaluation.predict import EvalConfig
 from timm_dad.evaluation.suite_data import Part, Suite
-from timm_dad.evaluation.train_suites import (
+from timm_dad.teachers.teacher import Teacher
+from timm_dad.training.on_pixels import OnPixels, fixed_size, resize_notes
+from timm_dad.training.suites import (
     accuracies,
     add_rows,
     evaluate_on_suites,
@@ -28,7 +29,6 @@ from timm_dad.evaluation.train_suites import (
     open_eval_suites,
     write_suite_report,
 )
-from timm_dad.teachers.teacher import Teacher
 
 WNIDS = list(ImageNetInfo().label_names())
 

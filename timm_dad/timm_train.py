@@ -16,8 +16,8 @@ from timm_dad.data.pairs import DADPairs, PairStream
 from timm_dad.flags.dad import add_dad_args, build_task, check_dad_args
 from timm_dad.flags.pairs import open_dad_set, pair_dataset, uses_pairs
 from timm_dad.flags.rules import check_rules, without_defaults
-from timm_dad.loaders import create_collate, mixes
 from timm_dad.method.task import DADTask
+from timm_dad.training.loaders import create_collate, mixes
 
 __all__ = ['add_dad_args', 'check_args', 'create_task', 'pair_views']
 

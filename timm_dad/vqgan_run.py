@@ -16,7 +16,7 @@ from timm.utils import random_seed, update_summary
 from tqdm import tqdm
 
 from timm_dad.common.files import write_file
-from timm_dad.loaders import set_epoch
+from timm_dad.training.loaders import set_epoch
 from timm_dad.vqgan.save import save_vqgan
 from timm_dad.vqgan_args import FIXED
 from timm_dad.vqgan_trainer import Trainer

@@ -17,7 +17,6 @@ import torch
 from torch import nn
 from torch.utils.data import IterableDataset
 
-from timm_dad.cache import make_dad_images
 from timm_dad.commands.info_text import format_report
 from timm_dad.commands.measure import MeasuredLoader, Spread, Stopwatch, peak_memory, reset_peak_memory
 from timm_dad.common.errors import errors_in_one_line
@@ -27,10 +26,11 @@ from timm_dad.data.datasets import create_dataset
 from timm_dad.flags.dad import check_dad_args, create_task
 from timm_dad.flags.pairs import pair_dataset, uses_cache
 from timm_dad.flags.timm import parse_args, torch_dtype
-from timm_dad.loaders import create_eval_loader, create_mixup, create_train_loader
 from timm_dad.method.schedule import DADSchedule
 from timm_dad.method.task import DADTask
 from timm_dad.teachers.spec import DEFAULT_TEACHER
+from timm_dad.training.cache import make_dad_images
+from timm_dad.training.loaders import create_eval_loader, create_mixup, create_train_loader
 
 PROGRAM = 'timm-dad info'
 WARMUP = 2

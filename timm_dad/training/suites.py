@@ -12,7 +12,6 @@ from timm.data import ImageNetInfo
 from torch import nn
 
 from timm_dad.evaluation.models import EvalModel, Preprocess
-from timm_dad.evaluation.on_pixels import FLAG, resize_notes
 from timm_dad.evaluation.plots import write_plots
 from timm_dad.evaluation.predict import EvalConfig, evaluate_part
 from timm_dad.evaluation.predictions import Predictions
@@ -20,6 +19,7 @@ from timm_dad.evaluation.report import build_report, write_report
 from timm_dad.evaluation.suite_data import Suite
 from timm_dad.evaluation.suite_figures import HEADLINE_PARTS, MEAN_OOD, Results
 from timm_dad.evaluation.suites import open_suites
+from timm_dad.training.on_pixels import FLAG, resize_notes
 
 COLUMNS = ('epoch', 'model', 'suite', 'top1', 'top5')
 
