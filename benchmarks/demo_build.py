@@ -27,8 +27,8 @@ from timm_dad.common.extras import require_extra
 from timm_dad.demo.data import ASSETS, SEEN_STYLES, SIZE, STYLES, TEMPLATES, TUNING_STYLE
 from timm_dad.vqgan.model import VQGAN, VQGANConfig
 from timm_dad.vqgan.save import write_weights
-from timm_dad.vqgan_train import VQGANTrainConfig, VQGANTrainer
-from timm_dad.vqgan_trainer import one_cycle
+from timm_dad.vqgan_training.optimize import one_cycle
+from timm_dad.vqgan_training.reconstruction import VQGANTrainConfig, VQGANTrainer
 
 _logger = logging.getLogger('demo_build')
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from timm_dad import VQGAN, load_vqgan
 from timm_dad.demo.data import DEMO_VQGAN, SEEN_STYLES, SIZE, UNSEEN_STYLES
 from timm_dad.vqgan.save import save_vqgan
-from timm_dad.vqgan_distill import (
+from timm_dad.vqgan_training.distill import (
     Distiller,
     Targets,
     compare,
@@ -29,7 +29,7 @@ from timm_dad.vqgan_distill import (
     make_targets,
     pass_macs,
 )
-from timm_dad.vqgan_trainer import OptimizerConfig
+from timm_dad.vqgan_training.optimize import OptimizerConfig
 
 # Each picture is moved and coloured so many ways, once: the original is most of a step, and its answers are kept.
 COPIES = 4

@@ -13,7 +13,7 @@ from timm_dad.frozen.prepare import prepare_frozen
 from timm_dad.vqgan.presets import PRESETS
 from timm_dad.vqgan.save import save_vqgan
 from timm_dad.vqgan.tiny import Block, TinyDecoder, TinyEncoder
-from timm_dad.vqgan_distill import create_tiny, default_ch, pass_macs, tiny_config
+from timm_dad.vqgan_training.distill import create_tiny, default_ch, pass_macs, tiny_config
 
 PAPER = PRESETS['openimages-f8-16384'].config
 

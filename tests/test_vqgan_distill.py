@@ -17,14 +17,23 @@ from safetensors.torch import load_file
 from torch import nn
 
 import timm_dad
-from timm_dad import VQGAN, load_vqgan, vqgan_command
+from timm_dad import VQGAN, load_vqgan
 from timm_dad.cli import main
 from timm_dad.flags.dad import create_vqgan
 from timm_dad.flags.timm import parse_args
 from timm_dad.vqgan.save import save_vqgan
-from timm_dad.vqgan_distill import Distiller, DistillLoss, compare, create_tiny, make_targets, pass_macs, tiny_config
-from timm_dad.vqgan_train import psnr
-from timm_dad.vqgan_trainer import OptimizerConfig
+from timm_dad.vqgan_training import command as vqgan_command
+from timm_dad.vqgan_training.distill import (
+    Distiller,
+    DistillLoss,
+    compare,
+    create_tiny,
+    make_targets,
+    pass_macs,
+    tiny_config,
+)
+from timm_dad.vqgan_training.optimize import OptimizerConfig
+from timm_dad.vqgan_training.reconstruction import psnr
 
 TRAINING = '--batch-size 8 --workers 0 --lr 3e-3 --ch 8 --device cpu'.split()
 

@@ -17,12 +17,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 import timm_dad
-from timm_dad import VQGAN, VQGANConfig, load_vqgan, vqgan_command
+from timm_dad import VQGAN, VQGANConfig, load_vqgan
 from timm_dad.cli import main
 from timm_dad.flags.dad import create_vqgan
 from timm_dad.flags.timm import parse_args
 from timm_dad.vqgan.save import save_vqgan
-from timm_dad.vqgan_train import VQGANTrainConfig, VQGANTrainer, evaluate_vqgan
+from timm_dad.vqgan_training import command as vqgan_command
+from timm_dad.vqgan_training.reconstruction import VQGANTrainConfig, VQGANTrainer, evaluate_vqgan
 
 ARCHITECTURE = ('--ch 32 --ch-mult 1 2 --num-res-blocks 1 --z-channels 4 --n-embed 32 --embed-dim 4 '
                 '--attn-resolutions').split()  # fmt: skip

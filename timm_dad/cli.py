@@ -23,7 +23,7 @@ from timm_dad.vqgan.convert import convert
 # Commands that are imported when they are used.
 _MODULES = {
     'probe': 'timm_dad.commands.probe',
-    'vqgan': 'timm_dad.vqgan_command',
+    'vqgan': 'timm_dad.vqgan_training.command',
     'info': 'timm_dad.commands.info',
     'generate': 'timm_dad.commands.generate',
     'verify': 'timm_dad.commands.verify',

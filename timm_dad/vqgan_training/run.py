@@ -18,8 +18,8 @@ from tqdm import tqdm
 from timm_dad.common.files import write_file
 from timm_dad.training.loaders import set_epoch
 from timm_dad.vqgan.save import save_vqgan
-from timm_dad.vqgan_args import FIXED
-from timm_dad.vqgan_trainer import Trainer
+from timm_dad.vqgan_training.args import FIXED
+from timm_dad.vqgan_training.optimize import Trainer
 
 _logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from timm_dad.flags.rules import check_rules
-from timm_dad.vqgan_args import (
+from timm_dad.vqgan_training.args import (
     add_data_flags,
     add_training_flags,
     check_at_least_one,
@@ -12,7 +12,7 @@ from timm_dad.vqgan_args import (
     optimizer_config,
     parse,
 )
-from timm_dad.vqgan_trainer import OptimizerConfig
+from timm_dad.vqgan_training.optimize import OptimizerConfig
 
 PROGRAM = 'timm-dad vqgan distill'
 

@@ -8,8 +8,8 @@ import torch
 
 from timm_dad.flags.rules import check_rules, naming_flag
 from timm_dad.vqgan.model import VQGANConfig
-from timm_dad.vqgan_train import VQGANTrainConfig
-from timm_dad.vqgan_trainer import OptimizerConfig
+from timm_dad.vqgan_training.optimize import OptimizerConfig
+from timm_dad.vqgan_training.reconstruction import VQGANTrainConfig
 
 PROGRAM = 'timm-dad vqgan train'
 # The architecture of the paper's VQGAN (OpenImages, factor 8); sides of attention follow from the image size.

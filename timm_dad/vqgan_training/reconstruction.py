@@ -16,9 +16,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
-from timm_dad.perceptual import Perceptual
 from timm_dad.vqgan.model import VQGAN, nearest_codes
-from timm_dad.vqgan_trainer import OptimizerConfig, Trainer
+from timm_dad.vqgan_training.optimize import OptimizerConfig, Trainer
+from timm_dad.vqgan_training.perceptual import Perceptual
 
 # Weight of the term that pulls latents to their codes, as in taming.
 _BETA = 0.25

@@ -17,19 +17,20 @@ from filelock import FileLock, Timeout
 from timm.data import create_loader
 from torch.utils.data import IterableDataset, Subset
 
-from timm_dad import vqgan_args, vqgan_distill_args
 from timm_dad.common.errors import errors_in_one_line
 from timm_dad.common.log import setup_logging
 from timm_dad.data.datasets import check_images, create_dataset
 from timm_dad.demo.data import DEMO_VQGAN
-from timm_dad.perceptual import Perceptual, create_lpips, missing_for_lpips
 from timm_dad.vqgan.load import load_vqgan
 from timm_dad.vqgan.model import VQGAN
-from timm_dad.vqgan_args import check_image_size, create_config, optimizer_config, train_config
-from timm_dad.vqgan_distill import Distiller, create_tiny
-from timm_dad.vqgan_run import STATE, NonFiniteVQGANLossError, VQGANRun, seed_all, start, train
-from timm_dad.vqgan_train import VQGANTrainer
-from timm_dad.vqgan_trainer import Trainer
+from timm_dad.vqgan_training import args as vqgan_args
+from timm_dad.vqgan_training import distill_args as vqgan_distill_args
+from timm_dad.vqgan_training.args import check_image_size, create_config, optimizer_config, train_config
+from timm_dad.vqgan_training.distill import Distiller, create_tiny
+from timm_dad.vqgan_training.optimize import Trainer
+from timm_dad.vqgan_training.perceptual import Perceptual, create_lpips, missing_for_lpips
+from timm_dad.vqgan_training.reconstruction import VQGANTrainer
+from timm_dad.vqgan_training.run import STATE, NonFiniteVQGANLossError, VQGANRun, seed_all, start, train
 
 _logger = logging.getLogger(__name__)
 

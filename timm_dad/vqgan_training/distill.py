@@ -19,10 +19,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from timm_dad.common.macs import count_macs
-from timm_dad.perceptual import Perceptual
 from timm_dad.vqgan.model import VQGAN, VQGANConfig
-from timm_dad.vqgan_train import psnr
-from timm_dad.vqgan_trainer import OptimizerConfig, Trainer
+from timm_dad.vqgan_training.optimize import OptimizerConfig, Trainer
+from timm_dad.vqgan_training.perceptual import Perceptual
+from timm_dad.vqgan_training.reconstruction import psnr
 
 # By default a tiny VQGAN takes at most this part of the original's multiply-adds.
 _SHARE = 0.1
