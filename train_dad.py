@@ -36,9 +36,9 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from timm import utils
 from timm.data import Mixup, resolve_data_config
-from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
+from timm.layers import convert_sync_batchnorm, set_fast_norm
 from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
-from timm.models import create_model, safe_model_name
+from timm.models import safe_model_name
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import (
@@ -68,6 +68,8 @@ from timm_dad.evaluation.predictions import Predictions
 from timm_dad.evaluation.suite_data import Suite
 from timm_dad.flags.dad import build_task
 from timm_dad.flags.pairs import open_dad_set, pair_dataset, uses_cache, uses_pairs
+from timm_dad.flags.rules import flag_errors
+from timm_dad.flags.student import create_student
 from timm_dad.flags.timm import parse_args, torch_dtype
 from timm_dad.method.augment import DADAugment
 from timm_dad.method.task import DADTask
@@ -198,7 +200,10 @@ def build(args: argparse.Namespace, accelerator: Accelerator, output_dir: Path) 
     dataset_eval = create_dataset(args, args.val_split, is_training=False) if args.val_split else None
     suites = open_eval_suites(args.eval_suites)
     class_names = dataset_class_names(dataset_train)
+    if args.resume and args.resume != 'auto':
+        load_progress(args.resume)
     student = create_student(args)
+    args.num_classes = student.num_classes
     flags = {'--data-dir': dataset_train, '--val-split': dataset_eval}
     for flag, dataset in flags.items():
         check_images(dataset, flag)
@@ -214,12 +219,12 @@ def build(args: argparse.Namespace, accelerator: Accelerator, output_dir: Path) 
             cached_dad_images(args, accelerator, augment, data_config) if augment and uses_cache(args) else None
         )
         dataset_train = pair_dataset(args, dataset_train, data_config, dad_set=dad_set, dad_images=dad_images)
-    with blame('augmentation and loader flags (--aa, --mixup, --workers, ...)'):
+    with flag_errors('augmentation and loader flags (--aa, --mixup, --workers, ...)'):
         loader_train = create_train_loader(args, accelerator, dataset_train, data_config)
         loader_eval = create_eval_loader(args, accelerator, dataset_eval, data_config) if dataset_eval else None
         mixup_fn = create_mixup(args)
     args.lr = args.lr or scaled_learning_rate(args, accelerator.num_processes)
-    with blame('--opt, --opt-kwargs'):
+    with flag_errors('--opt, --opt-kwargs'):
         optimizer = create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=args), **args.opt_kwargs)
     return Run(
         args=args,
@@ -261,17 +266,6 @@ def train(run: Run) -> dict[str, Any]:
         print(f'Preview: {run.output_dir / "preview.png"}')
     run.accelerator.end_training()
     return results
-
-
-@contextlib.contextmanager
-def blame(flags: str) -> Iterator[None]:
-    """Say which flags a failed factory of timm or torch got; they raise what they like."""
-    try:
-        yield
-    except (ValueError, ImportError):
-        raise
-    except Exception as error:
-        raise ValueError(f'{flags}: {type(error).__name__}: {error}') from error
 
 
 def set_backends(args: argparse.Namespace) -> None:
@@ -326,8 +320,6 @@ def create_accelerator(args: argparse.Namespace, output_dir: Path) -> Accelerato
 
 def prepare_student(args: argparse.Namespace, accelerator: Accelerator, student: nn.Module) -> nn.Module:
     """Batch norm by split or over processes, device, precision and memory layout."""
-    if args.split_bn:
-        student = convert_splitbn_model(student, max(args.aug_splits, 2))
     student.to(device=accelerator.device, dtype=torch_dtype(args.model_dtype))
     if args.channels_last:
         student.to(memory_format=torch.channels_last)
@@ -420,7 +412,7 @@ def prepare(run: Run) -> None:
     """Resume, EMA, compilation, Accelerate and schedule, in the order of timm's train.py."""
     args, task = run.args, run.task
     find_resume(run)
-    with blame(f'--resume {args.resume}'):
+    with flag_errors(f'--resume {args.resume}'):
         progress = resume(run)
     if args.model_ema:
         device = torch.device('cpu') if args.model_ema_force_cpu else None
@@ -646,51 +638,6 @@ def check_classes(flag: str, dataset: Any, num_classes: int, class_names: Sequen
     if class_names is not None and list(names) != list(class_names):
         other = sorted(set(names) ^ set(class_names))[:4]
         raise ValueError(f'{flag}: data must have the classes of the training data in their order; {other} differ')
-
-
-def create_student(args: argparse.Namespace) -> nn.Module:
-    """Create the student; sets ``args.num_classes`` where the model chose."""
-    resume = '' if args.resume == 'auto' else args.resume
-    paths = {
-        '--resume': resume,
-        '--initial-checkpoint': args.initial_checkpoint,
-        '--pretrained-path': args.pretrained_path,
-    }
-    for flag, path in paths.items():
-        if path and not Path(path).is_file():
-            raise ValueError(f'{flag} must be a checkpoint, got {path!r}, which does not exist')
-    if resume:
-        load_progress(resume)
-    if not args.model.startswith(('hf-hub:', 'hf_hub:', 'local-dir:')) and not timm.is_model(args.model.split('.')[0]):
-        raise ValueError(f'--model must be a timm model, got {args.model!r} (timm.list_models() names them)')
-    overlay = {'pretrained_cfg_overlay': {'file': args.pretrained_path, 'num_classes': -1}}  # -1: adapt the head
-    with blame('--model, --model-kwargs, --pretrained, --initial-checkpoint'):
-        model = create_model(
-            args.model,
-            pretrained=args.pretrained,
-            in_chans=args.in_chans or (args.input_size[0] if args.input_size else 3),
-            num_classes=args.num_classes,
-            drop_rate=args.drop,
-            drop_path_rate=args.drop_path,
-            drop_block_rate=args.drop_block,
-            global_pool=args.gp,
-            bn_momentum=args.bn_momentum,
-            bn_eps=args.bn_eps,
-            checkpoint_path=args.initial_checkpoint,
-            **(overlay if args.pretrained_path else {}),
-            **args.model_kwargs,
-        )
-    with torch.no_grad():
-        if args.head_init_scale is not None:
-            model.get_classifier().weight.mul_(args.head_init_scale)
-            model.get_classifier().bias.mul_(args.head_init_scale)
-        if args.head_init_bias is not None:
-            nn.init.constant_(model.get_classifier().bias, args.head_init_bias)
-    if args.grad_checkpointing:
-        model.set_grad_checkpointing(enable=True)
-    args.num_classes = model.num_classes
-    student: nn.Module = model
-    return student
 
 
 def create_criterion(args: argparse.Namespace) -> nn.Module:

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 import yaml
 from timm.data import resolve_data_config
-from timm.layers import convert_splitbn_model
 from timm.models import load_checkpoint
 
 from timm_dad.data.datasets import create_dataset, dataset_class_names
+from timm_dad.flags.student import create_untrained_student
 from timm_dad.flags.teacher import create_teacher
+from timm_dad.flags.timm import create_parser
 from timm_dad.teachers.class_map import match_classes, resolve_classes, timm_labels
 from timm_dad.teachers.spec import DataClasses
 from timm_dad.teachers.teacher import INTERPOLATIONS, Teacher
@@ -36,8 +37,6 @@ def read_run(path: str) -> argparse.Namespace:
     Raises:
         ValueError: If there is none.
     """
-    from timm_dad.flags.timm import create_parser
-
     file = run_folder(path) / 'args.yaml'
     try:
         flags = yaml.safe_load(file.read_text())
@@ -69,7 +68,7 @@ def create_run_student(path: str, data: DataClasses, use_ema: bool = True) -> tu
     channels = args.in_chans or (args.input_size[0] if args.input_size else 3)
     if channels != 3:
         raise ValueError(f'{path}: images must have 3 channels, the run has {channels}')
-    model = _create_student(args)
+    model: Any = create_untrained_student(args)
     try:
         load_checkpoint(model, str(checkpoint), use_ema=use_ema)
     except Exception as error:  # torch raises what it likes on broken weights
@@ -92,15 +91,6 @@ def create_run_student(path: str, data: DataClasses, use_ema: bool = True) -> tu
         class_index=class_index,
     )
     return student, config
-
-
-def _create_student(args: argparse.Namespace) -> Any:
-    import train_dad
-
-    built = argparse.Namespace(**vars(args))
-    built.pretrained, built.pretrained_path, built.initial_checkpoint, built.resume = False, None, '', ''
-    model = train_dad.create_student(built)
-    return convert_splitbn_model(model, max(args.aug_splits, 2)) if args.split_bn else model
 
 
 def _trained_classes(args: argparse.Namespace) -> list[str] | None:

@@ -21,6 +21,24 @@ def check_rules(rules: Sequence[tuple[Any, str]]) -> None:
 
 
 @contextmanager
+def flag_errors(flags: str) -> Iterator[None]:
+    """Name the flags that a failed factory of timm or torch got: factories raise what they like.
+
+    Args:
+        flags: The flags, as they are written on a command line.
+
+    Raises:
+        ValueError: In place of any other error but ``ImportError``.
+    """
+    try:
+        yield
+    except (ValueError, ImportError):
+        raise
+    except Exception as error:
+        raise ValueError(f'{flags}: {type(error).__name__}: {error}') from error
+
+
+@contextmanager
 def naming_flag(flags: Mapping[str, str] | None = None, unknown: str | None = None) -> Iterator[None]:
     """Put the flag before the message of a config's ``ValueError``, which begins with the field.
 

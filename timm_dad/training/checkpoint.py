@@ -44,6 +44,8 @@ def load_progress(path: str) -> dict[str, Any]:
     Raises:
         ValueError: If the file is no training checkpoint.
     """
+    if not Path(path).is_file():
+        raise ValueError(f'--resume must be a checkpoint, got {path!r}, which does not exist')
     checkpoint = _load(path)
     if 'optimizer' not in checkpoint:
         raise ValueError(f'--resume must be a training checkpoint, got {path!r}, which holds no optimizer')
