@@ -36,6 +36,7 @@ from timm_dad.method.attack import AttackConfig
 from timm_dad.method.augment import Centre, DADAugment
 from timm_dad.method.loss import distillation_loss
 from timm_dad.teachers.ensemble import TeacherEnsemble
+from timm_dad.teachers.heads import LinearHead, create_head_teacher
 from timm_dad.teachers.teacher import Teacher, create_open_clip_teacher
 from timm_dad.vqgan.model import VQGAN, VQGANConfig
 
@@ -271,12 +272,17 @@ def test_features_of_a_zero_shot_teacher_have_unit_length(tmp_path, x_pix):
     torch.testing.assert_close(clip.model.logit_scale * features @ clip.model.text_features, clip(x_pix))
 
 
-@pytest.mark.parametrize('kind', ['timm', 'zero-shot'])
+@pytest.mark.parametrize('kind', ['timm', 'zero-shot', 'probe', 'several'])
 @pytest.mark.parametrize('precision', ['bf16', 'fp16'])
-def test_features_are_in_the_precision_of_the_teacher(teacher, tmp_path, x_pix, kind, precision):
+def test_features_are_in_the_precision_of_the_teacher(teacher, other, tmp_path, x_pix, kind, precision):
+    write_clip_folder(tmp_path / 'clip')
     if kind == 'zero-shot':
-        write_clip_folder(tmp_path / 'clip')
         teacher = create_open_clip_teacher(f'local-dir:{tmp_path / "clip"}', CLASSES)
+    elif kind == 'probe':
+        head = LinearHead(weight=torch.randn(5, 16), bias=torch.randn(5))
+        teacher = create_head_teacher(head, f'open_clip:local-dir:{tmp_path / "clip"}', 5)
+    elif kind == 'several':
+        teacher = TeacherEnsemble([teacher, other])
     teacher = copy.deepcopy(teacher)
     expected = image_features(teacher, x_pix)
     prepare_frozen(teacher, precision=precision)

@@ -1,14 +1,21 @@
+import copy
+import pickle
+
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from clips import write_clip_folder
+from timm.layers import StdConv2d
 from torch import nn
 
-from timm_dad.frozen.prepare import PRECISIONS, prepare_frozen
+from timm_dad.frozen.prepare import PRECISIONS, prepare_frozen, round_weights
 from timm_dad.method.attack import AttackConfig, ascend
 from timm_dad.method.augment import DADAugment
 from timm_dad.method.loss import teacher_cross_entropy
-from timm_dad.teachers.teacher import Teacher, ZeroShotClassifier
+from timm_dad.teachers.ensemble import TeacherEnsemble
+from timm_dad.teachers.heads import LinearHead, create_head_teacher
+from timm_dad.teachers.teacher import Teacher, ZeroShotClassifier, create_open_clip_teacher
 
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 TARGET = torch.tensor([0, 1, 2, 3])
@@ -141,6 +148,36 @@ def test_an_accelerator_of_another_precision_can_come_later(teacher, vqgan, x_pi
     assert inside == {DTYPES[precision]}
 
 
+def test_nothing_of_the_process_is_initialized(teacher, vqgan, monkeypatch):
+    # The environment that torchrun gives: an Accelerator would initialize a process group.
+    torchrun = {'RANK': 0, 'WORLD_SIZE': 1, 'LOCAL_RANK': 0, 'MASTER_ADDR': 'localhost', 'MASTER_PORT': 0}
+    for name, value in torchrun.items():
+        monkeypatch.setenv(name, str(value))
+    prepare_frozen(teacher, vqgan, 'bf16')
+    assert not torch.distributed.is_initialized()
+    assert PartialState._shared_state == AcceleratorState._shared_state == GradientState._shared_state == {}
+
+
+@pytest.mark.parametrize(('environment', 'index'), [({}, 2), ({'LOCAL_RANK': '1'}, 1), ({'LOCAL_RANK': '5'}, 1)])
+def test_without_an_accelerator_they_go_to_the_gpu_of_the_process(teacher, monkeypatch, environment, index):
+    monkeypatch.delenv('LOCAL_RANK', raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    for name, value in {'is_available': True, 'device_count': 4, 'current_device': 2}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    moved = []
+    monkeypatch.setattr(Teacher, 'to', lambda self, device: moved.append(device))
+    prepare_frozen(teacher)
+    assert moved == [torch.device('cuda', index)]
+
+
+def test_an_accelerator_decides_where_they_go(teacher, monkeypatch):
+    Accelerator(cpu=True)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    prepare_frozen(teacher)
+    assert teacher.mean.device.type == 'cpu'
+
+
 def test_an_error_inside_leaves_the_accelerator_of_the_process(teacher):
     accelerator = Accelerator(mixed_precision='bf16', cpu=True)
     with pytest.raises(ValueError, match='precision must be one of'):
@@ -151,16 +188,34 @@ def test_an_error_inside_leaves_the_accelerator_of_the_process(teacher):
     assert AcceleratorState().mixed_precision == accelerator.mixed_precision == 'bf16'
 
 
-def test_a_second_precision_counts_or_is_refused(teacher, x_pix):
+def test_a_second_precision_is_refused(teacher, vqgan):
     prepare_frozen(teacher, precision='bf16')
-    try:
-        prepare_frozen(teacher, precision='fp32')
-    except (ValueError, RuntimeError) as error:
-        assert 'precision' in str(error)  # noqa: PT017
-    else:
-        inside = record_conv_dtypes(teacher.model)
-        teacher(x_pix)
-        assert inside == {torch.float32}
+    for again in (teacher, TeacherEnsemble([teacher])):
+        with pytest.raises(ValueError, match='precision fp32: the networks were prepared in bf16 before; load them'):
+            prepare_frozen(again, vqgan, precision='fp32')
+
+
+@pytest.mark.parametrize('precision', DTYPES)
+def test_what_is_prepared_twice_is_prepared_once(teacher, vqgan, x_pix, precision):
+    prepare_frozen(teacher, vqgan, precision)
+    expected, forward = teacher(x_pix), teacher.model.forward
+    prepare_frozen(teacher, vqgan, precision)
+    assert teacher.model.forward is forward
+    assert torch.equal(teacher(x_pix), expected)
+
+
+@pytest.mark.parametrize('precision', DTYPES)
+@pytest.mark.parametrize('again', [copy.deepcopy, lambda teacher: pickle.loads(pickle.dumps(teacher))])
+def test_copies_and_pickles_run_their_own_weights_in_the_precision(teacher, x_pix, precision, again):
+    prepare_frozen(teacher, precision=precision)
+    expected, other = teacher(x_pix), again(teacher)
+    inside = record_conv_dtypes(other.model)
+    assert torch.equal(other(x_pix), expected)
+    assert inside == {DTYPES[precision]}
+    for parameter in other.parameters():
+        parameter.zero_()
+    assert torch.equal(other(x_pix), torch.zeros_like(expected))
+    assert torch.equal(teacher(x_pix), expected)
 
 
 @pytest.mark.parametrize('precision', DTYPES)
@@ -172,6 +227,7 @@ def test_an_autocast_of_the_caller_does_not_reach_the_networks(teacher, vqgan, x
     with torch.autocast('cpu', dtype=callers):
         logits = teacher(x_pix)
         vqgan(x_pix)
+        teacher.model(teacher.normalize(x_pix))  # what Teacher and VQGAN do about it is not needed
     assert networks == {DTYPES[precision]}
     assert torch.equal(logits, expected)
 
@@ -279,3 +335,87 @@ def test_weights_rounded_once_give_what_autocast_gives(teacher, vqgan, x_pix, pr
     assert rounded
     assert vqgan.codebook.dtype == vqgan.quant_conv.weight.dtype == torch.float32
     assert vqgan.decode(z).dtype == torch.float32
+
+
+@pytest.mark.parametrize('precision', ['bf16', 'fp16'])
+def test_a_layer_that_computes_something_of_its_weights_is_not_rounded(x_pix, precision):
+    network = nn.Sequential(StdConv2d(3, 8, 3), nn.Conv2d(8, 4, 1))
+    with torch.no_grad(), torch.autocast('cpu', DTYPES[precision]):
+        expected = network(x_pix)
+        round_weights(network, DTYPES[precision])
+        assert torch.equal(network(x_pix), expected)
+    assert [layer.weight.dtype for layer in network] == [torch.float32, DTYPES[precision]]
+
+
+# Every kind of teacher.
+
+
+@pytest.fixture
+def make_teacher(teacher, tmp_path):
+    """Teachers of 5 classes by kind, whose logits are a few units."""
+    write_clip_folder(tmp_path / 'clip')
+    spec = f'open_clip:local-dir:{tmp_path / "clip"}'
+    head = LinearHead(weight=torch.randn(5, 16) * 5, bias=torch.randn(5), tower=spec)
+
+    def zero_shot():
+        return create_open_clip_teacher(spec.removeprefix('open_clip:'), list('abcde'))
+
+    def tuned():
+        visual = {
+            name: value + 0.01 * torch.randn_like(value)
+            for name, value in zero_shot().model.visual.state_dict().items()
+        }
+        return create_head_teacher(LinearHead(weight=head.weight, bias=head.bias, visual=visual), spec, 5)
+
+    def probe():
+        return create_head_teacher(head, spec, 5)
+
+    def ensemble():
+        return TeacherEnsemble([copy.deepcopy(teacher), probe(), zero_shot()], temperature=4.0)
+
+    kinds = {'timm': lambda: teacher, 'zero-shot': zero_shot, 'probe': probe, 'tuned': tuned, 'ensemble': ensemble}
+    return lambda kind: kinds[kind]()
+
+
+@pytest.mark.parametrize('precision', DTYPES)
+@pytest.mark.parametrize('kind', ['timm', 'zero-shot', 'probe', 'tuned', 'ensemble'])
+def test_logits_and_gradients_of_every_kind_are_close_to_fp32(make_teacher, x_pix, kind, precision):
+    teacher = make_teacher(kind)
+
+    def run():
+        x = x_pix.clone().requires_grad_(True)
+        logits = teacher(x)
+        (gradient,) = torch.autograd.grad(teacher_cross_entropy(logits, TARGET).sum(), x)
+        return logits.detach(), gradient
+
+    expected, expected_gradient = run()
+    prepare_frozen(teacher, precision=precision, device=torch.device('cpu'))
+    logits, gradient = run()
+    assert logits.dtype == gradient.dtype == torch.float32
+    if precision == 'fp32':
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(gradient, expected_gradient, atol=1e-4, rtol=1e-3)
+        return
+    assert 0 < (logits - expected).norm() < 0.03 * expected.norm()
+    cosine = nn.functional.cosine_similarity(gradient.flatten(1), expected_gradient.flatten(1))
+    assert (cosine > 0.999).all()
+
+
+@pytest.mark.parametrize('kind', ['probe', 'tuned'])
+def test_a_linear_head_is_not_rounded(make_teacher, x_pix, kind):
+    teacher = make_teacher(kind)
+    weight = teacher.model.head.weight.clone()
+    prepare_frozen(teacher, None, 'bf16', torch.device('cpu'))
+    assert torch.equal(teacher.model.head.weight, weight)
+    assert {p.dtype for m in teacher.model.visual.modules() if isinstance(m, nn.Linear) for p in m.parameters()} == {
+        torch.bfloat16
+    }
+    logits = teacher(x_pix)
+    assert not torch.equal(logits, logits.bfloat16().float())
+
+
+def test_members_of_a_prepared_ensemble_can_be_used_alone(make_teacher, x_pix):
+    ensemble = make_teacher('ensemble')
+    prepare_frozen(ensemble, precision='bf16')
+    soft = [(member(x_pix) / 4).softmax(dim=-1) for member in ensemble.teachers]
+    torch.testing.assert_close((ensemble(x_pix) / 4).softmax(dim=-1), sum(soft) / 3)

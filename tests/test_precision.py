@@ -6,6 +6,8 @@ import torch
 from timm_dad.frozen import precision
 from timm_dad.frozen.precision import fastest_precision
 from timm_dad.teachers.ensemble import TeacherEnsemble
+from timm_dad.teachers.heads import HeadClassifier, LinearHead
+from timm_dad.teachers.teacher import Teacher
 
 CPU = torch.device('cpu')
 
@@ -41,3 +43,10 @@ def test_without_a_vqgan_the_teacher_is_measured(teacher, several):
     model = TeacherEnsemble([teacher, teacher]) if several else teacher
     assert fastest_precision(model, None, (16, 16), CPU) in ('fp32', 'bf16')
     assert dtypes == {torch.float32, torch.bfloat16}
+
+
+def test_a_teacher_with_a_linear_head_is_measured():
+    visual = torch.nn.Sequential(torch.nn.AvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(12, 6))
+    model = HeadClassifier(visual, LinearHead(weight=torch.randn(4, 6), bias=torch.zeros(4)))
+    teacher = Teacher(model, mean=[0.5] * 3, std=[0.5] * 3, input_size=(16, 16), num_classes=4)
+    assert fastest_precision(teacher, None, (16, 16), CPU) in ('fp32', 'bf16')

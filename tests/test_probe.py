@@ -1,3 +1,4 @@
+import csv
 import json
 import logging
 import re
@@ -8,6 +9,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from accelerate.state import AcceleratorState
 from clips import MEAN, STD, add_clip_name, normalize, write_clip_folder
 from folders import CLASSES, write_pictures
 from PIL import Image
@@ -15,8 +17,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import train_dad
 from timm_dad.cli import main
 from timm_dad.commands.probe import fit_head, fit_probe, split_held_out
+from timm_dad.evaluation.command import main as evaluate
 from timm_dad.teachers.backbones import load_open_clip
 from timm_dad.teachers.heads import LinearHead, create_head_teacher, load_tower, read_head, save_head
 from timm_dad.teachers.spec import DataClasses, create_teacher_by_spec
@@ -150,6 +154,47 @@ def test_the_logits_are_the_heads_own_without_clips_scale(pictures, clip, tmp_pa
     with torch.no_grad():
         features = F.normalize(load_open_clip(f'local-dir:{clip}')[0].encode_image(normalize(x_pix)), dim=-1)
     torch.testing.assert_close(teacher(x_pix), features @ head.weight.T + head.bias, atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture
+def own_accelerator_state():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_a_probe_teaches_and_is_evaluated_in_bf16(pictures, clip, tmp_path, own_accelerator_state):
+    spec = f'probe:{tmp_path / "probe.safetensors"}'
+    probe(pictures, f'open_clip:local-dir:{clip}', tmp_path / 'probe.safetensors')
+    train_dad.main(
+        [
+            *('--data-dir', str(pictures), '--val-split', 'train', '--output', str(tmp_path), '--experiment', 'run'),
+            *(
+                '--model',
+                'test_resnet',
+                '--num-classes',
+                '4',
+                '--img-size',
+                '32',
+                '--batch-size',
+                '20',
+                '--epochs',
+                '1',
+            ),
+            *('--workers', '0', '--device', 'cpu', '--dad', '--dad-vqgan', 'demo', '--dad-teacher', spec),
+            *('--dad-precision', 'bf16'),
+        ]
+    )
+    with open(tmp_path / 'run' / 'summary.csv') as file:
+        (row,) = csv.DictReader(file)
+    assert float(row['train_kd_loss']) > 0
+    assert float(row['train_dad_loss']) > 0
+    report = evaluate(
+        [
+            *('--model', f'probe={spec}', '--suite', f'train={pictures}/train', '--output', str(tmp_path / 'report')),
+            *('--precision', 'bf16', '--bootstrap', '20', '--workers', '0', '--device', 'cpu'),
+        ]
+    )
+    assert report['figures']['probe']['train']['*']['top1']['value'] >= 90
 
 
 def test_equal_seeds_give_equal_files(pictures, clip, tmp_path):

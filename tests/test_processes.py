@@ -128,6 +128,31 @@ def test_flags_of_several_processes_change_something(pictures, tmp_path):
     assert any(not torch.equal(states['base'][name], states['repeats'][name]) for name in parameters)
 
 
+PLAIN_SCRIPT = """
+import timm, torch, torch.distributed as dist
+from timm_dad import Teacher, prepare_frozen
+
+network = timm.create_model('test_vit', num_classes=4)
+teacher = Teacher(network, mean=[0.5] * 3, std=[0.5] * 3, input_size=(160, 160), num_classes=4)
+prepare_frozen(teacher, precision='bf16')
+assert not dist.is_initialized()
+dist.init_process_group('gloo')
+found = [None, None]
+dist.all_gather_object(found, (dist.get_rank(), teacher(torch.rand(1, 3, 32, 32, device=teacher.mean.device)).dtype))
+assert found == [(0, torch.float32), (1, torch.float32)], found
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_a_plain_torchrun_script_starts_its_own_process_group_after_prepare_frozen(tmp_path):
+    (tmp_path / 'plain.py').write_text(PLAIN_SCRIPT)
+    done = subprocess.run(
+        [*TORCHRUN, str(tmp_path / 'plain.py')], env=ENV, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_no_ddp_bb_reaches_ddp(tmp_path):
     for more, broadcast in (((), True), (('--no-ddp-bb',), False)):
         args = train_dad.parse_args(['--data-dir', 'x', *more])

@@ -1,8 +1,7 @@
 """``torch.compile`` for frozen networks: one graph for one batch size, and few sizes."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -19,24 +18,23 @@ class FixedBatch:
     out, is forgotten.
 
     Args:
-        function: Maps tensors ``[B, ...]`` (one, or a sequence of them) to the like, row by row.
+        function: Maps a tensor ``[B, ...]`` to another, row by row.
     """
 
-    def __init__(self, function: Callable[[Any], Any]) -> None:
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         self.function = function
         self.size = 0
 
-    def __call__(self, batch: Any) -> Any:
+    def __call__(self, batch: Tensor) -> Tensor:
         """Call the function."""
-        count = len(batch[0]) if isinstance(batch, Sequence) else len(batch)
-        size = self._size_for(count)
+        size = self._size_for(len(batch))
         try:
-            found = self.function(_each(lambda rows: _filled(rows, size), batch))
+            found = self.function(_filled(batch, size))
         except RuntimeError:
             self.size = 0
             raise
         self.size = max(self.size, size)
-        return found if count == size else _each(lambda rows: rows[:count], found)
+        return found[: len(batch)]
 
     def _size_for(self, count: int) -> int:
         largest = max(self.size, count)
@@ -52,15 +50,11 @@ def _filled(rows: Tensor, size: int) -> Tensor:
     return rows.contiguous(memory_format=torch.channels_last) if rows.ndim == 4 else rows
 
 
-def _each(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
-    return [function(rows) for rows in batch] if isinstance(batch, Sequence) else function(batch)
-
-
 def compile_network(network: nn.Module) -> None:
     """Compile the forward of a network in place; names of its parameters stay.
 
     Args:
-        network: Maps one batch, or a sequence of them, to the like; of one image size.
+        network: Maps batches ``[B, ...]`` of one image size to tensors ``[B, ...]``.
 
     Raises:
         ValueError: If this machine cannot compile.

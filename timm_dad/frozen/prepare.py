@@ -1,41 +1,19 @@
-"""Frozen models under Accelerate, in a precision of their own."""
+"""Frozen models in a precision of their own: their networks run under autocast and return fp32."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState, is_initialized
+from accelerate.utils import convert_to_fp32
 from torch import nn
 
 from timm_dad.frozen.compiled import compile_network
+from timm_dad.teachers.ensemble import TeacherEnsemble
 from timm_dad.teachers.teacher import Teacher
 from timm_dad.vqgan.model import VQGAN
 
-PRECISIONS = {'fp32': 'no', 'bf16': 'bf16', 'fp16': 'fp16'}
-DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
-
-
-@contextmanager
-def _own_accelerator(precision: str) -> Iterator[Accelerator]:
-    """An ``Accelerator`` that leaves the process-wide one, and its precision, as they were.
-
-    Accelerate keeps one precision a process and refuses a second ``Accelerator`` with another. What a model is
-    prepared with is fixed while it is prepared, so the state is set aside for that long and put back.
-    """
-    shared, gradient_state = AcceleratorState._shared_state, GradientState._shared_state
-    before, gradient_before = dict(shared), dict(gradient_state)
-    shared.clear()
-    try:
-        accelerator = Accelerator(mixed_precision=PRECISIONS[precision])
-        if precision != 'fp32':
-            # Accelerate runs fp16 on a CPU in fp32 without a word; torch's autocast can do it.
-            accelerator.native_amp = True
-        yield accelerator
-    finally:
-        for state, content in ((shared, before), (gradient_state, gradient_before)):
-            state.clear()
-            state.update(content)
+PRECISIONS = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
 def prepare_frozen(
@@ -46,16 +24,18 @@ def prepare_frozen(
     *,
     compile: bool = False,
 ) -> None:
-    """Freeze teacher and VQGAN in place and let Accelerate run their networks in ``precision``.
+    """Freeze teacher and VQGAN in place and run their networks in ``precision``.
 
-    Resizing, normalization, codebook search and losses stay in fp32; networks return fp32. Nothing is wrapped for
-    distributed training, and an autocast of the caller does not reach inside.
+    Resizing, normalization, codebook search and losses stay in fp32; networks return fp32. An autocast of the caller
+    does not reach inside. Nothing is wrapped for distributed training, and neither Accelerate nor a process group is
+    initialized.
 
     Args:
         teacher: The teacher.
         vqgan: The VQGAN, if there is one.
         precision: ``fp32``, ``bf16`` or ``fp16``; independent of the student's.
-        device: Where they run; Accelerate's device by default.
+        device: Where they run. By default the device of the process's ``Accelerator``; without one, the GPU of
+            ``LOCAL_RANK`` or the current one, or the CPU where there is no GPU.
         compile: Compile the networks (``torch.compile``, inductor), one graph for one shape of a batch.
 
     Raises:
@@ -64,25 +44,48 @@ def prepare_frozen(
     """
     if precision not in PRECISIONS:
         raise ValueError(f'precision must be one of {tuple(PRECISIONS)}, got {precision!r}')
-    with _own_accelerator(precision) as accelerator:
-        networks: list[nn.Module] = [teacher.model]
-        if vqgan is not None:
-            networks += [vqgan.encoder, vqgan.decoder]
-        before = {network.dad_precision for network in networks if hasattr(network, 'dad_precision')}
-        if before - {precision}:
-            raise ValueError(
-                f'precision {precision}: the networks were prepared in {before.pop()} before; load them again'
-            )
-        for module in (teacher, vqgan):
-            if module is not None:
-                module.eval().requires_grad_(False).to(device or accelerator.device)
-        for network in networks:
-            network.to(memory_format=torch.channels_last)
-            round_weights(network, DTYPES[precision])
-            accelerator.prepare_model(network, device_placement=False, evaluation_mode=True)
-            if compile and not hasattr(network, 'dad_precision'):
-                compile_network(network)
+    networks = [*teacher.model.children()] if isinstance(teacher, TeacherEnsemble) else [teacher.model]
+    if vqgan is not None:
+        networks += [vqgan.encoder, vqgan.decoder]
+    for network in networks:
+        before = getattr(network, 'dad_precision', precision)
+        if before != precision:
+            raise ValueError(f'precision {precision}: the networks were prepared in {before} before; load them again')
+    for module in (teacher, vqgan):
+        if module is not None:
+            module.eval().requires_grad_(False).to(device or _default_device())
+    for network in networks:
+        network.to(memory_format=torch.channels_last)
+        round_weights(network, PRECISIONS[precision])
+        if not hasattr(network, 'dad_precision'):
             network.dad_precision = precision  # type: ignore[assignment]
+            network.forward = _OwnPrecision(network)
+            if compile:
+                compile_network(network)
+
+
+def _default_device() -> torch.device:
+    if is_initialized():
+        device: torch.device = AcceleratorState().device
+        return device
+    if not torch.cuda.is_available():
+        return torch.device('cpu')
+    index = int(os.environ.get('LOCAL_RANK', torch.cuda.current_device()))
+    return torch.device('cuda', index % torch.cuda.device_count())
+
+
+class _OwnPrecision:
+    """The forward of a network in its own precision, with outputs in fp32.
+
+    An object rather than a closure: a copy or pickle of the network then runs its own weights.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network, self.forward = network, network.forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with own_precision(self.network):
+            return convert_to_fp32(self.forward(*args, **kwargs))
 
 
 def own_precision(network: nn.Module) -> torch.autocast:
@@ -95,17 +98,20 @@ def own_precision(network: nn.Module) -> torch.autocast:
         A context.
     """
     precision = getattr(network, 'dad_precision', 'fp32')
-    dtype = DTYPES[precision] if precision != 'fp32' else None
+    dtype = PRECISIONS[precision] if precision != 'fp32' else None
     return torch.autocast(next(network.parameters()).device.type, dtype, enabled=dtype is not None)
 
 
 def round_weights(network: nn.Module, dtype: torch.dtype) -> None:
     """Keep matrices and kernels as autocast would round them at every call: it rounds frozen ones again and again.
 
+    Only layers with the forward of ``nn.Linear`` or ``nn.Conv2d`` are rounded. Others may compute something of their
+    weights first, or run outside autocast.
+
     Args:
         network: Changed in place.
         dtype: Floating dtype.
     """
     for module in network.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
+        if type(module).forward in (nn.Linear.forward, nn.Conv2d.forward):
             module.to(dtype)

@@ -9,18 +9,6 @@ from timm_dad.common.hashing import content_hash
 from timm_dad.teachers.teacher import Teacher
 
 
-class _Networks(nn.Module):
-    """Networks side by side, one input each; one module, so that one precision holds for all."""
-
-    def __init__(self, networks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.networks = nn.ModuleList(networks)
-
-    def forward(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Outputs of the networks."""
-        return [network(x) for network, x in zip(self.networks, inputs, strict=True)]
-
-
 class TeacherEnsemble(Teacher):
     """Teachers whose softened probabilities are averaged: ``softmax(z / T) = sum_i w_i softmax(z_i / T)``.
 
@@ -53,7 +41,7 @@ class TeacherEnsemble(Teacher):
         if temperature <= 0:
             raise ValueError(f'temperature must be positive, got {temperature}')
         super().__init__(
-            _Networks([teacher.model for teacher in teachers]),
+            nn.ModuleList(teacher.model for teacher in teachers),
             mean=(0, 0, 0),  # each teacher normalizes by itself
             std=(1, 1, 1),
             input_size=max(teacher.input_size for teacher in teachers),
@@ -71,10 +59,8 @@ class TeacherEnsemble(Teacher):
 
     def forward(self, x_pix: Tensor) -> Tensor:
         """Logits ``[B, K]`` of images ``[B, 3, H, W]`` in [0, 1]; gradients reach ``x_pix`` through all teachers."""
-        teachers: list[Teacher] = list(self.teachers)  # type: ignore[arg-type]
+        logits = torch.stack([teacher(x_pix).float() for teacher in self.teachers])  # [teachers, B, K]
         with torch.autocast(x_pix.device.type, enabled=False):
-            outputs = self.model([teacher.normalize(x_pix) for teacher in teachers])
-            logits = [teacher.select(output).float() for teacher, output in zip(teachers, outputs, strict=True)]
-            log_probs = (torch.stack(logits) / self.temperature).log_softmax(dim=-1)  # [teachers, B, K]
+            log_probs = (logits / self.temperature).log_softmax(dim=-1)
             mean = (log_probs + self.log_weights[:, None, None]).logsumexp(dim=0)
         return self.temperature * mean

@@ -56,6 +56,14 @@ class LinearHead:
             raise ValueError(f'head.weight must be [K, D] and head.bias [K], got {shapes[0]} and {shapes[1]}')
 
 
+class _LinearInFp32(nn.Linear):
+    """A linear layer that runs in fp32 under any autocast; ``round_weights`` leaves it as it is."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input)
+
+
 class HeadClassifier(nn.Module):
     """An image tower and a linear head on its features of unit length.
 
@@ -67,16 +75,14 @@ class HeadClassifier(nn.Module):
     def __init__(self, visual: nn.Module, head: LinearHead) -> None:
         super().__init__()
         self.visual = visual
-        self.head = nn.Linear(head.weight.shape[1], head.weight.shape[0])
+        self.head = _LinearInFp32(head.weight.shape[1], head.weight.shape[0])
         with torch.no_grad():
             self.head.weight.copy_(head.weight)
             self.head.bias.copy_(head.bias)
 
     def forward(self, x_norm: Tensor) -> Tensor:
         """Logits ``[B, K]`` of normalized images ``[B, 3, h, w]``: the head's own, without CLIP's logit scale."""
-        features = unit_features(self.visual, x_norm)
-        with torch.autocast(x_norm.device.type, enabled=False):
-            logits: Tensor = self.head(features)
+        logits: Tensor = self.head(unit_features(self.visual, x_norm))
         return logits
 
 
