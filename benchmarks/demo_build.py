@@ -8,7 +8,6 @@ neither has seen them; ``TUNING_STYLE`` is unseen too, chooses the demo's settin
 import argparse
 import json
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from timm_dad.common.extras import require_extra
+from timm_dad.common.files import replacing
 from timm_dad.demo.data import ASSETS, SEEN_STYLES, SIZE, STYLES, TEMPLATES, TUNING_STYLE
 from timm_dad.vqgan.model import VQGAN, VQGANConfig
 from timm_dad.vqgan.save import write_weights
@@ -98,11 +98,10 @@ def read_style(path: Path) -> Style:
 
 
 def write_pictures(style: Style, splits: tuple[str, ...], path: Path) -> None:
-    """Write the pictures of ``splits`` as one ``.npz`` (never half a file under its final name)."""
+    """Write the pictures of ``splits`` as one ``.npz``."""
     keep = np.isin(style.split, splits)
-    temporary = path.with_suffix('.tmp.npz')
-    np.savez_compressed(temporary, x=style.x[keep], y=style.y[keep].astype(np.uint8), split=style.split[keep])
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        np.savez_compressed(temporary, x=style.x[keep], y=style.y[keep].astype(np.uint8), split=style.split[keep])
 
 
 def to_tensor(x: np.ndarray) -> Tensor:

@@ -1,10 +1,11 @@
 """The picture of ``scaling.json``: a small panel for each sweep."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 from workload import FAITHFUL, FROM_INPUT, RELEASED
+
+from timm_dad.common.files import replacing
 
 COLOURS = {RELEASED: 'tab:gray', FAITHFUL: 'tab:blue', FROM_INPUT: 'tab:red'}
 LABELS = {
@@ -38,10 +39,9 @@ def draw(measured: dict[str, Any], path: Path) -> None:
     legend = axes.flat[0].get_legend_handles_labels()
     if len(names) < axes.size:
         axes.flat[-1].legend(*legend, loc='center', title='making DAD images', frameon=False, fontsize=11)
-    temporary = path.with_suffix('.tmp.png')
-    figure.savefig(temporary, dpi=110, metadata={'Software': None})
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110, metadata={'Software': None})
     plt.close(figure)
-    os.replace(temporary, path)
 
 
 def _panel(axis: Any, name: str, sweep: dict[str, Any]) -> None:

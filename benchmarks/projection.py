@@ -12,7 +12,6 @@ glennklockwood.com/garden/processors/A100; on a CUDA device without the flag its
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import torch
 import workload
 from workload import FAITHFUL, FROM_INPUT
 
+from timm_dad.common.files import write_file
 from timm_dad.common.macs import count_macs, count_model_macs
 
 IMAGES = 1_281_167  # training images of ImageNet-1k
@@ -121,9 +121,7 @@ def main() -> None:
     harness.start(args)
     workload.shrink(args)
     projection = project(args)
-    temporary = args.output.with_suffix('.tmp')
-    temporary.write_text(json.dumps(projection, indent=1) + '\n')
-    os.replace(temporary, args.output)
+    write_file(args.output, json.dumps(projection, indent=1) + '\n')
     for table in results.projection_tables(projection).values():
         sys.stdout.write(f'{table}\n\n')
 

@@ -1,8 +1,9 @@
 """Tables in Markdown files, between marks, so that a program can make them again."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from timm_dad.common.files import write_file
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -27,6 +28,4 @@ def fill(path: Path, named: Mapping[str, str]) -> None:
         if not found or end not in rest:
             raise ValueError(f'{path.name} has no place for the table {name}: {begin.strip()} ... {end}')
         text = f'{before}{begin}{table}\n{end}{rest.partition(end)[2]}'
-    temporary = path.with_suffix('.tmp')
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    write_file(path, text)

@@ -17,6 +17,8 @@ from typing import Any
 
 from readme_tables import fill, markdown
 
+from timm_dad.common.files import write_file
+
 HERE = Path(__file__).parent
 RESULTS = HERE / 'results.json'
 README = HERE / 'README.md'
@@ -65,9 +67,7 @@ def store(path: Path, key: str, entry: dict[str, Any]) -> None:
     """Put an entry into a JSON file, in place of the last one with this key."""
     results = read(path)
     results[key] = entry
-    temporary = path.with_suffix('.tmp')
-    temporary.write_text(json.dumps(dict(sorted(results.items())), indent=1, ensure_ascii=False) + '\n')
-    os.replace(temporary, path)
+    write_file(path, json.dumps(dict(sorted(results.items())), indent=1, ensure_ascii=False) + '\n')
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -1,6 +1,12 @@
-import pytest
+import os
+import stat
 
-from timm_dad.common.files import write_file
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from timm_dad.common.files import replacing, write_file
 
 
 @pytest.mark.parametrize('content', ['é\r\n', 'é\r\n'.encode()])
@@ -8,4 +14,78 @@ def test_a_file_is_replaced_whole(tmp_path, content):
     (tmp_path / 'a.csv').write_text('old')
     write_file(tmp_path / 'a.csv', content)
     assert (tmp_path / 'a.csv').read_bytes() == 'é\r\n'.encode()
-    assert [path.name for path in tmp_path.iterdir()] == ['a.csv']
+    assert os.listdir(tmp_path) == ['a.csv']
+
+
+def test_folders_are_made_and_work_is_done_in_the_given_one(tmp_path):
+    path, work = tmp_path / 'a' / 'b.txt', tmp_path / 'work'
+    with replacing(path, work=work) as temporary:
+        assert temporary.parent == work
+        assert not path.exists()
+        temporary.write_text('x')
+    assert path.read_text() == 'x'
+    assert list(work.iterdir()) == []
+
+
+def test_a_name_may_be_as_long_as_file_systems_allow(tmp_path):
+    write_file(tmp_path / f'{"x" * 251}.png', b'x')
+    assert (tmp_path / f'{"x" * 251}.png').read_bytes() == b'x'
+
+
+@pytest.mark.parametrize('error', [OSError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize('place', ['writer', 'replace', 'fsync'])
+def test_after_an_error_the_old_file_is_there_and_nothing_else(tmp_path, monkeypatch, error, place):
+    path = tmp_path / 'a.txt'
+    path.write_text('old')
+
+    def fail(*args):
+        raise error
+
+    def write():
+        with replacing(path, sync=True) as temporary:
+            temporary.write_text('half of it')
+            if place == 'writer':
+                fail()
+
+    if place != 'writer':
+        monkeypatch.setattr(os, place, fail)
+    with pytest.raises(error):
+        write()
+    assert os.listdir(tmp_path) == ['a.txt']
+    assert path.read_text() == 'old'
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path):
+    with replacing(tmp_path / 'a.txt') as first, replacing(tmp_path / 'a.txt') as second:
+        first.write_text('first')
+        second.write_text('second')
+    assert (tmp_path / 'a.txt').read_text() == 'first'  # the one that ended last
+    assert os.listdir(tmp_path) == ['a.txt']
+
+
+def _by_safetensors(path):
+    save_file({'a': torch.zeros(1)}, path)
+
+
+def _by_numpy(path):
+    np.savez(path, a=np.zeros(1))  # puts .npz after other suffixes
+
+
+def _by_torch(path):
+    torch.save({}, path)
+
+
+@pytest.mark.parametrize(('umask', 'mode'), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+@pytest.mark.parametrize('write', [_by_safetensors, _by_numpy, _by_torch])
+def test_every_writer_leaves_the_mode_of_a_newly_opened_file(tmp_path, write, umask, mode):
+    path = tmp_path / f'a.{"npz" if write is _by_numpy else "safetensors"}'
+    before = os.umask(umask)
+    try:
+        with replacing(path) as temporary:
+            write(temporary)
+        (tmp_path / 'opened').write_bytes(b'')
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == mode == stat.S_IMODE((tmp_path / 'opened').stat().st_mode)
+    assert sorted(os.listdir(tmp_path)) == [path.name, 'opened']
+    assert path.stat().st_size > 0

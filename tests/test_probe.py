@@ -259,6 +259,12 @@ def test_a_head_is_read_as_it_was_written(tmp_path):
         assert json.loads(file.metadata()['timm_dad'])['tower'] == 'open_clip:X/y'
 
 
+def test_other_users_can_read_a_head(tmp_path):
+    head_file(tmp_path / 'head.safetensors')
+    (tmp_path / 'opened').touch()
+    assert (tmp_path / 'head.safetensors').stat().st_mode == (tmp_path / 'opened').stat().st_mode
+
+
 @pytest.mark.parametrize('suffix', ['.pt', '.safetensors'])
 @pytest.mark.parametrize('bias', [True, False])
 def test_a_clip_fine_tuned_with_a_head_is_a_teacher(tmp_path, suffix, bias):

@@ -9,6 +9,7 @@ import filelock
 import pytest
 from torch.utils.data import DataLoader
 
+from timm_dad.common.files import write_file
 from timm_dad.dad_sets.manifest import (
     ShardManifest,
     canonical_json,
@@ -16,7 +17,6 @@ from timm_dad.dad_sets.manifest import (
     manifest_path,
     read_json,
     sync_folders,
-    write_whole,
 )
 from timm_dad.dad_sets.shards import ShardedFolder
 
@@ -30,7 +30,7 @@ def open_folder(root, num_images=10, shard_size=4, settings=None):
 
 def commit(folder, shard):
     path = folder.root / f'view0/{shard}.png'
-    write_whole(path, b'x', folder.work('x'))
+    write_file(path, b'x', sync=True, work=folder.work('x'))
     items = [{'index': index, 'views': [{'path': f'view0/{shard}.png'}]} for index in folder.shard_range(shard)]
     folder.commit(shard, ShardManifest({'shard': shard, 'items': len(items), 'files': []}, items))
 
@@ -330,14 +330,14 @@ def test_a_lock_outlives_no_error(tmp_path):
 
 def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
     path = tmp_path / 'a' / 'b.txt'
-    write_whole(path, b'old', tmp_path / 'work')
+    write_file(path, b'old', sync=True, work=tmp_path / 'work')
     for name in ('fsync', 'replace'):
         with monkeypatch.context() as patch:
             patch.setattr(os, name, _full)
             with pytest.raises(OSError, match='No space'):
-                write_whole(path, b'new', tmp_path / 'work')
+                write_file(path, b'new', sync=True, work=tmp_path / 'work')
         assert path.read_bytes() == b'old'
-    write_whole(path, b'new', tmp_path / 'work')
+    write_file(path, b'new', sync=True, work=tmp_path / 'work')
     assert path.read_bytes() == b'new'
     assert list((tmp_path / 'work').iterdir()) == []
 
@@ -351,7 +351,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     for name in ('fsync', 'replace'):
         function = getattr(os, name)
         monkeypatch.setattr(os, name, lambda *args, name=name, function=function: calls.append(name) or function(*args))
-    write_whole(tmp_path / 'a', b'x', tmp_path / 'work')
+    write_file(tmp_path / 'a', b'x', sync=True, work=tmp_path / 'work')
     assert calls == ['fsync', 'replace']
 
 

@@ -117,6 +117,12 @@ def test_a_head_is_computed_once_and_the_second_teacher_is_the_same(clip, heads_
     assert len(cached_files()) == 1  # and nothing half written
 
 
+def test_other_users_can_read_a_cached_head(clip, tmp_path):
+    head_of(clip)
+    (tmp_path / 'opened').touch()
+    assert (cache_folder() / cached_files()[0]).stat().st_mode == (tmp_path / 'opened').stat().st_mode
+
+
 def test_the_cached_head_is_open_clips(clip):
     model, tokenizer = load_open_clip(f'local-dir:{clip}')[0], open_clip.get_tokenizer(f'local-dir:{clip}')
     expected = open_clip.build_zero_shot_classifier(model, tokenizer, NAMES, TEMPLATES)

@@ -1,6 +1,5 @@
 """Pictures: every style of emoji64 at the demo's size, and noto's validation pictures corrupted."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from timm_dad.common.files import replacing
 from timm_dad.demo.data import STYLES, TUNING_STYLE
 from timm_dad.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 
@@ -41,9 +41,8 @@ def corrupted(x: np.ndarray, work: Path) -> np.ndarray:
             ]
             for i, name in enumerate(CORRUPTIONS)
         ]
-        temporary = work / f'corrupted.{os.getpid()}.npy'
-        np.save(temporary, np.asarray(made))
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            np.save(temporary, np.asarray(made))
     result: np.ndarray = np.load(path)
     return result
 

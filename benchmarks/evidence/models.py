@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import sys
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from timm.models.mlp_mixer import MlpMixer
 from torch import nn
 
 from timm_dad import VQGAN, Teacher, VQGANConfig, create_open_clip_teacher, load_vqgan, prepare_frozen
+from timm_dad.common.files import write_file
 from timm_dad.demo.data import DEMO_TEACHER, DEMO_VQGAN, SEEN_STYLES, TEMPLATES
 from timm_dad.vqgan.save import write_weights
 
@@ -149,7 +149,5 @@ def load_frozen(teacher: Path, vqgan: Path) -> tuple[Teacher, VQGAN]:
 def templates_file(work: Path) -> Path:
     """The demo's prompts as a file, for the flags."""
     path = work / 'templates.txt'
-    temporary = path.with_suffix(f'.{os.getpid()}.tmp')
-    temporary.write_text('\n'.join(TEMPLATES) + '\n')
-    os.replace(temporary, path)
+    write_file(path, '\n'.join(TEMPLATES) + '\n')
     return path

@@ -7,7 +7,6 @@ share the rest. What is built on the way (teachers, VQGANs, views) is kept in ``
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import zlib
@@ -32,6 +31,7 @@ from models import (
 from tables import write_tables
 from train import Job, Materials, run_job
 
+from timm_dad.common.files import write_file
 from timm_dad.demo.data import DEMO_TEACHER
 from timm_dad.evaluation.corruptions import CORRUPTIONS
 
@@ -51,9 +51,7 @@ def add_result(path: Path, result: dict[str, Any]) -> None:
     """Add one line, in the order of keys; never half a file, whoever else writes."""
     with FileLock(path.with_suffix('.lock')):
         results = {**read_results(path), result['key']: result}
-        temporary = path.with_suffix('.tmp')
-        temporary.write_text(''.join(json.dumps(results[key]) + '\n' for key in sorted(results)))
-        os.replace(temporary, path)
+        write_file(path, ''.join(json.dumps(results[key]) + '\n' for key in sorted(results)))
 
 
 def prepare(source: Path, work: Path, jobs: list[Job]) -> Materials:

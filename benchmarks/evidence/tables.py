@@ -1,6 +1,5 @@
 """Tables and plots of the results, with 95 % t-intervals over seeds; differences are paired by seed."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
@@ -11,6 +10,7 @@ from jobs import CONTROL, STUDIES
 from readme_tables import fill, markdown  # found since models.py, which jobs imports, puts benchmarks/ on the path
 
 from timm_dad.commands.demo import interval
+from timm_dad.common.files import replacing
 from timm_dad.demo.data import STYLES, TUNING_STYLE, UNSEEN_STYLES
 from timm_dad.evaluation.corruptions import CORRUPTIONS, SEVERITIES
 
@@ -278,6 +278,5 @@ def draw(results: dict[str, Result], folder: Path) -> None:
 
 
 def _save(figure: Any, path: Path) -> None:
-    temporary = path.with_suffix('.tmp.png')
-    figure.savefig(temporary, dpi=110, metadata={'Software': None})
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110, metadata={'Software': None})

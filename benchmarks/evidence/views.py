@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from data import to_tensor
 from torch import Tensor
 
 from timm_dad import VQGAN, AttackConfig, DADAugment, Teacher
+from timm_dad.common.files import replacing
 from timm_dad.method.attack import ascend
 from timm_dad.method.augment import Centre
 from timm_dad.method.loss import teacher_cross_entropy
@@ -54,10 +54,8 @@ def make_views(views: Views, x: np.ndarray, y: np.ndarray, models: tuple[Teacher
             target = torch.from_numpy(y[start : start + BATCH_SIZE])
             made.append(torch.stack(_views_of_batch(views, x_pix, target, *models), dim=1))
         array = torch.cat(made).mul(255).round().byte().permute(0, 1, 3, 4, 2).contiguous().numpy()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f'.{os.getpid()}.npy')
-        np.save(temporary, array)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            np.save(temporary, array)
     return torch.from_numpy(np.load(path))
 
 

@@ -1,16 +1,54 @@
-"""Small files, never half written under their final name."""
+"""Files that are never half written under their final name."""
 
 import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_file(path: Path, content: str | bytes) -> None:
-    """Write a file under a temporary name beside it, then rename it; line ends stay as they are.
+@contextmanager
+def replacing(path: str | Path, *, sync: bool = False, work: Path | None = None) -> Iterator[Path]:
+    """Yield a temporary file for a writer that takes a path, and rename it to ``path`` afterwards.
+
+    Whatever the writer does, the file gets the mode of a newly opened one (0644 with the usual umask). On any
+    exception, ``KeyboardInterrupt`` included, the temporary file is removed and ``path`` stays as it was.
 
     Args:
-        path: The file; its folder exists.
-        content: Text, written as UTF-8, or bytes.
+        path: The file; its folder is made if there is none.
+        sync: Force the content to the disk before the rename.
+        work: Where unfinished files go, on the same file system; by default beside ``path``.
+
+    Yields:
+        The temporary file, empty, with the suffix of ``path``. Its name is random: give ``torch.save``, which writes
+        the name into the file, the open file.
     """
-    temporary = path.with_name(f'.{path.name}.tmp')
-    temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
-    os.replace(temporary, path)
+    path = Path(path)
+    work = work or path.parent
+    for folder in (path.parent, work):
+        folder.mkdir(parents=True, exist_ok=True)
+    temporary = work / f'.{uuid.uuid4().hex}.tmp{path.suffix}'
+    try:
+        with temporary.open('xb') as file:
+            mode = os.fstat(file.fileno()).st_mode & 0o777
+        yield temporary
+        temporary.chmod(mode)  # safetensors puts a file of mode 0600 in its place
+        if sync:
+            with temporary.open('rb') as file:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_file(path: str | Path, content: str | bytes, *, sync: bool = False, work: Path | None = None) -> None:
+    """Write a whole file, or leave the old one as it is; see ``replacing``.
+
+    Args:
+        path: The file; its folder is made if there is none.
+        content: Text, written as UTF-8 with its line ends as they are, or bytes.
+        sync: Force the content to the disk before the rename.
+        work: Where unfinished files go, on the same file system; by default beside ``path``.
+    """
+    with replacing(path, sync=sync, work=work) as temporary:
+        temporary.write_bytes(content if isinstance(content, bytes) else content.encode())

@@ -15,7 +15,8 @@ from PIL import Image
 from safetensors.torch import save
 from torch import Tensor
 
-from timm_dad.dad_sets.manifest import canonical_json, sha256, write_whole
+from timm_dad.common.files import write_file
+from timm_dad.dad_sets.manifest import canonical_json, sha256
 
 FORMATS = ('folder', 'wds', 'codes')
 IMAGE_FORMATS = {'png': '.png', 'jpeg': '.jpg', 'webp': '.webp'}
@@ -156,7 +157,7 @@ def _write_folder(
     for item in items:
         places.append([place_of(view_path(item.name, view, config), data) for view, data in enumerate(item.views)])
         for place, data in zip(places[-1], item.views, strict=True):
-            write_whole(root / place['path'], data, work)
+            write_file(root / place['path'], data, sync=True, work=work)
     return places, []
 
 
@@ -183,7 +184,7 @@ def _write_tar(
                     add(f'{key}.cls', str(item.label).encode())
                     add(f'{key}.json', canonical_json(facts))
         data = file.getvalue()
-    write_whole(root / path, data, work)
+    write_file(root / path, data, sync=True, work=work)
     return places, [place_of(path, data)]
 
 
@@ -199,7 +200,7 @@ def _write_codes(
         for view in item.views:
             places[-1].append(place_of(path, view, offset=offset))
             offset += len(view)
-    write_whole(root / path, data, work)
+    write_file(root / path, data, sync=True, work=work)
     return places, [place_of(path, data)]
 
 

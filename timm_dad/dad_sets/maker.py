@@ -13,10 +13,11 @@ from safetensors.torch import save
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
+from timm_dad.common.files import write_file
 from timm_dad.common.version import __version__
 from timm_dad.dad_sets.formats import FormatConfig, Item, encode_image, logits_path, pack_codes, place_of, write_items
 from timm_dad.dad_sets.logits import sparse_logits
-from timm_dad.dad_sets.manifest import ShardManifest, write_whole
+from timm_dad.dad_sets.manifest import ShardManifest
 from timm_dad.dad_sets.shards import ShardedFolder
 from timm_dad.data.images import Frame, LoadedImage, Source
 from timm_dad.method.augment import DADAugment
@@ -160,7 +161,7 @@ class ShardMaker:
         if self.logits:
             path = logits_path(shard)
             data = save({name: torch.cat(parts) for name, parts in self.logits.items()})
-            write_whole(folder.root / path, data, work)
+            write_file(folder.root / path, data, sync=True, work=work)
             files = [*files, place_of(path, data)]
         versions = {'timm_dad': __version__, 'torch': torch.__version__, 'pillow': PIL.__version__}
         header = {

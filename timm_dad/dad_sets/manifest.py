@@ -27,24 +27,6 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def write_whole(path: Path, data: bytes, work: Path) -> None:
-    """Write a file that is never seen in part: to ``work``, to the disk, then renamed.
-
-    Args:
-        path: The file; its folder is made.
-        data: Its content.
-        work: A folder on the same file system that no other process writes to.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    work.mkdir(parents=True, exist_ok=True)
-    partial = work / path.name
-    with partial.open('wb') as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
 def sync_folders(root: Path, paths: Iterable[Path]) -> None:
     """Send the names of files under ``root``, and of their folders, to the disk, so that they outlive a crash."""
     folders = {folder for path in paths for folder in path.parents if folder == root or root in folder.parents}

@@ -13,6 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from timm_dad.common.files import write_file
 from timm_dad.dad_sets.manifest import (
     INDEX,
     SETTINGS,
@@ -25,7 +26,6 @@ from timm_dad.dad_sets.manifest import (
     read_json,
     settings_id,
     sync_folders,
-    write_whole,
 )
 
 _WORK = '.work'
@@ -61,7 +61,7 @@ class ShardedFolder:
                 strangers = sorted(file.name for file in self.root.iterdir() if file.name != _WORK)[:3]
                 if strangers and not self._has_own_shards():
                     raise ValueError(f'{self.root} holds other files ({", ".join(strangers)}): name an empty folder')
-                write_whole(path, canonical_json(settings) + b'\n', self.work('start'))
+                write_file(path, canonical_json(settings) + b'\n', sync=True, work=self.work('start'))
             others = differences(identity(settings), identity(read_json(path)))
             if others:
                 raise ValueError(
@@ -168,7 +168,7 @@ class ShardedFolder:
         places = [place for item in manifest.items for place in item['views']] + list(manifest.header['files'])
         sync_folders(self.root, [self.root / place['path'] for place in places])
         path = manifest_path(self.root, shard)
-        write_whole(path, manifest.to_bytes(), self.work('commit'))
+        write_file(path, manifest.to_bytes(), sync=True, work=self.work('commit'))
         sync_folders(self.root, [path])
         self._claims.pop(shard).release()
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from timm_dad.common.files import write_file
 from timm_dad.dad_sets.formats import place_of, wds_info
 from timm_dad.dad_sets.manifest import (
     INDEX,
@@ -19,7 +20,6 @@ from timm_dad.dad_sets.manifest import (
     read_json,
     sha256,
     sync_folders,
-    write_whole,
 )
 from timm_dad.dad_sets.read import DADSet
 from timm_dad.dad_sets.shards import ShardedFolder
@@ -62,11 +62,11 @@ def _write(folder: ShardedFolder, source: Source, frame: Frame, augment: DADAugm
         split = 'train' if 'tar' in split or '..' in split else split  # timm takes these for names of files
         files['_info.json'] = wds_info(split, dad_set.num_views, [entry['items'] for entry in shards])
     for name, data in files.items():
-        write_whole(root / name, data, work)
+        write_file(root / name, data, sync=True, work=work)
     files[SETTINGS] = (root / SETTINGS).read_bytes()
     index['files'] = [place_of(name, data) for name, data in files.items()]
     index['sha256'] = index_hash(index)
-    write_whole(root / INDEX, canonical_json(index) + b'\n', work)
+    write_file(root / INDEX, canonical_json(index) + b'\n', sync=True, work=work)
     sync_folders(root, [root / INDEX])
 
 

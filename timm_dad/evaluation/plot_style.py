@@ -1,6 +1,5 @@
 """How all plots look, and how they are written: equal input gives equal bytes."""
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from timm_dad.common.extras import require_extra
+from timm_dad.common.files import replacing
 
 # Colours that colour-blind readers can tell apart (Okabe & Ito); markers tell more models apart.
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
@@ -47,11 +47,10 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def save_figure(figure: Any, path: Path) -> Path:
-    """Write a PNG (to a temporary name first); returns its path."""
-    temporary = path.with_name(f'.{path.name}.tmp.png')
-    # The version of matplotlib would stand in the file.
-    figure.savefig(temporary, dpi=_DPI, metadata={'Software': None})
-    os.replace(temporary, path)
+    """Write a PNG; returns its path."""
+    with replacing(path) as temporary:
+        # The version of matplotlib would stand in the file.
+        figure.savefig(temporary, dpi=_DPI, metadata={'Software': None})
     return path
 
 

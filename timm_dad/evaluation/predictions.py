@@ -1,11 +1,12 @@
 """What a model says of every image of a data set: all that the figures of ``timm-dad evaluate`` are computed from."""
 
-import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from timm_dad.common.files import replacing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +40,9 @@ class Predictions:
         return len(self.label)
 
     def save(self, path: Path) -> None:
-        """Write them as ``.npz`` (to a temporary name first)."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f'.{path.name}.tmp.npz')
-        np.savez(temporary, **{field.name: getattr(self, field.name) for field in fields(self)})
-        os.replace(temporary, path)
+        """Write them as ``.npz``."""
+        with replacing(path) as temporary:
+            np.savez(temporary, **{field.name: getattr(self, field.name) for field in fields(self)})
 
     @classmethod
     def load(cls, path: Path) -> 'Predictions':

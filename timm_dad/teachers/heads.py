@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from timm_dad.common.files import replacing
 from timm_dad.common.hashing import content_hash
 from timm_dad.teachers.backbones import load_open_clip, load_timm, open_clip_norm, timm_norm
 from timm_dad.teachers.class_map import match_classes, resolve_classes
@@ -143,7 +144,8 @@ def save_head(path: str | Path, head: LinearHead) -> None:
     known = {name: getattr(head, name) for name in ('tower', 'tower_sha256', 'class_names', 'facts')}
     tensors = {'head.weight': head.weight.contiguous(), 'head.bias': head.bias.contiguous()}
     tensors.update({f'visual.{name}': value.contiguous() for name, value in head.visual.items()})
-    save_file(tensors, path, {'timm_dad': json.dumps(known)})
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, {'timm_dad': json.dumps(known)})
 
 
 def load_tower(spec: str, weights: bool = True) -> tuple[nn.Module, dict[str, Any]]:

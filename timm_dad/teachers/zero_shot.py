@@ -5,9 +5,7 @@ Source: Radford et al. 2021, arXiv:2103.00020, section 3.1.
 
 import contextlib
 import logging
-import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
 from timm_dad.common.extras import require_extra
+from timm_dad.common.files import replacing
 from timm_dad.common.hashing import content_hash
 
 _logger = logging.getLogger(__name__)
@@ -208,13 +207,7 @@ def _read_head(path: Path, key: str) -> Tensor | None:
 def _write_head(path: Path, key: str, head: Tensor) -> None:
     """Write a head so that nobody ever reads a part of it; without a place to write it is not kept."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=path.parent, suffix='.tmp')
-        os.close(handle)
-        try:
-            save_file({'text_features': head}, partial, {'key': key, 'sha256': content_hash({'head': head})})
-            os.replace(partial, path)
-        finally:
-            Path(partial).unlink(missing_ok=True)
+        with replacing(path) as temporary:
+            save_file({'text_features': head}, temporary, {'key': key, 'sha256': content_hash({'head': head})})
     except Exception as error:  # safetensors has an error of its own for a full disk
         _logger.warning('The zero-shot head cannot be kept in %s: %s', path.parent, error)

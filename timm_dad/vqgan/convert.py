@@ -1,9 +1,9 @@
 """Checkpoints of taming and latent-diffusion to safetensors: the command ``timm-dad convert``."""
 
-import os
 import pickle
 from pathlib import Path
 
+from timm_dad.common.files import write_file
 from timm_dad.vqgan.load import CHECKPOINTS, find_yaml, load_weights, model_weights, read_weights
 from timm_dad.vqgan.model import VQGAN, VQGANConfig
 from timm_dad.vqgan.presets import PRESETS, fetch, preset_of_cached
@@ -49,9 +49,7 @@ def convert(checkpoint: Path, config: str | None = None, *, trust: bool = False)
     except ValueError as error:
         raise ValueError(f'{checkpoint} does not hold the VQGAN that its config describes: {error}') from error
     if not yaml_path.exists():
-        temporary = yaml_path.with_name(f'{yaml_path.name}.tmp')
-        temporary.write_text(vqgan_config.to_yaml())
-        os.replace(temporary, yaml_path)
+        write_file(yaml_path, vqgan_config.to_yaml())
     write_weights(vqgan, target)
     return target
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
+from timm_dad.common.files import write_file
 from timm_dad.vqgan.model import VQGANConfig
 
 _logger = logging.getLogger(__name__)
@@ -152,7 +153,7 @@ def _download(preset: VQGANPreset, path: Path, recorded: Path) -> None:
         digest = _sha256(checkpoint)
         if recorded.is_file() and recorded.read_text().strip() != digest:
             raise ValueError(f'{preset.url} gives another file than it did first: delete {recorded} to take it')
-        recorded.write_text(f'{digest}\n')
+        write_file(recorded, f'{digest}\n')
         os.replace(checkpoint, path)
 
 

@@ -1,24 +1,22 @@
 """VQGANs as files that ``load_vqgan`` reads."""
 
-import os
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from timm_dad.common.files import replacing, write_file
 from timm_dad.vqgan.model import VQGAN
 
 
 def write_weights(module: nn.Module, path: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write weights as safetensors (never half a file under its final name)."""
-    temporary = path.with_name(f'{path.name}.tmp')
+    """Write weights as safetensors."""
     state = {
         name: value.to(dtype) if value.is_floating_point() else value for name, value in module.state_dict().items()
     }
-    save_file({name: value.contiguous() for name, value in state.items()}, temporary)
-    temporary.chmod(0o644)  # safetensors writes for its owner alone
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        save_file({name: value.contiguous() for name, value in state.items()}, temporary)
 
 
 def save_vqgan(vqgan: VQGAN, path: Path, dtype: torch.dtype = torch.float32) -> None:
@@ -29,7 +27,5 @@ def save_vqgan(vqgan: VQGAN, path: Path, dtype: torch.dtype = torch.float32) -> 
         path: The weights.
         dtype: Precision on the disk.
     """
-    temporary = path.with_name(f'{path.stem}.yaml.tmp')
-    temporary.write_text(vqgan.config.to_yaml())
-    os.replace(temporary, path.with_suffix('.yaml'))
+    write_file(path.with_suffix('.yaml'), vqgan.config.to_yaml())
     write_weights(vqgan, path, dtype)

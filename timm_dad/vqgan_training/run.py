@@ -15,7 +15,7 @@ from accelerate.utils import broadcast_object_list
 from timm.utils import random_seed, update_summary
 from tqdm import tqdm
 
-from timm_dad.common.files import write_file
+from timm_dad.common.files import replacing, write_file
 from timm_dad.training.loaders import set_epoch
 from timm_dad.vqgan.save import save_vqgan
 from timm_dad.vqgan_training.args import FIXED
@@ -228,6 +228,5 @@ def save_state(run: VQGANRun, batch: int = 0) -> None:
         'meters': _reduced_meters(run) if batch else {},
     }
     if run.accelerator.is_main_process:
-        temporary = run.output_dir / f'{STATE}.tmp'
-        torch.save(state, temporary)
-        temporary.replace(run.output_dir / STATE)
+        with replacing(run.output_dir / STATE) as temporary, temporary.open('wb') as file:
+            torch.save(state, file)
