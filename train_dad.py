@@ -58,6 +58,7 @@ from tqdm import tqdm
 from timm_dad.common.errors import errors_in_one_line
 from timm_dad.common.files import write_file
 from timm_dad.common.log import setup_logging
+from timm_dad.common.spread import spread
 from timm_dad.dad_sets.maker import view_seed
 from timm_dad.dad_sets.read import DADSet
 from timm_dad.data.datasets import check_images, create_dataset, dataset_class_names
@@ -73,7 +74,7 @@ from timm_dad.flags.student import create_student
 from timm_dad.flags.timm import parse_args, torch_dtype
 from timm_dad.method.augment import DADAugment
 from timm_dad.method.task import DADTask
-from timm_dad.preview.image import describe_settings, preview_image, shown_names, spread
+from timm_dad.preview.image import describe_settings, preview_image, shown_names
 from timm_dad.preview.sheet import make_sheet, png_bytes
 from timm_dad.training.cache import make_dad_images
 from timm_dad.training.checkpoint import TaskWithProgress, create_saver, find_newest, load_progress, remove_recovery
@@ -172,10 +173,10 @@ class Run:
         if isinstance(dataset, IterableDataset):
             with torch.random.fork_rng(devices=[]):  # loaders draw seeds for their workers
                 input, target = next(iter(self.loader_eval))
-            chosen = spread(len(target), min(NUM_PREVIEW_IMAGES, len(target)))
+            chosen = spread(len(target), NUM_PREVIEW_IMAGES)
             return [(to_pixels(input[i : i + 1])[0], int(target[i]), f'image {i}') for i in chosen]
         shown = []
-        for index in spread(len(dataset), min(NUM_PREVIEW_IMAGES, len(dataset))):
+        for index in spread(len(dataset), NUM_PREVIEW_IMAGES):
             image, label = dataset[index]
             # Where timm's prefetcher is to normalize, the data set gives bytes.
             x_pix = torch.as_tensor(image)

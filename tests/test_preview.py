@@ -14,7 +14,6 @@ from timm_dad.preview.image import (
     psnr,
     share,
     shown_names,
-    spread,
 )
 
 NORM = {'mean': (0, 0, 0), 'std': (1, 1, 1)}
@@ -133,9 +132,3 @@ def test_settings_and_means_in_a_line(augment, x_pix):
 def test_names_for_readers():
     assert shown_names(None, 3) == ['0', '1', '2']
     assert shown_names(['cat', 'n01440764', 'n99999999'], 3) == ['cat', 'tench', 'n99999999']
-
-
-def test_spread_takes_both_ends():
-    assert spread(10, 4) == [0, 3, 6, 9]
-    assert spread(3, 3) == [0, 1, 2]
-    assert spread(9, 1) == [0]

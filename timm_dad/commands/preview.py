@@ -13,6 +13,7 @@ from timm_dad.commands.generate import pick_device
 from timm_dad.common.errors import errors_in_one_line
 from timm_dad.common.files import write_file
 from timm_dad.common.log import setup_logging
+from timm_dad.common.spread import spread
 from timm_dad.dad_sets.maker import view_seed
 from timm_dad.data.datasets import create_dataset
 from timm_dad.data.images import Frame, Source, SourceImage
@@ -24,7 +25,7 @@ from timm_dad.flags.teacher import check_teacher_args, create_teacher, teacher_s
 from timm_dad.flags.views import add_view_args, check_view_args, create_augment, create_vqgan, prepare_models
 from timm_dad.method.augment import DADAugment
 from timm_dad.method.loss import DADLossConfig
-from timm_dad.preview.image import PreviewImage, describe_means, describe_settings, preview_image, shown_names, spread
+from timm_dad.preview.image import PreviewImage, describe_means, describe_settings, preview_image, shown_names
 from timm_dad.preview.page import make_page
 from timm_dad.preview.sheet import make_sheet, png_bytes
 from timm_dad.teachers.teacher import INTERPOLATIONS
@@ -192,7 +193,7 @@ def choose_images(args: argparse.Namespace, source: Source) -> list[tuple[int, S
         raise ValueError(f'--index must be from 0 to {count - 1}, the images of the data, got {max(args.index)}')
     if args.images and args.images > count:
         raise ValueError(f'--images must be at most {count}, the images of the data, got {args.images}')
-    indices = args.index or spread(count, args.images or min(_DEFAULT_IMAGES, count))
+    indices = args.index or spread(count, args.images or _DEFAULT_IMAGES)
     return [(index, source.read(index)) for index in indices]
 
 

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
+from timm_dad.common.spread import spread
 from timm_dad.dad_sets.manifest import ShardManifest
 from timm_dad.dad_sets.read import DADSet
 from timm_dad.data.images import Source
@@ -82,10 +81,8 @@ def _check_class_names(there: Sequence[str] | None, here: Sequence[str] | None) 
 
 
 def _check_images(dad_set: DADSet, source: Source) -> None:
-    count = dad_set.num_images
-    indices = np.unique(np.linspace(0, count - 1, min(count, NUM_COMPARED)).astype(int)).tolist()
     manifests: dict[int, ShardManifest] = {}
-    for index in indices:
+    for index in spread(dad_set.num_images, NUM_COMPARED):
         shard, row = divmod(index, dad_set.shard_size)
         if shard not in manifests:
             manifests = {shard: dad_set.manifest(shard)}  # indices rise: one at a time

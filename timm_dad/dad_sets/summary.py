@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from timm_dad.common.files import write_file
+from timm_dad.common.spread import spread
 from timm_dad.dad_sets.formats import place_of, wds_info
 from timm_dad.dad_sets.manifest import (
     INDEX,
@@ -138,8 +139,8 @@ def _first_images(source: Source, indices: Sequence[int]) -> dict[int, SourceIma
 def contact_sheet(dad_set: DADSet, source: Source, frame: Frame) -> bytes:
     """A PNG of images beside their first DAD view, spread evenly over the data set (the first ones of a stream)."""
     count, transform = min(_PAIRS, dad_set.num_images), frame.transform()
-    spread = range(count) if source.streams else np.linspace(0, dad_set.num_images - 1, count).astype(int)
-    images = _first_images(source, [int(index) for index in spread])
+    indices = list(range(count)) if source.streams else spread(dad_set.num_images, count)
+    images = _first_images(source, indices)
     names, font = source.class_names, ImageFont.load_default(10)
     step_x, step_y = 2 * _CELL + _MARGIN + 4, _CELL + _TEXT
     size = (_MARGIN + min(count, _COLUMNS) * step_x, _MARGIN + -(-count // _COLUMNS) * step_y)

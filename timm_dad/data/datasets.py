@@ -11,6 +11,7 @@ from timm.data import create_dataset as create_timm_dataset
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from timm_dad.common.spread import spread
 from timm_dad.demo.data import PREFIX, DemoDataset
 
 _MAX_CHECKED = 1000
@@ -132,13 +133,12 @@ def check_images(dataset: Any, flag: str) -> None:
     reader = getattr(dataset, 'reader', None)
     if reader is None or not hasattr(reader, '__getitem__') or not hasattr(reader, 'filename'):
         return
-    count = len(reader)
-    for index in np.unique(np.linspace(0, count - 1, min(count, _MAX_CHECKED)).astype(int)):
+    for index in spread(len(reader), _MAX_CHECKED):
         try:
-            with Image.open(reader[int(index)][0]) as image:
+            with Image.open(reader[index][0]) as image:
                 image.load()
                 if image.mode == 'F' and not np.isfinite(np.asarray(image)).all():
                     raise ValueError('it has pixels that are not finite')
         except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-            name = reader.filename(int(index), absolute=True)
+            name = reader.filename(index, absolute=True)
             raise ValueError(f'{flag}: images must decode to finite pixels, {name} does not: {error}') from error

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, IterableDataset
 from torchvision.transforms import Compose
 from torchvision.transforms.functional import pil_to_tensor
 
+from timm_dad.common.spread import spread
 from timm_dad.data.datasets import dataset_class_names, keep_no_tar_open
 
 
@@ -158,8 +159,7 @@ class Source:
             first = itertools.islice(self.dataset, 8)
             images = [self.of_pixels(image, label) for image, label in first]
         else:
-            spread = np.unique(np.linspace(0, len(self) - 1, min(len(self), 32)).astype(int))
-            images = [self.read(int(index)) for index in spread]
+            images = [self.read(index) for index in spread(len(self), 32)]
         return hashlib.sha256(repr([(image.sha256, image.label) for image in images]).encode()).hexdigest()
 
 

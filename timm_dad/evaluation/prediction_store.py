@@ -12,6 +12,7 @@ import numpy as np
 
 from timm_dad.common.files import write_file
 from timm_dad.common.hashing import content_hash
+from timm_dad.common.spread import spread
 from timm_dad.evaluation.changed_suites import AttackedPart, CorruptedPart
 from timm_dad.evaluation.predictions import Predictions
 from timm_dad.evaluation.suite_data import Part, Suite
@@ -69,8 +70,7 @@ class PredictionStore:
         key = id(part.dataset)  # a suite's parts live as long as the store
         if key not in self._data:
             listing = list(_listing(part.dataset))
-            spread = np.unique(np.linspace(0, len(part.dataset) - 1, min(len(part.dataset), _SAMPLE)).astype(int))
-            sample = [_image(*part.dataset[int(index)]) for index in spread]
+            sample = [_image(*part.dataset[index]) for index in spread(len(part.dataset), _SAMPLE)]
             self._data[key] = content_hash({}, {'listing': listing, 'sample': sample})
         return content_hash({}, {'data': self._data[key], 'labels': part.multi_labels})
 

@@ -14,6 +14,8 @@ from PIL import Image
 from timm.data import get_img_extensions
 from torch.utils.data import Dataset
 
+from timm_dad.common.spread import spread
+
 KINDS = ('clean', 'ood', 'corruption', 'adversarial')
 _MAX_CHECKED = 1000
 
@@ -196,12 +198,12 @@ def check_pictures(suite: Suite, flag: str) -> None:
     sizes: dict[tuple[int, int], str] = {}
     count = max(2, _MAX_CHECKED // len(suite.parts))
     for part in suite.parts:
-        for index in np.unique(np.linspace(0, len(part.dataset) - 1, min(count, len(part.dataset))).astype(int)):
+        for index in spread(len(part.dataset), count):
             try:
-                image, _ = part.dataset[int(index)]
+                image, _ = part.dataset[index]
             except ValueError as error:
                 raise ValueError(f'{flag} {suite.name}, part {part.name}: {error}') from error
-            sizes.setdefault(image.size, f'{part.name}: {part.dataset.filename(int(index))}')
+            sizes.setdefault(image.size, f'{part.name}: {part.dataset.filename(index)}')
     if not suite.resize and len(sizes) > 1:
         (size, file), (other, other_file) = list(sizes.items())[:2]
         raise ValueError(

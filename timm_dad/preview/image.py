@@ -185,8 +185,3 @@ def shown_names(class_names: Sequence[str] | None, num_classes: int) -> list[str
             with suppress(KeyError):
                 names[label] = info.label_name_to_description(name).split(',')[0]
     return names
-
-
-def spread(count: int, chosen: int) -> list[int]:
-    """``chosen`` indices of ``count``, spread evenly, the first and the last among them."""
-    return [round(place * (count - 1) / max(1, chosen - 1)) for place in range(chosen)]
