@@ -30,6 +30,7 @@ def measure(flags: list[str], exact: Any, teacher: Any, vqgan: Any) -> tuple[flo
     from torchvision.transforms.functional import pil_to_tensor
 
     from timm_dad.commands import generate as generate_command
+    from timm_dad.common.pixels import psnr
     from timm_dad.dad_sets.read import DADSet
 
     with tempfile.TemporaryDirectory() as folder:
@@ -44,10 +45,10 @@ def measure(flags: list[str], exact: Any, teacher: Any, vqgan: Any) -> tuple[flo
             pictures = [dad_set.image(index, 0, name) for index, name in enumerate(names)]
             rounds.append((time.perf_counter() - begin) / len(names))
     views = torch.stack([pil_to_tensor(picture) for picture in pictures]).float() / 255
-    psnr = -10 * (views - exact).square().mean(dim=(1, 2, 3)).log10().mean().item()
+    decibel = psnr(views, exact).mean().item()
     with torch.no_grad():
         same = (teacher(views).argmax(dim=1) == teacher(exact).argmax(dim=1)).float().mean().item()
-    return summary['bytes_per_view'], min(rounds), psnr, same
+    return summary['bytes_per_view'], min(rounds), decibel, same
 
 
 def main() -> None:

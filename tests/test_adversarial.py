@@ -174,7 +174,7 @@ def test_the_normalization_is_inside(teacher, images, labels):
     run_attack('fgsm', teacher, grey, predicted(teacher, grey), config)
     hook.remove()
     moved = (seen[-1] - seen[0]).abs().amax(dim=(0, 2, 3))
-    torch.testing.assert_close(moved, 0.1 / teacher.std.flatten())
+    torch.testing.assert_close(moved, 0.1 / teacher.norm.std.flatten())
 
 
 # AutoAttack

@@ -144,7 +144,7 @@ def test_only_networks_of_one_size_resize_images_that_go_in_as_they_are(tmp_path
     model = opened('test_resnet')
     teacher = model.network
     assert model.preprocess.input_size == (160, 160)
-    expected = teacher.model((x_pix - teacher.mean) / teacher.std)
+    expected = teacher.model((x_pix - teacher.norm.mean) / teacher.norm.std)
     torch.testing.assert_close(model.network_for(uncut)(x_pix), expected)
     assert not torch.allclose(teacher(x_pix), expected)
     assert model.network_for(replace(uncut, resize=True)) is teacher

@@ -1,7 +1,5 @@
 """One image on its way to its DAD view."""
 
-import math
-
 import pytest
 import torch
 
@@ -11,7 +9,6 @@ from timm_dad.preview.image import (
     describe_means,
     describe_settings,
     preview_image,
-    psnr,
     share,
     shown_names,
 )
@@ -28,15 +25,6 @@ def augment(teacher, vqgan):
 
 def make(augment, x_pix, label=1, seed=3):
     return preview_image(augment, x_pix, label, title='image 7', seed=seed)
-
-
-def test_psnr_by_hand():
-    x_pix = torch.full((3, 2, 2), 0.5)
-    assert psnr(x_pix, x_pix + 0.1) == pytest.approx(20, abs=1e-5)
-    y_pix = x_pix.clone()
-    y_pix[0, 0, 0] = 1.0  # one entry of 12 differs by a half
-    assert psnr(x_pix, y_pix) == pytest.approx(10 * math.log10(48))
-    assert psnr(x_pix, x_pix) == math.inf
 
 
 def test_the_views_are_those_of_the_augmentation(augment, x_pix):

@@ -125,7 +125,7 @@ def test_gradients_reach_the_pixels_through_the_resizing(teacher, x_pix):
 
 @pytest.mark.parametrize('std', [(0.5, 0.0, 0.5), (0.5, 0.5, -1.0)])
 def test_a_std_that_is_not_positive_is_refused(std):
-    with pytest.raises(ValueError, match='std of the teacher must be positive, got'):
+    with pytest.raises(ValueError, match='std must be positive, got'):
         Teacher(nn.Flatten(), mean=MEAN, std=std, input_size=(4, 4), num_classes=48)
 
 

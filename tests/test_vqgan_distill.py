@@ -19,6 +19,7 @@ from torch import nn
 import timm_dad
 from timm_dad import VQGAN, load_vqgan
 from timm_dad.cli import main
+from timm_dad.common.pixels import psnr
 from timm_dad.flags.dad import create_vqgan
 from timm_dad.flags.timm import parse_args
 from timm_dad.vqgan.save import save_vqgan
@@ -33,7 +34,6 @@ from timm_dad.vqgan_training.distill import (
     tiny_config,
 )
 from timm_dad.vqgan_training.optimize import OptimizerConfig
-from timm_dad.vqgan_training.reconstruction import psnr
 
 TRAINING = '--batch-size 8 --workers 0 --lr 3e-3 --ch 8 --device cpu'.split()
 

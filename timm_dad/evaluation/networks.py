@@ -29,7 +29,7 @@ def uncut_network(teacher: Teacher) -> Callable[[Tensor], Tensor] | None:
 
     def network(x_pix: Tensor) -> Tensor:
         with torch.autocast(x_pix.device.type, enabled=False):
-            return teacher.select(teacher.model((x_pix - teacher.mean) / teacher.std))
+            return teacher.select(teacher.model(teacher.norm.normalize(x_pix)))
 
     return network
 

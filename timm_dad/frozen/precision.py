@@ -55,7 +55,7 @@ def _most_of_the_work(teacher: Teacher, vqgan: VQGAN | None, image_size: tuple[i
     """The network that takes most of the time, and one image as it gets it."""
     if vqgan is None:
         first: Teacher = teacher.teachers[0] if isinstance(teacher, TeacherEnsemble) else teacher  # type: ignore[assignment]
-        return first.model, first.normalize(torch.rand(1, 3, *image_size).to(first.mean.device))
+        return first.model, first.normalize(torch.rand(1, 3, *image_size).to(first.norm.mean.device))
     sides = [math.ceil(side / vqgan.config.factor) * vqgan.config.factor for side in image_size]
     return vqgan.encoder, torch.rand(1, 3, *sides) * 2 - 1
 

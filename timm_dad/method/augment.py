@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from timm_dad.common.pixels import PixelNorm
 from timm_dad.method.attack import AttackConfig, Generators, ascend, input_gradient, radii, random_start
 from timm_dad.method.loss import hard_labels, teacher_cross_entropy
 from timm_dad.method.micro_batch import MicroBatches
@@ -57,42 +58,6 @@ class DADViews:
     dad_logits: Tensor
     kept: Tensor
     clean_logits: Tensor | None = None
-
-
-class PixelNorm:
-    """Between the student's normalized tensors and [0, 1] pixels.
-
-    Args:
-        mean: The student's mean, per channel, in [0, 1] pixel units.
-        std: The student's standard deviation, per channel, in [0, 1] pixel units.
-
-    Raises:
-        ValueError: If a ``std`` is not positive.
-    """
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        if min(std) <= 0:
-            raise ValueError(f'std must be positive, got {tuple(std)}')
-        self.mean = torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1)
-        self.std = torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1)
-
-    def _moved(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        self.mean, self.std = self.mean.to(like.device), self.std.to(like.device)
-        return self.mean, self.std
-
-    def equals(self, other: 'PixelNorm') -> bool:
-        """Whether both normalize alike."""
-        return torch.equal(self.mean.cpu(), other.mean.cpu()) and torch.equal(self.std.cpu(), other.std.cpu())
-
-    def to_pixels(self, x_norm: Tensor) -> Tensor:
-        """Normalized ``[B, 3, H, W]`` to [0, 1] pixels, fp32, clipped (random erasing leaves the range)."""
-        mean, std = self._moved(x_norm)
-        return (x_norm.float() * std + mean).clamp(0, 1)
-
-    def normalize(self, x_pix: Tensor) -> Tensor:
-        """[0, 1] pixels ``[B, 3, H, W]`` to normalized, fp32."""
-        mean, std = self._moved(x_pix)
-        return (x_pix - mean) / std
 
 
 class DADAugment:

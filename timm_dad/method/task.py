@@ -10,7 +10,8 @@ from timm.layers import SplitBatchNorm2d
 from timm.task import TrainingTask
 from torch import Tensor, nn
 
-from timm_dad.method.augment import DADAugment, PixelNorm
+from timm_dad.common.pixels import PixelNorm
+from timm_dad.method.augment import DADAugment
 from timm_dad.method.loss import DADLoss, DADLossConfig, hard_labels
 from timm_dad.method.micro_batch import MicroBatches
 from timm_dad.method.replay import ReplayCache

@@ -1,6 +1,5 @@
 """One image on its way to its DAD view, and the numbers about it (Zhou et al. 2023, arXiv:2311.01441, section 3.3)."""
 
-import math
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -11,13 +10,8 @@ import torch
 from timm.data import ImageNetInfo
 from torch import Tensor
 
+from timm_dad.common.pixels import psnr
 from timm_dad.method.augment import DADAugment
-
-
-def psnr(x_pix: Tensor, y_pix: Tensor) -> float:
-    """Peak signal-to-noise ratio of two images of one shape in [0, 1], in dB; infinite where they are equal."""
-    error = (x_pix.double() - y_pix.double()).square().mean().item()
-    return -10 * math.log10(error) if error else math.inf
 
 
 def share(mask: Tensor) -> float:
@@ -83,12 +77,12 @@ class PreviewImage:
     @property
     def psnr_vq(self) -> float:
         """PSNR of ``x`` and ``Q(x)``, in dB."""
-        return psnr(self.x_pix, self.x_vq)
+        return psnr(self.x_pix, self.x_vq).item()
 
     @property
     def psnr_dad(self) -> float:
         """PSNR of ``x`` and ``x_dad``, in dB."""
-        return psnr(self.x_pix, self.x_dad)
+        return psnr(self.x_pix, self.x_dad).item()
 
     def top(self, view: str, count: int = 3) -> list[tuple[int, float]]:
         """The teacher's likeliest classes on a view (``x``, ``Q(x)`` or ``x_dad``), and their probabilities."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from timm_dad.common.extras import require_extra
 from timm_dad.common.hashing import content_hash
+from timm_dad.common.pixels import PixelNorm
 from timm_dad.teachers.backbones import load_open_clip, load_timm, open_clip_norm, timm_norm
 from timm_dad.teachers.class_map import match_classes, resolve_classes, timm_labels
 from timm_dad.teachers.zero_shot import DEFAULT_TEMPLATES, ZeroShotClassifier, check_templates, zero_shot_head
@@ -40,8 +41,6 @@ class Teacher(nn.Module):
         ValueError: If a ``std`` is not positive, or the interpolation cannot be done.
     """
 
-    mean: Tensor
-    std: Tensor
     class_index: Tensor | None
 
     def __init__(
@@ -56,16 +55,13 @@ class Teacher(nn.Module):
         class_index: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        if min(std) <= 0:
-            raise ValueError(f'std of the teacher must be positive, got {tuple(std)}')
         if interpolation not in INTERPOLATIONS:
             raise ValueError(f'interpolation of the teacher must be one of {INTERPOLATIONS}, got {interpolation!r}')
         self.model = model.eval().requires_grad_(False)
         self.input_size = input_size
         self.num_classes = num_classes
         self.interpolation = interpolation
-        self.register_buffer('mean', torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer('std', torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
+        self.norm = PixelNorm(mean, std)
         index = None if class_index is None else torch.tensor(class_index)
         self.register_buffer('class_index', index, persistent=False)
 
@@ -77,7 +73,7 @@ class Teacher(nn.Module):
         """What the network gets of images ``[B, 3, H, W]`` in [0, 1]: its size, its mean and standard deviation."""
         if tuple(x_pix.shape[-2:]) != self.input_size:
             x_pix = F.interpolate(x_pix, self.input_size, mode=self.interpolation, antialias=True).clamp(0, 1)
-        return (x_pix - self.mean) / self.std
+        return self.norm.normalize(x_pix)
 
     def select(self, output: Tensor) -> Tensor:
         """Logits ``[B, K]`` of the data's classes in the network's output ``[B, C]``."""
@@ -90,8 +86,8 @@ class Teacher(nn.Module):
         """
         tensors = dict(self.model.state_dict())
         facts: dict[str, Any] = {
-            'mean': self.mean.flatten().tolist(),
-            'std': self.std.flatten().tolist(),
+            'mean': self.norm.mean.flatten().tolist(),
+            'std': self.norm.std.flatten().tolist(),
             'input_size': list(self.input_size),
             'interpolation': self.interpolation,
             'num_classes': self.num_classes,

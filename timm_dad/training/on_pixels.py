@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from timm_dad.common.pixels import PixelNorm
 from timm_dad.evaluation.suite_data import Suite
 
 _logger = logging.getLogger(__name__)
@@ -27,9 +28,6 @@ class OnPixels(nn.Module):
         interpolation: How they get it: ``bilinear``, all else is ``bicubic``.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(
         self,
         network: nn.Module,
@@ -41,15 +39,14 @@ class OnPixels(nn.Module):
         super().__init__()
         self.network, self.size = network, size
         self.interpolation = 'bilinear' if interpolation == 'bilinear' else 'bicubic'
-        self.register_buffer('mean', torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer('std', torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
+        self.norm = PixelNorm(mean, std)
 
     def forward(self, x_pix: Tensor) -> Tensor:
         """Logits ``[B, K]`` of images ``[B, 3, H, W]`` in [0, 1]."""
         dtype = next(self.network.parameters()).dtype
         if self.size is not None and tuple(x_pix.shape[-2:]) != self.size:
             x_pix = F.interpolate(x_pix, self.size, mode=self.interpolation, antialias=True).clamp(0, 1)
-        logits: Tensor = self.network(((x_pix - self.mean) / self.std).to(dtype))
+        logits: Tensor = self.network(self.norm.normalize(x_pix).to(dtype))
         return logits
 
 

@@ -19,10 +19,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from timm_dad.common.macs import count_macs
+from timm_dad.common.pixels import psnr
 from timm_dad.vqgan.model import VQGAN, VQGANConfig
 from timm_dad.vqgan_training.optimize import OptimizerConfig, Trainer
 from timm_dad.vqgan_training.perceptual import Perceptual
-from timm_dad.vqgan_training.reconstruction import psnr
+from timm_dad.vqgan_training.reconstruction import MOST_PSNR
 
 # By default a tiny VQGAN takes at most this part of the original's multiply-adds.
 _SHARE = 0.1
@@ -237,10 +238,10 @@ def compare(tiny: VQGAN, original: VQGAN, loader: Any, accelerator: Accelerator)
         of_images = (
             torch.ones(len(x_pix)).to(sums),
             (codes_tiny == codes).double().mean(dim=(1, 2)),
-            psnr(x_tiny, x_original),
-            psnr(x_decoder, x_original),
-            psnr(x_tiny, x_pix),
-            psnr(x_original, x_pix),
+            psnr(x_tiny, x_original, MOST_PSNR),
+            psnr(x_decoder, x_original, MOST_PSNR),
+            psnr(x_tiny, x_pix, MOST_PSNR),
+            psnr(x_original, x_pix, MOST_PSNR),
         )
         sums += torch.stack([values.sum() for values in of_images])
     tiny.train(mode)

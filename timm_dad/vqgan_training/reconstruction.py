@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
+from timm_dad.common.pixels import psnr
 from timm_dad.vqgan.model import VQGAN, nearest_codes
 from timm_dad.vqgan_training.optimize import OptimizerConfig, Trainer
 from timm_dad.vqgan_training.perceptual import Perceptual
@@ -23,7 +24,7 @@ from timm_dad.vqgan_training.perceptual import Perceptual
 # Weight of the term that pulls latents to their codes, as in taming.
 _BETA = 0.25
 # A mean squared error of 1e-10 is 100 dB: a picture that is reconstructed exactly has no finite PSNR.
-_LEAST_MSE = 1e-10
+MOST_PSNR = 100.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,12 +171,6 @@ class VQGANTrainer(Trainer):
         self.codes_used = state['codes_used']
 
 
-def psnr(x_vq: Tensor, x_pix: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio, in dB, of each of two batches of images ``[B, 3, H, W]`` in [0, 1]; fp64."""
-    mse = (x_vq - x_pix).double().square().mean(dim=(1, 2, 3))
-    return -10 * mse.clamp_min(_LEAST_MSE).log10()
-
-
 @torch.no_grad()
 def evaluate_vqgan(vqgan: VQGAN, loader: Any, accelerator: Accelerator) -> dict[str, float]:
     """Measure reconstructions ``Q(x)``, clipped to [0, 1], and the codebook.
@@ -198,7 +193,7 @@ def evaluate_vqgan(vqgan: VQGAN, loader: Any, accelerator: Accelerator) -> dict[
         codes = vqgan.encode_to_codes(x_pix)
         x_vq = vqgan.decode_codes(codes)
         l1 = (x_vq - x_pix).double().abs().mean(dim=(1, 2, 3))
-        sums += torch.stack([torch.tensor(len(x_pix)).to(l1), l1.sum(), psnr(x_vq, x_pix).sum()])
+        sums += torch.stack([torch.tensor(len(x_pix)).to(l1), l1.sum(), psnr(x_vq, x_pix, MOST_PSNR).sum()])
         counts += torch.bincount(codes.flatten(), minlength=len(counts))
     vqgan.train(mode)
     count, l1_sum, psnr_sum = accelerator.reduce(sums, reduction='sum').tolist()

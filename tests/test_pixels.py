@@ -1,0 +1,56 @@
+import math
+
+import pytest
+import torch
+
+from timm_dad.common.pixels import PixelNorm, psnr
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.1, 0.2, 0.3)
+
+
+def test_pixels_and_normalized_are_each_others_inverse():
+    norm = PixelNorm(MEAN, STD)
+    x_pix = torch.rand(2, 3, 4, 5)
+    by_hand = (x_pix - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
+    assert torch.equal(norm.normalize(x_pix), by_hand)
+    torch.testing.assert_close(norm.to_pixels(norm.normalize(x_pix)), x_pix)
+    assert norm.to_pixels(norm.normalize(x_pix).half()).dtype == torch.float32
+
+
+def test_values_out_of_range_are_clipped():
+    assert PixelNorm(MEAN, STD).to_pixels(torch.full((1, 3, 1, 1), 9.0)).tolist() == torch.ones(1, 3, 1, 1).tolist()
+
+
+def test_two_are_equal_where_mean_and_std_are():
+    norm = PixelNorm(MEAN, STD)
+    assert norm.equals(PixelNorm(MEAN, STD))
+    assert not norm.equals(PixelNorm(MEAN, MEAN))
+    assert not norm.equals(PixelNorm(STD, STD))
+
+
+def test_a_normalization_is_no_part_of_a_checkpoint():
+    assert PixelNorm(MEAN, STD).state_dict() == {}
+
+
+def test_it_works_where_its_input_is():
+    norm = PixelNorm(MEAN, STD)
+    assert norm.normalize(torch.rand(1, 3, 2, 2, device='meta')).device.type == 'meta'
+    assert norm.mean.device.type == 'meta'  # moved once, not with every batch
+
+
+@pytest.mark.parametrize('std', [(0.0, 0.1, 0.1), (0.1, 0.1, -0.1)])
+def test_a_std_that_is_not_positive_is_refused(std):
+    with pytest.raises(ValueError, match='std must be positive, got'):
+        PixelNorm(MEAN, std)
+
+
+def test_psnr_by_hand():
+    x_pix = torch.full((3, 2, 2), 0.5)
+    assert psnr(x_pix, x_pix + 0.1).item() == pytest.approx(20, abs=1e-5)
+    y_pix = x_pix.clone()
+    y_pix[0, 0, 0] = 1.0  # one entry of 12 differs by a half
+    assert psnr(x_pix, y_pix).item() == pytest.approx(10 * math.log10(48))
+    assert psnr(x_pix, x_pix).item() == math.inf
+    batch = psnr(torch.stack([x_pix, x_pix]), torch.stack([y_pix, x_pix]), most=100.0)
+    assert batch.tolist() == [psnr(x_pix, y_pix).item(), 100.0]
+    assert psnr(x_pix, x_pix + 1e-7, most=100.0).item() == 100.0
