@@ -9,18 +9,19 @@ from clips import add_clip_name, clip_config, normalize, write_clip_folder
 from safetensors.torch import load_file
 from timm.data import ImageNetInfo
 
+from timm_dad.common.cache import cache_dir
 from timm_dad.method.loss import DADLoss, DADLossConfig
 from timm_dad.teachers import zero_shot
 from timm_dad.teachers.backbones import load_open_clip
 from timm_dad.teachers.teacher import create_open_clip_teacher
 from timm_dad.teachers.zero_shot import (
-    cache_folder,
     check_templates,
     default_templates,
     is_imagenet,
     spoken_names,
     zero_shot_head,
 )
+from timm_dad.vqgan.presets import PRESETS, preset_of_cached
 
 NAMES = ['dog', 'red car', 'tree']
 TEMPLATES = ['a photo of a {}.', 'an emoji of a {}']
@@ -55,7 +56,7 @@ def head_of(folder, names=NAMES, templates=TEMPLATES):
 
 
 def cached_files():
-    return sorted(path.name for path in cache_folder().iterdir())
+    return sorted(path.name for path in cache_dir().iterdir())
 
 
 # Class names and templates.
@@ -120,14 +121,14 @@ def test_a_head_is_computed_once_and_the_second_teacher_is_the_same(clip, heads_
 def test_other_users_can_read_a_cached_head(clip, tmp_path):
     head_of(clip)
     (tmp_path / 'opened').touch()
-    assert (cache_folder() / cached_files()[0]).stat().st_mode == (tmp_path / 'opened').stat().st_mode
+    assert (cache_dir() / cached_files()[0]).stat().st_mode == (tmp_path / 'opened').stat().st_mode
 
 
 def test_the_cached_head_is_open_clips(clip):
     model, tokenizer = load_open_clip(f'local-dir:{clip}')[0], open_clip.get_tokenizer(f'local-dir:{clip}')
     expected = open_clip.build_zero_shot_classifier(model, tokenizer, NAMES, TEMPLATES)
     head_of(clip)
-    torch.testing.assert_close(load_file(cache_folder() / cached_files()[0])['text_features'], expected)
+    torch.testing.assert_close(load_file(cache_dir() / cached_files()[0])['text_features'], expected)
     torch.testing.assert_close(head_of(clip), expected)
 
 
@@ -159,7 +160,7 @@ def test_a_change_of_the_model_is_a_new_head(clip, heads_computed, change):
     change(clip)
     changed = head_of(clip, [*NAMES, 'Red Car'])
     assert len(heads_computed) == 2
-    for path in cache_folder().iterdir():
+    for path in cache_dir().iterdir():
         path.unlink()
     assert torch.equal(changed, head_of(clip, [*NAMES, 'Red Car']))
 
@@ -209,12 +210,12 @@ def test_a_change_of_the_image_tower_alone_is_not(clip, heads_computed):
 @pytest.mark.parametrize('damage', ['truncated', 'flipped', 'empty', 'text', 'another'])
 def test_a_damaged_head_is_computed_again(clip, heads_computed, damage, caplog):
     whole = head_of(clip)
-    path = cache_folder() / cached_files()[0]
+    path = cache_dir() / cached_files()[0]
     content = path.read_bytes()
     if damage == 'another':
         path.unlink()
         head_of(clip, NAMES[::-1])
-        (cache_folder() / cached_files()[0]).replace(path)
+        (cache_dir() / cached_files()[0]).replace(path)
     else:
         path.write_bytes(
             {
@@ -233,8 +234,8 @@ def test_a_damaged_head_is_computed_again(clip, heads_computed, damage, caplog):
 
 
 def test_without_a_place_to_keep_it_there_is_a_head_and_a_warning(clip, caplog):
-    cache_folder().parent.mkdir(parents=True)
-    cache_folder().write_text('a file where the folder should be')
+    cache_dir().parent.mkdir(parents=True)
+    cache_dir().write_text('a file where the folder should be')
     assert head_of(clip).shape == (16, 3)
     assert 'The zero-shot head cannot be kept' in caplog.text
 
@@ -245,11 +246,17 @@ def test_a_head_that_cannot_be_written_whole_is_not_there(clip, monkeypatch):
 
     monkeypatch.setattr(os, 'replace', fail)
     head_of(clip)
-    assert not list(cache_folder().iterdir())
+    assert not list(cache_dir().iterdir())
 
 
-def test_the_cache_is_beside_torch_hubs(tmp_path):
-    assert cache_folder() == tmp_path / 'torch_home' / 'timm_dad'
+def test_heads_are_cached_where_vqgans_are_and_torch_hub_moves_both(clip, tmp_path, monkeypatch):
+    assert cache_dir() == tmp_path / 'torch_home' / 'hub' / 'timm_dad'
+    monkeypatch.setattr(torch.hub, '_hub_dir', None)  # what set_dir sets
+    torch.hub.set_dir(tmp_path / 'elsewhere')
+    head_of(clip)
+    assert cached_files() == os.listdir(tmp_path / 'elsewhere' / 'timm_dad')
+    name, preset = next(iter(PRESETS.items()))
+    assert preset_of_cached(tmp_path / 'elsewhere' / 'timm_dad' / f'{name}.ckpt') == preset
 
 
 def test_the_text_tower_comes_back_to_the_cpu_in_its_precision(clip):

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
+from timm_dad.common.cache import cache_dir
 from timm_dad.common.extras import require_extra
 from timm_dad.common.files import replacing
 from timm_dad.common.hashing import content_hash
@@ -124,11 +125,6 @@ def check_templates(templates: Sequence[str]) -> None:
         raise ValueError(f'a template needs {{}} where the class name goes, got {bad or list(templates)}')
 
 
-def cache_folder() -> Path:
-    """Folder of cached text heads, ``timm_dad`` beside torch.hub's (``TORCH_HOME`` moves both)."""
-    return Path(torch.hub.get_dir()).parent / 'timm_dad'
-
-
 def zero_shot_head(
     model: nn.Module,
     tokenizer: Any,
@@ -162,7 +158,7 @@ def zero_shot_head(
     state = {name: value for name, value in model.state_dict().items() if not name.startswith('visual.')}
     # The prompts' tokens stand for the tokenizer and its vocabulary, the text tower's weights for its name and file.
     key = content_hash({**state, 'tokens': tokenizer(prompts)}, facts)
-    path = cache_folder() / f'zero-shot-{key[:32]}.safetensors'
+    path = cache_dir() / f'zero-shot-{key[:32]}.safetensors'
     head = _read_head(path, key)
     if head is None:
         _logger.info('Zero-shot head of %d classes, %d templates: computing it', len(class_names), len(templates))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
+from timm_dad.common.cache import cache_dir
 from timm_dad.common.files import write_file
 from timm_dad.vqgan.model import VQGANConfig
 
@@ -124,7 +125,7 @@ def preset_of_cached(checkpoint: Path) -> VQGANPreset | None:
 
 
 def _cached(preset: VQGANPreset) -> Path:
-    return Path(torch.hub.get_dir()).absolute() / 'timm_dad' / f'{preset.name}.ckpt'
+    return cache_dir() / f'{preset.name}.ckpt'
 
 
 def _download(preset: VQGANPreset, path: Path, recorded: Path) -> None:
