@@ -16,7 +16,7 @@ from timm_dad.evaluation.suites import PUBLISHED
 from timm_dad.flags.rules import check_rules, given_flags, naming_flag
 from timm_dad.frozen.prepare import PRECISIONS
 from timm_dad.method.attack import NORMS
-from timm_dad.teachers.class_files import read_class_file
+from timm_dad.teachers.classes import read_class_file
 from timm_dad.teachers.zero_shot import check_templates
 
 PROGRAM = 'timm-dad evaluate'

@@ -17,7 +17,7 @@ from timm_dad.evaluation.networks import text_sketch, uncut_network
 from timm_dad.evaluation.suite_data import Suite
 from timm_dad.evaluation.trained_run import create_run_student, create_run_teacher
 from timm_dad.frozen.prepare import prepare_frozen
-from timm_dad.teachers.class_files import in_label_order
+from timm_dad.teachers.classes import in_label_order
 from timm_dad.teachers.ensemble import TeacherEnsemble
 from timm_dad.teachers.spec import DataClasses, create_teacher_by_spec
 from timm_dad.teachers.teacher import Teacher

@@ -13,7 +13,7 @@ from timm_dad.data.datasets import create_dataset, dataset_class_names
 from timm_dad.flags.student import create_untrained_student
 from timm_dad.flags.teacher import create_teacher
 from timm_dad.flags.timm import create_parser
-from timm_dad.teachers.class_map import match_classes, resolve_classes, timm_labels
+from timm_dad.teachers.classes import match_classes, resolve_classes, timm_labels
 from timm_dad.teachers.spec import DataClasses
 from timm_dad.teachers.teacher import INTERPOLATIONS, Teacher
 

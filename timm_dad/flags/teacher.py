@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from timm_dad.teachers.class_files import in_label_order, read_class_file
+from timm_dad.teachers.classes import in_label_order, read_class_file
 from timm_dad.teachers.ensemble import TeacherEnsemble
 from timm_dad.teachers.spec import DEFAULT_TEACHER, PAPERS_TEACHER, DataClasses, check_spec, create_teacher_by_spec
 from timm_dad.teachers.teacher import Teacher

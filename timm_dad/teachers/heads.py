@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from timm_dad.common.files import replacing
 from timm_dad.common.hashing import content_hash
 from timm_dad.teachers.backbones import load_open_clip, load_timm, open_clip_norm, timm_norm
-from timm_dad.teachers.class_map import match_classes, resolve_classes
+from timm_dad.teachers.classes import match_classes, resolve_classes
 from timm_dad.teachers.teacher import Teacher
 from timm_dad.teachers.zero_shot import unit_features
 

@@ -1,11 +1,11 @@
 import json
+import sys
 
 import pytest
 import timm
 from timm.data import ImageNetInfo
 
-from timm_dad.teachers.class_files import in_label_order, read_class_file
-from timm_dad.teachers.class_map import match_classes, resolve_classes, timm_labels
+from timm_dad.teachers.classes import in_label_order, match_classes, read_class_file, resolve_classes, timm_labels
 
 WNIDS = list(ImageNetInfo().label_names())
 
@@ -127,6 +127,26 @@ def test_a_class_map_names_outputs_by_index_or_name():
 def test_a_class_map_that_names_no_output_or_one_twice_is_an_error(values, labels, match):
     with pytest.raises(ValueError, match=match):
         resolve_classes(values, 3, labels)
+
+
+def test_imagenet_21k_is_not_searched_class_by_class():
+    labels = list(ImageNetInfo('imagenet-22k').label_names())
+    values, searches = labels[::-1], []
+
+    def watch(frame, event, function):
+        if event == 'c_call' and function.__name__ in ('count', 'index'):
+            searches.append(function.__name__)
+
+    sys.setprofile(watch)
+    try:
+        found = resolve_classes(values, len(labels), labels)
+        with pytest.raises(ValueError, match=f"once, got .'{labels[0]}', '{labels[1]}'. more often"):
+            resolve_classes([*values, labels[0], labels[1]], len(labels), labels)
+    finally:
+        sys.setprofile(None)
+    assert found == list(range(len(labels) - 1, -1, -1))
+    assert len(labels) == 21841
+    assert searches == []
 
 
 def test_a_csv_of_the_map_has_a_column_of_its_own(tmp_path):
