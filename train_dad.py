@@ -55,7 +55,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
-from timm_dad.common.errors import errors_in_one_line
+from timm_dad.common.errors import user_errors
 from timm_dad.common.files import write_file
 from timm_dad.common.log import setup_logging
 from timm_dad.common.spread import spread
@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parse_args(argv)
     setup_logging()
     with contextlib.ExitStack() as stack:
-        with errors_in_one_line('train_dad.py'):
+        with user_errors('train_dad.py'):
             output_dir = output_folder(args)
             run = build(args, create_accelerator(args, output_dir), output_dir)
             stack.enter_context(locked_output(run.output_dir, run.accelerator, resume=bool(args.resume)))

@@ -12,7 +12,7 @@ import timm
 import torch
 from torch import nn
 
-from timm_dad.common.errors import errors_in_one_line
+from timm_dad.common.errors import user_errors
 from timm_dad.method.task import DADTask
 from timm_dad.timm_train import add_dad_args, check_args, create_task, pair_views
 
@@ -48,10 +48,10 @@ def main(argv: Sequence[str]) -> None:
         parser.error(f'the script must be a file, got {argv[0]!r}, which is none')
     sys.argv = [str(script), *argv[1:]]
     sys.path.insert(0, str(script.parent))
-    with errors_in_one_line(script.name):
+    with user_errors(script.name):
         import_timm_of(script, argv)
     module = load_script(script)
-    with errors_in_one_line(script.name):
+    with user_errors(script.name):
         DADFromOutside(module)
     module.main()
 
@@ -138,7 +138,7 @@ class DADFromOutside:
     def train_one_epoch(self, epoch: int, *args: Any, task: Any, **kwargs: Any) -> Any:
         """Tell the task the epoch first."""
         if self.args.dad:
-            with errors_in_one_line(Path(self.script).name):
+            with user_errors(Path(self.script).name):
                 if not isinstance(task, DADTask):
                     raise ValueError(f'{self.script} creates its task in another way than timm: --dad had no effect')
             task.set_epoch(epoch)

@@ -10,7 +10,7 @@ import torch
 from timm.data import AugMixDataset
 from torch import Tensor, nn
 
-from timm_dad.common.errors import errors_in_one_line, is_main_process
+from timm_dad.common.errors import is_main_process, user_errors
 from timm_dad.data.datasets import dataset_class_names
 from timm_dad.data.pairs import DADPairs, PairStream
 from timm_dad.flags.dad import add_dad_args, build_task, check_dad_args
@@ -31,7 +31,7 @@ def check_args(args: argparse.Namespace) -> None:
     Raises:
         SystemExit: On a bad flag, with one line that names flag, rule, value and fix.
     """
-    with errors_in_one_line(os.path.basename(sys.argv[0])):
+    with user_errors(os.path.basename(sys.argv[0])):
         check_dad_args(args, _given_dad_args())
         if args.dad:
             _check_train_script(args)
@@ -89,7 +89,7 @@ def pair_views(
         return dataset, collate_fn
     if isinstance(dataset, AugMixDataset):
         dataset = dataset.dataset
-    with errors_in_one_line(os.path.basename(sys.argv[0])):
+    with user_errors(os.path.basename(sys.argv[0])):
         dad_set = open_dad_set(args, tuple(data_config['input_size'][-2:]))
         return pair_dataset(args, dataset, data_config, dad_set=dad_set), create_collate(args)
 
@@ -123,7 +123,7 @@ def create_task(
         dad_set = dataset.partner.dad_set
     if isinstance(dataset, AugMixDataset | DADPairs | PairStream):
         dataset = dataset.dataset
-    with errors_in_one_line(os.path.basename(sys.argv[0])):
+    with user_errors(os.path.basename(sys.argv[0])):
         task, _ = build_task(
             args,
             model,

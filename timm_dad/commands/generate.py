@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from timm_dad.common.errors import errors_in_one_line, is_main_process
+from timm_dad.common.errors import is_main_process, user_errors
 from timm_dad.common.log import setup_logging
 from timm_dad.dad_sets.formats import FORMATS, IMAGE_FORMATS, FormatConfig
 from timm_dad.dad_sets.generate import generate
@@ -169,7 +169,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     """
     args = parse_args(argv)
     setup_logging()
-    with errors_in_one_line(PROGRAM):
+    with user_errors(PROGRAM):
         # Before any process group: timm's readers of streams would share the data out over it by themselves.
         source = open_source(args)
         args.num_classes = number_of_classes(args, source.class_names)

@@ -19,7 +19,7 @@ from torch.utils.data import IterableDataset
 
 from timm_dad.commands.info_text import format_report
 from timm_dad.commands.measure import MeasuredLoader, Spread, Stopwatch, peak_memory, reset_peak_memory
-from timm_dad.common.errors import errors_in_one_line
+from timm_dad.common.errors import user_errors
 from timm_dad.common.log import setup_logging
 from timm_dad.common.macs import count_macs, count_model_macs
 from timm_dad.data.datasets import create_dataset
@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> Report:
             parser.error(f'--{name} must be 1 or more, got {value}')
     args = parse_args(rest)
     setup_logging(logging.WARNING)
-    with errors_in_one_line(PROGRAM):
+    with user_errors(PROGRAM):
         if int(os.environ.get('WORLD_SIZE', 1)) > 1:
             raise ValueError('it measures in one process: start it without a launcher, and give --gpus N')
         report = make_report(args, own.gpus, own.images, own.batches)

@@ -10,7 +10,7 @@ from typing import Any
 from torchvision.transforms.functional import to_tensor
 
 from timm_dad.commands.generate import pick_device
-from timm_dad.common.errors import errors_in_one_line
+from timm_dad.common.errors import user_errors
 from timm_dad.common.files import write_file
 from timm_dad.common.log import setup_logging
 from timm_dad.common.spread import spread
@@ -134,7 +134,7 @@ def main(argv: Sequence[str]) -> list[PreviewImage]:
     """
     args = parse_args(argv)
     setup_logging()
-    with errors_in_one_line(PROGRAM):
+    with user_errors(PROGRAM):
         output = Path(args.output)
         check_output(output)
         dataset = create_dataset(args, args.split, is_training=False, split_flag='--split')

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from timm_dad.common.errors import errors_in_one_line
+from timm_dad.common.errors import user_errors
 from timm_dad.common.hashing import content_hash
 from timm_dad.common.log import setup_logging
 from timm_dad.data.datasets import check_images, dataset_class_names, open_dataset
@@ -153,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     args = _parser().parse_args(argv)
     setup_logging()
-    with errors_in_one_line('timm-dad probe'):
+    with user_errors('timm-dad probe'):
         _check(args)
         head = make_probe(args)
         save_head(args.output, head)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from timm_dad.common.errors import errors_in_one_line
+from timm_dad.common.errors import user_errors
 from timm_dad.dad_sets.manifest import INDEX, SETTINGS, found_shards, manifest_path
 from timm_dad.dad_sets.verify import verify
 
@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog=PROGRAM, description='Compare every byte of a DAD set with its manifests.')
     parser.add_argument('root', type=Path, metavar='DIR', help='folder of the set')
     args = parser.parse_args(argv)
-    with errors_in_one_line(PROGRAM):
+    with user_errors(PROGRAM):
         damages = []
         for damage in verify(args.root, progress=True):
             print(damage)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset
 
-from timm_dad.common.errors import errors_in_one_line
+from timm_dad.common.errors import user_errors
 from timm_dad.common.extras import require_extra
 from timm_dad.common.log import setup_logging
 from timm_dad.dad_sets.match import check_data, check_teacher
@@ -151,7 +151,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     """
     args = parse_args(argv)
     setup_logging()
-    with errors_in_one_line(PROGRAM):
+    with user_errors(PROGRAM):
         require_extra('ot', 'eval')
         report = run(args, given_flags(create_parser(), argv))
         text = format_report(report)

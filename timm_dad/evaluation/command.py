@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from timm_dad.common.errors import errors_in_one_line, is_main_process
+from timm_dad.common.errors import is_main_process, user_errors
 from timm_dad.common.extras import require_extra
 from timm_dad.common.log import setup_logging
 from timm_dad.evaluation.args import PROGRAM, create_config, create_options, parse_args
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     """
     args = parse_args(argv)
     setup_logging()
-    with errors_in_one_line(PROGRAM):
+    with user_errors(PROGRAM):
         require_extra('matplotlib', 'eval')
         published = read_timm_results(args.timm_results) if args.timm_results else None
         suites, missing = collect_suites(args)

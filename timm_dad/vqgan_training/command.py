@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from timm.data import create_loader
 from torch.utils.data import IterableDataset, Subset
 
-from timm_dad.common.errors import errors_in_one_line
+from timm_dad.common.errors import user_errors
 from timm_dad.common.log import setup_logging
 from timm_dad.data.datasets import check_images, create_dataset
 from timm_dad.demo.data import DEMO_VQGAN
@@ -78,7 +78,7 @@ def run_command(command: Command, argv: Sequence[str]) -> dict[str, float]:
     setup_logging()
     output_dir = Path(args.output or f'output/vqgan/{datetime.now().strftime("%Y%m%d-%H%M%S")}')
     with contextlib.ExitStack() as stack:
-        with errors_in_one_line(command.program):
+        with user_errors(command.program):
             accelerator = train_dad.create_accelerator(args, output_dir)
             _refuse_older_run(args, output_dir, accelerator)
             run = build(command, args, accelerator, output_dir)
