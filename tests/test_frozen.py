@@ -175,7 +175,7 @@ def test_an_accelerator_decides_where_they_go(teacher, monkeypatch):
     Accelerator(cpu=True)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     prepare_frozen(teacher)
-    assert teacher.mean.device.type == 'cpu'
+    assert teacher.norm.mean.device.type == 'cpu'
 
 
 def test_an_error_inside_leaves_the_accelerator_of_the_process(teacher):

@@ -138,7 +138,8 @@ prepare_frozen(teacher, precision='bf16')
 assert not dist.is_initialized()
 dist.init_process_group('gloo')
 found = [None, None]
-dist.all_gather_object(found, (dist.get_rank(), teacher(torch.rand(1, 3, 32, 32, device=teacher.mean.device)).dtype))
+logits = teacher(torch.rand(1, 3, 32, 32, device=teacher.norm.mean.device))
+dist.all_gather_object(found, (dist.get_rank(), logits.dtype))
 assert found == [(0, torch.float32), (1, torch.float32)], found
 dist.destroy_process_group()
 """
