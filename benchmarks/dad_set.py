@@ -107,18 +107,22 @@ def training(folder: Path) -> str:
 WORKER = """
 import json, sys, time
 from pathlib import Path
+import torch
 from timm_dad.commands import generate as command
-import timm_dad.dad_sets.generate as module
-def wait(*args, make=module.generate, **kwargs):
-    Path(sys.argv[1]).touch()
-    while len(list(Path(sys.argv[1]).parent.glob('ready-*'))) < int(sys.argv[2]):
-        time.sleep(0.01)
-    begin = time.time()
-    summary = make(*args, **kwargs)
-    Path(sys.argv[1]).with_suffix('.json').write_text(json.dumps([begin, time.time()]))
-    return summary
-command.generate = wait
-command.main(sys.argv[3:])
+from timm_dad.dad_sets.generate import generate
+from timm_dad.dad_sets.manifest import FORMAT_VERSION
+ready, count, args = Path(sys.argv[1]), int(sys.argv[2]), command.parse_args(sys.argv[3:])
+source = command.open_source(args)
+args.num_classes = command.number_of_classes(args, source.class_names)
+config = command.create_config(args)
+augment, models = command.build_models(args, source, config, torch.device('cpu'))
+settings = {'format_version': FORMAT_VERSION, 'data': command.describe_data(args, source), **models}
+ready.touch()
+while len(list(ready.parent.glob('ready-*'))) < count:
+    time.sleep(0.01)
+begin = time.time()
+generate(source, augment, args.output, config, settings, progress=False)
+ready.with_suffix('.json').write_text(json.dumps([begin, time.time()]))
 """
 
 

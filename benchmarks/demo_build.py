@@ -170,7 +170,7 @@ def train_vqgan(x: Tensor, steps: int, precision: str, config: VQGANConfig | Non
     for step, index in enumerate(progress):
         parts = trainer.step(random_colour(random_affine(x[index], 0.2, 0.3, 0.1), 0.3))
         if step % 50 == 49:
-            progress.set_postfix(l1=f'{parts["l1"].item():.4f}', codes_used=trainer.codes_used)
+            progress.set_postfix(l1=f'{parts["l1"].item():.4f}')
     return trainer.vqgan.eval()
 
 

@@ -72,7 +72,7 @@ def main() -> None:
     common += ['--dad-vqgan', args.dad_vqgan, '--workers', '0']
     config = generate_command.parse_args([*common, '--output', '.'])
     source = generate_command.open_source(config)
-    config.num_classes = generate_command.number_of_classes(config, source)
+    config.num_classes = generate_command.number_of_classes(config, source.class_names)
     how = generate_command.create_config(config)
     augment, _ = generate_command.build_models(config, source, how, torch.device('cpu'))
     vqgan = augment.vqgan

@@ -11,32 +11,21 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
-ROOT = Path(__file__).resolve().parents[1]
-# Times of the epochs of a real training: from one beginning to the next, with validation and checkpoint.
-TRAIN = """
-import json, sys, time
 import train_dad
-marks = []
-def one_epoch(run, epoch, train=train_dad.train_one_epoch):
-    marks.append(time.perf_counter())
-    return train(run, epoch)
-def suites(run):
-    marks.append(time.perf_counter())
-    return {}
-train_dad.train_one_epoch, train_dad.evaluate_suites = one_epoch, suites
-train_dad.main(sys.argv[2:])
-json.dump([end - begin for begin, end in zip(marks, marks[1:])], open(sys.argv[1], 'w'))
-"""
+
+ROOT = Path(__file__).resolve().parents[1]
 DEMO = {
-    'online': '--epochs 3 --val-interval 1 --batch-size 32 --eval-suites demo/noto --dad-cache 0',
-    'cached': '--epochs 5 --val-interval 1 --batch-size 32 --eval-suites demo/noto --dad-cache 1',
+    name: [*'--val-interval 1 --batch-size 32 --eval-suites demo/noto'.split(), *flags.split()]
+    for name, flags in {'online': '--epochs 3 --dad-cache 0', 'cached': '--epochs 5 --dad-cache 1'}.items()
 }
 
 
-def run(argv: list[str]) -> str:
+def run(*argv: str) -> str:
     """Output of a Python process in the repository."""
     env = {**os.environ, 'PYTHONPATH': str(ROOT)}
     done = subprocess.run([sys.executable, *argv], env=env, capture_output=True, text=True)
@@ -45,42 +34,47 @@ def run(argv: list[str]) -> str:
     return done.stdout
 
 
-def measured(flags: list[str], mode: str, batches: int) -> float:
+def measured(flags: list[str], batches: int) -> float:
     """Seconds an epoch as ``timm-dad info`` says."""
-    report = json.loads(run(['-m', 'timm_dad', 'info', '--json', '--batches', str(batches), *flags]))
-    seconds: float = report['modes'][mode]['estimate']['seconds_per_epoch']
+    report = json.loads(run('-m', 'timm_dad', 'info', '--json', '--batches', str(batches), *flags))
+    seconds: float = report['estimate']['seconds_per_epoch']
     return seconds
 
 
-def trained(flags: list[str], folder: str) -> float:
+def trained(flags: list[str]) -> float:
     """Seconds an epoch of a training, median but for the first epoch."""
-    path = Path(folder) / 'epochs.json'
-    name = f'run-{len(list(Path(folder).iterdir()))}'
-    run(['-c', TRAIN, str(path), *flags, '--output', folder, '--experiment', name])
-    return median(json.loads(path.read_text())[1:])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / 'epochs.json'
+        run(__file__, '--train', str(path), *flags, '--output', folder)
+        return median(json.loads(path.read_text()))
+
+
+def train(path: Path, flags: list[str]) -> None:
+    """Train, and write the seconds from the end of one epoch to that of the next, with validation and checkpoint."""
+    ends: list[float] = []
+    train_dad.main(flags, hooks=[lambda epoch: ends.append(time.perf_counter())])
+    path.write_text(json.dumps([end - begin for begin, end in pairwise(ends)]))
 
 
 def main() -> None:
     """Print both, and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument('--mode', choices=('online', 'cached', 'training'), help='default: online, then cached')
     parser.add_argument('--rounds', type=int, default=2, help='trainings; one more measurement than that')
     parser.add_argument('--batches', type=int, default=5, help='--batches of timm-dad info')
+    parser.add_argument('--train', type=Path, metavar='FILE', help='train here, and write the seconds to this file')
     own, flags = parser.parse_known_args()
-    if flags and not own.mode:
-        parser.error('--mode must say which way these flags train: online, cached or training')
-    for mode in [own.mode] if own.mode else list(DEMO):
-        chosen = flags or DEMO[mode].split()
-        said, took = [measured(chosen, mode, own.batches)], []
-        with tempfile.TemporaryDirectory() as folder:
-            for _ in range(own.rounds):
-                took.append(trained(chosen, folder))
-                said.append(measured(chosen, mode, own.batches))
-        values = {'info': said, 'training': took}
-        for name, seconds in values.items():
-            rounds = ', '.join(f'{value:.3g}' for value in seconds)
-            sys.stdout.write(f'{mode}: {name} {median(seconds):.4g} s an epoch ({rounds})\n')
-        sys.stdout.write(f'{mode}: info / training = {median(said) / median(took):.3f}\n')
+    if own.train:
+        train(own.train, flags)
+        return
+    for name, given in ({'these flags': flags} if flags else DEMO).items():
+        said, took = [measured(given, own.batches)], []
+        for _ in range(own.rounds):
+            took.append(trained(given))
+            said.append(measured(given, own.batches))
+        for what, values in {'info': said, 'training': took}.items():
+            rounds = ', '.join(f'{value:.3g}' for value in values)
+            sys.stdout.write(f'{name}: {what} {median(values):.4g} s an epoch ({rounds})\n')
+        sys.stdout.write(f'{name}: info / training = {median(said) / median(took):.3f}\n')
         sys.stdout.flush()
 
 

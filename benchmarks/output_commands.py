@@ -60,6 +60,7 @@ def _resumed(line: str, stop_at: int) -> Command:
     return Command(lines=(f'{line} --recovery-interval 1', f'{line} --resume auto'), stop_at=stop_at)
 
 
+EXACT = '--no-aug --smoothing 0'
 COMMANDS = {
     'train': Command(lines=(f'{TRAIN} --sched step --decay-epochs 1 --clip-grad 1 --smoothing 0',)),
     'train-dad': Command(
@@ -67,6 +68,11 @@ COMMANDS = {
             f'{TRAIN} --dad {DEMO} --eval-suites again=data/validation --eval-suites-interval 1 '
             '--dad-preview-interval 1 --dad-eps 0.3 --dad-warmup-epochs 1',
         )
+    ),
+    # Nothing is drawn for a sample or a batch: equal also between commits that seed them otherwise.
+    'train-exact': Command(lines=(f'{TRAIN} {EXACT} --model-ema --grad-accum-steps 2 --clip-grad 1',)),
+    'train-dad-exact': Command(
+        lines=(f'{TRAIN} {EXACT} --dad {DEMO} --dad-random-start 0 --dad-keep-label --dad-attack-from input',)
     ),
     'train-mixup-ema': Command(
         lines=(

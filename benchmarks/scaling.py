@@ -40,8 +40,7 @@ def sweep(args: argparse.Namespace, flag: str, values: list[Any]) -> Series:
     """The three variants, with one flag at each of the values."""
     series: Series = {name: [] for name in NAMES}
     for value in values:
-        changed = copy.copy(args)
-        setattr(changed, flag, value)
+        changed = argparse.Namespace(**{**vars(args), flag: value})
         for name, rate in rates(changed).items():
             series[name].append(rate)
         sys.stdout.write(f'{flag} {value}: { ({name: round(of[-1], 3) for name, of in series.items()}) }\n')

@@ -23,11 +23,9 @@ IMPORT_AT_MOST, START_AT_MOST = 1.10, 1.3
 FIRST_STEP = """
 import os, sys
 from timm.task import TrainingTask
-from timm_dad.method.task import DADTask
+from torch.nn.modules.module import register_module_forward_pre_hook
 from timm_dad.cli import main
-def stop(*args, **kwargs):
-    os._exit(0)
-TrainingTask.__call__ = DADTask.prepare = stop
+register_module_forward_pre_hook(lambda module, _: os._exit(0) if isinstance(module, TrainingTask) else None)
 main(sys.argv[1:])
 sys.exit('there was no step')
 """

@@ -23,7 +23,7 @@ from timm_dad.dad_sets.manifest import (
 from timm_dad.dad_sets.read import DADSet
 from timm_dad.data.images import Frame, Source
 from timm_dad.flags.teacher import create_teacher
-from timm_dad.flags.timm import parse_args
+from timm_dad.flags.train import parse_args
 
 NUM_IMAGES = 24
 CLASSES = ('cat', 'dog', 'fish', 'tree')

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from timm_dad.evaluation.metrics import ALEXNET_ERRORS
-from timm_dad.evaluation.predictions import Predictions
-from timm_dad.evaluation.suite_data import Part, Suite
+from timm_dad.evaluation.predict import Predictions
+from timm_dad.evaluation.report.metrics import ALEXNET_ERRORS
+from timm_dad.evaluation.suites.suite import Part, Suite
 
 IMAGENET_C = [f'{corruption}/{severity}' for corruption in ALEXNET_ERRORS for severity in range(1, 6)]
 

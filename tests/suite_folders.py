@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image
 from timm.data import ImageNetInfo
 
-from timm_dad.evaluation.class_folders import imagenet_wnids, subset_wnids
-from timm_dad.evaluation.corruption_layouts import C_BAR_CORRUPTIONS, THREE_D_CORRUPTIONS
 from timm_dad.evaluation.corruptions import CORRUPTIONS
+from timm_dad.evaluation.suites.class_folders import imagenet_wnids, subset_wnids
+from timm_dad.evaluation.suites.corruption_layouts import C_BAR_CORRUPTIONS, THREE_D_CORRUPTIONS
 
 WNIDS = imagenet_wnids()
 V2_FOLDERS = (

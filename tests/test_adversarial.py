@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from timm_dad.evaluation.adversarial import ATTACKS, EvalAttackConfig, check_classes, run_attack
+from timm_dad.evaluation.attacks import ATTACKS, EvalAttackConfig, check_classes, run_attack
 from timm_dad.method.attack import NORMS
 from timm_dad.teachers.teacher import Teacher
 

@@ -120,6 +120,7 @@ def test_curves(tmp_path):
     assert Image.open(tmp_path / 's.png').size == (1320, 726)
 
 
+@pytest.mark.slow
 def test_projection_is_what_its_formula_says(tmp_path):
     from projection import gmacs_by_work
     from results import projection_tables

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from predicted import predict, random_predictions
 
-from timm_dad.evaluation.bootstrap import Estimate, combine, estimate_figures, mean_estimate, resample_means
-from timm_dad.evaluation.metrics import expected_calibration_error
+from timm_dad.evaluation.report.bootstrap import Estimate, combine, estimate_figures, mean_estimate, resample_means
+from timm_dad.evaluation.report.metrics import expected_calibration_error
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=60), st.integers(0, 5))
@@ -70,7 +70,7 @@ def test_table_means_are_means_of_the_drawn_rows():
 def test_blocks_change_nothing(monkeypatch):
     table = np.random.default_rng(1).normal(size=(7, 3))
     whole = resample_means([table, table[::-1]], lambda item: item, 7, 20, [5])
-    monkeypatch.setattr('timm_dad.evaluation.bootstrap._MAX_COUNTS', 21)
+    monkeypatch.setattr('timm_dad.evaluation.report.bootstrap._MAX_COUNTS', 21)
     for found, expected in zip(resample_means([table, table[::-1]], lambda item: item, 7, 20, [5]), whole, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 

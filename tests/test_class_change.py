@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 from predicted import predict, random_predictions
 
-from timm_dad.evaluation.class_change import class_accuracy, display_names, plot_class_change
+from timm_dad.evaluation.report.class_change import class_accuracy, display_names, plot_class_change
 
 pytest.importorskip('matplotlib')
 

@@ -58,7 +58,7 @@ def test_a_list_is_in_the_order_of_the_labels_and_a_map_by_folder():
 @pytest.mark.parametrize(
     ('content', 'match'),
     [
-        (['a'], 'there are 1 class names and --num-classes is 2'),
+        (['a'], 'there are 1 class names for 2 classes'),
         ({'x': 'a'}, r"name 1 of 2 classes of the data; there is no entry for \['y'\]"),
         ({'p': 'a', 'q': 'b'}, r"name 0 of 2 classes of the data; there is no entry for \['x', 'y'\]"),
     ],
@@ -95,7 +95,7 @@ def test_as_many_classes_of_unknown_or_foreign_names_are_taken_to_be_the_same():
     ('args', 'match'),
     [
         ((1000, WNIDS, 2, ['cat', 'dog']), r"has 1000 classes and the data 2; it knows 0 of them .*\['cat', 'dog'\]"),
-        ((1000, WNIDS, 2, ['cat', WNIDS[3]]), r"it knows 1 of them by name \(not \['cat'\]\): give --dad-class-map"),
+        ((1000, WNIDS, 2, ['cat', WNIDS[3]]), r"it knows 1 of them by name \(not \['cat'\]\): give a class map"),
         ((1000, WNIDS, 10, None), 'the data has no class names'),
         (
             (7, None, 5, ['a', 'b', 'c', 'd', 'e']),

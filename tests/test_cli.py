@@ -1,5 +1,6 @@
 """The command ``timm-dad`` and the package as it is installed."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 import timm_dad
 import train_dad
-from timm_dad.cli import main
+from timm_dad.cli import COMMANDS, main
 
 
 def test_train_is_train_dad(monkeypatch):
@@ -18,11 +19,35 @@ def test_train_is_train_dad(monkeypatch):
     assert seen == [['--dad', '--model', 'resnet50']]
 
 
-def test_help_names_the_commands(capsys):
+def test_help_names_the_commands_and_loads_none():
+    program = """
+import atexit, sys
+from timm_dad.cli import main
+atexit.register(lambda: print(sorted(sys.modules)))
+main(['--help'])
+"""
+    done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
+    assert done.returncode == 0
+    for command, (*_, does) in COMMANDS.items():
+        assert re.search(rf'^  {command} +{re.escape(does)}$', done.stdout, re.MULTILINE)
+    assert "'timm_dad.cli'" in done.stdout
+    assert "'torch'" not in done.stdout
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_a_command_has_a_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
-        main(['--help'])
+        main([command, '--help'])
     assert stop.value.code == 0
-    assert '{train,demo,patch,run,convert' in capsys.readouterr().out
+    assert 'usage: ' in capsys.readouterr().out
+
+
+def test_public_names_are_all_and_no_others():
+    assert set(timm_dad.__all__) <= set(dir(timm_dad))
+    for name in timm_dad.__all__:
+        assert getattr(timm_dad, name).__name__ == name
+    with pytest.raises(AttributeError, match=r'no attribute .Nobody'):
+        timm_dad.Nobody  # noqa: B018
 
 
 def test_an_unknown_command_is_an_error(capsys):
@@ -48,12 +73,12 @@ def test_types_are_shipped():
 
 
 @pytest.mark.parametrize(('module', 'extra'), [('open_clip', 'clip'), ('taming', 'vqgan')])
-def test_a_missing_extra_is_one_line_that_says_what_to_install(module, extra, tmp_path):
-    (tmp_path / 'hide.py').write_text(
-        f'import sys\nsys.modules[{module!r}] = None\nimport train_dad\ntrain_dad.main()\n'
-    )
-    done = subprocess.run([sys.executable, tmp_path / 'hide.py'], capture_output=True, text=True, cwd=tmp_path,
-                          env={'PYTHONPATH': str(Path(train_dad.__file__).parent), 'OMP_NUM_THREADS': '1'})  # fmt: skip
-    assert done.returncode != 0
-    assert f'pip install "timm-dad[{extra}]"' in done.stderr.strip().splitlines()[-1]
+def test_a_missing_extra_is_one_line_that_says_what_to_install(module, extra, tmp_path, monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.split('.')[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(SystemExit) as stop:
+        train_dad.main(['--output', str(tmp_path / 'output')])
+    assert stop.value.code == 2
+    assert f'pip install "timm-dad[{extra}]"' in capsys.readouterr().err.strip().splitlines()[-1]
     assert not (tmp_path / 'output').exists()

@@ -1,4 +1,4 @@
-"""compiled.py: the same results, one graph for one shape, and no compiling again."""
+"""Frozen networks, compiled: the same results, one graph for one shape, and no compiling again."""
 
 import pytest
 import torch
@@ -7,11 +7,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch._dynamo.utils import counters
 
-from timm_dad.frozen.compiled import FixedBatch, check_compiler
-from timm_dad.frozen.prepare import prepare_frozen
+from timm_dad.frozen.prepare import FixedBatch, check_compiler, prepare_frozen
 from timm_dad.method.attack import AttackConfig
 from timm_dad.method.augment import DADAugment
-from timm_dad.method.micro_batch import MicroBatches
+from timm_dad.method.chunked import Chunked
 from timm_dad.teachers.ensemble import TeacherEnsemble
 
 CPU = torch.device('cpu')
@@ -61,14 +60,14 @@ def test_a_size_that_fails_is_forgotten():
 
     room = Room()
     x = torch.randn(64, 2)
-    torch.testing.assert_close(MicroBatches()(FixedBatch(room), x), 2 * x)
+    torch.testing.assert_close(Chunked()(FixedBatch(room), x), 2 * x)
     assert set(room.sizes) == {4}
 
 
 def test_pieces_are_not_filled_up_to_a_larger_batch_that_could_not_be_had():
     recorder = Recorder()
     function = FixedBatch(recorder)
-    pieces = MicroBatches(4)
+    pieces = Chunked(4)
     for count in (64, 63, 2):
         x = torch.randn(count, 2)
         torch.testing.assert_close(pieces(function, x), 2 * x)
@@ -135,7 +134,7 @@ def test_several_teachers_are_compiled(teacher, x_pix, fresh_dynamo):
 
 def test_names_of_parameters_stay(teacher, vqgan, monkeypatch):
     before = [list(vqgan.state_dict()), list(teacher.state_dict())]
-    monkeypatch.setattr('timm_dad.frozen.compiled.check_compiler', lambda device: None)
+    monkeypatch.setattr('timm_dad.frozen.prepare.check_compiler', lambda device: None)
     prepare_frozen(teacher, vqgan, 'fp32', CPU, compile=True)
     assert [list(vqgan.state_dict()), list(teacher.state_dict())] == before
     assert isinstance(vqgan.encoder.forward, FixedBatch)

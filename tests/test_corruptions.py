@@ -405,7 +405,7 @@ def test_images_of_a_data_set_have_seeds_of_their_own(name):
 
 def test_severities_and_corruptions_have_seeds_of_their_own():
     seeds = {
-        CorruptedDataset(Pictures(), name, severity, seed).seed
+        CorruptedDataset(Pictures(), name, severity, seed).corruption.seed
         for name in CORRUPTIONS
         for severity in SEVERITIES
         for seed in (0, 1)

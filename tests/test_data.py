@@ -10,8 +10,9 @@ from PIL import Image
 from timm.data.auto_augment import AugmentOp
 from torch.utils.data import DataLoader
 
-from timm_dad.data.datasets import check_images, create_dataset, dataset_class_names, open_dataset
-from timm_dad.flags.timm import parse_args
+from timm_dad.data.datasets import check_images, dataset_class_names, open_dataset
+from timm_dad.flags.data import create_dataset
+from timm_dad.flags.train import parse_args
 from timm_dad.training.loaders import PairMixup
 
 
@@ -34,25 +35,24 @@ def test_class_names_are_in_the_order_of_the_labels(folder):
 
 def test_missing_data_is_an_error_that_names_the_flag(tmp_path):
     with pytest.raises(ValueError, match='--data-dir must name a folder'):
-        create_dataset(parse_args(['--data-dir', '']), 'train', is_training=True)
+        create_dataset(parse_args(['--data-dir', '']), 'train', split_flag='--train-split')
     with pytest.raises(ValueError, match=r'--eval-suites a: no images'):
         open_dataset('', str(tmp_path), 'train', '--eval-suites a')
     with pytest.raises(ValueError, match=r'--data-dir .*nowhere: there is no such folder'):
-        create_dataset(parse_args(['--data-dir', str(tmp_path / 'nowhere')]), 'train', is_training=True)
+        create_dataset(parse_args(['--data-dir', str(tmp_path / 'nowhere')]), 'train', split_flag='--train-split')
     with pytest.raises(ValueError, match=r'--dataset torch/nothing: no images'):
-        create_dataset(parse_args(['--dataset', 'torch/nothing']), 'train', is_training=True)
+        create_dataset(parse_args(['--dataset', 'torch/nothing']), 'train', split_flag='--train-split')
 
 
 @pytest.mark.parametrize('split', ['train', 'training', 'train[:50%]'])
 def test_a_split_may_have_the_names_that_timm_knows(folder, split):
-    assert len(create_dataset(parse_args(['--data-dir', str(folder)]), split, is_training=True)) == 6
+    assert len(create_dataset(parse_args(['--data-dir', str(folder)]), split, split_flag='--train-split')) == 6
 
 
-@pytest.mark.parametrize(('split', 'is_training'), [('validation', False), ('foo', True)])
-def test_a_split_without_a_folder_is_not_all_of_the_data(folder, split, is_training):
-    flag = '--train-split' if is_training else '--val-split'
+@pytest.mark.parametrize(('split', 'flag'), [('validation', '--val-split'), ('foo', '--train-split')])
+def test_a_split_without_a_folder_is_not_all_of_the_data(folder, split, flag):
     with pytest.raises(ValueError, match=rf"{flag} must be a folder in .*, got '{split}'; there are \['train'\]"):
-        create_dataset(parse_args(['--data-dir', str(folder)]), split, is_training=is_training)
+        create_dataset(parse_args(['--data-dir', str(folder)]), split, split_flag=flag)
 
 
 def test_good_images_pass_and_data_without_files_is_left_alone(folder):
@@ -76,7 +76,7 @@ def test_mixup_of_pairs_mixes_each_view_with_its_own_kind_and_alike(config, mode
     mixed, target = mixup(torch.cat([clean, clean + 10]), torch.cat([labels, labels]))
     first, second = mixed.chunk(2)
     torch.testing.assert_close(first + 10, second)  # one partner, weight and box
-    assert first.max() <= 1  # nothing of a second view in a clean one
+    assert first.max() <= 1  # nothing of an extra view in a clean one
     assert not torch.equal(first, clean)
     assert target.shape == (12, 6)
     assert torch.equal(target[:6], target[6:])

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from timm_dad.cli import main as timm_dad_command
 from timm_dad.commands import demo as run
 from timm_dad.demo import data
-from timm_dad.flags.timm import parse_args
+from timm_dad.flags.train import parse_args
 
 
 @pytest.fixture(autouse=True)

@@ -22,14 +22,13 @@ from timm_dad.data.images import Frame, Source
 from timm_dad.diagnosis.data import (
     Batch,
     MadeViews,
-    SampledImages,
-    SourceImages,
+    Sample,
     random_crop,
     sample_indices,
     sample_suite,
 )
 from timm_dad.diagnosis.diagnose import DiagnoseConfig, diagnose, risks
-from timm_dad.diagnosis.outputs import OutputCollector, Outputs, image_features, load_batches
+from timm_dad.diagnosis.outputs import OutputCollector, Outputs, image_features
 from timm_dad.diagnosis.report import format_report, write_report
 from timm_dad.frozen.prepare import prepare_frozen
 from timm_dad.method.attack import AttackConfig
@@ -60,7 +59,7 @@ class Pictures:
 
 
 def sampled(count=8, num_classes=NUM_CLASSES, seed=0, classes=None):
-    return SampledImages(Pictures(count, num_classes, seed), range(count), FRAME, classes)
+    return Sample(Pictures(count, num_classes, seed), range(count), FRAME, classes)
 
 
 def small_model(name, size):
@@ -135,24 +134,25 @@ def test_a_sample_is_seeded_without_repetition_and_in_order():
 
 def test_images_of_a_folder_are_framed_and_keep_their_labels_and_places(tmp_path):
     source = Source(create_dataset('', write_pictures(tmp_path, train=2) / 'train'))
-    images = SampledImages(SourceImages(source), [1, 6], FRAME)
-    assert len(SourceImages(source)) == 8
-    (pixels, label, index), (_, other_label, other_index) = images[0], images[1]
-    assert (pixels.shape, pixels.dtype) == ((3, SIZE, SIZE), torch.uint8)
-    assert (label, index, other_label, other_index) == (0, 1, 3, 6)
+    images = Sample(source, [1, 6], FRAME)
+    (batch,) = images.batches('clean', 4, 8, 0, torch.device('cpu'))
+    assert batch.x_pix.shape == (2, 3, SIZE, SIZE)
+    assert (batch.label.tolist(), batch.indices) == ([0, 3], [1, 6])
+    expected = [FRAME.transform()(source.read(index).image) for index in (1, 6)]
+    assert (255 * batch.x_pix).round().byte().permute(0, 2, 3, 1).tolist() == [np.asarray(i).tolist() for i in expected]
 
 
 @pytest.mark.parametrize('workers', [0, 1])
 def test_a_picture_that_does_not_decode_is_named(tmp_path, workers):
     root = write_pictures(tmp_path, train=2) / 'train'
     (root / 'dog' / '1.png').write_bytes(b'no picture')
-    images = SampledImages(SourceImages(Source(create_dataset('', root))), range(8), FRAME)
+    images = Sample(Source(create_dataset('', root)), range(8), FRAME)
     with pytest.raises(ValueError, match=r'^[^\n]*dog/1\.png does not decode'):
-        list(load_batches(images, 'clean', 4, 8, workers, torch.device('cpu')))
+        list(images.batches('clean', 4, 8, workers, torch.device('cpu')))
 
 
 def test_batches_are_all_images_in_order_in_0_to_1():
-    batches = list(load_batches(sampled(7), 'clean', NUM_CLASSES, 3, 0, torch.device('cpu')))
+    batches = list(sampled(7).batches('clean', NUM_CLASSES, 3, 0, torch.device('cpu')))
     assert [len(batch.x_pix) for batch in batches] == [3, 3, 1]
     assert [index for batch in batches for index in batch.indices] == list(range(7))
     assert [label for batch in batches for label in batch.label.tolist()] == [0, 1, 2, 3, 4, 0, 1]
@@ -162,7 +162,7 @@ def test_batches_are_all_images_in_order_in_0_to_1():
 @pytest.mark.parametrize(('classes', 'allowed'), [(None, 4), ([3, 0], 2)])
 def test_labels_that_are_none_of_the_classes(classes, allowed):
     with pytest.raises(ValueError, match=f'odd: labels must be from 0 to {allowed - 1}, got 0 to 4'):
-        list(load_batches(sampled(classes=classes), 'odd', 4, 8, 0, torch.device('cpu')))
+        list(sampled(classes=classes).batches('odd', 4, 8, 0, torch.device('cpu')))
 
 
 def suite(class_names, parts=(3,), groups=None, num_classes=None):
@@ -190,18 +190,20 @@ def test_classes_of_a_suite_are_looked_up_by_name(there, here, classes):
 
 
 def test_a_suite_is_sampled_over_all_its_parts():
-    found = sample_suite(suite(('a', 'b'), parts=(3, 5)), ('a', 'b'), 2, lambda count: [0, count - 1], FRAME)
+    found = sample_suite(suite(None, parts=(3, 5), num_classes=5), None, 5, lambda count: [0, count - 1], FRAME)
     assert len(found) == 2
-    assert (found[1][1], found[1][2]) == (4, 7)
-    torch.testing.assert_close(found[1][0], SampledImages(Pictures(5, seed=5), [4], FRAME)[0][0])
+    (batch,) = found.batches('odd', 5, 8, 0, torch.device('cpu'))
+    assert (batch.label.tolist(), batch.indices) == ([0, 4], [0, 7])
+    (alone,) = Sample(Pictures(5, seed=5), [4], FRAME).batches('odd', 5, 8, 0, torch.device('cpu'))
+    torch.testing.assert_close(batch.x_pix[1:], alone.x_pix)
 
 
 def test_suites_whose_classes_are_not_the_models():
-    with pytest.raises(ValueError, match=r"--ood odd must have classes of the data, and \['z'\] are none"):
+    with pytest.raises(ValueError, match=r"^odd must have classes of the data, and \['z'\] are none"):
         sample_suite(suite(('a', 'z')), ('a', 'b'), 2, range, FRAME)
-    with pytest.raises(ValueError, match='--ood odd has 4 classes without names, and the data 3'):
+    with pytest.raises(ValueError, match=r'^odd has 4 classes without names, and the data 3'):
         sample_suite(suite(None, num_classes=4), ('a', 'b', 'c'), 3, range, FRAME)
-    with pytest.raises(ValueError, match='--ood odd groups classes'):
+    with pytest.raises(ValueError, match=r'^odd groups classes'):
         sample_suite(suite(('a',), groups=(('n1', 'n2'),)), ('a',), 1, range, FRAME)
 
 
@@ -390,9 +392,9 @@ def test_views_that_are_the_ood_data_are_nearer_to_it_than_clean_images(teacher,
     dark.images = [image.point(lambda value: value // 8) for image in dark.images]
     augment = DADAugment(teacher, vqgan, mean=(0, 0, 0), std=(1, 1, 1), attack=NO_ATTACK)
     found = diagnose(
-        SampledImages(pictures, range(40), FRAME),
+        Sample(pictures, range(40), FRAME),
         Stripes(augment),
-        {'dark': SampledImages(dark, range(40), FRAME)},
+        {'dark': Sample(dark, range(40), FRAME)},
         teacher,
         teacher,
     )
@@ -407,7 +409,7 @@ def test_outputs_of_other_classes_are_left_out(teacher, vqgan):
     classes = [4, 1]
     images = sampled(num_classes=2, classes=classes)
     found = measure(teacher, vqgan, oods={'some': images})['risks']['some']
-    (batch,) = load_batches(images, 'some', NUM_CLASSES, 20, 0, torch.device('cpu'))
+    (batch,) = images.batches('some', NUM_CLASSES, 20, 0, torch.device('cpu'))
     logits = teacher(batch.x_pix)[:, classes]
     assert found['teacher_error'] == pytest.approx((logits.argmax(1) != batch.label).double().mean().item())
     assert found['teacher_loss'] == pytest.approx(F.cross_entropy(logits, batch.label).item(), rel=1e-3)

@@ -109,7 +109,7 @@ def test_a_student_that_is_the_teacher_follows_it(root):
 
 def test_the_size_of_the_images_is_the_students_or_else_the_teachers():
     teacher = SimpleNamespace(input_size=(64, 64))
-    student = SimpleNamespace(preprocess=SimpleNamespace(input_size=(48, 40)))
+    student = SimpleNamespace(frame=SimpleNamespace(size=(48, 40)))
     flags = [*DEMO, '--output', 'x']
     assert make_frame(parse_args(flags), teacher, student).size == (48, 40)
     assert make_frame(parse_args(flags), teacher, None).size == (64, 64)
@@ -292,7 +292,7 @@ def test_what_does_not_go_with_a_set(root, dad_set, capsys, flags, message):
         ('--device tpu', "--device must be cuda or cpu, got 'tpu'"),
         ('--dad-eps -1', '--dad-eps'),
         ('--dad-micro-batch -1', '--dad-micro-batch'),
-        ('--ood twemoji', "--ood takes NAME=PATH or demo/STYLE, got 'twemoji'"),
+        ('--ood twemoji', "--ood must be NAME=PATH or demo/STYLE, got 'twemoji'"),
         ('--ood odd=/nowhere', '--ood odd=/nowhere'),
         ('--ood demo/twemoji demo/twemoji', '--ood: every set needs a name of its own'),
         ('--ood DAD=demo/twemoji', 'OOD sets need names of their own'),

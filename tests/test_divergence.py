@@ -3,10 +3,11 @@ import math
 import sys
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
-from timm_dad.diagnosis.divergence import SplitDistance, code_usage, disagrees, excess, split_distances, wasserstein
+from timm_dad.diagnosis.divergence import code_usage, disagrees, excess, moments, split_distances, wasserstein
 
 
 def gaussian(count, mean=0.0, std=1.0):
@@ -98,18 +99,18 @@ def distances(views, others, measure=wasserstein, num_splits=3, seed=0):
 def test_a_view_that_changes_nothing_is_at_the_noise_floor_and_not_at_0():
     x = torch.randn(30, 8)
     found = distances({'x': x, 'same': x}, {})
-    assert found['x', 'same'].mean == pytest.approx(found['x', 'x'].mean)
-    assert found['x', 'x'].mean > 1
-    assert excess(found, 'x', 'same').values == pytest.approx([0, 0, 0])
+    assert found['x', 'same'].mean() == pytest.approx(found['x', 'x'].mean())
+    assert found['x', 'x'].mean() > 1
+    assert excess(found, 'x', 'same') == pytest.approx([0, 0, 0])
 
 
 def test_the_excess_of_one_distribution_is_small_and_that_of_a_shift_is_its_length():
     x, other, shift = torch.randn(200, 8), torch.randn(200, 8), 20 * torch.eye(8)[0]
     found = distances({'x': x, 'shifted': x + shift}, {'other': other, 'far': other - shift})
-    assert abs(excess(found, 'x', 'other').mean) < 0.1 < found['x', 'x'].mean
-    assert found['x', 'shifted'].mean == pytest.approx(20, rel=0.1)
-    assert found['shifted', 'far'].mean == pytest.approx(40, rel=0.1)
-    assert excess(found, 'x', 'far').mean > excess(found, 'x', 'other').mean
+    assert abs(excess(found, 'x', 'other').mean()) < 0.1 < found['x', 'x'].mean()
+    assert found['x', 'shifted'].mean() == pytest.approx(20, rel=0.1)
+    assert found['shifted', 'far'].mean() == pytest.approx(40, rel=0.1)
+    assert excess(found, 'x', 'far').mean() > excess(found, 'x', 'other').mean()
 
 
 def test_all_samples_have_half_the_size_of_the_smallest_set_and_no_image_meets_its_own_view():
@@ -128,15 +129,14 @@ def test_all_samples_have_half_the_size_of_the_smallest_set_and_no_image_meets_i
 def test_splits_are_seeded():
     x, ood = torch.randn(20, 4), torch.randn(20, 4)
     found, again, other = (distances({'x': x}, {'ood': ood}, seed=seed) for seed in (0, 0, 1))
-    assert found == again != other
-    assert len(set(found['x', 'ood'].values)) == 3
+    assert all((found[pair] == again[pair]).all() for pair in found)
+    assert (found['x', 'ood'] != other['x', 'ood']).all()
+    assert len(set(found['x', 'ood'].tolist())) == 3
 
 
 def test_mean_and_standard_deviation():
-    assert SplitDistance((1.0, 2.0, 3.0)).mean == 2
-    assert SplitDistance((1.0, 2.0, 3.0)).std == 1
-    assert SplitDistance((5.0,)).std == 0
-    assert (SplitDistance((3.0, 5.0)) - SplitDistance((1.0, 2.0))).values == (2, 3)
+    assert moments(np.array([1.0, 2.0, 3.0])) == {'mean': 2, 'std': 1}
+    assert moments(np.array([5.0])) == {'mean': 5, 'std': 0}
 
 
 def test_no_split():
@@ -165,10 +165,10 @@ def test_disagreement_of_other_classes():
 
 def test_perplexity_is_the_number_of_codes_where_they_are_used_equally():
     usage = code_usage(torch.tensor([7, 7, 0, 7, 7, 0]))
-    assert (usage.used, usage.perplexity) == (4, pytest.approx(4))
-    assert code_usage(torch.tensor([0, 9, 0])).perplexity == pytest.approx(1)
+    assert usage == {'used': 4, 'perplexity': pytest.approx(4)}
+    assert code_usage(torch.tensor([0, 9, 0]))['perplexity'] == pytest.approx(1)
     halves = code_usage(torch.tensor([2, 1, 1]))  # entropy 1.5 bits
-    assert halves.perplexity == pytest.approx(2**1.5)
+    assert halves['perplexity'] == pytest.approx(2**1.5)
 
 
 def test_no_codes():

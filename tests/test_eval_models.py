@@ -17,19 +17,21 @@ from timm.data import ImageNetInfo, create_transform, resolve_data_config
 from torch import nn
 
 from timm_dad.commands.probe import main as probe
+from timm_dad.data.images import Frame
 from timm_dad.demo.data import class_names
-from timm_dad.evaluation.model_specs import ModelSpec, parse_models
 from timm_dad.evaluation.models import (
     ModelOptions,
-    Preprocess,
+    ModelSpec,
+    frame_of,
     open_model,
-    preprocess_of,
+    parse_models,
     suite_classes,
+    text_sketch,
+    uncut_network,
 )
-from timm_dad.evaluation.networks import text_sketch, uncut_network
-from timm_dad.evaluation.suite_data import Part, Suite
-from timm_dad.evaluation.trained_run import read_run
-from timm_dad.flags.timm import create_parser
+from timm_dad.evaluation.runs import read_run
+from timm_dad.evaluation.suites.suite import Part, Suite
+from timm_dad.flags.train import create_parser
 from timm_dad.teachers.spec import DataClasses
 from timm_dad.teachers.teacher import create_open_clip_teacher
 
@@ -78,9 +80,9 @@ def test_names_and_specs(text, expected, slug):
     [
         (['resnet50', 'timm:resnet50'], r'every model needs a name of its own, got resnet50 twice; write NAME=SPEC'),
         (['a b=resnet50', 'a-b=resnet18'], r'every model needs a name of its own, got a b twice'),
-        (['clip:ViT-L-14/openai'], r'--model takes SPEC or NAME=SPEC, .* timm:\.\.\., .* or demo, got .clip:ViT'),
-        (['timm:'], r'--model takes SPEC'),
-        (['a='], r'--model takes SPEC'),
+        (['clip:ViT-L-14/openai'], r'a model is SPEC or NAME=SPEC, .* timm:\.\.\., .* or demo, got .clip:ViT'),
+        (['timm:'], r'a model is SPEC'),
+        (['a='], r'a model is SPEC'),
         (['!=demo'], r'a name needs letters or digits, got .!=demo'),
     ],
 )
@@ -100,26 +102,26 @@ def test_timm_models_get_the_pixels_that_timms_validation_gives_them(name, use_t
     teacher = argparse.Namespace(model=model)
     config = resolve_data_config({}, model=model, use_test_size=not use_train_size)
     expected = create_transform(**config, use_prefetcher=True)(picture)
-    preprocess = preprocess_of(teacher, use_train_size)
-    assert np.array_equal(np.asarray(preprocess.transform()(picture)).transpose(2, 0, 1), expected)
-    assert preprocess.input_size == tuple(config['input_size'][1:])
+    frame = frame_of(teacher, use_train_size)
+    assert np.array_equal(np.asarray(frame.transform()(picture)).transpose(2, 0, 1), expected)
+    assert frame.size == tuple(config['input_size'][1:])
 
 
 def test_the_test_size_is_taken_where_a_model_has_one():
     model = nn.Module()
     model.pretrained_cfg = timm.get_pretrained_cfg('resnet50.a1_in1k').to_dict()
-    sizes = [preprocess_of(argparse.Namespace(model=model), train) for train in (False, True)]
+    sizes = [frame_of(argparse.Namespace(model=model), train) for train in (False, True)]
     # The two rows of timm's results/results-imagenet.csv: 288 at 1.0, 224 at 0.95.
-    assert [(size.input_size, size.crop_pct) for size in sizes] == [((288, 288), 1.0), ((224, 224), 0.95)]
+    assert [(size.size, size.crop_pct) for size in sizes] == [((288, 288), 1.0), ((224, 224), 0.95)]
 
 
 @pytest.mark.parametrize('mode', ['center', 'border', 'squash'])
 def test_crop_modes_are_timms(mode, picture):
-    preprocess = Preprocess(input_size=(32, 48), crop_pct=0.8, crop_mode=mode, fill=(0.2, 0.4, 0.6))
+    frame = Frame(size=(32, 48), crop_pct=0.8, crop_mode=mode, fill=(0.2, 0.4, 0.6))
     expected = create_transform(
         (3, 32, 48), interpolation='bicubic', crop_pct=0.8, crop_mode=mode, mean=(0.2, 0.4, 0.6), use_prefetcher=True
     )(picture)
-    assert np.array_equal(np.asarray(preprocess.transform()(picture)).transpose(2, 0, 1), expected)
+    assert np.array_equal(np.asarray(frame.transform()(picture)).transpose(2, 0, 1), expected)
 
 
 @pytest.mark.parametrize('mode', ['shortest', 'longest', 'squash'])
@@ -129,7 +131,7 @@ def test_open_clip_models_get_the_pixels_that_open_clip_gives_them(mode, picture
     theirs = open_clip.image_transform(
         32, is_train=False, mean=(0, 0, 0), std=(1, 1, 1), resize_mode=mode, interpolation='bilinear', fill_color=7
     )(picture)
-    ours = np.asarray(preprocess_of(teacher).transform()(picture)).transpose(2, 0, 1)
+    ours = np.asarray(frame_of(teacher).transform()(picture)).transpose(2, 0, 1)
     assert np.array_equal(ours, (theirs * 255).round().byte())
 
 
@@ -143,7 +145,7 @@ def test_only_networks_of_one_size_resize_images_that_go_in_as_they_are(tmp_path
     uncut = suite(('a', 'b', 'c', 'd'), resize=False)
     model = opened('test_resnet')
     teacher = model.network
-    assert model.preprocess.input_size == (160, 160)
+    assert model.frame.size == (160, 160)
     expected = teacher.model((x_pix - teacher.norm.mean) / teacher.norm.std)
     torch.testing.assert_close(model.network_for(uncut)(x_pix), expected)
     assert not torch.allclose(teacher(x_pix), expected)
@@ -187,17 +189,17 @@ def test_class_names_and_maps_are_by_suite():
     data = suite_classes(suite(('b', 'a')), options)
     assert data.spoken == ['dog', 'cat']
     assert data.class_map == ['5', '6']
-    for bad, flag in (({'class_names': ['cat']}, '--classnames'), ({'class_map': {'a': '1'}}, '--class-map')):
-        with pytest.raises(ValueError, match=rf'{flag}: suite suite: .*in a call of their own'):
+    for bad, what in (({'class_names': ['cat']}, 'class names'), ({'class_map': {'a': '1'}}, 'class map')):
+        with pytest.raises(ValueError, match=rf'suite suite: .*{what} .*in a call of their own'):
             suite_classes(suite(('b', 'a')), ModelOptions(**bad))
 
 
-def test_errors_name_the_model_and_the_flags_of_this_command(tmp_path):
+def test_errors_name_the_model_and_no_flag_of_another_command(tmp_path):
     data = DataClasses(num_classes=3, class_names=['x', 'y', 'z'])
     save_file(timm.create_model('test_vit', num_classes=4).state_dict(), tmp_path / 'a.safetensors')
-    with pytest.raises(ValueError, match=r'--model me: .* has 4 classes and the data 3; .* give --class-map FILE'):
+    with pytest.raises(ValueError, match=r'^me: .* has 4 classes and the data 3; .* give a class map'):
         open_model(spec(f'me=timm:test_vit/{tmp_path}/a.safetensors'), data, ModelOptions())
-    with pytest.raises(ValueError, match=r'--model resnext1: timm has no model'):
+    with pytest.raises(ValueError, match=r'^resnext1: timm has no model'):
         open_model(spec('resnext1'), data, ModelOptions())
 
 
@@ -234,7 +236,7 @@ def test_the_fingerprint_is_of_weights_classes_and_cut(checkpoint, tmp_path):
         open_model(spec(one), data, ModelOptions(use_ema=False)).fingerprint,
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('timm_dad.evaluation.models.preprocess_of', lambda *_, **__: Preprocess(input_size=(32, 32)))
+        patch.setattr('timm_dad.evaluation.models.frame_of', lambda *_, **__: Frame(size=(32, 32)))
         prints.append(open_model(spec(one), data, ModelOptions()).fingerprint)
     assert len(set(prints)) == 4
     named = open_model(spec(f'name={one}'), data, ModelOptions(precision='bf16'))
@@ -270,14 +272,14 @@ def test_a_probe_is_cut_as_its_tower(tmp_path):
     flags = ['--data-dir', pictures, '--teacher', f'open_clip:local-dir:{tmp_path / "clip"}', '--workers', 0]
     probe([str(flag) for flag in (*flags, '--output', tmp_path / 'head.safetensors', '--device', 'cpu')])
     model = open_model(spec(f'probe:{tmp_path}/head.safetensors'), DataClasses(num_classes=4), ModelOptions())
-    assert model.preprocess == Preprocess(input_size=(32, 32), crop_mode='squash')
+    assert model.frame == Frame(size=(32, 32), crop_mode='squash')
     assert model.network(torch.rand(2, 3, 32, 32)).shape == (2, 4)
 
 
 def test_the_demo_knows_its_classes():
     data = DataClasses(num_classes=16, class_names=class_names())
     model = open_model(spec('demo'), data, ModelOptions())
-    assert model.preprocess == Preprocess(input_size=(64, 64))
+    assert model.frame == Frame(size=(64, 64))
     assert model.network(torch.rand(2, 3, 64, 64)).shape == (2, 16)
 
 
@@ -312,9 +314,7 @@ def test_a_run_is_its_student_as_it_was_validated(run, checkpoint):
         x_pix = torch.rand(2, 3, 160, 160)
         x_norm = (x_pix - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / torch.tensor([0.5, 0.6, 0.7]).view(3, 1, 1)
         torch.testing.assert_close(model.network(x_pix), expected.eval()(x_norm))
-    assert model.preprocess == Preprocess(
-        input_size=(160, 160), interpolation='nearest', crop_pct=0.9, fill=(0.1, 0.2, 0.3)
-    )
+    assert model.frame == Frame(size=(160, 160), interpolation='nearest', crop_pct=0.9, fill=(0.1, 0.2, 0.3))
 
 
 def test_classes_of_a_run_are_found_by_the_folders_of_its_training_data(run):
@@ -322,7 +322,7 @@ def test_classes_of_a_run_are_found_by_the_folders_of_its_training_data(run):
     data = DataClasses(num_classes=2, class_names=['tree', 'cat'])
     model = open_model(spec(f'run:{folder}'), data, ModelOptions())
     assert model.network.class_index.tolist() == [CLASSES.index('tree'), CLASSES.index('cat')]
-    with pytest.raises(ValueError, match=r'--model run: has 4 classes and the data 2; it knows 1 of them by name'):
+    with pytest.raises(ValueError, match=r'^run: has 4 classes and the data 2; it knows 1 of them by name'):
         open_model(spec(f'run:{folder}'), DataClasses(num_classes=2, class_names=['tree', 'bee']), ModelOptions())
     mapped = open_model(spec(f'run:{folder}'), DataClasses(num_classes=2, class_map=['3', 'dog']), ModelOptions())
     assert mapped.network.class_index.tolist() == [3, 1]
@@ -364,7 +364,7 @@ def test_the_teacher_of_a_run(run):
     assert model.fingerprint == open_model(spec('demo'), data, ModelOptions()).fingerprint
     both = run('--dad', '--dad-teacher', 'demo', 'demo', '--dad-vqgan', 'demo')
     ensemble = open_model(spec(f'teacher:{both}'), data, ModelOptions())
-    assert ensemble.preprocess == model.preprocess
+    assert ensemble.frame == model.frame
     torch.testing.assert_close(ensemble.network(torch.rand(2, 3, 64, 64)).softmax(dim=1).sum(dim=1), torch.ones(2))
 
 

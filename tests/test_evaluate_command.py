@@ -21,7 +21,7 @@ from timm_dad.cli import main as cli
 from timm_dad.evaluation.args import create_parser, parse_args
 from timm_dad.evaluation.command import collect_suites, main, write_all
 from timm_dad.evaluation.evaluate import Evaluation
-from timm_dad.evaluation.predictions import Predictions
+from timm_dad.evaluation.predict import Predictions
 
 REPO = Path(train_dad.__file__).parent
 TORCHRUN = (sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2')
@@ -194,13 +194,14 @@ def test_a_model_of_imagenet_is_masked_and_compared_with_timm(files, tmp_path, m
     assert published['difference'] == pytest.approx(100 * predictions.correct.mean() - 5, abs=1e-3)
 
 
-def test_the_student_of_a_run_has_the_figures_that_it_ended_with(files, tmp_path):
+@pytest.mark.parametrize('more', [(), ('--split-bn', '--aug-splits', '2'), ('--split-bn',)])
+def test_the_student_of_a_run_has_the_figures_that_it_ended_with(files, tmp_path, more):
     argv = [
         *('--data-dir', files / 'data', '--model', 'test_resnet', '--num-classes', '4', '--img-size', '32'),
         *('--crop-pct', '0.9', '--batch-size', '12', '--workers', '0', '--epochs', '2', '--model-ema'),
         *('--output', tmp_path, '--lr', '0.01'),
         *('--model-ema-decay', '0.5', '--experiment', 'run', '--dad', '--dad-teacher', 'demo', '--dad-vqgan', 'demo'),
-        *('--warmup-epochs', '0', '--checkpoint-hist', '1', '--eval-suites', f'train={files}/data/train'),
+        *('--warmup-epochs', '0', '--checkpoint-hist', '1', '--eval-suites', f'train={files}/data/train', *more),
     ]  # fmt: skip
     results = train_dad.main([str(word) for word in argv])
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -303,7 +304,7 @@ def test_size_workers_and_device_of_the_work_change_nothing(files, tmp_path):
         (('--device', 'tpu'), {}, r"--device must be cuda or cpu, got 'tpu'"),
         (('--class-map', 'nowhere.txt'), {}, r"--class-map must be a file, got 'nowhere.txt', which does not exist"),
         (('--templates', '{files}/names.txt'), {'model': 'demo'}, r'--templates: a template needs {}'),
-        (('--class-map', '{files}/templates.txt'), {}, r"--class-map: suite val: there are 1 model's classes"),
+        (('--class-map', '{files}/templates.txt'), {}, r'there are 1 entries of the class map for 4 classes'),
         (('--batch-size', '0'), {}, r'--batch-size: batch_size must be 1 or more, got 0'),
         (('--model', 'a=demo'), {}, r'--model: every model needs a name of its own, got a twice'),
         (('--data-root', 'nowhere'), {}, r'--data-root: there is no data root nowhere'),
@@ -313,7 +314,7 @@ def test_size_workers_and_device_of_the_work_change_nothing(files, tmp_path):
         ((), {'suite': 'a=nowhere'}, r'--suite: nothing to evaluate on, there is no data of a'),
         (('--log-with', 'nothing'), {}, r'--log-with: Accelerate says: '),
         (('--log-with', 'aim'), {}, r'--log-with: aim is not installed'),
-        ((), {'suite': 'demo/noto'}, r'--model a: teacher timm:test_resnet/'),
+        ((), {'suite': 'demo/noto'}, r'a: teacher timm:test_resnet/'),
     ],
 )  # fmt: skip
 @pytest.mark.filterwarnings('ignore:.*no supported trackers')
@@ -362,4 +363,4 @@ def test_an_error_of_several_processes_is_one_line(files, tmp_path):
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode != 0
     assert len([line for line in done.stderr.splitlines() if 'timm-dad evaluate: error' in line]) == 1
-    assert 'evaluate_command.py", line' not in done.stderr  # no traceback of ours
+    assert 'evaluation/command.py", line' not in done.stderr  # no traceback of ours

@@ -89,3 +89,12 @@ def test_every_writer_leaves_the_mode_of_a_newly_opened_file(tmp_path, write, um
     assert stat.S_IMODE(path.stat().st_mode) == mode == stat.S_IMODE((tmp_path / 'opened').stat().st_mode)
     assert sorted(os.listdir(tmp_path)) == [path.name, 'opened']
     assert path.stat().st_size > 0
+
+
+def test_the_mode_of_an_old_file_is_kept(tmp_path):
+    path = tmp_path / 'a.safetensors'
+    path.touch()
+    path.chmod(0o750)
+    with replacing(path) as temporary:
+        _by_safetensors(temporary)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o750

@@ -31,7 +31,7 @@ from timm_dad.dad_sets.verify import verify
 from timm_dad.data.images import Frame, Source
 from timm_dad.method.attack import AttackConfig
 from timm_dad.method.augment import Centre, DADAugment
-from timm_dad.method.micro_batch import MicroBatches
+from timm_dad.method.chunked import Chunked
 from timm_dad.teachers.teacher import Teacher
 from timm_dad.vqgan.model import VQGAN, VQGANConfig
 
@@ -773,7 +773,7 @@ def test_a_gpu_without_memory_for_the_batch_is_an_error(tmp_path, monkeypatch, s
         raise torch.OutOfMemoryError('CUDA out of memory.')
 
     augment = make_augment()
-    augment.in_micro_batches = MicroBatches(3)
+    augment.chunked = Chunked(3)
     monkeypatch.setattr(augment.vqgan, 'reconstruct', full)
     with pytest.raises(ValueError, match=r'the memory of the GPU does not hold .*: give --dad-micro-batch'):
         make(source, tmp_path / 'set', augment)

@@ -76,4 +76,4 @@ def test_views_fit_where_the_whole_batch_does_not(teacher, vqgan):
         assert augment.make_views(x_pix, target).x_dad.shape == x_pix.shape
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert 0 < augment.in_micro_batches.size < 64
+    assert 0 < augment.chunked.size < 64

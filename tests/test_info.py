@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import timm
@@ -13,18 +12,20 @@ from accelerate.state import AcceleratorState
 from dad_sets import write_taught_set
 from folders import write_pictures
 from timm.data import create_dataset
+from timm.models import save_for_hf
+from timm.task import ClassificationTask
 from torch import nn
 
 from timm_dad import load_vqgan
 from timm_dad.cli import main
 from timm_dad.commands import info
-from timm_dad.commands.measure import MeasuredLoader, Spread, Stopwatch
+from timm_dad.commands.info_text import describe, format_report
 from timm_dad.common.macs import count_macs, count_model_macs
 from timm_dad.demo.data import DEMO_VQGAN
+from timm_dad.flags.train import parse_args
 from timm_dad.method.schedule import DADSchedule
 
-SMALLEST = ['--batches', '1', '--batch-size', '8', '--epochs', '10', '--val-interval', '2']
-SMALL = [*SMALLEST, '--dad-cache', '2']
+SMALL = ['--batches', '1', '--batch-size', '8', '--epochs', '10', '--val-interval', '2']
 
 
 @pytest.fixture(autouse=True)
@@ -33,17 +34,44 @@ def own_accelerator_state():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-@pytest.fixture(scope='module')
-def report():
+def report_in(folder, *flags):
+    """A report, made with ``folder`` as the working directory; nothing is left there."""
     torch.set_num_threads(1)
-    made = info.main(['--json', '--gpus', '2', *SMALL])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        made = info.main(['--json', *SMALL, *flags])
     AcceleratorState._reset_state(reset_partial_state=True)
+    assert list(folder.iterdir()) == []
     return made
 
 
-def test_parts_are_counted(report):
-    parts = report['parts']
+@pytest.fixture(scope='module')
+def cached(tmp_path_factory):
+    return report_in(tmp_path_factory.mktemp('cached'), '--gpus', '2', '--dad-cache', '2')
+
+
+@pytest.fixture(scope='module')
+def online(tmp_path_factory):
+    """Of a schedule with all kinds of steps."""
+    flags = [
+        '--dad-cache',
+        '0',
+        '--dad-every',
+        '4',
+        '--dad-replay',
+        '16',
+        '--dad-off-epoch',
+        '5',
+        '--images',
+        '1000000',
+    ]
+    return report_in(tmp_path_factory.mktemp('online'), *flags)
+
+
+def test_parts_are_counted(cached, online):
+    parts = cached['parts']
     assert set(parts) == {'student', 'teacher', 'vqgan'}
+    assert online['parts'] == parts
     models = {'student': timm.create_model('test_resnet', num_classes=16), 'vqgan': load_vqgan(DEMO_VQGAN)}
     for name, model in models.items():
         assert parts[name]['parameters'] == sum(value.numel() for value in model.parameters())
@@ -54,133 +82,191 @@ def test_parts_are_counted(report):
     assert parts['teacher']['backward'] == pytest.approx(parts['teacher']['forward'], rel=0.1)
 
 
-def test_passes_are_those_of_the_method(report):
-    online, cached = report['modes']['online'], report['modes']['cached']
-    passes = {name: row['passes'] for name, row in online['per_image'].items() if row['passes']}
-    assert passes == {'teacher forward': 3, 'teacher backward': 1, 'vqgan': 2, 'student forward': 2}
-    passes = {name: row['passes'] for name, row in cached['per_image'].items() if row['passes']}
-    assert passes == {'teacher forward': 2, 'student forward': 2}
-    passes = {name: row['passes'] for name, row in cached['making']['per_image'].items() if row['passes']}
-    assert passes == {'teacher forward': 4, 'teacher backward': 2, 'vqgan': 3}
+def passes_of(step):
+    return {name: row['passes'] for name, row in step['per_image'].items()}
 
 
-def tables(report):
-    return [report['modes']['online'], report['modes']['cached'], report['modes']['cached']['making']]
+def test_passes_are_those_of_the_method(cached, online):
+    both, one = ({'student forward': count, 'student backward': count} for count in (2, 1))
+    steps = online['steps']
+    made = {'teacher forward': 3, 'teacher backward': 1, 'vqgan forward': 2}
+    assert passes_of(steps['view']) == {**made, **both}
+    assert passes_of(steps['replayed']) == {'teacher forward': 1, **both}
+    assert passes_of(steps['none']) == {'teacher forward': 1, **one}
+    assert passes_of(cached['steps']['view']) == {'teacher forward': 2, **both}
+    assert passes_of(cached['making']) == {'teacher forward': 4, 'teacher backward': 2, 'vqgan forward': 3}
 
 
-def test_totals_are_sums_of_parts(report):
-    for table in tables(report):
-        assert all(row['seconds'] >= 0 for row in table['per_image'].values())
-        for key in ('seconds', 'macs'):
-            assert table['total'][key] == pytest.approx(sum(row[key] for row in table['per_image'].values()))
-            assert table['total'][key] > 0
-        assert table['peak_memory'] > sum(part['bytes'] for part in report['parts'].values())
+def test_multiply_adds_of_a_step_are_passes_times_those_of_a_pass(online, cached):
+    for step in (*online['steps'].values(), cached['making']):
+        for name, row in step['per_image'].items():
+            part, way = name.split()
+            assert row['macs'] == row['passes'] * online['parts'][part][way] > 0
 
 
-def test_multiply_adds_of_a_step_are_passes_times_those_of_a_pass(report):
-    parts, rows = report['parts'], report['modes']['online']['per_image']
-    assert rows['vqgan']['macs'] == 2 * parts['vqgan']['forward']
-    assert rows['teacher forward']['macs'] == 3 * parts['teacher']['forward']
-    assert rows['teacher backward']['macs'] == parts['teacher']['backward']
-    assert rows['student backward']['macs'] == 2 * parts['student']['backward']
+def test_views_made_before_cost_no_vqgan_in_a_step(cached):
+    assert list(cached['steps']) == ['view']
+    assert not any(name.startswith('vqgan') for name in cached['steps']['view']['per_image'])
+    making = cached['making']
+    assert making['images'] == 8
+    assert making['seconds_per_image'] > 0
+    assert 2 * 100 < making['bytes_per_image'] < 2 * (32 * 32 * 3 + 1000)
 
 
-def test_views_made_once_cost_no_vqgan_in_a_step(report):
-    online, cached = report['modes']['online'], report['modes']['cached']
-    assert 'vqgan' not in cached['per_image']
-    assert cached['total']['macs'] < online['total']['macs']
-    assert cached['making']['views'] == 2
-    assert cached['making']['view_bytes'] == 821 * 2 * 32 * 32 * 3
-    assert report['chosen'] == 'cached'
+@pytest.mark.parametrize('name', ['cached', 'online'])
+def test_time_and_memory_are_measured(name, request):
+    report = request.getfixturevalue(name)
+    for step in report['steps'].values():
+        assert step['work'] > 0
+        assert step['wait'] > 0
+    assert report['peak_memory'] > sum(part['bytes'] for part in report['parts'].values())
 
 
-def test_estimates_are_sums(report):
-    for name, mode in report['modes'].items():
-        estimate = mode['estimate']
-        assert estimate['batches_per_epoch'] == 821 // (8 * 2)
+def test_a_step_takes_longer_where_it_makes_views(online):
+    steps = online['steps']
+    assert steps['view']['work'] > steps['none']['work']
+
+
+def test_steps_have_the_shares_of_the_schedule(online):
+    shares = {name: step['share'] for name, step in online['steps'].items()}
+    assert shares == pytest.approx({'view': 0.125, 'replayed': 0.375, 'none': 0.5})
+
+
+def test_estimates_are_sums(cached, online):
+    for report, gpus, images in ((cached, 2, 821), (online, 1, 1000000)):
+        estimate = report['estimate']
+        assert estimate['batches_per_epoch'] == images // (8 * gpus)
+        steps = report['steps'].values()
+        batch = sum(step['share'] * (step['work'] + step['wait']) for step in steps)
+        assert estimate['train_seconds_per_epoch'] == pytest.approx(estimate['batches_per_epoch'] * batch)
+        assert estimate['validation_seconds_per_epoch'] > 0
         parts = estimate['train_seconds_per_epoch'] + estimate['validation_seconds_per_epoch']
         assert estimate['seconds_per_epoch'] == pytest.approx(parts)
-        making = mode['making']['seconds'] if name == 'cached' else 0
-        assert estimate['seconds'] == pytest.approx(10 * parts + making)
-        train = estimate['batches_per_epoch'] * 8 * mode['total']['seconds']
-        assert estimate['train_seconds_per_epoch'] >= train
-        assert estimate['validation_seconds_per_epoch'] > 0
+        assert estimate['seconds'] == pytest.approx(estimate['making_seconds'] + 10 * parts)
+    assert cached['estimate']['making_seconds'] == pytest.approx(cached['making']['seconds_per_image'] * 821 / 2)
+    assert online['estimate']['making_seconds'] == 0
 
 
 def test_devices_divide_the_time_and_validation_its_interval():
-    run = SimpleNamespace(args=SimpleNamespace(batch_size=4, val_interval=5), num_epochs=3)
-    scale = {'gpus': 1, 'images': 102, 'val_images': 50}
-    one = info._estimate(run, 0.5, 1.0, 0.2, scale)
-    assert one['train_seconds_per_epoch'] == 1 + 100 * 0.5
+    values = {'batch_size': 4, 'accum_steps': 2, 'val_interval': 5, 'epochs': 3, 'images': 102, 'val_images': 50}
+    steps = {'view': {'share': 0.5, 'work': 3.0, 'wait': 1.0}, 'none': {'share': 0.5, 'work': 1.5, 'wait': 0.5}}
+    report = {'configuration': {**values, 'gpus': 1}, 'steps': steps, 'making': {'seconds_per_image': 0.5}}
+    one = info.estimate(report, 0.2)
+    assert one['train_seconds_per_epoch'] == 25 * 1.5
     assert one['validation_seconds_per_epoch'] == pytest.approx(2.0)
-    assert one['seconds'] == pytest.approx(3 * 53)
-    two = info._estimate(run, 0.5, 1.0, 0.2, {**scale, 'gpus': 2})
-    assert two['train_seconds_per_epoch'] == 1 + 48 * 0.5
+    assert one['seconds'] == pytest.approx(51 + 3 * 39.5)
+    two = info.estimate({**report, 'configuration': {**values, 'gpus': 2}}, 0.2)
+    assert two['train_seconds_per_epoch'] == 12 * 1.5
     assert two['validation_seconds_per_epoch'] == pytest.approx(1.0)
-
-
-def test_share_of_batches_follows_the_schedule():
-    assert info._share_of_batches(DADSchedule(), 10) == 1
-    assert info._share_of_batches(DADSchedule(prob=0.5, off_epoch=6), 10) == pytest.approx(0.3)
-    assert info._share_of_batches(DADSchedule(warmup_epochs=2), 10) == pytest.approx(0.9)
-    assert info._share_of_batches(DADSchedule(every=4, off_epoch=5), 10) == pytest.approx(0.125)
-
-
-def test_the_text_says_what_the_json_says(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    made = info.main([*SMALL, '--images', '1000000', '--dad-prob', '0.5', '--dad-cache', '0'])
-    text = capsys.readouterr().out
-    for words in ('student  test_resnet', 'VQGAN    demo, factor 4', '1000000 training and 275 validation images',
-                  'these flags', 'an upper bound', '50 % of the batches have a DAD view', '10 epochs'):  # fmt: skip
-        assert words in text
-    online = made['modes']['online']
-    assert 0 < online['total_without_view']['seconds'] < online['total']['seconds']
-    assert online['estimate']['batches_per_epoch'] == 125000
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_flags_that_exclude_the_cache_say_why():
-    made = info.main(['--json', *SMALL, '--dad-cache', '0', '--dad-eps-sched', 'linear'])
-    assert 'leave --dad-cache out' in made['modes']['cached']['excluded']
-    assert made['chosen'] == 'online'
-
-
-def test_the_precision_is_the_one_that_was_measured():
-    made = info.main(['--json', *SMALLEST, '--dad-view', 'random', '--dad-precision', 'auto'])
-    assert made['configuration']['dad_precision'] in ('fp32', 'bf16')
-
-
-def test_several_teachers_are_named():
-    assert info._names('demo') == info._names(['demo']) == 'demo'
-    assert info._names(['demo', 'timm:test_vit']) == 'demo + timm:test_vit'
-    assert info._names(None).startswith('open_clip:')
+    assert two['making_seconds'] == 25.5
 
 
 @pytest.mark.parametrize(
-    ('flags', 'parts'), [(['--no-dad'], {'student'}), (['--dad-view', 'random'], {'student', 'teacher'})]
+    ('schedule', 'shares'),
+    [
+        ({}, {'view': 1}),
+        ({'prob': 0.5, 'off_epoch': 6}, {'view': 0.3, 'none': 0.7}),
+        ({'warmup_epochs': 2}, {'view': 0.9, 'none': 0.1}),
+        ({'every': 4, 'off_epoch': 5}, {'view': 0.125, 'none': 0.875}),
+        ({'every': 4, 'replay': 9}, {'view': 0.25, 'replayed': 0.75}),
+        ({'prob': 0.5, 'every': 2, 'replay': 9, 'warmup_epochs': 2}, {'view': 0.225, 'replayed': 0.675, 'none': 0.1}),
+        ({'prob': 0.0}, {'none': 1}),
+    ],
 )
-def test_other_trainings_have_one_mode(flags, parts, capsys):
-    made = info.main([*SMALLEST, *flags, '--grad-accum-steps', '2'])
+def test_shares_of_batches_follow_the_schedule(schedule, shares):
+    assert DADSchedule(**schedule).shares(10) == pytest.approx(shares)
+
+
+def test_the_text_says_what_the_json_says(cached, online):
+    text = format_report(online)
+    for words in ('student    test_resnet, 3x32x32, float32', 'teacher    demo, 64x64, fp32',
+                  'VQGAN      demo, factor 4', 'DAD views  made in the training step',
+                  '1000000 training and 275 validation images',
+                  'training steps with DAD views of their own, 12.5 % of all', 'see DAD views again, 37.5 % of all',
+                  'without DAD views, 50 % of all', 'an upper bound', '(of one every 2 epochs)', '10 epochs',
+                  'on this device'):  # fmt: skip
+        assert words in text
+    text = format_report(cached)
+    for words in ('2 of each image, made before training', 'making the DAD views, before training', 'temporary folder',
+                  'on 2 such devices (linear scaling), ', 'of it making the views'):  # fmt: skip
+        assert words in text
+    assert '% of all' not in text
+
+
+def test_the_precision_is_the_one_that_was_measured():
+    made = info.main(['--json', *SMALL, '--dad-view', 'random', '--dad-precision', 'auto'])
+    assert made['configuration']['dad_precision'] in ('fp32', 'bf16')
+
+
+@pytest.mark.parametrize(
+    ('flags', 'name'),
+    [
+        (['--dad-teacher', 'demo'], 'demo'),
+        (['--dad-teacher', 'demo', 'timm:test_vit'], 'demo + timm:test_vit'),
+        ([], 'open_clip:ViT-L-14/'),
+    ],
+)
+def test_teachers_are_named(flags, name, tmp_path):
+    args = parse_args(['--data-dir', str(tmp_path), '--dad', '--dad-vqgan', 'demo', *flags])
+    task = ClassificationTask(nn.Linear(1, 1), verbose=False)
+    assert describe(args, task, None, {'input_size': (3, 8, 8)})['teacher'].startswith(name)
+
+
+@pytest.mark.parametrize(
+    ('flags', 'parts', 'step', 'title'),
+    [
+        (['--no-dad'], {'student'}, 'training', 'training steps\n'),
+        (['--dad-view', 'random'], {'student', 'teacher'}, 'view', 'training steps with random views of their own\n'),
+    ],
+)
+def test_other_trainings(flags, parts, step, title, capsys):
+    made = info.main([*SMALL, *flags, '--grad-accum-steps', '2', '--val-split', ''])
+    assert made['estimate']['validation_seconds_per_epoch'] == 0
     assert set(made['parts']) == parts
-    assert list(made['modes']) == ['training']
-    assert made['modes']['training']['total']['seconds'] > 0
-    assert 'training' in capsys.readouterr().out
+    assert list(made['steps']) == [step]
+    text = capsys.readouterr().out
+    assert title in text
+    assert 'of work for 16 images' in text
+    assert '8 images, 2 an optimizer step' in text
+    assert 'and 0 validation images' in text
+    assert ', validation' not in text
 
 
 @pytest.mark.parametrize('stored', [False, True])
-def test_a_training_from_a_dad_set_has_one_mode_and_no_vqgan(tmp_path, stored, capsys):
+def test_a_training_from_a_dad_set_has_no_vqgan(tmp_path, stored, capsys):
     pictures = write_pictures(tmp_path / 'pictures', train=6, validation=2)
     dad_set = write_taught_set(tmp_path, create_dataset('', str(pictures), split='train'))
-    flags = ['--data-dir', str(pictures), '--model', 'test_resnet', '--num-classes', '4', '--img-size', '32', '--dad',
-             '--dad-dir', str(dad_set), *(['--dad-stored-logits', '--no-aug'] if stored else [])]  # fmt: skip
-    made = info.main([*SMALLEST, *flags])
+    flags = [
+        *('--data-dir', str(pictures), '--model', 'test_resnet', '--num-classes', '4', '--img-size', '32'),
+        *('--workers', '0', '--dad', '--dad-dir', str(dad_set)),
+        *(('--dad-stored-logits', '--no-aug') if stored else ()),
+    ]
+    made = info.main([*SMALL, *flags])
     assert set(made['parts']) == ({'student'} if stored else {'student', 'teacher'})
-    assert list(made['modes']) == ['training']
-    passes = {name: row['passes'] for name, row in made['modes']['training']['per_image'].items() if row['passes']}
-    assert passes == {'student forward': 2, **({} if stored else {'teacher forward': 2})}
+    assert list(made['steps']) == ['view']
+    student = {'student forward': 2, 'student backward': 2}
+    assert passes_of(made['steps']['view']) == (student if stored else {'teacher forward': 2, **student})
     text = capsys.readouterr().out
-    assert (f'teacher  stored logits of {dad_set}' if stored else 'teacher  demo') in text
-    assert ('teacher and VQGAN in' in text) == (not stored)
+    assert (f'teacher    stored logits of {dad_set}\n' if stored else 'teacher    demo, 64x64, fp32\n') in text
+    assert f'DAD views  from {dad_set}' in text
+    assert 'VQGAN' not in text
+
+
+def test_of_timms_distillation_the_teachers_parameters_are_counted(tmp_path, capsys):
+    teacher = timm.create_model('test_vit', num_classes=16)
+    save_for_hf(teacher, tmp_path, model_config={'num_classes': 16}, safe_serialization=True)
+    made = info.main([*SMALL, '--no-dad', '--kd-model-name', f'local-dir:{tmp_path}'])
+    count = sum(value.numel() for value in teacher.parameters())
+    assert made['parts']['teacher'] == {'parameters': count, 'bytes': 4 * count}
+    assert f'teacher    local-dir:{tmp_path}\n' in capsys.readouterr().out
+
+
+def test_a_loss_that_is_not_finite_is_one_line(capsys):
+    with pytest.raises(SystemExit):
+        main(['info', *SMALL, '--no-dad', '--lr', '1e30', '--warmup-epochs', '0'])
+    error = capsys.readouterr().err
+    assert 'timm-dad info: error: the loss is not finite' in error
+    assert 'lower --lr or set --clip-grad' in error
 
 
 @pytest.mark.parametrize(
@@ -226,68 +312,49 @@ def test_attention_is_counted_whatever_kernel_it_has(train):
         assert count_macs(lambda: attention(x, x, x, need_weights=False)) == projections + products
 
 
-class FakeWatch(Stopwatch):
-    """A clock that a test moves."""
+def test_a_batch_is_waited_for_and_then_worked_on(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(info, 'clock', lambda _: now)
 
-    def __init__(self):
-        super().__init__(torch.device('cpu'))
-        self.time = 0.0
+    class Batches:
+        """Epochs of three batches; the first takes 7 s, the others 1 s."""
 
-    def now(self):
-        return self.time
+        def of_epoch(self, epoch):
+            nonlocal now
+            for place in range(3):
+                now += 1 if place else 7
+                yield place, f'input {epoch}.{place}', 'target'
 
-
-def test_time_of_an_inner_part_is_not_the_outer_ones():
-    watch = FakeWatch()
-    watch.start('never', 4)
-    watch.stop()
-    watch.running = True
-    watch.start('outer', 4)
-    watch.time = 1.0
-    inner = watch.wrap(lambda x: setattr(watch, 'time', watch.time + 10), 'inner', factor=2)
-    inner([1, 2, 3])
-    watch.time += 0.5
-    watch.stop()
-    assert dict(watch.seconds) == {'outer': 1.5, 'inner': 10.0}
-    assert dict(watch.images) == {'outer': 4, 'inner': 6}
-
-
-def test_steps_are_told_from_waits_and_from_beginnings():
-    watch = FakeWatch()
-
-    class Loader:
-        """Three batches; the first of an epoch takes 5 s, the others 1 s."""
-
-        dataset = 'data'
-
-        def __iter__(self):
-            for index in range(3):
-                watch.time += 5 if index == 0 else 1
-                yield index
-
-    measured = MeasuredLoader(Loader(), watch, groups=2, warmup=1)
-    for _ in zip(measured, range(len(measured)), strict=False):
-        watch.start('step', 8)
-        watch.time += 2 if watch.running else 1
-        watch.stop()
-    assert measured.dataset == 'data'
-    assert (measured.wait, measured.start) == (1.0, 4.0)
-    assert measured.works == {False: [1, 1], True: [2, 2]}
-    # The stopwatch made a step twice as long: it gives shares, not seconds.
-    assert measured.parts() == {'data': 1.0, 'step': 1.0, 'other': 0.0}
-    assert measured.images(batch_size=8) == {'step': 1.0}
+    timed = info.TimedBatches(Batches(), 8, torch.device('cpu'))
+    places = []
+    for place, input, target in timed.of_epoch(4, 0):
+        places.append((place, input, target))
+        now += 10 if place < 4 else (2, 4, 4, 8)[place - 4]
+    assert len(timed) == 8
+    assert places[:4] == [(place, f'input 4.{place % 3}', 'target') for place in range(4)]
+    assert [place for place, *_ in places] == list(range(8))
+    # Two steps of two batches are for warming up; the others work for 6 and 12 s, and an epoch begins in the last one.
+    assert timed.seconds(accum_steps=2) == {'work': 9, 'wait': 5}
 
 
-def test_spread_takes_images_from_all_over():
-    data = list(range(10))
-    assert [Spread(data, 5)[index] for index in range(5)] == [0, 2, 4, 6, 8]
-    assert [Spread(data, 12)[index] for index in range(12)] == [*data, 0, 1]
+def test_passes_through_a_network_are_counted_with_their_gradients():
+    network, passes = nn.Linear(2, 3), info.Passes()
+    info.watch(network, 'student', passes)
+    network(torch.zeros(4, 2))
+    with torch.no_grad():
+        network(torch.zeros(2, 2))
+    parts = {'student': {'forward': 6.0, 'backward': 12.0}}
+    assert info.per_image(passes, parts, 2) == {
+        'student forward': {'passes': 3, 'macs': 18},
+        'student backward': {'passes': 2, 'macs': 24},
+    }
+    assert not passes
 
 
 @pytest.mark.slow
 def test_the_benchmark_compares_info_with_a_training():
     script = Path(__file__).parents[1] / 'benchmarks' / 'info_agrees.py'
-    more = ['--mode', 'cached', '--rounds', '1', '--batches', '1', '--dad-cache', '1', '--epochs', '2']
+    more = ['--rounds', '1', '--batches', '1', '--dad-cache', '1', '--epochs', '2']
     done = subprocess.run(
         [sys.executable, script, *more, '--val-interval', '1', '--eval-suites', 'demo/noto'],
         capture_output=True, text=True, check=True,
@@ -298,7 +365,7 @@ def test_the_benchmark_compares_info_with_a_training():
     assert len(values) == 3
 
 
-def test_json_is_what_is_returned(report, capsys, monkeypatch):
-    monkeypatch.setattr(info, 'make_report', lambda *_: report)
+def test_json_is_what_is_returned(cached, capsys, monkeypatch):
+    monkeypatch.setattr(info, 'make_report', lambda *_: cached)
     main(['info', '--json'])
-    assert json.loads(capsys.readouterr().out) == report
+    assert json.loads(capsys.readouterr().out) == cached

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from timm_dad.diagnosis.limiting_term import ADVICE, OODErrors, Terms, decompose
+from timm_dad.diagnosis.limiting_term import ADVICE, OODErrors, decompose, terms
 
 
 def flags(count, wrong):
@@ -30,9 +30,9 @@ def ood(teacher, apart, student=0, count=100):
     ],
 )
 def test_the_largest_term_limits_and_of_equal_ones_the_first(teacher, fit, shift, limiting):
-    terms = Terms(teacher=teacher, fit=fit, shift=shift)
-    assert terms.limiting == limiting
-    assert terms.bound == pytest.approx(teacher + fit + shift)
+    found = terms(teacher, fit, shift)
+    assert found['limiting'] == limiting
+    assert found['bound'] == pytest.approx(teacher + fit + shift)
     assert limiting in ADVICE
 
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from timm_dad.evaluation.corruptions import CORRUPTIONS
-from timm_dad.evaluation.metrics import (
+from timm_dad.evaluation.report.metrics import (
     ALEXNET_CLEAN_ERROR,
     ALEXNET_ERRORS,
     Baseline,

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from dad_sets import (
     CLASSES,
@@ -30,12 +31,16 @@ from torch.utils.data import IterableDataset
 import train_dad
 from timm_dad.dad_sets.logits import StoredLogits, encode_target
 from timm_dad.dad_sets.read import DADSet
-from timm_dad.dad_sets.views import CachedViews, PictureIndex, SetViews
+from timm_dad.dad_sets.views import PictureIndex, SetViews
 from timm_dad.data.images import Frame, Source
-from timm_dad.data.pairs import DADPairs, PairStream, PairTransform, SamePicture
-from timm_dad.flags.pairs import open_dad_set, pair_dataset
+from timm_dad.data.pairs import DADPairs, PairStream, PairTransform, SameImage
+from timm_dad.flags import kwargs
+from timm_dad.flags.pairs import cached_set, open_dad_set, pair_dataset
 from timm_dad.flags.teacher import create_teacher
-from timm_dad.flags.timm import parse_args
+from timm_dad.flags.train import parse_args
+from timm_dad.method.attack import AttackConfig
+from timm_dad.method.augment import DADAugment
+from timm_dad.training.batches import Batches
 from timm_dad.training.loaders import PairCollateMixup, PairMixup, create_train_loader, set_epoch
 
 REPO = Path(train_dad.__file__).parent
@@ -90,7 +95,7 @@ def build(dataset, *flags):
     args = parse_args([*FLAGS, '--data-dir', 'x', *flags])
     dad_set = open_dad_set(args, (32, 32))
     pairs = pair_dataset(args, dataset, DATA_CONFIG, dad_set=dad_set)
-    return create_train_loader(args, train_dad.create_accelerator(args, Path('none')), pairs, DATA_CONFIG)
+    return create_train_loader(pairs, Accelerator(cpu=True), **kwargs.train_loader_kwargs(args, DATA_CONFIG))
 
 
 def check_batch(input, target, num_views=1, labels=None):
@@ -239,14 +244,10 @@ def test_mixed_pairs_have_one_partner_weight_and_box(greys, tmp_path, no_prefetc
                        *(['--no-prefetcher'] if no_prefetcher else [])])  # fmt: skip
     loader = build(folder(greys), '--dad-dir', str(tmp_path / 'set'), '--batch-size', '6', '--workers', '0', *more,
                    *(['--no-prefetcher'] if no_prefetcher else []))  # fmt: skip
-    mixup = train_dad.create_mixup(args)
-    assert (mixup is None) == (not no_prefetcher)
-    torch.manual_seed(0)
-    np.random.seed(0)
+    batches = Batches(loader, Accelerator(cpu=True), **kwargs.batches_kwargs(args, DATA_CONFIG)['batches'])
+    assert (batches.mixup_fn is None) == (not no_prefetcher)
     mixed = 0
-    for input, target in loader:
-        if mixup is not None:
-            input, target = mixup(input, target)
+    for _, input, target in batches.of_epoch(0):
         clean, second = (input * 255).chunk(2)
         torch.testing.assert_close(second, clean / 2 + 100, atol=1.6, rtol=0)
         assert target.shape == (12, 4)
@@ -261,10 +262,20 @@ def test_mixing_in_the_loader_can_be_turned_off(greys, tmp_path):
                    '--mixup', '0.8', '--smoothing', '0')  # fmt: skip
     assert loader.mixup_enabled
     assert isinstance(loader.loader.collate_fn, PairCollateMixup)
-    train_dad.stop_mixup(loader, None)
-    for input, target in loader:
+    for _, input, target in Batches(loader, Accelerator(cpu=True), seed=0, mixup_off_epoch=2).of_epoch(2):
         check_batch(input, target.argmax(dim=1))
         assert set(target.unique().tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_pairs_of_a_stream_are_mixed_as_pairs_without_the_prefetcher(greys, workers):
+    wds = create_dataset('wds/x', root=str(write_wds(greys)), split='train', is_training=True, batch_size=6)
+    more = ('--dad-view', 'random', '--batch-size', '6', '--mixup', '0.8', '--no-prefetcher', '--workers', str(workers))
+    args = parse_args([*FLAGS, '--data-dir', 'x', *more])
+    batches = Batches(build(wds, *more), Accelerator(cpu=True), **kwargs.batches_kwargs(args, DATA_CONFIG)['batches'])
+    assert isinstance(batches.mixup_fn, PairMixup)
+    for _, _, target in batches.of_epoch(0):
+        assert torch.equal(*target.chunk(2))  # both views of an image have one partner and weight
 
 
 @pytest.mark.parametrize('config', [{'mixup_alpha': 1.0}, {'mixup_alpha': 0.0, 'cutmix_alpha': 1.0}])
@@ -353,18 +364,22 @@ def test_draws_go_on_after_one_crop_for_both_and_splits():
     assert got == [[(0,), (0, 1), (0, 2), (0,)], [(3,), (3, 4), (3, 5), (3,)]]
 
 
-def test_one_crop_for_both_of_the_cache_is_that_of_the_validation_crop(pictures):
-    frame = Frame(size=(32, 32), crop_pct=0.8).transform()
-    dataset = folder(pictures / 'data')
-    cached = torch.stack([torch.from_numpy(np.array(frame(Source(dataset).read(index).image)))[None]
-                          for index in range(4)])  # fmt: skip
+def test_one_crop_for_both_of_the_cache_is_that_of_the_validation_crop(pictures, vqgan):
+    """Views that are the frame itself (no attack, and a VQGAN that changes nothing) then equal their images."""
+    vqgan.reconstruct = lambda x_pix: (x_pix, torch.zeros(len(x_pix), 8, 8, dtype=torch.int64))
+    dataset, config = folder(pictures / 'data'), {**DATA_CONFIG, 'crop_pct': 0.8}
     args = parse_args([*FLAGS, '--data-dir', 'x', '--dad-vqgan', 'demo', '--dad-cache', '1', '--dad-same-crop'])
-    pairs = pair_dataset(args, dataset, {**DATA_CONFIG, 'crop_pct': 0.8}, dad_images=cached)
-    pairs.transform = create_transform((3, 32, 32), is_training=True)
-    for index in range(4):
-        views, label = pairs[index]
-        assert torch.equal(*views)
-        assert label == index
+    teacher = create_teacher(args, 4, CLASSES)
+    augment = DADAugment(teacher, vqgan, attack=AttackConfig(num_steps=0, random_start=0), mean=[0] * 3, std=[1] * 3)
+    with cached_set(args, augment, dataset, config, Accelerator(cpu=True)) as dad_set:
+        pairs = pair_dataset(args, dataset, config, dad_set=dad_set)
+        pairs.transform = create_transform((3, 32, 32), is_training=True)
+        for index in range(4):
+            views, label = pairs[index]
+            assert torch.equal(*views)
+            assert label == index
+        assert dad_set.root.exists()
+    assert not dad_set.root.exists()
 
 
 # Augmentation splits.
@@ -375,7 +390,7 @@ def split_transform():
 
 
 @pytest.mark.parametrize('num_splits', [2, 3])
-def test_splits_are_those_of_timm_and_the_second_view_comes_after_them(pictures, num_splits):
+def test_splits_are_those_of_timm_and_the_extra_view_comes_after_them(pictures, num_splits):
     dataset, source = folder(pictures / 'data'), Source(folder(pictures / 'data'))
     dad_set = open_dad_set(parse_args([*FLAGS, '--data-dir', 'x', '--dad-dir', str(pictures / 'set')]), (32, 32))
     pairs = DADPairs(source, SetViews(dad_set, source), PairTransform(num_splits))
@@ -410,7 +425,7 @@ def test_one_crop_for_both_leaves_the_distortion_to_the_splits(pictures):
 
 
 @pytest.mark.parametrize('no_prefetcher', [False, True])
-def test_a_batch_holds_all_splits_before_all_second_views(greys, tmp_path, no_prefetcher):
+def test_a_batch_holds_all_splits_before_all_extra_views(greys, tmp_path, no_prefetcher):
     write_dad_set(tmp_path / 'set', folder(greys))
     loader = build(folder(greys), '--dad-dir', str(tmp_path / 'set'), '--aug-splits', '3', '--workers', '0',
                    *(['--no-prefetcher'] if no_prefetcher else []))  # fmt: skip
@@ -420,11 +435,11 @@ def test_a_batch_holds_all_splits_before_all_second_views(greys, tmp_path, no_pr
         check_batch(torch.cat([input[5:10], input[15:]]), torch.cat([target[5:10], target[15:]]))
 
 
-# Other second views.
+# Other extra views.
 
 
 @pytest.mark.parametrize('no_prefetcher', [False, True])
-def test_the_second_view_may_be_the_picture_itself(pictures, no_prefetcher):
+def test_the_extra_view_may_be_the_picture_itself(pictures, no_prefetcher):
     loader = build(folder(pictures / 'data'), '--dad-view', 'random', '--batch-size', '4', '--workers', '0',
                    *(['--no-prefetcher'] if no_prefetcher else []))  # fmt: skip
     [(input, target)] = loader
@@ -456,7 +471,7 @@ def test_two_views_are_two_draws_in_the_layout_of_augmentation_splits(greys):
 def test_a_picture_that_does_not_decode_is_named_and_not_replaced(greys):
     broken = greys / 'train' / 'dog' / '02.png'
     broken.write_bytes(broken.read_bytes()[:60])
-    pairs = DADPairs(Source(folder(greys)), SamePicture())
+    pairs = DADPairs(Source(folder(greys)), SameImage())
     with pytest.raises(ValueError, match=r'dog.02\.png does not decode'):
         pairs[8]
 
@@ -473,30 +488,20 @@ class Numbers:
         return Image.new('RGB', (4, 4), (index,) * 3), index
 
 
-def test_every_image_comes_with_one_of_its_own_views_in_memory():
-    dad_images = torch.arange(6).view(6, 1, 1, 1, 1).expand(6, 3, 4, 4, 3) * 10 + torch.arange(3).view(1, 3, 1, 1, 1)
-    pairs = DADPairs(Source(Numbers()), CachedViews(dad_images.byte(), 6))
-    assert len(pairs) == 6
-    random.seed(0)
-    seen = set()
-    for _ in range(40):
-        (image, dad_image), target = pairs[4]
-        assert target == 4
-        assert image.getpixel((0, 0)) == (4, 4, 4)
-        seen.add(dad_image.getpixel((0, 0))[0])
-    assert seen == {40, 41, 42}
+class Nothing:
+    """The extra view of every picture is black."""
+
+    dad_set = None
+
+    def __call__(self, index, image, label):
+        return Image.new('RGB', image.size), label
 
 
 def test_each_of_a_pair_goes_through_the_transform():
-    pairs = DADPairs(Source(Numbers()), CachedViews(torch.zeros(6, 1, 4, 4, 3, dtype=torch.uint8), 6))
+    pairs = DADPairs(Source(Numbers()), Nothing())
     calls = []
     pairs.transform = lambda image: calls.append(image) or len(calls)
     assert pairs[0] == ((1, 2), 0)
-
-
-def test_missing_views_are_refused():
-    with pytest.raises(ValueError, match='DAD images for all 6 images, got 5'):
-        CachedViews(torch.zeros(5, 1, 4, 4, 3, dtype=torch.uint8), 6)
 
 
 # Streams.
@@ -547,17 +552,15 @@ def test_a_stream_without_epochs_and_workers_is_left_alone(tmp_path):
     assert [pixels_of(second) for (_, second), _ in pairs] == [colour_of(0, 0), colour_of(1, 0)]
 
 
-@pytest.mark.parametrize(
-    ('flags', 'message'),
-    [
-        (('--dad-vqgan', 'demo', '--dad-cache', '1'), '--dad-cache needs data with an index, not a stream'),
-        (('--dad-view', 'random', '--aug-splits', '2'), '--aug-splits needs data with an index, not a stream'),
-    ],
-)
-def test_what_streams_cannot_do(flags, message):
-    args = parse_args([*FLAGS, '--data-dir', 'x', *flags])
-    with pytest.raises(ValueError, match=message):
-        pair_dataset(args, stream_of((1, 0)), DATA_CONFIG)
+def test_what_streams_cannot_do():
+    stream = stream_of((1, 0))
+    args = parse_args([*FLAGS, '--data-dir', 'x', '--dad-view', 'random', '--aug-splits', '2'])
+    with pytest.raises(ValueError, match='--aug-splits needs data with an index, not a stream'):
+        pair_dataset(args, stream, DATA_CONFIG)
+    args = parse_args([*FLAGS, '--data-dir', 'x', '--dad-vqgan', 'demo', '--dad-cache', '1'])
+    context = cached_set(args, None, stream, DATA_CONFIG, Accelerator(cpu=True))
+    with pytest.raises(ValueError, match='--dad-cache needs data with an index, not a stream'), context:
+        pass
 
 
 # Stored logits.
@@ -591,7 +594,7 @@ def test_targets_say_which_view_of_which_picture_it_is(greys, tmp_path, no_prefe
 def build_stored(dataset, *flags, data_config=DATA_CONFIG):
     args = parse_args([flag for flag in (*FLAGS, '--data-dir', 'x', *flags) if flag not in ('--dad-teacher', 'demo')])
     pairs = pair_dataset(args, dataset, data_config, dad_set=open_dad_set(args, (32, 32)))
-    return create_train_loader(args, train_dad.create_accelerator(args, Path('none')), pairs, data_config)
+    return create_train_loader(pairs, Accelerator(cpu=True), **kwargs.train_loader_kwargs(args, data_config))
 
 
 def test_stored_logits_are_the_teachers_the_largest_exactly(greys, tmp_path):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import taming
 import torch
 
@@ -32,6 +33,7 @@ open('vqgan.yaml', 'w').write(yaml.safe_dump({'model': {'target': 'taming.models
 """
 
 
+@pytest.mark.slow
 def test_patched_taming_imports_its_vqmodel_and_ours_equals_it(tmp_path):
     shutil.copytree(Path(next(iter(taming.__path__))), tmp_path / 'taming')
     patch = PATCHES / 'taming-transformers-0.0.1-lightning-2.patch'

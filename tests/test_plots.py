@@ -4,9 +4,9 @@ import pytest
 from PIL import Image
 from predicted import IMAGENET_C, results_of, suite
 
-from timm_dad.evaluation.plot_style import drawing, slugs
-from timm_dad.evaluation.plots import ood_pairs, plot_ood, plot_severity, write_plots
-from timm_dad.evaluation.report import build_report
+from timm_dad.evaluation.report.plot_style import drawing, slugs
+from timm_dad.evaluation.report.plots import ood_pairs, plot_ood, plot_severity, write_plots
+from timm_dad.evaluation.report.write import build_report
 
 MODELS = {'plain': 0.6, 'a/b': 0.7, 'a:b': 0.8}
 SUITES = [

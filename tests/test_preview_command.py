@@ -278,7 +278,7 @@ def test_wordnet_ids_are_shown_in_words(files, tmp_path):
         (('--input-size', '1', '16', '16'), '--input-size must begin with 3, got [1, 16, 16]'),
         (('--img-size', '0'), '--img-size: size must be positive, got (0, 0)'),
         (('--input-size', '3', '16', '0'), '--input-size: size must be positive, got (16, 0)'),
-        (('--crop-pct', '2'), '--crop-pct: crop_pct must be more than 0 and at most 1, got 2.0'),
+        (('--crop-pct', '2'), '--crop-pct: crop_pct must be more than 0 and at most 1.25, got 2.0'),
         (('--dad-temperature', '2'), '--dad-temperature is for several teachers'),
         ((*TWO, '--dad-temperature', '0'), '--dad-temperature must be positive, got 0.0'),
         (('--dad-eps', '9'), '--dad-eps: eps is in [0, 1] pixel units'),

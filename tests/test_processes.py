@@ -14,9 +14,12 @@ import psutil
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from folders import write_pictures
 
 import train_dad
+from timm_dad.flags import kwargs
 
 SCRIPT = Path(train_dad.__file__)
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(SCRIPT.parent)}
@@ -27,9 +30,16 @@ ACCELERATE = (
     *('--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', '0'),
 )
 DAD = ('--dad', '--dad-teacher', 'demo', '--dad-vqgan', 'demo', '--dad-eps', '2', '--dad-step-size', '2')
-# Nothing random in an image or a view, and no batch statistics: what differs is the number of processes alone. SGD,
+# Nothing is drawn for a batch, and there are no batch statistics: what differs is the number of processes alone. SGD,
 # because AdamW makes a full step of the rounding error where a gradient is zero (the bias of an attention's keys).
-EXACT = ('--model', 'test_vit', '--no-aug', '--dad-random-start', '0', '--opt', 'sgd', '--lr', '0.05')
+EXACT = ('--model', 'test_vit', '--dad-random-start', '0', '--opt', 'sgd', '--lr', '0.05', '--aa', 'rand-m9-mstd0.5',
+         '--reprob', '0.5')  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def own_accelerator_state():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope='module')
@@ -157,7 +167,7 @@ def test_a_plain_torchrun_script_starts_its_own_process_group_after_prepare_froz
 def test_no_ddp_bb_reaches_ddp(tmp_path):
     for more, broadcast in (((), True), (('--no-ddp-bb',), False)):
         args = train_dad.parse_args(['--data-dir', 'x', *more])
-        accelerator = train_dad.create_accelerator(args, tmp_path)
+        accelerator = train_dad.create_accelerator(tmp_path, **kwargs.accelerator_kwargs(args))
         assert accelerator.ddp_handler.broadcast_buffers is broadcast
 
 
@@ -237,10 +247,10 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch(pictures, tmp_path, monkeypatch
     train_dad.main(flags(pictures, tmp_path / 'whole', *more))
     update = train_dad.update
 
-    def die(run, epoch, batch_idx):
-        if (epoch, batch_idx) == (1, 5):
+    def die(*args):
+        if args[4] == 6:  # the last update of epoch 1
             raise KeyboardInterrupt
-        return update(run, epoch, batch_idx)
+        return update(*args)
 
     monkeypatch.setattr(train_dad, 'update', die)
     with pytest.raises(KeyboardInterrupt):
@@ -249,3 +259,63 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch(pictures, tmp_path, monkeypatch
     assert (tmp_path / 'broken' / 'run' / 'recovery-1-3.pth.tar').exists()
     train_dad.main(flags(pictures, tmp_path / 'broken', *more))
     assert_same_end(tmp_path / 'whole', tmp_path / 'broken')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('launchers', [((sys.executable,), TORCHRUN), (TORCHRUN, (sys.executable,))])
+def test_a_run_goes_on_at_the_right_sample_with_another_number_of_processes(launchers, pictures, tmp_path):
+    """6 pictures a class: 24, in 3 updates of 8; dead before the last update of epoch 1."""
+    more = (*DAD, *EXACT, '--recovery-interval', '1', '--model-ema', '--resume', 'auto')
+    dying = tmp_path / 'dying.py'
+    dying.write_text(
+        'import train_dad\n'
+        'update = train_dad.update\n'
+        'def die(*args):\n'
+        '    if args[4] == 6:\n'
+        '        raise SystemExit(3)\n'
+        '    return update(*args)\n'
+        'train_dad.update = die\n'
+        'train_dad.main()\n'
+    )
+    sizes = {(sys.executable,): '8', TORCHRUN: '4'}
+    run((sys.executable,), flags(pictures, tmp_path / 'whole', *more, '--batch-size', '8'))
+    argv = flags(pictures, tmp_path / 'broken', *more, '--batch-size', sizes[launchers[0]])
+    done = subprocess.run([*launchers[0], str(dying), *argv], env=ENV, capture_output=True, text=True, timeout=180)
+    assert done.returncode != 0
+    assert (tmp_path / 'broken' / 'run' / 'recovery-1-1.pth.tar').exists(), done.stderr
+    refused = run(launchers[1], [*argv, '--batch-size', '12'], check=False)
+    assert '--resume: ' in refused.stderr
+    assert 'was written after 16 images of epoch 1' in refused.stderr
+    run(launchers[1], flags(pictures, tmp_path / 'broken', *more, '--batch-size', sizes[launchers[1]]))
+    np.testing.assert_allclose(summary(tmp_path / 'broken'), summary(tmp_path / 'whole'), rtol=1e-5)
+    for name in ('state_dict', 'state_dict_ema'):
+        torch.testing.assert_close(checkpoint(tmp_path / 'broken')[name], checkpoint(tmp_path / 'whole')[name])
+
+
+@pytest.mark.parametrize('accum_steps', [1, 3])
+def test_processes_meet_and_the_host_waits_once_an_update(accum_steps, pictures, tmp_path, monkeypatch):
+    """Not once a micro-batch: 24 images, in micro-batches of 4."""
+    calls = []
+    reduce = Accelerator.reduce
+    monkeypatch.setattr(
+        Accelerator, 'reduce', lambda self, *args, **more: calls.append(1) or reduce(self, *args, **more)
+    )
+    more = ('--epochs', '1', '--val-split', '', '--grad-accum-steps', str(accum_steps))
+    train_dad.main(flags(pictures, tmp_path, *more))
+    assert len(calls) == 6 // accum_steps + 1  # and the means of the epoch
+
+
+def test_flags_that_cannot_change_are_refused_before_models_are_built(pictures, tmp_path, monkeypatch, capsys, caplog):
+    train_dad.main(flags(pictures, tmp_path, '--epochs', '1'))
+    monkeypatch.setattr(train_dad, 'create_student', lambda args: pytest.fail('a model was built'))
+    for more, flag in (
+        (('--model', 'test_vit'), '--model'), (('--num-classes', '5'), '--num-classes'), (('--opt', 'sgd'), '--opt')
+    ):  # fmt: skip
+        with pytest.raises(SystemExit):
+            train_dad.main(flags(pictures, tmp_path, *more, '--resume', 'auto'))
+        assert f'error: {flag} must be what the resumed run has' in capsys.readouterr().err
+    monkeypatch.undo()
+    caplog.set_level('INFO')
+    train_dad.main(flags(pictures, tmp_path, '--lr', '0.001', '--resume', 'auto'))
+    assert 'Flags that changed since: --epochs 1 -> 2, --lr 0.003 -> 0.001' in caplog.text
+    assert (tmp_path / 'run' / 'args-1.yaml').exists()

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from predicted import IMAGENET_C, predict, random_predictions, results_of, suite
 
-from timm_dad.evaluation.changed_suites import corrupted_suites
-from timm_dad.evaluation.report import build_report, write_report
-from timm_dad.evaluation.report_text import format_csv, format_markdown, format_table
+from timm_dad.evaluation.report.text import format_csv, format_markdown, format_table
+from timm_dad.evaluation.report.write import build_report, write_report
+from timm_dad.evaluation.suites.changed import corrupted_suites
 
 MODELS = {'plain': 0.6, 'kd': 0.7, 'dad': 0.8}
 SUITES = [

@@ -14,7 +14,7 @@ from timm_dad.data.images import Source
 from timm_dad.flags.dad import build_task, check_dad_args
 from timm_dad.flags.pairs import open_dad_set, pair_dataset, uses_cache, uses_pairs
 from timm_dad.flags.teacher import create_teacher
-from timm_dad.flags.timm import parse_args
+from timm_dad.flags.train import parse_args
 from timm_dad.vqgan.model import VQGAN
 
 DATA_CONFIG = {'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3, 'interpolation': 'bicubic'}

@@ -230,9 +230,9 @@ def test_frame_is_timms_evaluation_transform(size, interpolation, crop_pct):
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        ({'crop_pct': 0.0}, r'crop_pct must be more than 0 and at most 1, got 0\.0'),
-        ({'crop_pct': 1.5}, r'crop_pct must be more than 0 and at most 1, got 1\.5'),
-        ({'crop_pct': float('nan')}, 'crop_pct must be more than 0 and at most 1, got nan'),
+        ({'crop_pct': 0.0}, r'crop_pct must be more than 0 and at most 1.25, got 0\.0'),
+        ({'crop_pct': 1.5}, r'crop_pct must be more than 0 and at most 1.25, got 1\.5'),
+        ({'crop_pct': float('nan')}, 'crop_pct must be more than 0 and at most 1.25, got nan'),
         ({'size': (0, 8)}, r'size must be positive, got \(0, 8\)'),
         ({'size': (8, -1)}, r'size must be positive, got \(8, -1\)'),
     ],

@@ -2,11 +2,8 @@ import numpy as np
 import pytest
 from predicted import IMAGENET_C, predict, results_of, suite
 
-from timm_dad.evaluation.bootstrap import Estimate
-from timm_dad.evaluation.changed_suites import attacked_suites, corrupted_suites
-from timm_dad.evaluation.metrics import ALEXNET_CLEAN_ERROR, ALEXNET_ERRORS, Baseline, mean_corruption_error
-from timm_dad.evaluation.suite_data import Part, Suite
-from timm_dad.evaluation.suite_figures import (
+from timm_dad.evaluation.report.bootstrap import Estimate
+from timm_dad.evaluation.report.figures import (
     add_whole,
     clean_suite,
     estimate_parts,
@@ -15,6 +12,9 @@ from timm_dad.evaluation.suite_figures import (
     missing_parts,
     robustness_estimate,
 )
+from timm_dad.evaluation.report.metrics import ALEXNET_CLEAN_ERROR, ALEXNET_ERRORS, Baseline, mean_corruption_error
+from timm_dad.evaluation.suites.changed import attacked_suites, corrupted_suites
+from timm_dad.evaluation.suites.suite import Part, Suite
 
 C = suite('imagenet-c', 'corruption', IMAGENET_C, normalizer='alexnet')
 

@@ -17,11 +17,11 @@ from timm.data import create_transform
 from torch import nn
 from torchvision.transforms.functional import to_tensor
 
-from timm_dad.evaluation.class_folders import subset_wnids
-from timm_dad.evaluation.corruption_layouts import C_BAR_CORRUPTIONS, THREE_D_CORRUPTIONS
 from timm_dad.evaluation.corruptions import CORRUPTIONS
-from timm_dad.evaluation.suite_data import Part, Suite, check_pictures
-from timm_dad.evaluation.suites import PUBLISHED, find_suites, open_suite, open_suites, parse_suite
+from timm_dad.evaluation.suites.class_folders import subset_wnids
+from timm_dad.evaluation.suites.corruption_layouts import C_BAR_CORRUPTIONS, THREE_D_CORRUPTIONS
+from timm_dad.evaluation.suites.open import PUBLISHED, find_suites, open_suite, open_suites, parse_suite
+from timm_dad.evaluation.suites.suite import Chosen, Part, Suite, check_pictures
 from timm_dad.teachers.spec import DataClasses, create_teacher_by_spec
 
 
@@ -207,7 +207,7 @@ def test_pictures_are_lazy_ordered_and_picklable(tmp_path):
 
 def test_subsets_of_subsets(published):
     dataset = open_suite('imagenet', str(published['imagenet'])).parts[0].dataset
-    assert [dataset.subset([5, 7, 9]).subset([2, 0])[index][1] for index in range(2)] == [9, 5]
+    assert [Chosen(Chosen(dataset, [5, 7, 9]), [2, 0])[index][1] for index in range(2)] == [9, 5]
 
 
 def test_broken_picture_is_named_and_not_passed_over(tmp_path):
@@ -217,14 +217,14 @@ def test_broken_picture_is_named_and_not_passed_over(tmp_path):
     suite = open_suite('imagenet-c', str(tmp_path))
     with pytest.raises(ValueError, match=f'pictures must decode, {broken} does not'):
         suite.parts[0].dataset[1]
-    with pytest.raises(ValueError, match=f'--suite imagenet-c, part fog/1: .*{broken.name} does not'):
+    with pytest.raises(ValueError, match=f'^imagenet-c, part fog/1: .*{broken.name} does not'):
         open_suites([f'imagenet-c={tmp_path}'])
 
 
 def test_broken_picture_of_a_custom_suite(tmp_path):
     write_pictures(tmp_path, val=2)
     (tmp_path / 'val' / 'dog' / '1.png').write_bytes(b'')
-    with pytest.raises(ValueError, match=r'--suite mine, part test: pictures must decode, dog/1.png does not'):
+    with pytest.raises(ValueError, match=r'^mine, part test: pictures must decode, dog/1.png does not'):
         open_suites([f'mine={tmp_path}'])
 
 
@@ -234,7 +234,7 @@ def test_pictures_that_are_not_resized_must_have_one_size(tmp_path):
     other.write_bytes(suite_folders.encoded(suite_folders.plain(3, size=9)))
     suite = open_suite('imagenet-c', str(tmp_path))
     with pytest.raises(ValueError, match=r'must be of one size, got \(8, 8\) \(fog/1.*\(9, 9\) \(fog/2: n01491361/'):
-        check_pictures(suite, '--suite')
+        check_pictures(suite)
 
 
 def test_empty_class_folder(tmp_path):
@@ -258,8 +258,8 @@ def test_missing_class_folders(tmp_path):
 def test_a_is_not_r(tmp_path):
     suite_folders.write_subset(tmp_path, 'a')
     lacking = len(set(subset_wnids('r')) - set(subset_wnids('a')))
-    with pytest.raises(ValueError, match=rf'--suites imagenet-r=.*lacks {lacking} .* and has {lacking} others'):
-        open_suite('imagenet-r', str(tmp_path), flag='--suites')
+    with pytest.raises(ValueError, match=rf'^imagenet-r=.*lacks {lacking} .* and has {lacking} others'):
+        open_suite('imagenet-r', str(tmp_path))
 
 
 def test_imagenet_that_is_not_sorted_by_class(tmp_path):
@@ -381,7 +381,7 @@ def test_data_sets_of_timm(tmp_path):
     assert (suite.class_names, labels(suite.parts[0])) == (CLASSES, [0, 1, 2, 3])
     with pytest.raises(ValueError, match='come ,root=DIR and ,split=NAME'):
         open_suite('mine', f'torch/image_folder,{tmp_path}')
-    with pytest.raises(ValueError, match=r'--suite mine=torch/nothing: no images'):
+    with pytest.raises(ValueError, match=r'^mine=torch/nothing: no images'):
         open_suite('mine', 'torch/nothing')
 
 
@@ -424,8 +424,8 @@ def test_parse_suite():
     assert parse_suite('mine=/a=b') == ('mine', '/a=b')
     assert parse_suite('demo/noto') == ('noto', 'demo/noto')
     for text in ('imagenet', 'imagenet=', '/data/imagenet'):
-        with pytest.raises(ValueError, match=r'--eval takes NAME=PATH or demo/STYLE, got .*published NAMEs: imagenet,'):
-            parse_suite(text, '--eval')
+        with pytest.raises(ValueError, match=r'must be NAME=PATH or demo/STYLE, got .*published NAMEs: imagenet,'):
+            parse_suite(text)
     for text in ('a/b=dir', '=dir', '.hidden=dir'):
         with pytest.raises(ValueError, match='NAME must be of letters'):
             parse_suite(text)

@@ -169,7 +169,7 @@ def test_equal_seeds_are_bit_equal(student, teacher, vqgan, input):
     assert losses(1) != losses(2)
 
 
-def test_without_an_augment_the_second_view_is_distilled_as_it_is(student, teacher, input):
+def test_without_an_augment_the_extra_view_is_distilled_as_it_is(student, teacher, input):
     first, second = input, input.flip(3)
     expected = reference_loss(copy.deepcopy(student).train(), teacher, first, second, TARGET)
     task = DADTask(student, teacher, None, verbose=False).train()
@@ -211,7 +211,7 @@ def test_the_teacher_takes_all_images_in_pieces_where_views_are_made(student, te
     assert set(seen) == {3, 1}
 
 
-def test_without_a_second_view_the_teacher_sees_the_clean_ones_alone(student, teacher, input, monkeypatch):
+def test_without_a_extra_view_the_teacher_sees_the_clean_ones_alone(student, teacher, input, monkeypatch):
     seen, forward = [], type(teacher).forward
     monkeypatch.setattr(type(teacher), 'forward', lambda self, x: seen.append(x) or forward(self, x))
     task = DADTask(student, teacher, None, schedule=DADSchedule(prob=0.0), verbose=False)
@@ -220,7 +220,7 @@ def test_without_a_second_view_the_teacher_sees_the_clean_ones_alone(student, te
     assert result['dad_loss'] == result['teacher_kept'] == 0
 
 
-def test_pairs_with_splits_distil_the_first_split_and_the_second_view(student, teacher, input):
+def test_pairs_with_splits_distil_the_first_split_and_the_extra_view(student, teacher, input):
     splits, second = torch.cat([input, input.roll(2, 3), input.roll(3, 2)]), input.flip(3)
     reference = copy.deepcopy(student).train()
     logits = reference(torch.cat([splits, second]))
@@ -248,6 +248,26 @@ class Stored:
 
     def read(self, coded):
         return self.clean[coded // 10], self.second[coded // 10]
+
+
+def test_all_processes_make_views_for_the_same_batches(student, teacher, vqgan, input):
+    """Else nearly every batch of 8 processes costs a DAD view, whatever its probability."""
+
+    def fresh(seed, epoch, generator_seed):
+        norm = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}
+        augment = DADAugment(teacher, vqgan, **norm)
+        task = DADTask(
+            student, teacher, augment, schedule=DADSchedule(prob=0.5), seed=seed, **norm, verbose=False
+        )  # fmt: skip
+        task.set_epoch(epoch)
+        torch.manual_seed(generator_seed)  # as the rank does
+        return [task._wants_fresh_view() for _ in range(64)]
+
+    pattern = fresh(0, 0, generator_seed=1)
+    assert pattern == fresh(0, 0, generator_seed=2)
+    assert pattern != fresh(0, 1, generator_seed=1)
+    assert pattern != fresh(1, 0, generator_seed=1)
+    assert 16 < sum(pattern) < 48
 
 
 @pytest.mark.parametrize('prob', [0.0, 1.0])

@@ -1,6 +1,6 @@
 import pytest
 
-from timm_dad.evaluation.timm_results import FILES, baseline_points, is_imagenet1k_only, read_timm_results
+from timm_dad.evaluation.report.timm_results import FILES, baseline_points, is_imagenet1k_only, read_timm_results
 
 HEAD = 'model,img_size,top1,top1_err,top5,top5_err,param_count,crop_pct,interpolation'
 

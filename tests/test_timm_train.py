@@ -3,6 +3,8 @@
 import csv
 import os
 import random
+import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -19,11 +21,10 @@ from timm.data import AugMixDataset, FastCollateMixup, create_dataset, create_lo
 from timm.models import save_for_hf
 from torch import nn
 
-from timm_dad import run_timm
 from timm_dad.cli import main
+from timm_dad.commands.patch import patch_file
 from timm_dad.data.pairs import DADPairs
-from timm_dad.flags.timm import create_parser
-from timm_dad.patch import patch_file
+from timm_dad.flags.train import create_parser
 from timm_dad.timm_train import check_args, create_task, pair_views
 from timm_dad.training.loaders import PairCollateMixup
 from timm_dad.vqgan.presets import PRESETS
@@ -33,16 +34,21 @@ TIMM_SRC = os.environ.get('TIMM_SRC', '')
 DAD = ('--dad', '--dad-teacher', 'demo', '--dad-vqgan', 'demo')
 DATA_CONFIG = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5), 'input_size': (3, 32, 32)}
 
-# What timm-dad run needs of a train.py, and little more.
+# The places of the patch, and little more.
 SCRIPT = """
 import argparse
 import torch
 from timm.data import AugMixDataset, FastCollateMixup, create_dataset, create_loader, resolve_data_config
 from timm.models import create_model
-from timm.task import ClassificationTask
+from timm.task import (
+    ClassificationTask,
+    load_task_ema_checkpoint,
+)
+
 
 seen = []
 batches = []
+utils = argparse.Namespace(setup_default_logging=lambda: None)
 parser = argparse.ArgumentParser()
 for flag in ('kd-model-name', 'in-chans', 'input-size', 'cutmix-minmax'):
     parser.add_argument(f'--{flag}')
@@ -55,6 +61,8 @@ parser.add_argument('--mixup-prob', type=float, default=1)
 parser.add_argument('--mixup-mode', default='batch')
 parser.add_argument('--data-dir')
 parser.add_argument('--epochs', type=int, default=3)
+parser.add_argument('--seed', type=int, default=42)
+parser.add_argument('--batch-size', type=int, default=8)
 parser.add_argument('--num-classes', type=int, default=4)
 
 
@@ -63,30 +71,60 @@ def _parse_args():
 
 
 def main():
-    args, text = _parse_args()
-    assert text == 'text'
+    utils.setup_default_logging()
+    args, args_text = _parse_args()
+
+    assert args_text == 'text'
     torch.manual_seed(0)
+    device = torch.device('cpu')
     model = create_model('test_resnet', num_classes=args.num_classes)
-    config = resolve_data_config(
+    data_config = resolve_data_config(
         {'img_size': 32, 'mean': (0.4, 0.5, 0.6), 'std': (0.3, 0.2, 0.1)}, model=model, verbose=False
     )
-    common = {'input_size': config['input_size'], 'mean': config['mean'], 'std': config['std'], 'num_workers': 0}
-    common.update(batch_size=8, persistent_workers=False, device=torch.device('cpu'))
+    common = {name: data_config[name] for name in ('input_size', 'mean', 'std')}
+    common.update(batch_size=args.batch_size, num_workers=0, persistent_workers=False, device=device)
     common.update(use_prefetcher=not args.no_prefetcher)
-    dataset, dataset_eval = (create_dataset('', args.data_dir, split=split) for split in ('train', 'validation'))
+    dataset_train, dataset_eval = (create_dataset('', args.data_dir, split=split) for split in ('train', 'validation'))
     collate_fn = None
     if args.mixup and not args.no_prefetcher:
         collate_fn = FastCollateMixup(mixup_alpha=args.mixup, num_classes=args.num_classes)
-    if args.aug_splits > 1:
-        dataset = AugMixDataset(dataset, num_splits=args.aug_splits)
-    training = {'is_training': True, 'no_aug': args.no_aug, 'num_aug_splits': args.aug_splits, 'collate_fn': collate_fn}
-    loader = create_loader(dataset, **training, **common)
+    if args.naflex_loader:
+        raise NotImplementedError
+    else:
+        if args.aug_splits > 1:
+            dataset_train = AugMixDataset(dataset_train, num_splits=args.aug_splits)
+
+        # Use standard loader
+        loader_train = create_loader(
+            dataset_train,
+            is_training=True,
+            no_aug=args.no_aug,
+            num_aug_splits=args.aug_splits,
+            collate_fn=collate_fn,
+            **common,
+        )
     loader_eval = create_loader(dataset_eval, is_training=False, **common)
-    task = ClassificationTask(
-        model=model, criterion=torch.nn.CrossEntropyLoss(), device=torch.device('cpu'), dtype=None, verbose=True
-    )
-    for epoch in range(args.epochs):
-        train_one_epoch(epoch, model, loader, task=task)
+    train_loss_fn = torch.nn.CrossEntropyLoss()
+
+    # Setup training task (classification or distillation)
+    if args.kd_model_name is not None:
+        # Create distillation task (teacher created internally from model name)
+        raise NotImplementedError
+    else:
+        task = ClassificationTask(model=model, criterion=train_loss_fn, device=device, dtype=None, verbose=True)
+
+    try:
+        for epoch in range(args.epochs):
+            model.train()
+
+            train_metrics = train_one_epoch(
+                epoch,
+                model,
+                loader_train,
+                task=task,
+            )
+    except KeyboardInterrupt:
+        pass
     seen.append((len(next(iter(loader_eval))[0]), task))
 
 
@@ -96,27 +134,31 @@ def train_one_epoch(epoch, model, loader, task=None):
     result['loss'].backward()
     seen.append((epoch, len(input), getattr(task, 'dad_weight', None)))
     batches.append((input, target, {name: value.detach() for name, value in result.items()}))
+
+
+if __name__ == '__main__':
+    main()
 """
 
+# Spawned workers import the script again; a module lies beside it.
+AS_MAIN = """
+import sys
+import beside
 
-# The same with the lines of patches/ in it.
-PATCHED = (
-    SCRIPT.replace('import argparse\n', 'import argparse\nfrom timm_dad import timm_train as dad\n')
-    .replace('\n\ndef _parse_args', 'dad.add_dad_args(parser)\n\n\ndef _parse_args')
-    .replace("    assert text == 'text'\n", '    dad.check_args(args)\n')
-    .replace(
-        '    training = {',
-        '    dataset, collate_fn = dad.pair_views(args, dataset, config, collate_fn)\n    training = {',
-    )
-    .replace(
-        '    for epoch in range(args.epochs):\n',
-        '    if args.dad:\n'
-        "        task = dad.create_task(args, model, task.criterion, dataset, config, torch.device('cpu'))\n"
-        '    for epoch in range(args.epochs):\n'
-        '        if args.dad:\n'
-        '            task.set_epoch(epoch)\n',
-    )
-)
+
+class Numbers(torch.utils.data.Dataset):
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return index + beside.VALUE
+
+
+if __name__ == '__main__':
+    loader = torch.utils.data.DataLoader(Numbers(), num_workers=1, multiprocessing_context='spawn')
+    print(*(int(number) for number in loader), __file__, sys.path[0], *sys.argv, sep='|')
+    main()
+"""
 
 
 @pytest.fixture(scope='module')
@@ -146,6 +188,8 @@ def script(tmp_path, monkeypatch):
     """Write a script; ``timm-dad run`` changes ``sys`` of this process, which is put back."""
     for name in ('argv', 'path'):
         monkeypatch.setattr(sys, name, list(getattr(sys, name)))
+    monkeypatch.setattr(sys, 'excepthook', sys.excepthook)
+    monkeypatch.setitem(sys.modules, '__main__', sys.modules['__main__'])
 
     def write(text=SCRIPT):
         (tmp_path / 'train.py').write_text(text)
@@ -155,7 +199,7 @@ def script(tmp_path, monkeypatch):
 
 
 def seen():
-    return sys.modules['timm_train_script'].seen
+    return sys.modules['__main__'].seen
 
 
 # Flags.
@@ -262,7 +306,7 @@ def test_what_does_not_fit_ends_with_one_line(parse, pictures, capsys):
             parse(*DAD, '--num-classes', '7'), model, nn.CrossEntropyLoss(), dataset, DATA_CONFIG, torch.device('cpu')
         )
     assert stop.value.code == 2
-    assert 'there are 4 class names and --num-classes is 7' in capsys.readouterr().err
+    assert 'there are 4 class names for 7 classes' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('no_prefetcher', [False, True])
@@ -276,7 +320,7 @@ def test_random_views_come_as_all_first_then_all_second(parse, pictures, no_pref
     assert input.shape == (8, 3, 32, 32)
     assert torch.equal(target[:4], target[4:])
     colours = input.mean(dim=(2, 3))
-    for label in target.unique():  # the second view of an image has the colours of its class
+    for label in target.unique():  # the extra view of an image has the colours of its class
         others = colours[:4][target[:4] != label]
         for second in colours[4:][target[4:] == label]:
             own = torch.cdist(second[None], colours[:4][target[:4] == label]).min()
@@ -353,23 +397,24 @@ def test_pairs_in_both_ways(script, pictures, dad_set, monkeypatch, kind):
     more, views = SETS[kind]
     flags = ['--data-dir', str(pictures), '--dad', *more]
     flags += ['--dad-teacher', 'demo'] if kind == 'random' else ['--dad-dir', str(dad_set)]
+    path = script()
     results = []
-    for text in (SCRIPT, PATCHED):
+    for way in ('run', 'patch'):
         torch.manual_seed(0)
         np.random.seed(0)
         random.seed(0)
-        path = script(text)
-        if text == SCRIPT:
+        if way == 'run':
             main(['run', path, *flags])
-            module = sys.modules['timm_train_script']
+            names = vars(sys.modules['__main__'])
         else:
+            patch_file(Path(path))
             monkeypatch.setattr(sys, 'argv', [path, *flags])
-            module = run_timm.load_script(Path(path))
-            module.main()
-        results.append(module.batches)
-        assert module.seen[-1][0] == 8  # validation has no pairs
-        assert bool(module.seen[-1][1].teacher) == (kind != 'stored')
-        assert module.seen[-1][1].vqgan is None
+            names = runpy.run_path(path, run_name='__main__')
+        results.append(names['batches'])
+        eval_batch, task = names['seen'][-1]
+        assert eval_batch == 8  # validation has no pairs
+        assert bool(task.teacher) == (kind != 'stored')
+        assert task.vqgan is None
     torch.testing.assert_close(*results, rtol=0, atol=0)
     for input, target, result in results[0]:
         assert len(input) == views * 8
@@ -405,26 +450,51 @@ def test_run_shows_the_flags_of_the_script_and_ours(script, capsys):
     assert '--dad-teacher' in shown
 
 
-@pytest.mark.parametrize('name', run_timm.NAMES)
-def test_run_refuses_a_script_that_lacks_a_name(script, capsys, name):
-    path = script(SCRIPT + f'\ndel {name}\n')
+@pytest.mark.parametrize(
+    'line',
+    [
+        '    load_task_ema_checkpoint,',
+        '    args, args_text = _parse_args()',
+        '        loader_train = create_loader(',
+        '    if args.kd_model_name is not None:',
+        '            train_metrics = train_one_epoch(',
+    ],
+)
+def test_run_refuses_a_script_without_the_place_of_a_change(script, capsys, line):
+    path = script(SCRIPT.replace(f'{line}\n', f'{line}  # edited\n'))
     with pytest.raises(SystemExit) as stop:
         main(['run', path, *DAD])
+    error = capsys.readouterr().err
     assert stop.value.code == 2
-    assert capsys.readouterr().err.startswith(f'train.py: error: {path} has no {name!r}')
+    assert error.startswith(f'train.py: error: {path} is left as it is: the lines around these changes are missing')
+    assert line in error
+    assert error.count('@@ -') == 1
 
 
-def test_run_refuses_a_patched_script(script, capsys):
-    with pytest.raises(SystemExit):
-        main(['run', script(SCRIPT + "\nparser.add_argument('--dad')\n"), *DAD])
-    assert 'has the flags --dad already (patched?): start it with python' in capsys.readouterr().err
+def test_run_takes_a_patched_script_as_it_is(script, pictures):
+    path = script()
+    patch_file(Path(path))
+    main(['run', path, '--data-dir', str(pictures), *DAD, '--epochs', '1'])
+    assert seen()[0] == (0, 8, 1.0)
 
 
-def test_run_refuses_a_script_in_which_dad_has_no_effect(script, pictures, capsys):
-    text = SCRIPT.replace('task = ClassificationTask(', 'import timm\n    task = timm.task.ClassificationTask(')
-    with pytest.raises(SystemExit):
-        main(['run', script(text), '--data-dir', str(pictures), *DAD])
-    assert 'creates its task in another way than timm: --dad had no effect' in capsys.readouterr().err
+def test_run_is_python_script(script, tmp_path):
+    before, _, _ = SCRIPT.rpartition('if __name__')
+    path = script(before + AS_MAIN)
+    (tmp_path / 'beside.py').write_text(
+        'import timm\nassert timm.__file__.startswith(__file__.removesuffix("beside.py")), timm.__file__\nVALUE = 7\n'
+    )
+    (tmp_path / 'timm').symlink_to(Path(timm.__file__).parent)  # a checkout has the script and its timm
+    environment = {**os.environ, 'PYTHONPATH': str(REPO), 'OMP_NUM_THREADS': '1'}
+    command = [sys.executable, '-m', 'timm_dad', 'run', path, '--data-dir', 'nowhere', '--epochs', '1']
+    done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True)
+    assert done.stdout == f'7|8|9|{path}|{tmp_path}|{path}|--data-dir|nowhere|--epochs|1\n', done.stderr
+    assert done.returncode == 1
+    # A traceback shows the lines that ran, under a name that no file on the disk has.
+    numbered = re.search(rf'File "{path}, patched", line (\d+), in main\n    (.*)\n', done.stderr)
+    patch_file(Path(path))
+    assert numbered[2] == Path(path).read_text().splitlines()[int(numbered[1]) - 1].strip()
+    assert 'create_dataset' in numbered[2]
 
 
 @pytest.mark.parametrize('argv', [(), ('nothing.py',), ('--dad',)])
@@ -433,29 +503,6 @@ def test_run_needs_a_script(argv, capsys):
         main(['run', *argv])
     assert stop.value.code == 2
     assert 'timm-dad run: error: ' in capsys.readouterr().err
-
-
-def test_run_starts_again_with_the_timm_beside_the_script(script, monkeypatch, capsys):
-    path = script()
-    beside = Path(path).parent / 'timm'
-    beside.mkdir()
-    (beside / '__init__.py').touch()
-    started = []
-
-    def execv(*command):
-        started.append(command)
-        raise SystemExit
-
-    monkeypatch.setattr(os, 'execv', execv)
-    monkeypatch.setenv('PYTHONPATH', '/somewhere')
-    with pytest.raises(SystemExit):
-        main(['run', path, *DAD])
-    assert started == [(sys.executable, [sys.executable, '-m', 'timm_dad', 'run', path, *DAD])]
-    assert os.environ['PYTHONPATH'] == f'{beside.parent}{os.pathsep}/somewhere'
-    with pytest.raises(SystemExit):  # and once is enough
-        main(['run', path, *DAD])
-    assert len(started) == 1
-    assert f'timm must be the one beside {path}' in capsys.readouterr().err
 
 
 # timm's own train.py.

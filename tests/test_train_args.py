@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from timm_dad.flags.timm import REFUSED, create_parser, parse_args
+from timm_dad.flags.checks import REFUSED
+from timm_dad.flags.train import create_parser, parse_args
 
 # Stricter or better than timm's on purpose: they take what timm takes and name what it would only trip over later.
 OTHER_CHOICES = {

@@ -16,9 +16,9 @@ from timm.data import ImageNetInfo
 from torch import nn
 
 import train_dad
-from timm_dad.evaluation.models import Preprocess
+from timm_dad.data.images import Frame
 from timm_dad.evaluation.predict import EvalConfig
-from timm_dad.evaluation.suite_data import Part, Suite
+from timm_dad.evaluation.suites.suite import Part, Suite
 from timm_dad.teachers.teacher import Teacher
 from timm_dad.training.on_pixels import OnPixels, fixed_size, resize_notes
 from timm_dad.training.suites import (
@@ -29,6 +29,7 @@ from timm_dad.training.suites import (
     open_eval_suites,
     write_suite_report,
 )
+from timm_dad.training.suites_hook import SuitesHook
 
 WNIDS = list(ImageNetInfo().label_names())
 
@@ -113,7 +114,7 @@ class ByRed(nn.Module):
 
 def predict(suites, indices, labels=('student',), **more):
     models = {label: OnPixels(ByRed(), (0, 0, 0), (1 / 255, 1, 1)).train() for label in labels}
-    cut = Preprocess(input_size=(8, 8))
+    cut = Frame(size=(8, 8))
     config = EvalConfig(workers=0, batch_size=2)
     return evaluate_on_suites(models, suites, indices, cut, config, torch.device('cpu'), **more)
 
@@ -176,7 +177,7 @@ def test_pictures_that_go_in_uncut_are_resized_for_networks_of_one_size_alone(na
     assert student.training
     assert all(torch.equal(value, before[key]) for key, value in student.state_dict().items())
     network = OnPixels(student, (0, 0, 0), (1, 1, 1), expected)
-    config, cut = EvalConfig(workers=0), Preprocess(input_size=(32, 32))
+    config, cut = EvalConfig(workers=0), Frame(size=(32, 32))
     found = evaluate_on_suites({'s': network}, [uncut()], {'imagenet-c': None}, cut, config, torch.device('cpu'))
     assert len(found['s']['imagenet-c']['fog/1']) == 2
 
@@ -308,16 +309,16 @@ def test_training_does_not_notice_and_a_resumed_run_has_the_same_rows(pictures, 
 
 
 def test_the_last_epoch_is_evaluated_once(pictures, tmp_path, monkeypatch):
-    called, on_suites = [], train_dad.on_suites
+    called, evaluate = [], SuitesHook._evaluate
 
-    def count(run, *, at_end):
-        called.append(at_end)
-        return on_suites(run, at_end=at_end)
+    def count(self, *, all_parts=True, **more):
+        called.append(all_parts)
+        return evaluate(self, all_parts=all_parts, **more)
 
-    monkeypatch.setattr(train_dad, 'on_suites', count)
+    monkeypatch.setattr(SuitesHook, '_evaluate', count)
     suites = ('--eval-suites', f'again={pictures}', '--eval-suites-interval', 1, '--epochs', 2)
     train_dad.main(flags(pictures, tmp_path, *suites))
-    assert called == [False, True]
+    assert called == [False, True]  # the named parts after epoch 0, all at the end
     assert [row['epoch'] for row in rows(tmp_path)] == ['0', '1']
 
 
@@ -348,7 +349,7 @@ def test_a_student_of_imagenets_classes_is_masked_on_imagenet_a(tmp_path, monkey
         student.get_classifier().weight.zero_()
         student.get_classifier().bias[[outside, index[0]]] = torch.tensor([9.0, 5.0])
     network = OnPixels(student, (0, 0, 0), (1, 1, 1))
-    config, cut = EvalConfig(workers=0), Preprocess(input_size=(32, 32))
+    config, cut = EvalConfig(workers=0), Frame(size=(32, 32))
     for indices, expected in (({suite.name: index}, 0.5), ({suite.name: None}, 0.0)):
         found = evaluate_on_suites({'student': network}, [suite], indices, cut, config, torch.device('cpu'))
         assert accuracies(found)['student']['imagenet-a'][0] == expected

@@ -12,6 +12,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
@@ -20,7 +21,7 @@ import timm_dad
 from timm_dad import VQGAN, VQGANConfig, load_vqgan
 from timm_dad.cli import main
 from timm_dad.flags.dad import create_vqgan
-from timm_dad.flags.timm import parse_args
+from timm_dad.flags.train import parse_args
 from timm_dad.vqgan.save import save_vqgan
 from timm_dad.vqgan_training import command as vqgan_command
 from timm_dad.vqgan_training.reconstruction import VQGANTrainConfig, VQGANTrainer, evaluate_vqgan
@@ -124,7 +125,7 @@ def same_weights(one, other):
 
 
 def test_equal_seeds_give_equal_bits(trained, pictures, tmp_path):
-    main(flags(pictures, tmp_path / 'same', '--epochs', '3'))
+    main(flags(pictures, tmp_path / 'same', '--epochs', '3', '--workers', '1'))  # no sample depends on a worker
     main(flags(pictures, tmp_path / 'other', '--epochs', '3', '--seed', '1'))
     assert same_weights(trained[0], tmp_path / 'same')
     assert not same_weights(trained[0], tmp_path / 'other')
@@ -197,6 +198,7 @@ def test_fine_tuning_starts_from_the_weights(trained, pictures, tmp_path):
         (['--batch-size', '41'], '--batch-size must be at most the 40 training images, got 41'),
         (['--val-split', 'test'], "--val-split must be a folder in"),
         (['--val-split', ''], '--val-split must name a split'),
+        (['--input-img-mode', 'L'], "argument --input-img-mode: invalid choice: 'L'"),
         (['--resume', 'x'], "--resume must be auto, got 'x'"),
         (['--device', 'tpu'], "--device must be cuda or cpu, got 'tpu'"),
         (['--perceptual', 'l3'], "argument --perceptual: invalid choice: 'l3'"),
@@ -254,12 +256,39 @@ def test_a_run_is_not_resumed_with_other_flags(trained, pictures, capsys):
     assert '--hflip must be what the run in --output has, 0.5, got 0.0' in capsys.readouterr().err
 
 
+def test_a_run_of_version_0_1_is_not_resumed(pictures, tmp_path, capsys):
+    torch.save(
+        {'settings': {}, 'trainer': {}, 'epoch': 1, 'batch': 0, 'best': 0.1, 'meters': {}}, tmp_path / 'resume.pt'
+    )
+    with pytest.raises(SystemExit):
+        main(flags(pictures, tmp_path, '--resume', 'auto'))
+    assert 'resume.pt is of version 0.1, which drew its samples in another way; name' in capsys.readouterr().err
+
+
+def test_a_broken_file_is_not_resumed(pictures, tmp_path, capsys):
+    (tmp_path / 'resume.pt').write_bytes(b'no zip')
+    with pytest.raises(SystemExit):
+        main(flags(pictures, tmp_path, '--resume', 'auto'))
+    assert 'resume.pt cannot be read: ' in capsys.readouterr().err
+
+
+def test_a_folder_in_use_is_refused(pictures, tmp_path, capsys):
+    with FileLock(tmp_path / '.lock'), pytest.raises(SystemExit):
+        main(flags(pictures, tmp_path))
+    assert f'--output: {tmp_path} is in use by another run; name another folder' in capsys.readouterr().err
+
+
+def test_pictures_are_converted_as_the_flag_says(trained, pictures, tmp_path):
+    main(flags(pictures, tmp_path, '--epochs', '3', '--input-img-mode', 'YCbCr'))
+    assert rows(tmp_path)[0]['train_l1'] != rows(trained[0])[0]['train_l1']
+
+
 def test_an_infinite_loss_stops_the_run(pictures, tmp_path, monkeypatch, capsys):
     forward = vqgan_command.VQGANTrainer.step
     monkeypatch.setattr(
         VQGANTrainer, 'step', lambda trainer, x: {name: value * np.nan for name, value in forward(trainer, x).items()}
     )
-    with pytest.raises(SystemExit, match=r'the loss is not finite by step 2 .*lower --lr'):
+    with pytest.raises(SystemExit, match=r'the loss is not finite in step 1, .*lower --lr .*start again'):
         main(flags(pictures, tmp_path, '--steps', '2'))
     assert not (tmp_path / 'last.safetensors').exists()
 
@@ -330,11 +359,12 @@ def test_unused_codes_are_restarted_on_latents(vqgan_config, x_pix):
         made.vqgan.codebook[1:] = 100  # far from every latent
     made.step(x_pix)
     assert (made.vqgan.codebook[1:] > 99).all()
+    assert made.used.nonzero().tolist() == [[0]]
     made.step(x_pix)
     latents = made.vqgan.encode(x_pix).permute(0, 2, 3, 1).reshape(-1, 4)
     nearest = torch.cdist(made.vqgan.codebook[1:], latents).min(dim=1).values
     assert nearest.max() < 1e-3
-    assert made.codes_used == 1
+    assert made.used.sum() == 0  # counted anew
 
 
 @pytest.mark.parametrize('settings', [{'restart_interval': 0}, {'restart_interval': 2, 'restart_until': 0.0}])
@@ -394,8 +424,8 @@ def test_amp_trains_in_the_precision_and_leaves_weights_in_fp32(dtype, pictures,
 
 @pytest.mark.slow
 def test_two_processes_are_one_with_twice_the_batch(pictures, tmp_path):
-    """Nothing random in a picture and no restart, which draws latents of one process."""
-    more = ('--no-aug', '--restart-interval', '0', '--steps', '8')
+    """Without restart, which draws latents of one process."""
+    more = ('--restart-interval', '0', '--steps', '8')
     main(flags(pictures, tmp_path / 'one', *more))
     argv = flags(pictures, tmp_path / 'two', *more)
     argv[argv.index('--batch-size') + 1] = '4'

@@ -14,10 +14,11 @@ from timm_dad.common.errors import is_main_process, user_errors
 from timm_dad.data.datasets import dataset_class_names
 from timm_dad.data.pairs import DADPairs, PairStream
 from timm_dad.flags.dad import add_dad_args, build_task, check_dad_args
+from timm_dad.flags.kwargs import mixes, mixup_kwargs
 from timm_dad.flags.pairs import open_dad_set, pair_dataset, uses_pairs
 from timm_dad.flags.rules import check_rules, without_defaults
 from timm_dad.method.task import DADTask
-from timm_dad.training.loaders import create_collate, mixes
+from timm_dad.training.loaders import create_collate
 
 __all__ = ['add_dad_args', 'check_args', 'create_task', 'pair_views']
 
@@ -71,7 +72,7 @@ def _check_train_script(args: argparse.Namespace) -> None:
 def pair_views(
     args: argparse.Namespace, dataset: Any, data_config: Mapping[str, Any], collate_fn: Any
 ) -> tuple[Any, Any]:
-    """Let the training data give a second view of every image, where ``--dad-dir`` or ``--dad-view random`` ask for it.
+    """Let the training data give an extra view of every image, where ``--dad-dir`` or ``--dad-view random`` ask for it.
 
     Args:
         args: Flags.
@@ -91,7 +92,9 @@ def pair_views(
         dataset = dataset.dataset
     with user_errors(os.path.basename(sys.argv[0])):
         dad_set = open_dad_set(args, tuple(data_config['input_size'][-2:]))
-        return pair_dataset(args, dataset, data_config, dad_set=dad_set), create_collate(args)
+        pairs = pair_dataset(args, dataset, data_config, dad_set=dad_set)
+        mixup, prefetcher = mixup_kwargs(args), not args.no_prefetcher
+        return pairs, create_collate(mixup, pairs=True, views=True, prefetcher=prefetcher)
 
 
 def create_task(
@@ -120,7 +123,7 @@ def create_task(
     """
     dad_set = None
     if isinstance(dataset, DADPairs | PairStream):
-        dad_set = dataset.partner.dad_set
+        dad_set = dataset.extra_views.dad_set
     if isinstance(dataset, AugMixDataset | DADPairs | PairStream):
         dataset = dataset.dataset
     with user_errors(os.path.basename(sys.argv[0])):

@@ -9,7 +9,7 @@ from data import TRAIN_STYLE
 from jobs import CONTROL, STUDIES
 from readme_tables import fill, markdown  # found since models.py, which jobs imports, puts benchmarks/ on the path
 
-from timm_dad.commands.demo import interval
+from timm_dad.commands.demo import half_width, interval
 from timm_dad.common.files import replacing
 from timm_dad.demo.data import STYLES, TUNING_STYLE, UNSEEN_STYLES
 from timm_dad.evaluation.corruptions import CORRUPTIONS, SEVERITIES
@@ -82,13 +82,6 @@ class Runs:
 def significance(values: Sequence[float]) -> str:
     """A mark where the interval does not hold 0."""
     return ' *' if abs(mean(values)) > half_width(values) else ''
-
-
-def half_width(values: Sequence[float]) -> float:
-    """Half of the 95 % t-interval of the mean."""
-    from scipy import stats
-
-    return float(stats.t.ppf(0.975, len(values) - 1) * stats.tstd(values) / len(values) ** 0.5)
 
 
 def main_table(results: dict[str, Result]) -> str:

@@ -4,12 +4,10 @@ import hashlib
 import json
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -18,10 +16,12 @@ from data import TRAIN_STYLE, Style, top1
 from models import STUDENTS, load_frozen, teacher_facts, vqgan_facts
 from timm.task import ClassificationTask
 from torch import Tensor, nn
-from views import DAT_ATTACK, Views, make_views, student_views
+from views import DAT_ATTACK, MadeViews, StudentViews, Views, make_views
 
 import train_dad
 from timm_dad.evaluation.corruptions import CORRUPTIONS
+from timm_dad.flags.student import create_student
+from timm_dad.flags.train import parse_args
 
 RECIPE = Path(__file__).with_name('recipe.yaml')
 DAT_INTERVAL = 8  # epochs between two makings of DAT's views, which the published method makes anew in every step
@@ -36,8 +36,8 @@ class Job:
         row: Its row in the study's table.
         seed: Random seed.
         flags: Flags of ``train_dad.py`` beside the recipe's.
-        views: Second views, if they are made before training.
-        dat: Whether second views are DAT's: of the student's own gradient.
+        views: Extra views, if they are made before training.
+        dat: Whether extra views are DAT's: of the student's own gradient.
         online: Whether DAD views are made while training, as the flags say.
         distil: Of DAT's views, whether the teacher labels them; else cross-entropy alone, as it was published.
         student: One of ``STUDENTS``.
@@ -119,14 +119,17 @@ def run_job(job: Job, materials: Materials) -> dict[str, Any]:
     if '--dad' in job.flags:
         flags += ['--dad-teacher', f'open_clip:local-dir:{materials.teachers[job.teacher]}']
         flags += ['--dad-templates', str(materials.templates), '--dad-precision', 'bf16']
-    second: Any = nullcontext()
     if job.online:
         flags += ['--dad-vqgan', str(materials.vqgans[job.vqgan])]
+    extra_views: MadeViews | None = None
+    create_task = train_dad.create_task
     if job.views is not None or job.dat:
-        flags += ['--dad-cache', '1', '--dad-vqgan', str(materials.vqgans[job.vqgan])]
-        second = dat_views(job, materials) if job.dat else made_views(job.views, job, materials)
-    with second:
-        train_dad.main(flags)
+        flags += ['--dad-view', 'random']  # the trainer makes none
+    if job.dat:
+        extra_views, create_task = dat_views(job, materials)
+    elif job.views is not None:
+        extra_views = MadeViews(views_of(job.views, job, materials))
+    train_dad.main(flags, extra_views=extra_views, create_task=create_task)
     student = load_student(flags, folder)
     shutil.rmtree(folder)
     y = materials.tests[TRAIN_STYLE][1]
@@ -141,20 +144,10 @@ def run_job(job: Job, materials: Materials) -> dict[str, Any]:
 
 def load_student(flags: list[str], folder: Path) -> nn.Module:
     """The student of a run's last checkpoint."""
-    args = train_dad.parse_args(flags)
-    student = train_dad.create_student(args)
+    student = create_student(parse_args(flags))
     checkpoint = torch.load(folder / 'last.pth.tar', map_location='cpu', weights_only=False)
     student.load_state_dict(checkpoint['state_dict'])
     return student.eval().to(memory_format=torch.channels_last)
-
-
-@contextmanager
-def made_views(views: Views | None, job: Job, materials: Materials) -> Iterator[None]:
-    """Let ``--dad-cache`` take views that were made once for all seeds and students."""
-    assert views is not None
-    images = views_of(views, job, materials)
-    with patch.object(train_dad, 'cached_dad_images', lambda *_: images):
-        yield
 
 
 def views_of(views: Views, job: Job, materials: Materials) -> Tensor:
@@ -165,40 +158,16 @@ def views_of(views: Views, job: Job, materials: Materials) -> Tensor:
     return make_views(views, x, y, load_frozen(teacher, vqgan), path)
 
 
-@contextmanager
-def dat_views(job: Job, materials: Materials) -> Iterator[None]:
-    """Make second views from the student's own gradient, anew every ``DAT_INTERVAL`` epochs."""
-    x, y = materials.training()
+def dat_views(job: Job, materials: Materials) -> tuple[StudentViews, Callable[..., Any]]:
+    """DAT's views, and the task factory that shows them the student."""
     x_vq = views_of(Views(kind='reconstruction', count=1), job, materials)
     _, vqgan = load_frozen(materials.teachers[job.teacher], materials.vqgans[job.vqgan])
-    images = x_vq.clone()
-    train_one_epoch = train_dad.train_one_epoch
+    views = StudentViews(*materials.training(), x_vq, vqgan, DAT_INTERVAL, job.seed)
 
-    def with_new_views(run: Any, epoch: int) -> Any:
-        if epoch % DAT_INTERVAL == 0:
-            torch.manual_seed(1000 * job.seed + epoch)
-            model = train_dad.eval_model(run)
-            model.eval()
-            views = student_views(normalized(model), x, y, x_vq, vqgan, DAT_ATTACK)
-            images.copy_(views)
-            model.train()
-        return train_one_epoch(run, epoch)
+    def create_task(args: Any, student: nn.Module, device: torch.device, **dad: Any) -> tuple[Any, None]:
+        views.student = student
+        if job.distil:
+            return train_dad.create_task(args, student, device, **dad)
+        return ClassificationTask(student, nn.CrossEntropyLoss(), device=device, verbose=False), None
 
-    create_task = train_dad.create_training_task
-
-    def without_teacher(args: Any, accelerator: Any, student: Any, *rest: Any) -> Any:
-        _, augment = create_task(args, accelerator, student, *rest)
-        return ClassificationTask(student, nn.CrossEntropyLoss(), device=accelerator.device, verbose=False), augment
-
-    with (
-        patch.object(train_dad, 'cached_dad_images', lambda *_: images),
-        patch.object(train_dad, 'train_one_epoch', with_new_views),
-        patch.object(train_dad, 'create_training_task', create_task if job.distil else without_teacher),
-        patch.object(train_dad, 'write_preview'),  # it shows the teacher's attack
-    ):
-        yield
-
-
-def normalized(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """A student on [0, 1] pixels."""
-    return lambda x_pix: model((x_pix - 0.5) / 0.5)
+    return views, create_task

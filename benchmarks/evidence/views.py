@@ -1,7 +1,8 @@
-"""Second views of noto's training pictures, made once for all students and seeds."""
+"""Extra views of noto's training pictures: made once for all students and seeds, or by each student for itself."""
 
 import hashlib
 import json
+import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from data import to_tensor
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, nn
 
 from timm_dad import VQGAN, AttackConfig, DADAugment, Teacher
 from timm_dad.common.files import replacing
@@ -22,7 +24,7 @@ BATCH_SIZE = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Views:
-    """What second views are.
+    """What extra views are.
 
     Args:
         kind: ``dad``; ``reconstruction``, ``Q(x)``; or ``noise``, the picture plus noise as long as ``x_dad - x`` is.
@@ -99,6 +101,59 @@ def student_views(
         x_adv = ascend(lambda pixels, label=target: teacher_cross_entropy(student(pixels), label), batch, attack)
         made.append(vqgan.reconstruct(x_adv)[0])
     return torch.cat(made).mul(255).round().byte().permute(0, 2, 3, 1)[:, None].contiguous()
+
+
+class MadeViews:
+    """The extra view is one of those made before, drawn anew at every access; a ``ExtraViews`` for the trainer.
+
+    Args:
+        images: Views ``[N, K, S, S, 3]`` uint8 of the training pictures.
+    """
+
+    dad_set = None
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __call__(self, index: int | None, image: Image.Image, label: int) -> tuple[Image.Image, int]:
+        """A view of the picture, and its label."""
+        views = self.images[index]
+        return Image.fromarray(views[random.randrange(len(views))].numpy()), label
+
+
+class StudentViews(MadeViews):
+    """DAT's views, made anew every ``interval`` epochs from the gradient of ``student``, which is set once it is built.
+
+    Args:
+        x: Training pictures ``[N, S, S, 3]`` uint8.
+        y: Labels ``[N]``.
+        x_vq: Their reconstructions ``[N, 1, S, S, 3]`` uint8.
+        vqgan: The VQGAN.
+        interval: Epochs.
+        seed: Seed of the run.
+    """
+
+    student: nn.Module
+
+    def __init__(self, x: np.ndarray, y: np.ndarray, x_vq: Tensor, vqgan: VQGAN, interval: int, seed: int) -> None:
+        super().__init__(x_vq)
+        self.x, self.y, self.x_vq, self.vqgan = x, y, x_vq, vqgan
+        self.interval, self.seed = interval, seed
+        self.epoch: int | None = None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make new views, if it is time."""
+        is_new, self.epoch = epoch != self.epoch, epoch
+        if not is_new or epoch % self.interval:
+            return
+        torch.manual_seed(1000 * self.seed + epoch)
+        self.student.eval()
+        self.images = student_views(self._on_pixels, self.x, self.y, self.x_vq, self.vqgan, DAT_ATTACK)
+        self.student.train()
+
+    def _on_pixels(self, x_pix: Tensor) -> Tensor:
+        logits: Tensor = self.student((x_pix - 0.5) / 0.5)
+        return logits
 
 
 RELEASED = AttackConfig()

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import re
 from collections.abc import Sequence
 from datetime import datetime
@@ -9,10 +10,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import train_dad
 from timm_dad.common.files import write_file
 from timm_dad.demo.data import STYLES, UNSEEN_STYLES
 from timm_dad.flags.pairs import VIEW_FLAGS
-from timm_dad.flags.timm import parse_args
+from timm_dad.flags.train import parse_args
 
 # KD sees a second random view, so that both it and DAD train on the same number of images.
 ARMS = {'plain': ['--no-dad'], 'kd': ['--dad-view', 'random'], 'dad': ['--dad-view', 'dad']}
@@ -46,8 +48,6 @@ def run_arms(output: Path, seed: int, extra: Sequence[str]) -> dict[str, Top1]:
     Returns:
         ``{arm: {style: top1}}`` with the arms ``teacher``, ``plain``, ``kd`` and ``dad``; top-1 in percent.
     """
-    import train_dad
-
     results: dict[str, Top1] = {'teacher': {}}
     for arm in ARMS:
         print(f'--- {arm}, seed {seed}', flush=True)
@@ -71,11 +71,16 @@ def arm_flags(arm: str, extra: Sequence[str]) -> list[str]:
     return kept
 
 
+def half_width(values: Sequence[float]) -> float:
+    """Half of the 95 % t-interval of the mean, of 2 to 10 values."""
+    return _T95[len(values)] * stdev(values) / math.sqrt(len(values))
+
+
 def interval(values: Sequence[float]) -> str:
     """Mean, with the half width of its 95 % t-interval where there are several values."""
     if len(values) < 2:
         return f'{values[0]:.1f}'
-    return f'{mean(values):.1f} ± {_T95[len(values)] * stdev(values) / len(values) ** 0.5:.1f}'
+    return f'{mean(values):.1f} ± {half_width(values):.1f}'
 
 
 def format_table(by_seed: dict[int, dict[str, Top1]]) -> str:

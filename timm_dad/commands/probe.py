@@ -21,7 +21,9 @@ from timm_dad.common.errors import user_errors
 from timm_dad.common.hashing import content_hash
 from timm_dad.common.log import setup_logging
 from timm_dad.data.datasets import check_images, dataset_class_names, open_dataset
-from timm_dad.flags.rules import check_rules
+from timm_dad.flags.data import data_flag
+from timm_dad.flags.execution import add_device_arg, device_rule, pick_device
+from timm_dad.flags.rules import check_rules, under_flag
 from timm_dad.frozen.prepare import PRECISIONS, prepare_frozen
 from timm_dad.teachers.heads import LinearHead, UnitFeatures, load_tower, save_head
 from timm_dad.teachers.teacher import Teacher
@@ -65,7 +67,7 @@ def fit_head(
 
 
 def split_held_out(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Split indices by class, at random.
+    """Split indices ``[N]`` by class, at random.
 
     Args:
         labels: Class indices ``[N]``.
@@ -146,11 +148,7 @@ def extract_features(tower: Teacher, loader: DataLoader[tuple[Tensor, Tensor]], 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command ``probe``.
-
-    Args:
-        argv: Command line without the program; ``sys.argv[1:]`` by default.
-    """
+    """Run ``timm-dad probe`` with a command line from there on."""
     args = _parser().parse_args(argv)
     setup_logging()
     with user_errors('timm-dad probe'):
@@ -179,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--batch-size', type=int, default=128, metavar='N', help='pictures at a time')
     parser.add_argument('--workers', type=int, default=4, metavar='N', help='loader processes')
     parser.add_argument('--precision', choices=tuple(PRECISIONS), default='fp32', help='precision of the tower')
-    parser.add_argument('--device', default='cuda', help='cuda (the CPU where there is none) or cpu')
+    add_device_arg(parser)
     parser.add_argument('--seed', type=int, default=0, help='seed of the held-out part')
     return parser
 
@@ -193,28 +191,23 @@ def _check(args: argparse.Namespace) -> None:
         (0 < args.held_out < 1, f'--held-out must be between 0 and 1, got {args.held_out}'),
         (args.batch_size > 0, f'--batch-size must be 1 or more, got {args.batch_size}'),
         (args.workers >= 0, f'--workers must be 0 or more, got {args.workers}'),
+        device_rule(args.device),
     )
     check_rules(rules)
 
 
 def make_probe(args: argparse.Namespace) -> LinearHead:
-    """Fit the head that the flags ask for.
-
-    Raises:
-        ValueError: If data or tower cannot be used.
-    """
-    flag = f'--dataset {args.dataset}' if args.dataset else f'--data-dir {args.data_dir}'
+    """Fit the head that the flags ask for; ``ValueError`` where data or tower cannot be used."""
+    flag = data_flag(args)
     dataset = open_dataset(
         args.dataset, args.data_dir, args.train_split, flag, is_training=False, class_map=args.class_map
     )
     check_images(dataset, flag)
-    try:
+    with under_flag(f'--teacher {args.teacher}:'):
         visual, norm = load_tower(args.teacher)
-    except ValueError as error:
-        raise ValueError(f'--teacher {args.teacher}: {error}') from error
     sha256 = content_hash(visual.state_dict())
     tower = Teacher(UnitFeatures(visual), **norm, num_classes=0)
-    device = torch.device('cuda' if args.device.startswith('cuda') and torch.cuda.is_available() else 'cpu')
+    device = pick_device(args.device)
     prepare_frozen(tower, None, args.precision, device)
     size, interpolation = (3, *norm['input_size']), norm['interpolation']
     dataset.transform = create_transform(

@@ -14,10 +14,7 @@ PROGRAM = 'timm-dad verify'
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run ``timm-dad verify``.
-
-    Args:
-        argv: Command line from ``DIR`` on.
+    """Run ``timm-dad verify`` with a command line from there on.
 
     Raises:
         SystemExit: With 1 if anything is wrong, or the set is not finished; with 2 if there is no set.

@@ -1,6 +1,7 @@
 """Files that are never half written under their final name."""
 
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +12,9 @@ from pathlib import Path
 def replacing(path: str | Path, *, sync: bool = False, work: Path | None = None) -> Iterator[Path]:
     """Yield a temporary file for a writer that takes a path, and rename it to ``path`` afterwards.
 
-    Whatever the writer does, the file gets the mode of a newly opened one (0644 with the usual umask). On any
-    exception, ``KeyboardInterrupt`` included, the temporary file is removed and ``path`` stays as it was.
+    Whatever the writer does, the file has the mode that opening it for writing would give: an old file's own, else 0644
+    with the usual umask. On any exception, ``KeyboardInterrupt`` included, the temporary file is removed and ``path``
+    stays as it was.
 
     Args:
         path: The file; its folder is made if there is none.
@@ -29,10 +31,10 @@ def replacing(path: str | Path, *, sync: bool = False, work: Path | None = None)
         folder.mkdir(parents=True, exist_ok=True)
     temporary = work / f'.{uuid.uuid4().hex}.tmp{path.suffix}'
     try:
-        with temporary.open('xb') as file:
-            mode = os.fstat(file.fileno()).st_mode & 0o777
+        temporary.touch(exist_ok=False)
+        mode = (path if path.exists() else temporary).stat().st_mode
         yield temporary
-        temporary.chmod(mode)  # safetensors puts a file of mode 0600 in its place
+        temporary.chmod(stat.S_IMODE(mode))  # safetensors puts a file of mode 0600 in its place
         if sync:
             with temporary.open('rb') as file:
                 os.fsync(file.fileno())

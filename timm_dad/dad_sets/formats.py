@@ -16,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from timm_dad.common.files import write_file
+from timm_dad.common.options import option
 from timm_dad.dad_sets.manifest import canonical_json, sha256
 
 FORMATS = ('folder', 'wds', 'codes')
@@ -26,18 +27,13 @@ IMAGE_FORMATS = {'png': '.png', 'jpeg': '.jpg', 'webp': '.webp'}
 class FormatConfig:
     """How views are stored.
 
-    Args:
-        format: ``folder``, ``wds`` or ``codes``.
-        image_format: ``png`` (exact), ``jpeg`` or ``webp``; of ``folder`` and ``wds``.
-        quality: 1 to 100, of ``jpeg`` and ``webp``.
-
     Raises:
         ValueError: If a value is unknown or out of range.
     """
 
-    format: str = 'folder'
-    image_format: str = 'png'
-    quality: int = 95
+    format: str = option('folder', 'how the views are stored', choices=FORMATS)
+    image_format: str = option('png', 'file type of folder and wds; png is exact', choices=IMAGE_FORMATS)
+    quality: int = option(95, '1 to 100, of jpeg and webp', metavar='Q')
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
@@ -58,13 +54,8 @@ class FormatConfig:
 
 def encode_image(pixels: NDArray[np.uint8], config: FormatConfig) -> bytes:
     """Encode pixels ``[H, W, 3]``, uint8, as a picture file."""
-    options: dict[str, Any] = {
-        'png': {},
-        'jpeg': {'quality': config.quality, 'subsampling': 0},
-        'webp': {'quality': config.quality},
-    }[config.image_format]
-    with io.BytesIO() as file:
-        Image.fromarray(pixels).save(file, config.image_format, **options)
+    with io.BytesIO() as file:  # each format takes the options that it has
+        Image.fromarray(pixels).save(file, config.image_format, quality=config.quality, subsampling=0)
         return file.getvalue()
 
 
@@ -90,15 +81,7 @@ def unpack_codes(data: bytes, grid: tuple[int, int], n_embed: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Item:
-    """All views of one image, encoded.
-
-    Args:
-        index: Place in the data set.
-        name: Name without suffix, such as ``class/stem``.
-        label: Class index.
-        source_sha256: Hash of the image it was made from.
-        views: Encoded views.
-    """
+    """All views of one image, encoded; ``name`` has no suffix, and the hash is that of the image."""
 
     index: int
     name: str
@@ -109,25 +92,6 @@ class Item:
 
 # Where one view lies, for the manifest: path, bytes, sha256, and offset where the file holds several.
 Place = dict[str, Any]
-
-
-def write_items(
-    root: Path, work: Path, shard: int, items: Sequence[Item], config: FormatConfig
-) -> tuple[list[list[Place]], list[Place]]:
-    """Write a shard's views.
-
-    Args:
-        root: Folder of the set.
-        work: Folder for unfinished files.
-        shard: Number of the shard.
-        items: Its images, in order.
-        config: How.
-
-    Returns:
-        The place of every view of every item, and files that hold several.
-    """
-    writer = {'folder': _write_folder, 'wds': _write_tar, 'codes': _write_codes}[config.format]
-    return writer(root, work, shard, items, config)
 
 
 def place_of(path: str, data: bytes, **more: Any) -> Place:
@@ -150,22 +114,35 @@ def logits_path(shard: int) -> str:
     return f'logits/{shard:06d}.safetensors'
 
 
-def _write_folder(
+def write_items(
     root: Path, work: Path, shard: int, items: Sequence[Item], config: FormatConfig
 ) -> tuple[list[list[Place]], list[Place]]:
-    places = []
-    for item in items:
-        places.append([place_of(view_path(item.name, view, config), data) for view, data in enumerate(item.views)])
-        for place, data in zip(places[-1], item.views, strict=True):
-            write_file(root / place['path'], data, sync=True, work=work)
-    return places, []
+    """Write the views of a shard under ``root``, unfinished files in ``work``.
+
+    Returns:
+        The place of every view of every item, and of files that hold several.
+    """
+    if config.format == 'folder':
+        places = [
+            [place_of(view_path(item.name, view, config), data) for view, data in enumerate(item.views)]
+            for item in items
+        ]
+        for item, own in zip(items, places, strict=True):
+            for place, data in zip(own, item.views, strict=True):
+                write_file(root / place['path'], data, sync=True, work=work)
+        return places, []
+    path = container_path(shard, config.format)
+    data, starts = _join_codes(items) if config.format == 'codes' else _tar(items, IMAGE_FORMATS[config.image_format])
+    write_file(root / path, data, sync=True, work=work)
+    offsets = iter(starts)
+    return [[place_of(path, view, offset=next(offsets)) for view in item.views] for item in items], [
+        place_of(path, data)
+    ]
 
 
-def _write_tar(
-    root: Path, work: Path, shard: int, items: Sequence[Item], config: FormatConfig
-) -> tuple[list[list[Place]], list[Place]]:
-    path, suffix = container_path(shard, 'wds'), IMAGE_FORMATS[config.image_format]
-    places: list[list[Place]] = []
+def _tar(items: Sequence[Item], suffix: str) -> tuple[bytes, Sequence[int]]:
+    """A tar of all views, and the offset of each."""
+    offsets = []
     with io.BytesIO() as file:
         with tarfile.open(fileobj=file, mode='w', format=tarfile.USTAR_FORMAT) as tar:
 
@@ -176,46 +153,25 @@ def _write_tar(
                 return int(tar.offset) - -len(data) % tarfile.BLOCKSIZE - len(data)
 
             for item in items:
-                places.append([])
                 for view, data in enumerate(item.views):
                     key = f'{item.index:08d}_{view}'
                     facts = {'name': item.name, 'source_sha256': item.source_sha256, 'view': view}
-                    places[-1].append(place_of(path, data, offset=add(key + suffix, data)))
+                    offsets.append(add(key + suffix, data))
                     add(f'{key}.cls', str(item.label).encode())
                     add(f'{key}.json', canonical_json(facts))
-        data = file.getvalue()
-    write_file(root / path, data, sync=True, work=work)
-    return places, [place_of(path, data)]
+        return file.getvalue(), offsets
 
 
-def _write_codes(
-    root: Path, work: Path, shard: int, items: Sequence[Item], config: FormatConfig
-) -> tuple[list[list[Place]], list[Place]]:
-    path = container_path(shard, 'codes')
+def _join_codes(items: Sequence[Item]) -> tuple[bytes, Sequence[int]]:
+    """A safetensors file of all views, which are of one size, and the offset of each."""
     packed = np.frombuffer(b''.join(data for item in items for data in item.views), np.uint8)
     data = save({'codes': torch.from_numpy(packed.reshape(len(items), len(items[0].views), -1).copy())})
-    offset, places = len(data) - packed.size, list[list[Place]]()
-    for item in items:
-        places.append([])
-        for view in item.views:
-            places[-1].append(place_of(path, view, offset=offset))
-            offset += len(view)
-    write_file(root / path, data, sync=True, work=work)
-    return places, [place_of(path, data)]
+    return data, range(len(data) - packed.size, len(data), len(items[0].views[0]))
 
 
 def wds_info(split: str, num_views: int, shard_items: Sequence[int]) -> bytes:
     """The ``_info.json`` that timm's reader of WebDataset shards wants."""
     lengths = [count * num_views for count in shard_items]
-    info = {
-        'name': 'dad',
-        'splits': {
-            split: {
-                'name': split,
-                'num_samples': sum(lengths),
-                'filenames': [container_path(shard, 'wds') for shard in range(len(lengths))],
-                'shard_lengths': lengths,
-            }
-        },
-    }
-    return json.dumps(info, indent=1).encode()
+    filenames = [container_path(shard, 'wds') for shard in range(len(lengths))]
+    facts = {'name': split, 'num_samples': sum(lengths), 'filenames': filenames, 'shard_lengths': lengths}
+    return json.dumps({'name': 'dad', 'splits': {split: facts}}, indent=1).encode()

@@ -5,18 +5,18 @@ depends neither on the processes that share the work nor on how often they were 
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from timm_dad.dad_sets.claims import claimed_images
 from timm_dad.dad_sets.maker import GenerateConfig, ShardMaker
 from timm_dad.dad_sets.shards import ShardedFolder
 from timm_dad.dad_sets.summary import finish
-from timm_dad.data.images import FramedImages, Source
+from timm_dad.data.images import FramedImages, LoadedImage, Source
 from timm_dad.method.augment import DADAugment
 
 
@@ -32,12 +32,13 @@ def generate(
     world_size: int = 1,
     workers: int = 0,
     progress: bool = True,
+    one_thread: bool = True,
 ) -> dict[str, Any]:
     """Make a DAD set, or go on with one; returns when it is whole, whoever made the last shard.
 
     Args:
         source: The data set.
-        augment: Makes the views; its models are frozen and on ``device``.
+        augment: Makes the views; its models are on ``device``.
         root: The folder, empty or of the same settings.
         config: How.
         settings: What else decides the bytes of the set (data, teacher, VQGAN, attack); kept in it and compared.
@@ -46,6 +47,7 @@ def generate(
         world_size: Processes that were started together. Others may come and go.
         workers: Processes that load images.
         progress: Show a progress bar.
+        one_thread: Compute with one thread on a CPU: the bytes of a set do not depend on the number of threads then.
 
     Returns:
         The summary: ``images``, ``views``, ``teacher_kept``, ``l2``, ``codebook_used``, ``bytes_per_view``, and
@@ -54,14 +56,13 @@ def generate(
     Raises:
         ValueError: If the folder is of other settings, an image cannot be read, or the disk or a GPU's memory is full.
     """
-    settings = {**settings, **config.settings}
     device = device or torch.device('cpu')
     maker = ShardMaker(source, augment, config, device)
     threads = torch.get_num_threads()
-    if device.type == 'cpu':
+    if one_thread and device.type == 'cpu':
         torch.set_num_threads(1)  # sums over threads round otherwise than those of one: more processes are faster, too
     try:
-        folder = ShardedFolder(Path(root), settings, len(source), config.shard_size)
+        folder = ShardedFolder(Path(root), {**settings, **config.settings}, len(source), config.shard_size)
         try:
             done = folder.images_done()
             with tqdm(total=len(source), initial=done, unit='img', disable=not progress, desc='DAD views') as bar:
@@ -96,7 +97,7 @@ def _make_shards(
         time.sleep(0.1)  # others are at the rest, or gone: then their shards come free
         return
     images, config, looked = FramedImages(maker.source, maker.config.frame), maker.config, time.monotonic()
-    for batch in claimed_images(folder, images, shards, config.batch_size, workers):
+    for batch in _claimed_images(folder, images, shards, config.batch_size, workers):
         maker.add(batch)
         bar.update(len(batch))
         shard = batch[0].index // config.shard_size
@@ -105,3 +106,61 @@ def _make_shards(
             if time.monotonic() - looked > 2:  # at what others have done
                 looked = time.monotonic()
                 bar.update(folder.images_done() - bar.n)
+
+
+def _claimed_images(
+    folder: ShardedFolder, images: FramedImages, shards: Sequence[int], batch_size: int, workers: int
+) -> Iterator[list[LoadedImage]]:
+    """Claim shards as they come free, in this order (a stream's in its own), and load them in batches of one shard."""
+    try:
+        if images.dataset.streams:
+            yield from _claimed_stream(folder, images, batch_size)
+            return
+        loader = DataLoader(
+            images,
+            batch_sampler=_claimed_batches(folder, shards, batch_size),
+            num_workers=workers,
+            collate_fn=list,
+            prefetch_factor=1 if workers else None,  # what is loaded ahead is claimed, and no other process makes it
+        )
+        for batch in loader:
+            for image in batch:
+                if isinstance(image, ValueError):
+                    raise image
+            yield batch
+    except OSError as error:  # while images are read, it is one of the data, not of the folder
+        raise ValueError(f'the data set cannot be read: {error}') from error
+
+
+def _claimed_batches(folder: ShardedFolder, shards: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Indices of claimed shards, batch by batch."""
+    for shard in shards:
+        if folder.claim(shard):
+            indices = list(folder.shard_range(shard))
+            yield from (indices[i : i + batch_size] for i in range(0, len(indices), batch_size))
+
+
+def _claimed_stream(folder: ShardedFolder, images: FramedImages, batch_size: int) -> Iterator[list[LoadedImage]]:
+    """Batches of claimed shards of a stream: every process reads all of it and takes what it claims."""
+    batch, claimed, index = list[LoadedImage](), False, -1
+    for index, (picture, label) in enumerate(images.dataset.dataset):
+        if index >= folder.num_images:
+            break
+        image = Source.of_pixels(picture, label)
+        shard = index // folder.shard_size
+        if index == folder.shard_range(shard).start:
+            folder.check_first(shard, image.sha256)
+            claimed = folder.claim(shard)
+        if claimed:
+            if len(batch) == batch_size or (batch and index == folder.shard_range(shard).start):
+                yield batch
+                batch = []
+            batch.append(images.load(index, *image))
+    if index + 1 != folder.num_images:  # before the last shard is made
+        more = 'more' if index >= folder.num_images else f'{index + 1} that decode'
+        raise ValueError(
+            f'the stream must hold the {folder.num_images} images that it announces, it has {more}: mend it, or its '
+            '_info.json or --train-num-samples, and name an empty folder'
+        )
+    if batch:
+        yield batch

@@ -12,23 +12,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from timm_dad.dad_sets.formats import logits_path
 from timm_dad.dad_sets.read import DADSet
 
 _PARTS = ('values', 'classes', 'rest')
 
 
 def sparse_logits(logits: Tensor, top_k: int, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The largest logits, and one value for all others.
+    """Keep the largest of logits ``[..., K]``, and one value for all others.
 
-    Args:
-        logits: ``[..., K]``.
-        top_k: How many are kept.
-        temperature: The softmax over logits / temperature is what is kept: exactly for the largest, and the sum of
-            the others, in equal parts.
+    The softmax over logits / temperature stays: exactly for the largest, and the sum of the others, in equal parts.
 
     Returns:
-        Values ``[..., top_k]`` and rest ``[...]``, fp16, relative to the largest logit, and classes ``[..., top_k]``,
-        int32; in between: ``(values, classes, rest)``.
+        Values ``[..., top_k]``, fp16 and relative to the largest logit, their classes ``[..., top_k]``, int32, and the
+        value of the rest ``[...]``, fp16.
     """
     logits = logits.float() - logits.float().amax(dim=-1, keepdim=True)
     top_k, num_classes = min(top_k, logits.shape[-1]), logits.shape[-1]
@@ -36,8 +33,7 @@ def sparse_logits(logits: Tensor, top_k: int, temperature: float) -> tuple[Tenso
     others = logits.scatter(-1, classes, -torch.inf)
     rest = torch.zeros(logits.shape[:-1])
     if top_k < num_classes:
-        mean = (others / temperature).logsumexp(dim=-1) - math.log(num_classes - top_k)
-        rest = temperature * mean
+        rest = temperature * ((others / temperature).logsumexp(dim=-1) - math.log(num_classes - top_k))
     values, rest = (part.clamp_min(torch.finfo(torch.float16).min).half().cpu() for part in (values, rest))
     return values, classes.int().cpu(), rest
 
@@ -55,14 +51,7 @@ def encode_target(dad_set: DADSet, index: int, view: int, label: int) -> int:
 
 
 class StoredLogits:
-    """Take the targets of ``encode_target`` apart, and read the logits that they stand for.
-
-    Args:
-        dad_set: A set with logits.
-
-    Raises:
-        ValueError: If it has none.
-    """
+    """Take the targets of ``encode_target`` apart, and read the logits that they stand for."""
 
     def __init__(self, dad_set: DADSet) -> None:
         if dad_set.logits is None:
@@ -78,14 +67,7 @@ class StoredLogits:
         return coded % self.num_classes
 
     def read(self, coded: Tensor) -> tuple[Tensor, Tensor]:
-        """Teacher's logits of the images and of their views, up to a constant for each.
-
-        Args:
-            coded: Targets ``[B]``.
-
-        Returns:
-            Two logits ``[B, K]``, fp32, on the device of ``coded``.
-        """
+        """Teacher's logits of the images and of their views ``[B, K]``, fp32, up to a constant for each."""
         clean, second = [], []
         places: list[int] = (coded // self.num_classes).tolist()
         for place in places:
@@ -101,7 +83,7 @@ class StoredLogits:
 
     def _shard(self, shard: int) -> dict[str, Tensor]:
         if shard not in self._shards:
-            path = self.dad_set.logits_path(shard)
+            path = self.dad_set.root / logits_path(shard)
             try:
                 self._shards[shard] = load_file(path)
             except (OSError, SafetensorError) as error:

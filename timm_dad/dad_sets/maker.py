@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from timm_dad.common.files import write_file
+from timm_dad.common.options import option
 from timm_dad.common.version import __version__
 from timm_dad.dad_sets.formats import FormatConfig, Item, encode_image, logits_path, pack_codes, place_of, write_items
 from timm_dad.dad_sets.logits import sparse_logits
@@ -30,12 +32,6 @@ class GenerateConfig:
     Args:
         frame: Size of the views, and the part of an image that they show.
         files: How they are stored.
-        num_views: Views an image.
-        seed: Seed of all random starts.
-        batch_size: Images at a time; part of the settings, for sums in another order may round differently.
-        shard_size: Images that are made, and written, between two points at which work can be taken up again.
-        top_k: Teacher's logits to store for clean image and views; 0: none.
-        temperature: Distillation temperature that the stored logits are for.
 
     Raises:
         ValueError: If a number is out of range.
@@ -43,20 +39,25 @@ class GenerateConfig:
 
     frame: Frame
     files: FormatConfig
-    num_views: int = 1
-    seed: int = 0
-    batch_size: int = 64
-    shard_size: int = 256
-    top_k: int = 0
-    temperature: float = 4.0
+    num_views: int = option(1, 'views of every image', metavar='K')
+    seed: int = option(0, 'random seed, of all random starts', metavar='S')
+    batch_size: int = option(
+        64, 'images at a time; a setting of the set, for it may change how sums round', metavar='N'
+    )
+    shard_size: int = option(
+        256, 'images between two points at which work is taken up again or shared out', metavar='N'
+    )
+    top_k: int = option(
+        0,
+        "store the teacher's K largest logits of images and views, for training with --dad-stored-logits",
+        metavar='K',
+    )
+    temperature: float = option(4.0, 'distillation temperature that they, and an average of several teachers, are for')
 
     def __post_init__(self) -> None:
-        for name in ('num_views', 'batch_size', 'shard_size'):
-            if getattr(self, name) < 1:
-                raise ValueError(f'{name} must be 1 or more, got {getattr(self, name)}')
-        for name in ('seed', 'top_k'):
-            if getattr(self, name) < 0:
-                raise ValueError(f'{name} must be 0 or more, got {getattr(self, name)}')
+        for name, least in {'num_views': 1, 'batch_size': 1, 'shard_size': 1, 'seed': 0, 'top_k': 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f'{name} must be {least} or more, got {getattr(self, name)}')
         if not 0 < self.temperature < float('inf'):
             raise ValueError(f'temperature must be positive, got {self.temperature}')
 
@@ -64,11 +65,10 @@ class GenerateConfig:
     def settings(self) -> dict[str, Any]:
         """What of it decides the bytes of the set."""
         frame = {'interpolation': self.frame.interpolation, 'crop_pct': self.frame.crop_pct}
-        logits = {'top_k': self.top_k, 'temperature': self.temperature} if self.top_k else None
         return {
             'views': {'count': self.num_views, 'size': list(self.frame.size), 'seed': self.seed, **frame},
             'files': self.files.settings,
-            'logits': logits,
+            'logits': {'top_k': self.top_k, 'temperature': self.temperature} if self.top_k else None,
             'batch_size': self.batch_size,
             'shard_size': self.shard_size,
         }
@@ -83,17 +83,14 @@ class ShardMaker:
     """Make the views of one shard, batch by batch."""
 
     def __init__(self, source: Source, augment: DADAugment, config: GenerateConfig, device: torch.device) -> None:
-        self.source = source
-        self.augment = augment
-        self.config = config
-        self.device = device
+        self.source, self.augment, self.config, self.device = source, augment, config, device
         self.n_embed = augment.vqgan.config.n_embed
         self.clear()
 
     def clear(self) -> None:
         """Begin a shard."""
         self.items: list[Item] = []
-        self.facts: list[list[dict[str, Any]]] = []  # of every view
+        self.facts: list[Sequence[dict[str, Any]]] = []  # of every view
         self.codes_used = np.zeros(self.n_embed, bool)
         self.logits: dict[str, list[Tensor]] = {}
 
@@ -103,9 +100,7 @@ class ShardMaker:
         x_pix = torch.stack([image.pixels for image in batch]).to(self.device).float() / 255
         target = torch.tensor([self._label(image) for image in batch], device=self.device)
         centre = self.augment.find_centre(x_pix, target)
-        encoded: list[list[bytes]] = [[] for _ in batch]
-        facts: list[list[dict[str, Any]]] = [[] for _ in batch]
-        dad_logits = []
+        encoded, facts, dad_logits = [], [], []
         for view in range(self.config.num_views):
             seeds = [view_seed(self.config.seed, image.index, view) for image in batch]
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -115,15 +110,15 @@ class ShardMaker:
             kept = views.kept.tolist()
             self.codes_used[views.dad_codes.unique().cpu().numpy()] = True
             data = self._encode(dad_pixels, views.dad_codes)
-            for row in range(len(batch)):
-                encoded[row].append(data[row])
-                facts[row].append({'seed': seeds[row], 'kept': kept[row], 'l2': round(distance[row], 6)})
+            numbers = zip(seeds, kept, distance, strict=True)
+            facts.append([{'seed': seed, 'kept': own, 'l2': round(l2, 6)} for seed, own, l2 in numbers])
+            encoded.append(data)
             if self.config.top_k:
                 dad_logits.append(self.augment.ask_teacher(self._as_stored(dad_pixels, data)))
-        self.facts += facts
+        self.facts += zip(*facts, strict=True)
         self.items += [
-            Item(image.index, self.source.name(image.index, image.label), image.label, image.sha256, views_of)
-            for image, views_of in zip(batch, encoded, strict=True)
+            Item(image.index, self.source.name(image.index, image.label), image.label, image.sha256, own)
+            for image, own in zip(batch, zip(*encoded, strict=True), strict=True)
         ]
         if self.config.top_k:
             self._keep_logits('clean', self.augment.ask_teacher(x_pix) if centre.logits is None else centre.logits)
@@ -164,28 +159,19 @@ class ShardMaker:
             write_file(folder.root / path, data, sync=True, work=work)
             files = [*files, place_of(path, data)]
         versions = {'timm_dad': __version__, 'torch': torch.__version__, 'pillow': PIL.__version__}
+        device = torch.cuda.get_device_name(self.device) if self.device.type == 'cuda' else self.device.type
         header = {
             'shard': shard,
             'first': self.items[0].index,
             'items': len(self.items),
             'settings': folder.settings_id,
-            'made_with': {**versions, 'device': _name(self.device)},
+            'made_with': {**versions, 'device': device},
             'codes_used': base64.b64encode(np.packbits(self.codes_used).tobytes()).decode(),
             'files': files,
         }
         items = [
-            {
-                'index': item.index,
-                'name': item.name,
-                'label': item.label,
-                'source_sha256': item.source_sha256,
-                'views': [{**place, **fact} for place, fact in zip(own_places, own_facts, strict=True)],
-            }
+            {**vars(item), 'views': [{**place, **fact} for place, fact in zip(own_places, own_facts, strict=True)]}
             for item, own_places, own_facts in zip(self.items, places, self.facts, strict=True)
         ]
         folder.commit(shard, ShardManifest(header, items))
         self.clear()
-
-
-def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type

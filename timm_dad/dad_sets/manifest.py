@@ -7,7 +7,7 @@ a shard of images are whole, and never before; ``index.json`` appears when all s
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,11 +71,7 @@ class ShardManifest:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> 'ShardManifest':
-        """Read ``to_bytes``.
-
-        Raises:
-            ValueError: If it is no manifest, or any byte of it was altered.
-        """
+        """Read ``to_bytes``; ``ValueError`` if any byte was altered."""
         end = data[:-1].rfind(b'\n') + 1
         if data[end:] != canonical_json({'sha256': sha256(data[:end])}) + b'\n':
             raise ValueError('it is no whole manifest, or was altered')
@@ -101,11 +97,7 @@ def index_hash(index: Mapping[str, Any]) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a file of one JSON object.
-
-    Raises:
-        ValueError: If it is none; it is named.
-    """
+    """Read a file of one JSON object; a ``ValueError`` names it if it is damaged."""
     try:
         value = json.loads(path.read_bytes())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -115,17 +107,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _flat(value: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            yield from _flat(inner, f'{prefix}{name}.')
-    else:
-        yield prefix.rstrip('.'), value
+def _flat(value: Any, prefix: str = '') -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {prefix[:-1]: value}
+    return {key: leaf for name, inner in value.items() for key, leaf in _flat(inner, f'{prefix}{name}.').items()}
 
 
 def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
     """What differs between two settings, as ``name: here X, there Y``; empty if they are equal."""
-    flat_here, flat_there = dict(_flat(here)), dict(_flat(there))
+    flat_here, flat_there = _flat(here), _flat(there)
     return [
         f'{name}: here {_short(flat_here.get(name))}, there {_short(flat_there.get(name))}'
         for name in sorted(flat_here.keys() | flat_there.keys())

@@ -1,9 +1,9 @@
 """Whether a DAD set is one of the data, the student and the teacher that a training has; if not, what differs."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from timm_dad.common.spread import spread
-from timm_dad.dad_sets.manifest import ShardManifest
 from timm_dad.dad_sets.read import DADSet
 from timm_dad.data.images import Source
 from timm_dad.teachers.teacher import Teacher
@@ -13,16 +13,7 @@ NUM_COMPARED = 32
 
 
 def check_student(dad_set: DADSet, num_classes: int, size: tuple[int, int]) -> None:
-    """Compare classes and size of the student.
-
-    Args:
-        dad_set: The set.
-        num_classes: Classes of the student.
-        size: ``(height, width)`` of its input.
-
-    Raises:
-        ValueError: If the set was made for others.
-    """
+    """Raise ``ValueError`` if the set was made for other classes or another ``(height, width)`` than the student's."""
     if dad_set.settings['data']['num_classes'] != num_classes:
         raise ValueError(
             f'it was made for {dad_set.settings["data"]["num_classes"]} classes, and the student has {num_classes}: '
@@ -38,12 +29,9 @@ def check_student(dad_set: DADSet, num_classes: int, size: tuple[int, int]) -> N
 
 
 def check_data(dad_set: DADSet, source: Source) -> None:
-    """Compare the data: what it says of itself, and some images.
+    """Raise ``ValueError`` if the set was made of other data, by what it says of itself and by some images.
 
     Of a stream only class names are compared here: every image is looked up in the set.
-
-    Raises:
-        ValueError: If the set was made of others.
     """
     facts = dad_set.settings['data']
     _check_class_names(dad_set.class_names, source.class_names)
@@ -61,7 +49,7 @@ def check_data(dad_set: DADSet, source: Source) -> None:
         )
     _check_images(dad_set, source)
     listing = source.listing() if facts['listing'] else None
-    if listing is not None and listing != facts['listing']:
+    if listing not in (None, facts['listing']):
         raise ValueError(
             'names or labels of the images are others than when it was made (added, removed or renamed since?): put '
             'them back, or make the set again'
@@ -81,12 +69,10 @@ def _check_class_names(there: Sequence[str] | None, here: Sequence[str] | None) 
 
 
 def _check_images(dad_set: DADSet, source: Source) -> None:
-    manifests: dict[int, ShardManifest] = {}
+    manifest = lru_cache(maxsize=1)(dad_set.manifest)  # indices rise
     for index in spread(dad_set.num_images, NUM_COMPARED):
         shard, row = divmod(index, dad_set.shard_size)
-        if shard not in manifests:
-            manifests = {shard: dad_set.manifest(shard)}  # indices rise: one at a time
-        item = manifests[shard].items[row]
+        item = manifest(shard).items[row]
         image = source.read(index)
         here = {'label': image.label, 'name': source.name(index, image.label), 'source_sha256': image.sha256}
         for fact, value in here.items():
@@ -98,11 +84,7 @@ def _check_images(dad_set: DADSet, source: Source) -> None:
 
 
 def check_teacher(dad_set: DADSet, teacher: Teacher) -> None:
-    """Compare the teacher with the one that the views were made with.
-
-    Raises:
-        ValueError: If it is another.
-    """
+    """Raise ``ValueError`` if this is another teacher than the one that the views were made with."""
     made = dad_set.settings['teacher']
     if teacher.fingerprint() != made['fingerprint']:
         flags = {name: value for name, value in made['flags'].items() if value is not None}
@@ -118,11 +100,7 @@ def _words(value: object) -> str:
 
 
 def check_decoder(dad_set: DADSet, vqgan: VQGAN) -> None:
-    """Compare the VQGAN with the one that the codes are of.
-
-    Raises:
-        ValueError: If it is another.
-    """
+    """Raise ``ValueError`` if this is another VQGAN than the one that the codes are of."""
     made = dad_set.settings['vqgan']
     if vqgan.fingerprint() != made['fingerprint']:
         raise ValueError(f'its codes are of another VQGAN: name {made["spec"]} as it was then with --dad-vqgan')

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from timm_dad.dad_sets.formats import FormatConfig, container_path, logits_path, unpack_codes, view_path
+from timm_dad.dad_sets.formats import FormatConfig, container_path, unpack_codes, view_path
 from timm_dad.dad_sets.manifest import (
     FORMAT_VERSION,
     INDEX,
@@ -26,11 +26,7 @@ from timm_dad.vqgan.model import VQGAN
 
 
 def read_settings(root: Path) -> dict[str, Any]:
-    """The settings that made a set, whole or not.
-
-    Raises:
-        ValueError: If the folder holds no DAD set, or one of another version.
-    """
+    """The settings that made a set, whole or not; ``ValueError`` if there is none, or one of another version."""
     path = root / SETTINGS
     if not path.is_file():
         raise ValueError(f'{root} holds no DAD set: there is no {SETTINGS}; timm-dad generate makes one')
@@ -43,15 +39,7 @@ def read_settings(root: Path) -> dict[str, Any]:
 
 
 class DADSet:
-    """A whole DAD set.
-
-    Args:
-        root: Its folder.
-        index: What ``index.json`` will hold, while the set is being finished.
-
-    Raises:
-        ValueError: If it holds no DAD set, or one that is not finished or is damaged; one line says what to do.
-    """
+    """A whole DAD set, or a ``ValueError`` that says what to do; ``index`` is that of a set that is being finished."""
 
     def __init__(self, root: str | Path, *, index: Mapping[str, Any] | None = None) -> None:
         self.root = Path(root)
@@ -76,19 +64,11 @@ class DADSet:
         self._places = None if self.format == 'folder' else self._read_places()
 
     def manifests(self) -> Iterator[ShardManifest]:
-        """The manifests of all shards, in order.
-
-        Raises:
-            ValueError: If one is missing or damaged.
-        """
+        """The manifests of all shards, in order; see ``manifest``."""
         return (self.manifest(shard) for shard in range(len(self.index['shards'])))
 
     def manifest(self, shard: int) -> ShardManifest:
-        """The manifest of one shard.
-
-        Raises:
-            ValueError: If it is missing or damaged.
-        """
+        """The manifest of one shard; ``ValueError`` if it is missing or damaged."""
         path = manifest_path(self.root, shard)
         try:
             return ShardManifest.from_bytes(path.read_bytes())
@@ -108,19 +88,7 @@ class DADSet:
         return random.randrange(self.num_views) if self.num_views > 1 else 0
 
     def image(self, index: int, view: int, name: str) -> Image.Image:
-        """One DAD view.
-
-        Args:
-            index: Place of the image in the data set.
-            view: ``0 .. num_views - 1``.
-            name: Name of the image (``Source.name``).
-
-        Returns:
-            The picture ``size[1] x size[0]``, RGB.
-
-        Raises:
-            ValueError: If it is missing or damaged.
-        """
+        """One DAD view, RGB, of the image ``Source.name`` at ``index``; ``ValueError`` if it is missing or damaged."""
         data = self._read(index, view, name)
         if self.format == 'codes':
             return self._decode(data)
@@ -140,13 +108,13 @@ class DADSet:
             with path.open('rb') as file:
                 file.seek(offset)
                 data = file.read(size)
+            if len(data) < size:
+                raise OSError('it is truncated')
+            return data
         except OSError as error:
             raise self._damaged(str(path), error) from error
-        if size >= 0 and len(data) < size:
-            raise self._damaged(str(path), 'it is truncated')
-        return data
 
-    def _damaged(self, what: str, why: object) -> ValueError:
+    def _damaged(self, what: str, why: Exception) -> ValueError:
         return ValueError(f'{self.root}: {what} is damaged ({why}): timm-dad verify {self.root} says what to do')
 
     def _decode(self, data: bytes) -> Image.Image:
@@ -159,7 +127,3 @@ class DADSet:
             device = self.decoder.codebook.device
             x_dad = self.decoder.decode_codes(codes[None].to(device))[0, :, :height, :width]
         return Image.fromarray(x_dad.mul(255).round().byte().permute(1, 2, 0).cpu().numpy())
-
-    def logits_path(self, shard: int) -> Path:
-        """The logits of a shard, if there are any."""
-        return self.root / logits_path(shard)

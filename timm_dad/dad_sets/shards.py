@@ -32,22 +32,10 @@ _WORK = '.work'
 
 
 class ShardedFolder:
-    """The folder of a set while it is made.
-
-    Args:
-        root: The folder.
-        settings: What makes the set; one folder never holds views of two settings.
-        num_images: Images of the data set.
-        shard_size: Images a shard; the last one may have fewer.
-
-    Raises:
-        ValueError: If the folder holds anything else, or a set of other settings, which are named.
-    """
+    """The folder of a set while it is made; ``ValueError`` if it holds anything else, or a set of other settings."""
 
     def __init__(self, root: Path, settings: Mapping[str, Any], num_images: int, shard_size: int) -> None:
-        self.root = root
-        self.num_images = num_images
-        self.shard_size = shard_size
+        self.root, self.num_images, self.shard_size = root, num_images, shard_size
         self.num_shards = -(-num_images // shard_size)
         self.settings_id = settings_id(settings)
         self.own = uuid.uuid4().hex[:12]
@@ -76,31 +64,30 @@ class ShardedFolder:
     def _has_own_shards(self) -> bool:
         """Whether the shards that are there were made with these settings, whose file is gone."""
         done = self.done()
-        paths = [manifest_path(self.root, shard) for shard in done]
-        return bool(done) and all(
-            ShardManifest.from_bytes(path.read_bytes()).header['settings'] == self.settings_id for path in paths
-        )
+        manifests = (ShardManifest.from_bytes(manifest_path(self.root, shard).read_bytes()) for shard in done)
+        return bool(done) and all(manifest.header['settings'] == self.settings_id for manifest in manifests)
 
     @contextmanager
     def _lock(self, name: str, timeout: float) -> Iterator[None]:
-        while True:
-            try:
-                lock = self._file_lock(name)
-                lock.acquire(timeout=timeout)
-                break
-            except (FileNotFoundError, FileExistsError):
-                # Another process has just taken the locks of a whole set away, from under this one.
-                if not self.is_whole():
-                    raise
+        while (lock := self._acquire(name, timeout)) is None:
+            pass
         try:
             yield
         finally:
             lock.release()
 
-    def _file_lock(self, name: str) -> FileLock:
-        folder = self.root / _WORK / 'locks'
-        folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(folder / f'{name}.lock')
+    def _acquire(self, name: str, timeout: float) -> FileLock | None:
+        """Take a lock; ``None`` if another process has just taken those of a whole set away."""
+        try:
+            folder = self.root / _WORK / 'locks'
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / f'{name}.lock')
+            lock.acquire(timeout=timeout)
+        except (FileNotFoundError, FileExistsError):
+            if not self.is_whole():
+                raise
+            return None
+        return lock
 
     def work(self, name: str) -> Path:
         """Folder for unfinished files that no other process uses."""
@@ -134,13 +121,10 @@ class ShardedFolder:
         if self.is_done(shard) or self.is_whole():
             return False
         try:
-            lock = self._file_lock(f'{shard:06d}')
-            lock.acquire(timeout=0)
+            lock = self._acquire(f'{shard:06d}', timeout=0)
         except Timeout:
             return False
-        except (FileNotFoundError, FileExistsError):
-            if not self.is_whole():
-                raise
+        if lock is None:
             return False
         if self.is_done(shard):  # in the meantime
             lock.release()
@@ -149,11 +133,7 @@ class ShardedFolder:
         return True
 
     def check_first(self, shard: int, source_sha256: str) -> None:
-        """Of a stream: whether the first image of a finished shard is still the one that it was made of.
-
-        Raises:
-            ValueError: If the stream has moved up: an image was added, taken out or mended.
-        """
+        """Raise ``ValueError`` if the first image in a stream of a finished shard is no longer what it was made of."""
         path = manifest_path(self.root, shard)
         if path.exists():
             first = ShardManifest.from_bytes(path.read_bytes()).items[0]

@@ -32,10 +32,7 @@ _PAIRS, _COLUMNS, _CELL, _TEXT, _MARGIN = 24, 4, 112, 28, 8
 
 
 def finish(folder: ShardedFolder, source: Source, frame: Frame, augment: DADAugment) -> dict[str, Any]:
-    """Write what a whole set has beside its shards, ``index.json`` last; returns the summary.
-
-    One process does it, the others wait for it.
-    """
+    """Write what a whole set has beside its shards, ``index.json`` last, in one process; returns the summary."""
     with folder.finishing() as first:
         if first:
             _write(folder, source, frame, augment)
@@ -54,10 +51,9 @@ def _write(folder: ShardedFolder, source: Source, frame: Frame, augment: DADAugm
     dad_set = DADSet(root, index=index)
     dad_set.decoder = augment.vqgan
     index['summary'] = summarize(dad_set, augment.vqgan.config.n_embed)
-    files = {CONTACT_SHEET: contact_sheet(dad_set, source, frame)}
     count = len(source.class_names) if source.class_names is not None else dad_set.settings['data']['num_classes']
-    names = [source.folder(label) for label in range(count)]
-    files['class_map.txt'] = ''.join(f'{name}\n' for name in names).encode(errors='surrogateescape')
+    class_map = ''.join(f'{source.folder(label)}\n' for label in range(count)).encode(errors='surrogateescape')
+    files = {CONTACT_SHEET: contact_sheet(dad_set, source, frame), 'class_map.txt': class_map}
     if dad_set.format == 'wds':
         split = str(dad_set.settings['data']['split'])
         split = 'train' if 'tar' in split or '..' in split else split  # timm takes these for names of files
@@ -72,11 +68,7 @@ def _write(folder: ShardedFolder, source: Source, frame: Frame, augment: DADAugm
 
 
 def summarize(dad_set: DADSet, n_embed: int) -> dict[str, Any]:
-    """Read all manifests, one at a time.
-
-    Args:
-        dad_set: The set.
-        n_embed: Codes of its VQGAN.
+    """Read all manifests, one at a time, of a set whose VQGAN has ``n_embed`` codes.
 
     Returns:
         ``images``, ``views``, ``teacher_kept`` (fraction of the views on which the teacher predicts the label), ``l2``
@@ -127,13 +119,7 @@ def format_summary(summary: dict[str, Any], root: Path) -> str:
 def _first_images(source: Source, indices: Sequence[int]) -> dict[int, SourceImage]:
     if not source.streams:
         return {index: source.read(index) for index in indices}
-    wanted, images = set(indices), {}
-    for index, (image, label) in enumerate(source.dataset):
-        if index in wanted:
-            images[index] = Source.of_pixels(image, label)
-        if len(images) == len(wanted):
-            break
-    return images
+    return {index: Source.of_pixels(*pair) for index, pair in zip(indices, source.dataset, strict=False)}
 
 
 def contact_sheet(dad_set: DADSet, source: Source, frame: Frame) -> bytes:

@@ -23,19 +23,12 @@ from timm_dad.dad_sets.read import read_settings
 
 @dataclass(frozen=True)
 class Damage:
-    """One thing that is wrong.
+    """One thing that is wrong."""
 
-    Args:
-        what: ``missing``, ``truncated`` or ``altered``.
-        path: The file, relative to the set.
-        item: The view in it, where the file holds several.
-        shard: The shard to be made again; ``None`` where it is of none.
-    """
-
-    what: str
-    path: str
-    item: str = ''
-    shard: int | None = None
+    what: str  # missing, truncated or altered
+    path: str  # relative to the set
+    item: str = ''  # the view in it, where the file holds several
+    shard: int | None = None  # to be made again
 
     def __str__(self) -> str:
         """One line."""
@@ -43,18 +36,7 @@ class Damage:
 
 
 def verify(root: str | Path, progress: bool = False) -> Iterator[Damage]:
-    """Compare every byte of a set with its manifests.
-
-    Args:
-        root: Folder of the set; a set that is not finished is checked as far as it is.
-        progress: Show a progress bar.
-
-    Yields:
-        What is wrong.
-
-    Raises:
-        ValueError: If there is no set, or one of another version.
-    """
+    """Compare all bytes of a set, as far as it is made, with its manifests; ``ValueError`` if there is none to read."""
     root = Path(root)
     found = found_shards(root)
     settings = _whole_json(root / SETTINGS)
@@ -93,26 +75,20 @@ def _verify_shard(root: Path, shard: int, expected: str | None) -> Iterator[Dama
     try:
         data = path.read_bytes()
         manifest = ShardManifest.from_bytes(data)
-    except FileNotFoundError:
-        yield Damage('missing', name, shard=shard)
+        if expected not in (None, sha256(data)):
+            raise ValueError('it is another than the index says')
+    except (OSError, ValueError) as error:
+        yield Damage('missing' if isinstance(error, FileNotFoundError) else 'altered', name, shard=shard)
         return
-    except (OSError, ValueError):
-        yield Damage('altered', name, shard=shard)
-        return
-    if expected not in (None, sha256(data)):
-        yield Damage('altered', name, shard=shard)
-        return
-    whole = set()
+    whole: dict[str, bool] = {}  # files of several views
     for place in manifest.header['files']:
         damages = list(_compare(root, place, shard))
         yield from damages
-        if not damages:
-            whole.add(place['path'])
-    containers = {place['path'] for place in manifest.header['files']}
+        whole[place['path']] = not damages
     for item in manifest.items:
         for number, place in enumerate(item['views']):
-            if place['path'] not in whole:
-                what = f'view {number} of {item["name"]}' if place['path'] in containers else ''
+            if not whole.get(place['path']):
+                what = f'view {number} of {item["name"]}' if place['path'] in whole else ''
                 yield from _compare(root, place, shard, what)
 
 
@@ -124,12 +100,11 @@ def _compare(root: Path, place: Mapping[str, Any], shard: int | None = None, ite
             file.seek(place.get('offset', 0))
             data = file.read(place['bytes']) if item else file.read()
     except FileNotFoundError:
-        yield Damage('missing', place['path'], item, shard)
-        return
+        what = 'missing'
     except OSError:  # a folder in its place, or a disk that fails
-        yield Damage('altered', place['path'], item, shard)
-        return
-    if len(data) < place['bytes']:
-        yield Damage('truncated', place['path'], item, shard)
-    elif sha256(data) != place['sha256']:
-        yield Damage('altered', place['path'], item, shard)
+        what = 'altered'
+    else:
+        altered = 'altered' if sha256(data) != place['sha256'] else ''
+        what = 'truncated' if len(data) < place['bytes'] else altered
+    if what:
+        yield Damage(what, place['path'], item, shard)

@@ -3,14 +3,14 @@
 import hashlib
 import io
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
@@ -18,19 +18,15 @@ from torch.utils.data import Dataset, IterableDataset
 from torchvision.transforms import Compose
 from torchvision.transforms.functional import pil_to_tensor
 
+from timm_dad.common.options import option
 from timm_dad.common.spread import spread
 from timm_dad.data.datasets import dataset_class_names, keep_no_tar_open
 
+_MAX_CROP_PCT = 1.25  # timm's volo_d4 and volo_d5 have 1.15: a border beyond the picture
 
-@dataclass(frozen=True)
-class SourceImage:
-    """One image of a data set.
 
-    Args:
-        image: The picture, RGB.
-        label: Class index.
-        sha256: Hash of its file or, where the data set gives none, of its pixels.
-    """
+class SourceImage(NamedTuple):
+    """One image of a data set, RGB, with the hash of its file or, where the data set gives none, of its pixels."""
 
     image: Image.Image
     label: int
@@ -38,18 +34,14 @@ class SourceImage:
 
 
 class Source:
-    """A timm data set, looked at image by image, without its transform.
-
-    Args:
-        dataset: Any data set of ``timm.data.create_dataset``, or the demo's.
-    """
+    """A data set of timm's, or the demo's, looked at image by image, without its transform."""
 
     def __init__(self, dataset: Any) -> None:
         keep_no_tar_open(dataset)
         self.dataset = dataset
         self.streams = isinstance(dataset, IterableDataset)
-        self.reader = getattr(dataset, 'reader', None)
-        self.has_files = self.reader is not None and hasattr(self.reader, '__getitem__') and not self.streams
+        self.reader: Any = getattr(dataset, 'reader', None)
+        self.has_files = hasattr(self.reader, '__getitem__') and not self.streams
         self.class_names: Sequence[str] | None = dataset_class_names(dataset)
         # Folders and tars do, with a folder a class; a class map may put several folders into one class.
         self.lists_files = self.has_files and hasattr(self.reader, 'samples') and self.class_names is not None
@@ -58,19 +50,21 @@ class Source:
         """Number of images."""
         return len(self.dataset)
 
+    def __getitem__(self, index: int) -> SourceImage:
+        """The same as ``read``."""
+        return self.read(index)
+
     @property
     def identified_by(self) -> str:
         """What ``sha256`` of an image is of: ``file`` or ``pixels``."""
         return 'file' if self.has_files else 'pixels'
 
     def read(self, index: int) -> SourceImage:
-        """One image, by index.
+        """One image, by index; a ``ValueError`` names it if it does not decode.
 
-        Raises:
-            ValueError: If it cannot be decoded; it is named. (timm's data sets take the next image instead, which
-                would pair it with another image's view.)
+        NOTE: timm's data sets take the next image instead, which would pair it with another image's view.
         """
-        if not self.has_files or self.reader is None:
+        if not self.has_files:
             self.dataset.transform = None
             image, label = self.dataset[index]
             return self.of_pixels(image, label)
@@ -89,9 +83,7 @@ class Source:
     def of_pixels(image: Image.Image, label: Any) -> SourceImage:
         """An image of a stream."""
         image = image.convert('RGB')
-        sha = hashlib.sha256(f'{image.size}'.encode())
-        sha.update(image.tobytes())
-        return SourceImage(image, int(label), sha.hexdigest())
+        return SourceImage(image, int(label), hashlib.sha256(f'{image.size}'.encode() + image.tobytes()).hexdigest())
 
     def folder(self, label: int) -> str:
         """Name of a class's folder where the data set has no folders."""
@@ -116,7 +108,6 @@ class Source:
         return str(path) if _key(str(path)) not in same_paths else f'{path}-{index:08d}'
 
     def _path(self, index: int, label: int) -> PurePosixPath:
-        assert self.reader is not None
         # Cut here: os.path.relpath, which the reader takes, is slow for a million files.
         path = str(self.reader.filename(index, absolute=True))
         root = str(getattr(self.reader, 'root', '')).rstrip('/')
@@ -125,7 +116,6 @@ class Source:
         return PurePosixPath(*parts) if len(parts) > 1 else PurePosixPath(self.folder(label), *parts)
 
     def _label(self, index: int) -> int:
-        assert self.reader is not None
         targets = getattr(self.reader, 'targets', None)  # samples are pairs where these are not apart
         return int(self.reader.samples[index][1] if targets is None else targets[index])
 
@@ -136,12 +126,9 @@ class Source:
         for index in range(len(self)):
             path = self._path(index, self._label(index))
             keys[:, index] = _key(str(path)), _key(str(path.with_suffix('')))
-
-        def twice(of: NDArray[np.uint64]) -> frozenset[int]:
-            found, times = np.unique(of, return_counts=True)
-            return frozenset(found[times > 1].tolist())
-
-        return twice(keys), twice(keys[0])
+        counted = (np.unique(own, return_counts=True) for own in (keys, keys[0]))
+        stems, paths = (frozenset(found[times > 1].tolist()) for found, times in counted)
+        return stems, paths
 
     def listing(self) -> str | None:
         """Hash of names and labels of all images, or ``None`` where the data set cannot say without reading them."""
@@ -156,8 +143,7 @@ class Source:
     def sample(self) -> str:
         """Hash of some images and labels: 32, spread evenly, or the first 8 of a stream."""
         if self.streams:
-            first = itertools.islice(self.dataset, 8)
-            images = [self.of_pixels(image, label) for image, label in first]
+            images = [self.of_pixels(*pair) for pair in itertools.islice(self.dataset, 8)]
         else:
             images = [self.read(index) for index in spread(len(self), 32)]
         return hashlib.sha256(repr([(image.sha256, image.label) for image in images]).encode()).hexdigest()
@@ -170,35 +156,37 @@ def _key(text: str) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """The part of an image that a DAD set holds: its middle.
+    """How a picture becomes one of a given size: timm's transform for evaluation.
 
     Args:
         size: ``(height, width)``.
-        interpolation: ``bicubic`` or ``bilinear``, ... as timm names them.
-        crop_pct: Part of the shorter side that is taken.
+        crop_mode: ``center``, ``border`` or ``squash``.
+        fill: Colour of a border, in [0, 1] pixel units.
     """
 
     size: tuple[int, int]
-    interpolation: str = 'bicubic'
-    crop_pct: float = 1.0
+    interpolation: str = option('bicubic', 'how pictures are resized, as timm names it')
+    crop_pct: float = option(1.0, 'part of the shorter side of the resized picture that is taken')
+    crop_mode: str = 'center'
+    fill: tuple[float, ...] = (0.0, 0.0, 0.0)
 
     def __post_init__(self) -> None:
-        if not 0 < self.crop_pct <= 1:
-            raise ValueError(f'crop_pct must be more than 0 and at most 1, got {self.crop_pct}')
+        if not 0 < self.crop_pct <= _MAX_CROP_PCT:
+            raise ValueError(f'crop_pct must be more than 0 and at most {_MAX_CROP_PCT}, got {self.crop_pct}')
         if min(self.size) < 1:
             raise ValueError(f'size must be positive, got {self.size}')
 
+    @classmethod
+    def of_timm(cls, config: Mapping[str, Any]) -> 'Frame':
+        """The frame of what ``timm.data.resolve_data_config`` gives."""
+        same = {name: config[name] for name in ('interpolation', 'crop_pct', 'crop_mode')}
+        return cls(size=tuple(config['input_size'][-2:]), fill=tuple(config['mean']), **same)
+
     def transform(self) -> Callable[[Image.Image], Image.Image]:
-        """Picture to picture of ``size``: timm's transform for evaluation, up to the tensor."""
-        steps = create_transform(
-            (3, *self.size),
-            is_training=False,
-            interpolation=self.interpolation,
-            crop_pct=self.crop_pct,
-            crop_mode='center',
-            use_prefetcher=True,
-        ).transforms
-        return Compose(steps[:-1])  # type: ignore[no-any-return]
+        """Picture to picture of ``size``: timm's transform, up to the tensor."""
+        same = {name: getattr(self, name) for name in ('interpolation', 'crop_pct', 'crop_mode')}
+        transform = create_transform((3, *self.size), is_training=False, mean=self.fill, use_prefetcher=True, **same)
+        return Compose(transform.transforms[:-1])  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -212,18 +200,45 @@ class LoadedImage:
 
 
 class FramedImages(Dataset[Any]):
-    """Images of a source by index, framed."""
+    """Images by index, framed if there is a ``frame``, and then changed, given their index.
 
-    def __init__(self, source: Source, frame: Frame) -> None:
-        self.source = source
-        self.transform = frame.transform()
+    The data set gives a picture and its label, and maybe its hash (``Source``); its ``filename`` is for errors.
+    """
+
+    def __init__(
+        self, dataset: Any, frame: Frame | None, change: Callable[[Image.Image, int], Image.Image] | None = None
+    ) -> None:
+        self.dataset, self.change = dataset, change
+        self.transform = frame.transform() if frame else None
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.dataset)
 
     def __getitem__(self, index: int) -> LoadedImage | ValueError:
+        """The image, or what is wrong with it: raised by a worker process, it would bring its traceback along."""
         try:
-            return self.load(index, self.source.read(index))
-        except ValueError as error:
-            return error  # raised by a worker process it would bring its traceback along
+            return self.load(index, *self.dataset[index])
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            name = self.dataset.filename(index) if hasattr(self.dataset, 'filename') else ''
+            return ValueError(str(error) if name in str(error) else f'{name}: {error}')
 
-    def load(self, index: int, image: SourceImage) -> LoadedImage:
+    def load(self, index: int, image: Image.Image, label: int, sha256: str = '') -> LoadedImage:
         """Frame an image that was read."""
-        return LoadedImage(index, pil_to_tensor(self.transform(image.image)), image.label, image.sha256)
+        image = self.transform(image) if self.transform else image
+        image = self.change(image, index) if self.change else image
+        return LoadedImage(index, pil_to_tensor(image.convert('RGB')), int(label), sha256)
+
+
+def collate_images(items: Sequence[LoadedImage | ValueError]) -> tuple[Tensor, Tensor, list[int]] | ValueError:
+    """Pixels ``[B, 3, H, W]`` uint8, labels ``[B]`` and indices of a batch, or what is wrong with one of its images."""
+    images = [item for item in items if isinstance(item, LoadedImage)]
+    if len(images) < len(items):
+        return next(item for item in items if isinstance(item, ValueError))
+    sizes = sorted({tuple(image.pixels.shape[:0:-1]) for image in images})
+    if len(sizes) > 1:
+        return ValueError(
+            f'images that go in as they are must have one size, got {sizes[0]} and {sizes[1]} (width, height)'
+        )
+    labels = torch.tensor([image.label for image in images])
+    return torch.stack([image.pixels for image in images]), labels, [image.index for image in images]

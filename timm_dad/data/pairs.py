@@ -1,11 +1,10 @@
-"""Pairs: every image with its second view, in the layout of timm's augmentation splits.
+"""Pairs: every image with its extra view, in the layout of timm's augmentation splits.
 
-``[first views of all; ...; second views of all]``, as timm collates ``AugMixDataset``.
+``[first views of all; ...; extra views of all]``, as timm collates ``AugMixDataset``.
 """
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,19 +19,22 @@ from timm_dad.data.images import Source
 Transform = Callable[[Any], Any]
 
 
-class Partner(Protocol):
-    """Says what comes beside an image."""
+class ExtraViews(Protocol):
+    """Says what comes beside an image.
+
+    One that has a ``set_epoch(epoch)``, too, is told each epoch before its first image, perhaps more than once.
+    """
 
     @property
     def dad_set(self) -> Any:
-        """The DAD set that second views are of, if they are of one."""
+        """The DAD set that extra views are of, if they are of one."""
 
     def __call__(self, index: int | None, image: Image.Image, label: int) -> tuple[Image.Image, int]:
         """Second picture and target of an image; ``index`` is ``None`` in a stream."""
 
 
-class SamePicture:
-    """The second view is the picture itself, augmented again: plain distillation at equal compute."""
+class SameImage:
+    """The extra view is the picture itself, augmented again: plain distillation at equal compute."""
 
     dad_set = None
 
@@ -53,9 +55,7 @@ class PairTransform:
     """
 
     def __init__(self, num_splits: int = 1, frame: Transform | None = None, same_draws: bool = False) -> None:
-        self.num_splits = num_splits
-        self.frame = frame
-        self.same_draws = same_draws
+        self.num_splits, self.frame, self.same_draws = num_splits, frame, same_draws
         self.transform: Transform | Sequence[Transform] | None = None
 
     def __call__(self, image: Any, second: Any) -> tuple[Any, ...]:
@@ -64,10 +64,15 @@ class PairTransform:
             image = self.frame(image)
         if self.transform is None:
             return image, second
-        before = _random_states() if self.same_draws else None
+        if not self.same_draws:
+            return *self._views(image, self.num_splits), *self._views(second, 1)
+        before = _random_states()
         views = self._views(image, self.num_splits)
-        with _replayed(before):
-            return *views, *self._views(second, 1)
+        after = _random_states()
+        _set_random_states(*before)
+        views += self._views(second, 1)
+        _set_random_states(*after)
+        return tuple(views)
 
     def _views(self, image: Any, count: int) -> list[Any]:
         if not isinstance(self.transform, Sequence):
@@ -82,39 +87,18 @@ def _random_states() -> tuple[Any, Any, Tensor]:
     return random.getstate(), np.random.get_state(), torch.get_rng_state()
 
 
-def _set_random_states(states: tuple[Any, Any, Tensor]) -> None:
-    random.setstate(states[0])
-    np.random.set_state(states[1])
-    torch.set_rng_state(states[2])
-
-
-@contextmanager
-def _replayed(states: tuple[Any, Any, Tensor] | None) -> Iterator[None]:
-    """Draw random numbers from ``states`` for a while, then go on as if nothing had been drawn."""
-    if states is None:
-        yield
-        return
-    after = _random_states()
-    _set_random_states(states)
-    try:
-        yield
-    finally:
-        _set_random_states(after)
+def _set_random_states(of_random: Any, of_numpy: Any, of_torch: Tensor) -> None:
+    random.setstate(of_random)
+    np.random.set_state(of_numpy)
+    torch.set_rng_state(of_torch)
 
 
 class DADPairs(Dataset[tuple[Any, int]]):
-    """Give every image together with its second view, each transformed.
+    """Give every image together with its extra view, each transformed; set ``transform`` here, not in the source."""
 
-    Args:
-        source: Images with an index; set ``transform`` here, not there.
-        partner: What comes beside them.
-        views: How both are transformed.
-    """
-
-    def __init__(self, source: Source, partner: Partner, views: PairTransform | None = None) -> None:
-        self.source = source
-        self.dataset = source.dataset
-        self.partner = partner
+    def __init__(self, source: Source, extra_views: ExtraViews, views: PairTransform | None = None) -> None:
+        self.source, self.dataset = source, source.dataset
+        self.extra_views = extra_views
         self.views = views or PairTransform()
 
     @property
@@ -134,44 +118,38 @@ class DADPairs(Dataset[tuple[Any, int]]):
         """The views of an image, and its target."""
         # Not from the data set, which takes the next image where one does not decode: it would get the wrong view.
         image = self.source.read(index)
-        second, target = self.partner(index, image.image, image.label)
-        return self.views(image.image, second), target
+        extra, target = self.extra_views(index, image.image, image.label)
+        return self.views(image.image, extra), target
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell whatever gives the extra views the epoch, if it asks for it."""
+        if hasattr(self.extra_views, 'set_epoch'):
+            self.extra_views.set_epoch(epoch)
 
 
 class PairStream(IterableImageDataset):  # type: ignore[misc]
-    """``DADPairs`` of a stream; timm's ``create_loader`` tells a data set of this class the number of its workers.
+    """``DADPairs`` of a stream; timm's ``create_loader`` tells a data set of this class the number of its workers."""
 
-    Args:
-        dataset: A stream of pictures and class indices; set ``transform`` here, not there.
-        partner: What comes beside them.
-        views: How both are transformed.
-    """
-
-    def __init__(self, dataset: IterableDataset[Any], partner: Partner, views: PairTransform | None = None) -> None:
+    def __init__(
+        self, dataset: IterableDataset[Any], extra_views: ExtraViews, views: PairTransform | None = None
+    ) -> None:
         dataset.transform = None  # type: ignore[attr-defined]
-        self.dataset = dataset
-        self.partner = partner
+        # timm's class asks the reader for its length, and tells it the epoch and the number of workers.
+        self.dataset = self.reader = dataset
+        self.extra_views = extra_views
         self.views = views or PairTransform()
 
     transform = DADPairs.transform
 
-    def __len__(self) -> int:
-        """Number of pairs, as the stream says."""
-        return len(self.dataset)  # type: ignore[arg-type]
-
     def __iter__(self) -> Iterator[tuple[Any, int]]:
         """The views of every image, and its target."""
-        for picture, label in self.dataset:
+        for picture, label in self.reader:
             image = picture.convert('RGB')
-            second, target = self.partner(None, image, int(label))
-            yield self.views(image, second), target
+            extra, target = self.extra_views(None, image, int(label))
+            yield self.views(image, extra), target
 
     def set_epoch(self, count: int) -> None:
-        """Tell the stream the epoch."""
-        if hasattr(self.dataset, 'set_epoch'):
-            self.dataset.set_epoch(count)
-
-    def set_loader_cfg(self, num_workers: int | None = None) -> None:
-        """Tell the stream the number of workers."""
-        if hasattr(self.dataset, 'set_loader_cfg'):
-            self.dataset.set_loader_cfg(num_workers=num_workers)
+        """Tell stream and extra views the epoch."""
+        super().set_epoch(count)
+        if hasattr(self.extra_views, 'set_epoch'):
+            self.extra_views.set_epoch(count)

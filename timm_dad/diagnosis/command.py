@@ -14,23 +14,24 @@ from timm_dad.common.extras import require_extra
 from timm_dad.common.log import setup_logging
 from timm_dad.dad_sets.match import check_data, check_teacher
 from timm_dad.dad_sets.read import read_settings
-from timm_dad.data.datasets import check_images, create_dataset
+from timm_dad.data.datasets import check_images
 from timm_dad.data.images import Frame, Source
-from timm_dad.diagnosis.data import MadeViews, SampledImages, SourceImages, StoredViews, sample_indices, sample_suite
-from timm_dad.diagnosis.diagnose import DiagnoseConfig, MakeViews, diagnose
+from timm_dad.diagnosis.data import MadeViews, Sample, StoredViews, sample_indices, sample_suite
+from timm_dad.diagnosis.diagnose import DiagnoseConfig, diagnose
 from timm_dad.diagnosis.divergence import DISTANCES
 from timm_dad.diagnosis.report import format_report, write_report
-from timm_dad.evaluation.model_specs import parse_models
-from timm_dad.evaluation.models import EvalModel, ModelOptions, open_model
-from timm_dad.evaluation.suites import Suite, open_suite, parse_suite
-from timm_dad.flags.data import add_data_args, check_data_args, number_of_classes
-from timm_dad.flags.pairs import check_pair_args, open_dad_set
-from timm_dad.flags.rules import check_rules, given_flags, naming_flag
+from timm_dad.evaluation.models import EvalModel, ModelOptions, open_model, parse_models
+from timm_dad.evaluation.suites.open import open_suite, parse_suite
+from timm_dad.flags.data import add_data_args, check_data_args, create_dataset, data_flag, number_of_classes
+from timm_dad.flags.execution import add_execution_args, device_rule, pick_device
+from timm_dad.flags.fields import from_flags
+from timm_dad.flags.frame import add_frame_args
+from timm_dad.flags.pairs import check_set_args, open_set
+from timm_dad.flags.rules import check_rules, given_flags, parse_checked, under_flag, written
 from timm_dad.flags.teacher import check_teacher_args, create_teacher, teacher_specs
-from timm_dad.flags.views import add_view_args, check_view_args, create_augment, create_vqgan, prepare_models
+from timm_dad.flags.views import NO_VQGAN, add_view_args, check_view_args, create_augment, create_vqgan, prepare_models
 from timm_dad.teachers.spec import DataClasses
-from timm_dad.teachers.teacher import INTERPOLATIONS, Teacher
-from timm_dad.vqgan.presets import PRESETS
+from timm_dad.teachers.teacher import Teacher
 
 PROGRAM = 'timm-dad diagnose'
 # Fixed when a DAD set was made.
@@ -39,13 +40,11 @@ _FRAME_FLAGS = ('img_size', 'crop_pct', 'interpolation')
 
 def create_parser() -> argparse.ArgumentParser:
     """The parser of ``timm-dad diagnose``."""
-    default, frame = DiagnoseConfig(), Frame(size=(224, 224))
+    default = DiagnoseConfig()
     parser = argparse.ArgumentParser(
-        prog=PROGRAM,
-        description='Measure what limits a student on OOD data: its teacher, how well it follows it, or what the '
-        'augmentation does not show.',
-        allow_abbrev=False,
-    )
+        prog=PROGRAM, allow_abbrev=False, description='Measure what limits a student on OOD data: its teacher, how '
+        'well it follows it, or what the augmentation does not show.',
+    )  # fmt: skip
     group = add_data_args(parser, split='validation')
     group.add_argument(
         '--ood', nargs='+', metavar='NAME=PATH', required=True,
@@ -53,17 +52,11 @@ def create_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     group.add_argument('--images', type=int, default=1000, metavar='N', help='images of each set, drawn by --seed')
     group = parser.add_argument_group('Images')
-    group.add_argument(
-        '--img-size', type=int, metavar='N', help="their size (default: the student's, else the teacher's)"
-    )
-    group.add_argument('--crop-pct', type=float, default=frame.crop_pct, help='part of the shorter side')
-    group.add_argument('--interpolation', default=frame.interpolation, choices=INTERPOLATIONS, help='resizing')
+    size_help = "their size (default: the student's, else the teacher's)"
+    add_frame_args(group, size_help=size_help, input_size=False)
     group = parser.add_argument_group('Student')
-    group.add_argument(
-        '--student',
-        metavar='SPEC',
-        help='the student, as --model of timm-dad evaluate: timm:MODEL/FILE, run:FOLDER, ...',
-    )
+    student_help = 'the student, as --model of timm-dad evaluate: timm:MODEL/FILE, run:FOLDER, ...'
+    group.add_argument('--student', metavar='SPEC', help=student_help)
     group.add_argument(
         '--dad-temperature', type=float, default=default.temperature, help='distillation temperature it is compared at'
     )
@@ -80,75 +73,46 @@ def create_parser() -> argparse.ArgumentParser:
     group.add_argument(
         '--output', metavar='DIR', help='folder for diagnose.json and diagnose.md (default: print alone)'
     )
-    group.add_argument('-b', '--batch-size', type=int, default=default.batch_size, metavar='N', help='images at a time')
-    group.add_argument('-j', '--workers', type=int, default=4, metavar='N', help='data loading processes')
-    group.add_argument('--device', default='cuda', help='cuda (the CPU where there is none) or cpu')
-    # What the factories of train_dad.py ask for and has one meaning here.
-    parser.set_defaults(
-        input_size=None, aug_splits=0, resplit=False,
-        dad=True, dad_view='dad', dad_cache=0, dad_same_crop=False, dad_stored_logits=False,
-    )  # fmt: skip
+    add_execution_args(group, default.batch_size)
     return parser
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse, and check what needs no data.
-
-    Raises:
-        SystemExit: On a bad flag, with one line that names flag, rule, value and fix.
-    """
-    parser = create_parser()
-    args = parser.parse_args(argv)
-    given = given_flags(create_parser(), argv)
-    try:
-        _check_args(args, given)
-        check_view_args(args)
-        create_config(args)
-        check_pair_args(args, given)  # takes the teacher of --dad-dir where none is given
-    except ValueError as error:
-        parser.error(str(error))
-    return args
+    """Parse and check, and take the teacher of ``--dad-dir`` where none is given; ``SystemExit`` on a bad flag."""
+    return parse_checked(create_parser, argv, _check_args)
 
 
 def _check_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
     check_data_args(args, given)
-    fixed = [f'--{name.replace("_", "-")}' for name in _FRAME_FLAGS if name in given and args.dad_dir]
+    fixed = [written(name) for name in _FRAME_FLAGS if name in given and args.dad_dir]
     rules = (
         (args.data_dir or args.dataset, '--data-dir must name a folder with a sub-folder a class (or give --dataset)'),
         (args.images >= 4, f'--images must be 4 or more, got {args.images}'),
         (args.img_size is None or args.img_size > 0, f'--img-size must be 1 or more, got {args.img_size}'),
-        (
-            args.dad_vqgan or args.dad_dir,
-            f'--dad-vqgan must name the weights of a VQGAN, demo, or one of {", ".join(PRESETS)} (or give --dad-dir)',
-        ),
+        (args.dad_vqgan or args.dad_dir, f'{NO_VQGAN} (or give --dad-dir)'),
         (not fixed, f'{"".join(fixed[:1])} was fixed when the DAD set was made: leave it out'),
         (
             args.student or 'dad_temperature' not in given or len(teacher_specs(args)) > 1,
             '--dad-temperature is for comparing --student with the teacher, or for several teachers',
         ),
-        (args.device.split(':')[0] in ('cuda', 'cpu'), f'--device must be cuda or cpu, got {args.device!r}'),
+        device_rule(args.device),
         (not args.output or not Path(args.output).is_file(), f'--output must be a folder, got the file {args.output}'),
     )
     check_rules(rules)
+    check_view_args(args)
+    create_config(args)
+    if args.dad_dir:
+        check_set_args(args, given)
 
 
 def create_config(args: argparse.Namespace) -> DiagnoseConfig:
     """How the flags want it measured; ``ValueError`` names the flag."""
-    flags = {'num_splits': 'splits', 'temperature': 'dad_temperature'}
-    names = ('distance', 'num_splits', 'temperature', 'seed', 'batch_size', 'workers')
-    with naming_flag(flags):
-        return DiagnoseConfig(**{name: getattr(args, flags.get(name, name)) for name in names})
+    same = {name: name for name in ('distance', 'seed', 'batch_size', 'workers')}
+    return from_flags(DiagnoseConfig, args, {**same, 'num_splits': 'splits', 'temperature': 'dad_temperature'})
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
-    """Run ``timm-dad diagnose``.
-
-    Args:
-        argv: Command line without ``diagnose``.
-
-    Returns:
-        The report, as ``diagnose.json`` holds it.
-    """
+    """Run ``timm-dad diagnose`` with flags ``argv``; returns the report, as ``diagnose.json`` holds it."""
     args = parse_args(argv)
     setup_logging()
     with user_errors(PROGRAM):
@@ -163,24 +127,22 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def run(args: argparse.Namespace, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Build what the flags ask for, and measure.
-
-    Raises:
-        ValueError: If something of it does not exist, or does not fit together.
-    """
+    """Build what the flags ask for, and measure; ``ValueError`` if something does not exist or fit together."""
     source = open_source(args)
-    oods = [open_ood(text) for text in args.ood]
+    with under_flag('--ood'):
+        oods = [open_suite(*parse_suite(text)) for text in args.ood]
     check_teacher_args(args, given)
-    device = torch.device(args.device if args.device != 'cuda' or torch.cuda.is_available() else 'cpu')
+    device = pick_device(args.device)
     student = open_student(args, source, device)
     teacher = create_teacher(args, args.num_classes, source.class_names, device)
     frame = make_frame(args, teacher, student)
     make_views = open_views(args, source, teacher, frame, device)
     indices_of = partial(sample_indices, num_images=args.images, seed=args.seed)
-    clean = SampledImages(SourceImages(source), indices_of(len(source)), frame)
-    sampled = {
-        suite.name: sample_suite(suite, source.class_names, args.num_classes, indices_of, frame) for suite in oods
-    }
+    clean = Sample(source, indices_of(len(source)), frame)
+    with under_flag('--ood'):
+        sampled = {
+            suite.name: sample_suite(suite, source.class_names, args.num_classes, indices_of, frame) for suite in oods
+        }
     if len(sampled) < len(oods):
         raise ValueError(f'--ood: every set needs a name of its own, got {[suite.name for suite in oods]}')
     for name, images in {'the data': clean, **sampled}.items():
@@ -194,8 +156,8 @@ def run(args: argparse.Namespace, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def open_source(args: argparse.Namespace) -> Source:
     """Open the clean data, decode some images of it, and settle ``--num-classes``."""
-    dataset = create_dataset(args, args.split, is_training=False, split_flag='--split')
-    flag = f'--dataset {args.dataset}' if args.dataset else f'--data-dir {args.data_dir}'
+    dataset = create_dataset(args, args.split, split_flag='--split')
+    flag = data_flag(args)
     if isinstance(dataset, IterableDataset):
         raise ValueError(f'{flag} is a stream, and images are drawn by index: give a folder, tar or hfds/ data set')
     check_images(dataset, flag)
@@ -204,22 +166,14 @@ def open_source(args: argparse.Namespace) -> Source:
     return source
 
 
-def open_ood(text: str) -> Suite:
-    """Open one OOD set of ``--ood``."""
-    name, path = parse_suite(text, '--ood')
-    return open_suite(name, path, flag='--ood')
-
-
 def open_student(args: argparse.Namespace, source: Source, device: torch.device) -> EvalModel | None:
     """The student of ``--student``, prepared, if there is one."""
     if not args.student:
         return None
     data = DataClasses(num_classes=args.num_classes, class_names=source.class_names)
-    try:
+    with under_flag('--student'):
         (model,) = parse_models([args.student])
         return open_model(model, data, ModelOptions(), device)
-    except ValueError as error:
-        raise ValueError(str(error).replace('--model', '--student')) from error
 
 
 def make_frame(args: argparse.Namespace, teacher: Teacher, student: EvalModel | None) -> Frame:
@@ -227,28 +181,23 @@ def make_frame(args: argparse.Namespace, teacher: Teacher, student: EvalModel | 
     if args.dad_dir:
         views = read_settings(Path(args.dad_dir))['views']
         return Frame(size=tuple(views['size']), interpolation=views['interpolation'], crop_pct=views['crop_pct'])
-    size = student.preprocess.input_size if student else teacher.input_size
+    size = student.frame.size if student else teacher.input_size
     if args.img_size is not None:
         size = (args.img_size, args.img_size)
-    with naming_flag():
-        return Frame(size=size, interpolation=args.interpolation, crop_pct=args.crop_pct)
+    return from_flags(Frame, args, {name: name for name in ('interpolation', 'crop_pct')}, size=size)
 
 
 def open_views(
     args: argparse.Namespace, source: Source, teacher: Teacher, frame: Frame, device: torch.device
-) -> MakeViews:
+) -> MadeViews | StoredViews:
     """What makes DAD views, or reads them from ``--dad-dir``; teacher and VQGAN are prepared."""
-    dad_set = open_dad_set(args, frame.size)
-    if dad_set is not None:
-        try:
+    if args.dad_dir:
+        dad_set = open_set(args, frame.size)
+        with under_flag(f'--dad-dir {args.dad_dir} (--split names the split):'):
             check_data(dad_set, source)
             check_teacher(dad_set, teacher)
-        except ValueError as error:
-            raise ValueError(f'--dad-dir {args.dad_dir}: {error} (--split names the split)') from error
-        prepare_models(args, teacher, None, frame.size, device)
+        prepare_models(args, teacher, None, frame.size, device, args.batch_size)
         return StoredViews(dad_set, source, args.seed)
     vqgan = create_vqgan(args, frame.size)
-    prepare_models(args, teacher, vqgan, frame.size, device)
-    augment = create_augment(args, teacher, vqgan, mean=(0, 0, 0), std=(1, 1, 1))
-    assert augment is not None
-    return MadeViews(augment, args.seed)
+    prepare_models(args, teacher, vqgan, frame.size, device, args.batch_size)
+    return MadeViews(create_augment(args, teacher, vqgan), args.seed)

@@ -1,24 +1,23 @@
 """The images of ``timm-dad diagnose``: samples of clean and OOD data, and the augmented views of the clean ones."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset
+from torch.utils.data import ConcatDataset, DataLoader
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.functional import pil_to_tensor
+from tqdm import tqdm
 
 from timm_dad.dad_sets.maker import view_seed
 from timm_dad.dad_sets.read import DADSet
-from timm_dad.data.images import Frame, Source
+from timm_dad.data.images import Frame, FramedImages, Source, collate_images
 from timm_dad.diagnosis.divergence import code_usage
+from timm_dad.evaluation.suites.suite import Suite
 from timm_dad.method.augment import DADAugment
-
-if TYPE_CHECKING:
-    from timm_dad.evaluation.suites import Suite
 
 CLEAN, RECONSTRUCTED, DAD, CROP = 'clean', 'Q(x)', 'DAD', 'random crop'
 
@@ -38,86 +37,59 @@ def sample_indices(count: int, num_images: int, seed: int) -> list[int]:
     return sorted(np.random.default_rng(seed).choice(count, num_images, replace=False).tolist())
 
 
-class SourceImages(Dataset[tuple[Image.Image, int]]):
-    """A data set of timm or the demo as pictures and labels, whose errors name the file."""
+@dataclass(frozen=True)
+class Sample:
+    """Some images of a data set, by their places in it."""
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        """Picture and label."""
-        image = self.source.read(index)
-        return image.image, image.label
-
-
-class SampledImages(Dataset[Any]):
-    """Some images of a data set, framed.
-
-    Args:
-        dataset: Gives pictures and labels.
-        indices: Places of the images in it.
-        frame: Size, and the part that is taken.
-        classes: The model's class that each label stands for, where the data has some of its classes only; the model's
-            other outputs are left out then.
-    """
-
-    def __init__(
-        self, dataset: Any, indices: Sequence[int], frame: Frame, classes: Sequence[int] | None = None
-    ) -> None:
-        self.dataset = dataset
-        self.indices = indices
-        self.transform = frame.transform()
-        self.classes = classes
+    dataset: Any
+    indices: Sequence[int]
+    frame: Frame
+    # The model's class of each label, where the data has some of them only; its other outputs are left out then.
+    classes: Sequence[int] | None = None
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self.indices)
 
-    def __getitem__(self, row: int) -> tuple[Tensor, int, int] | ValueError:
-        """Pixels ``[3, H, W]`` uint8, label and place; or what is wrong with the image."""
-        index = self.indices[row]
-        try:
-            image, label = self.dataset[index]
-        except ValueError as error:
-            return error  # raised by a worker process it would bring its traceback along
-        return pil_to_tensor(self.transform(image.convert('RGB'))), int(label), index
+    def batches(
+        self, name: str, num_classes: int, batch_size: int, workers: int, device: torch.device
+    ) -> Iterator[Batch]:
+        """Load the images in order; ``ValueError`` if one cannot be read or a label is none of the classes."""
+        count = num_classes if self.classes is None else len(self.classes)
+        images = FramedImages(self.dataset, self.frame)
+        sampler: Any = self.indices
+        loader = DataLoader(images, batch_size, sampler=sampler, num_workers=workers, collate_fn=collate_images)
+        for batch in tqdm(loader, desc=name, unit='batch', leave=False):
+            if isinstance(batch, ValueError):
+                raise batch
+            pixels, label, indices = batch
+            if label.min() < 0 or label.max() >= count:
+                low, high = int(label.min()), int(label.max())
+                raise ValueError(f'{name}: labels must be from 0 to {count - 1}, got {low} to {high}')
+            yield Batch(pixels.to(device).float() / 255, label.to(device), indices)
 
 
 def sample_suite(
-    suite: 'Suite', class_names: Sequence[str] | None, num_classes: int, indices_of: Any, frame: Frame
-) -> SampledImages:
-    """Images of a suite, over all its parts.
-
-    Args:
-        suite: The suite.
-        class_names: Classes of the models, if they have names.
-        num_classes: Their number.
-        indices_of: Picks places among so many images.
-        frame: Size, and the part that is taken.
-
-    Returns:
-        The images; labels are of the suite's own classes.
-
-    Raises:
-        ValueError: If its classes are not the models', nor some of them.
-    """
+    suite: Suite,
+    class_names: Sequence[str] | None,
+    num_classes: int,
+    indices_of: Callable[[int], Sequence[int]],
+    frame: Frame,
+) -> Sample:
+    """Images of a suite, over all its parts; ``ValueError`` if its classes are not the models' or some of them."""
     dataset: ConcatDataset[Any] = ConcatDataset([part.dataset for part in suite.parts])
     classes = _suite_classes(suite, class_names, num_classes)
-    return SampledImages(dataset, indices_of(len(dataset)), frame, classes)
+    return Sample(dataset, indices_of(len(dataset)), frame, classes)
 
 
-def _suite_classes(suite: 'Suite', class_names: Sequence[str] | None, num_classes: int) -> list[int] | None:
+def _suite_classes(suite: Suite, class_names: Sequence[str] | None, num_classes: int) -> list[int] | None:
     there = suite.class_names
     if suite.groups is not None:
-        raise ValueError(f'--ood {suite.name} groups classes, and the models know single ones: leave it out')
+        raise ValueError(f'{suite.name} groups classes, and the models know single ones: leave it out')
     if there is None or class_names is None:
         if suite.num_classes != num_classes:
             raise ValueError(
-                f'--ood {suite.name} has {suite.num_classes} classes without names, and the data {num_classes}: they '
+                f'{suite.name} has {suite.num_classes} classes without names, and the data {num_classes}: they '
                 'must be the same ones'
             )
         return None
@@ -126,7 +98,7 @@ def _suite_classes(suite: 'Suite', class_names: Sequence[str] | None, num_classe
     unknown = [name for name in there if name not in class_names]
     if unknown:
         raise ValueError(
-            f'--ood {suite.name} must have classes of the data, and {unknown[:3]} are none of them (the data has '
+            f'{suite.name} must have classes of the data, and {unknown[:3]} are none of them (the data has '
             f'{list(class_names[:3])} ...)'
         )
     return [list(class_names).index(name) for name in there]
@@ -150,17 +122,12 @@ class MadeViews:
     """``Q(x)``, DAD view and random crop of clean images, and the codes on the way.
 
     The DAD view is the first one that ``timm-dad generate`` makes with the same seed, data, models and flags.
-
-    Args:
-        augment: Makes the views.
-        seed: Seed of random starts and crops.
     """
 
     names: tuple[str, ...] = (RECONSTRUCTED, DAD, CROP)
 
     def __init__(self, augment: DADAugment, seed: int = 0) -> None:
-        self.augment = augment
-        self.seed = seed
+        self.augment, self.seed = augment, seed
         self.counts = torch.zeros(2, augment.vqgan.config.n_embed, dtype=torch.long)  # of Q(x), of DAD views
         self.changed = torch.zeros(2, dtype=torch.long)  # by encoding Q(x) again, by the attack
         self.total = 0
@@ -174,7 +141,7 @@ class MadeViews:
         x_vq, vq_codes = vq.x0, vq.codes
         assert vq_codes is not None
         # Without an attack: those of x, if that is where it starts, or of Q(x) encoded again.
-        calm_codes = vq_codes if vq is not centre else self.augment.in_micro_batches(vqgan.encode_to_codes, x_vq)
+        calm_codes = vq_codes if vq is not centre else self.augment.chunked(vqgan.encode_to_codes, x_vq)
         generators = [torch.Generator().manual_seed(view_seed(self.seed, index, 0)) for index in batch.indices]
         views = self.augment.attack_centre(centre, batch.label, generator=generators)
         for row, codes in enumerate((vq_codes, views.dad_codes)):
@@ -186,13 +153,9 @@ class MadeViews:
 
     def codebook(self) -> dict[str, Any] | None:
         """Diversity of the codes of ``x`` and of DAD views, and the part of these that differ from those of ``x``."""
-        usage = [code_usage(counts) for counts in self.counts]
         return {
             'size': self.counts.shape[1],
-            **{
-                name: {'used': own.used, 'perplexity': own.perplexity}
-                for name, own in zip((CLEAN, DAD), usage, strict=True)
-            },
+            **{name: code_usage(counts) for name, counts in zip((CLEAN, DAD), self.counts, strict=True)},
             'new': int(((self.counts[1] > 0) & (self.counts[0] == 0)).sum()),
             'changed_without_attack': self.changed[0].item() / self.total,
             'changed': self.changed[1].item() / self.total,
@@ -200,20 +163,12 @@ class MadeViews:
 
 
 class StoredViews:
-    """DAD view and random crop of clean images, the DAD view from a set of ``timm-dad generate``.
-
-    Args:
-        dad_set: The set.
-        source: The data set that it was made of.
-        seed: Seed of random crops.
-    """
+    """DAD view, from a set that ``timm-dad generate`` made of ``source``, and random crop of clean images."""
 
     names: tuple[str, ...] = (DAD, CROP)
 
     def __init__(self, dad_set: DADSet, source: Source, seed: int = 0) -> None:
-        self.dad_set = dad_set
-        self.source = source
-        self.seed = seed
+        self.dad_set, self.source, self.seed = dad_set, source, seed
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """Views ``[B, 3, H, W]`` in [0, 1], by name; of several DAD views the first."""

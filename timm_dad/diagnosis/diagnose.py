@@ -8,72 +8,45 @@ features.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from timm_dad.diagnosis.data import CLEAN, DAD, Batch, SampledImages
-from timm_dad.diagnosis.divergence import DISTANCES, SplitDistance, disagrees, excess, split_distances, wasserstein
+from timm_dad.diagnosis.data import CLEAN, DAD, MadeViews, Sample, StoredViews
+from timm_dad.diagnosis.divergence import DISTANCES, disagrees, excess, moments, split_distances, wasserstein
 from timm_dad.diagnosis.limiting_term import OODErrors, decompose
-from timm_dad.diagnosis.outputs import OutputCollector, Outputs, load_batches
+from timm_dad.diagnosis.outputs import OutputCollector, Outputs
 from timm_dad.method.loss import DADLossConfig, distillation_loss
 from timm_dad.teachers.teacher import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiagnoseConfig:
-    """How it is measured.
+    """How it is measured; ``ValueError`` if a value is out of range."""
 
-    Args:
-        distance: ``exact`` or ``sliced`` Wasserstein distance.
-        num_splits: Random halvings of the images that a distance is the mean over.
-        temperature: Distillation temperature of the divergence of student and teacher.
-        seed: Seed of splits and resamples.
-        batch_size: Images at a time.
-        workers: Processes that load images.
-
-    Raises:
-        ValueError: If a value is out of range.
-    """
-
-    distance: str = 'exact'
-    num_splits: int = 3
-    temperature: float = DADLossConfig().temperature
-    seed: int = 0
+    distance: str = 'exact'  # or 'sliced' Wasserstein distance
+    num_splits: int = 3  # random halvings of the images that a distance is the mean over
+    temperature: float = DADLossConfig().temperature  # of the divergence of student and teacher
+    seed: int = 0  # of splits and resamples
     batch_size: int = 64
     workers: int = 0
 
     def __post_init__(self) -> None:
         if self.distance not in DISTANCES:
             raise ValueError(f'distance must be one of {DISTANCES}, got {self.distance!r}')
-        for name in ('num_splits', 'batch_size'):
-            if getattr(self, name) < 1:
-                raise ValueError(f'{name} must be 1 or more, got {getattr(self, name)}')
-        for name in ('seed', 'workers'):
-            if getattr(self, name) < 0:
-                raise ValueError(f'{name} must be 0 or more, got {getattr(self, name)}')
+        for name, least in (('num_splits', 1), ('batch_size', 1), ('seed', 0), ('workers', 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f'{name} must be {least} or more, got {getattr(self, name)}')
         if not 0 < self.temperature < float('inf'):
             raise ValueError(f'temperature must be positive, got {self.temperature}')
 
 
-class MakeViews(Protocol):
-    """Makes augmented views of clean images; ``names`` are theirs, ``DAD`` among them."""
-
-    names: tuple[str, ...]
-
-    def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        """Views ``[B, 3, H, W]`` in [0, 1] of a batch, by name."""
-
-    def codebook(self) -> dict[str, Any] | None:
-        """What is known of the codes of all views so far; ``None`` where nothing is."""
-
-
 def diagnose(
-    clean: SampledImages,
-    make_views: MakeViews,
-    oods: Mapping[str, SampledImages],
+    clean: Sample,
+    make_views: MadeViews | StoredViews,
+    oods: Mapping[str, Sample],
     teacher: Teacher,
     student: Teacher | None = None,
     config: DiagnoseConfig | None = None,
@@ -81,14 +54,8 @@ def diagnose(
 ) -> dict[str, Any]:
     """Measure what the student's error away from its data is made of.
 
-    Args:
-        clean: Images like those that the student is trained on.
-        make_views: Their augmented views.
-        oods: OOD sets, by name.
-        teacher: The frozen teacher, on ``device``.
-        student: The student as a frozen classifier on pixels, on ``device``; without one its numbers are left out.
-        config: How it is measured.
-        device: Where the models are; the CPU by default.
+    ``make_views`` augments the ``clean`` images, which are like those that the student is trained on. Both models are
+    frozen classifiers on pixels, on ``device`` (by default the CPU); without a student its numbers are left out.
 
     Returns:
         ``images`` and ``risks`` (by set of images), ``distances`` (by model whose features they are of: noise floors of
@@ -96,8 +63,7 @@ def diagnose(
         are), ``codebook`` and ``terms``; the last two may be ``None``.
 
     Raises:
-        ValueError: If there is no OOD set, a name stands for two sets, an image cannot be read, or a label is none of
-            the classes.
+        ValueError: If a name stands for two sets, or there is no OOD set.
     """
     config, device = config or DiagnoseConfig(), device or torch.device('cpu')
     views = (CLEAN, *make_views.names)
@@ -105,20 +71,18 @@ def diagnose(
         raise ValueError(f'OOD sets need names of their own, {views} are taken, got {sorted(oods) or "none"}')
     models = {'teacher': teacher, **({} if student is None else {'student': student})}
     collector, load = OutputCollector(models), (teacher.num_classes, config.batch_size, config.workers, device)
-    for batch in load_batches(clean, CLEAN, *load):
+    for batch in clean.batches(CLEAN, *load):
         for name, x_pix in {CLEAN: batch.x_pix, **make_views(batch)}.items():
             collector.add(name, x_pix, batch.label)
     for name, images in oods.items():
-        for batch in load_batches(images, name, *load):
+        for batch in images.batches(name, *load):
             collector.add(name, batch.x_pix, batch.label, images.classes)
-    labels = collector.labels()
-    outputs = collector.outputs()
-    distances = {role: _distances(outputs, role, views, list(oods), config) for role in models}
+    labels, outputs = collector.labels(), collector.outputs()
     return {
         'images': {name: len(label) for name, label in labels.items()},
         'config': {name: value for name, value in asdict(config).items() if name != 'workers'},
         'risks': {name: risks(outputs[name], label, config.temperature) for name, label in labels.items()},
-        'distances': distances,
+        'distances': {role: _distances(outputs, role, views, list(oods), config) for role in models},
         'codebook': make_views.codebook(),
         'terms': None if student is None else _terms(outputs, labels, list(oods), config.seed),
     }
@@ -127,14 +91,8 @@ def diagnose(
 def risks(outputs: Mapping[str, Outputs], label: Tensor, temperature: float) -> dict[str, float]:
     """Risks of the models on one set of images, and how far they are apart.
 
-    Args:
-        outputs: Of ``teacher`` and maybe ``student``.
-        label: Classes ``[N]``.
-        temperature: Distillation temperature ``T``.
-
-    Returns:
-        ``teacher_loss`` (cross-entropy), ``teacher_error`` (top-1), the same of the student, ``disagreement`` (top-1)
-        and ``divergence`` (``T^2 KL(t || s)``, as in training).
+    ``teacher_loss`` (cross-entropy), ``teacher_error`` (top-1), the same of the student, ``disagreement`` (top-1) and
+    ``divergence`` (``T^2 KL(t || s)``, as in training, at that ``temperature``).
     """
     found = {}
     for role, output in outputs.items():
@@ -168,35 +126,20 @@ def _distances(
     for one, two in pairs:
         own = excess(distances, one, two)
         nearer = excess(distances, CLEAN, two) - own if two in oods and one != CLEAN else None
-        found.append(
-            {
-                'from': one,
-                'to': two,
-                'distance': _moments(distances[one, two]),
-                'excess': _moments(own),
-                'nearer_than_clean': nearer and _moments(nearer),
-            }
-        )
-    return {'noise_floors': {name: _moments(distances[name, name]) for name, _ in floors}, 'pairs': found}
-
-
-def _moments(distance: SplitDistance) -> dict[str, float]:
-    return {'mean': distance.mean, 'std': distance.std}
+        facts = {'from': one, 'to': two, 'distance': moments(distances[one, two]), 'excess': moments(own)}
+        found.append({**facts, 'nearer_than_clean': None if nearer is None else moments(nearer)})
+    return {'noise_floors': {name: moments(distances[name, name]) for name, _ in floors}, 'pairs': found}
 
 
 def _terms(
     outputs: Mapping[str, Mapping[str, Outputs]], labels: Mapping[str, Tensor], oods: Sequence[str], seed: int
 ) -> dict[str, Any]:
-    def apart(name: str) -> Any:
-        return disagrees(outputs[name]['student'].logits, outputs[name]['teacher'].logits).numpy()
-
     def wrong(name: str, role: str) -> Any:
         return (outputs[name][role].logits.argmax(dim=-1) != labels[name]).numpy()
 
+    apart = {name: disagrees(of['student'].logits, of['teacher'].logits).numpy() for name, of in outputs.items()}
     errors = {
-        name: OODErrors(
-            teacher_wrong=wrong(name, 'teacher'), student_wrong=wrong(name, 'student'), disagrees=apart(name)
-        )
-        for name in oods
+        ood: OODErrors(teacher_wrong=wrong(ood, 'teacher'), student_wrong=wrong(ood, 'student'), disagrees=apart[ood])
+        for ood in oods
     }
-    return decompose(apart(DAD), errors, seed=seed)
+    return decompose(apart[DAD], errors, seed=seed)

@@ -5,7 +5,6 @@ computes it (Flamary et al. 2021, POT: Python Optimal Transport).
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,6 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from timm_dad.common.extras import require_extra
+
+Array = NDArray[np.float64]
 
 DISTANCES = ('exact', 'sliced')
 # Directions of the sliced distance; its Monte-Carlo error falls with their root.
@@ -22,20 +23,13 @@ _MAX_ITERATIONS = 10_000_000
 
 
 def wasserstein(x: Tensor, y: Tensor, distance: str = 'exact', seed: int = 0) -> float:
-    """1-Wasserstein distance of two samples, with Euclidean cost.
+    """1-Wasserstein distance of samples ``[N, D]`` and ``[M, D]``, with Euclidean cost, in the unit of the points.
 
     NOTE: of two samples of one distribution it is above 0, the more so the fewer points and the more dimensions:
     ``split_distances`` of a set with itself says how much.
 
-    Args:
-        x: Points ``[N, D]``.
-        y: Points ``[M, D]``.
-        distance: ``exact`` (time and memory grow with ``N * M`` and more), or ``sliced``: the mean over random
-            directions of the distance along them, for many points. It is smaller, and comparable with itself alone.
-        seed: Seed of the directions.
-
-    Returns:
-        The distance, in the unit of the points.
+    The time and memory of ``exact`` grow with ``N * M`` and more; ``sliced``, for many points, is the mean over random
+    directions of the distance along them. It is smaller, and comparable with itself alone.
 
     Raises:
         ValueError: If the shapes do not fit, a point is not finite, or there is no such distance.
@@ -61,46 +55,14 @@ def wasserstein(x: Tensor, y: Tensor, distance: str = 'exact', seed: int = 0) ->
     return float(ot.emd2([], [], cost, numItermax=_MAX_ITERATIONS))
 
 
-@dataclass(frozen=True)
-class SplitDistance:
-    """A distance of two sets, over random halves of them.
-
-    Args:
-        values: One a split.
-    """
-
-    values: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        """Mean over the splits."""
-        return float(np.mean(self.values))
-
-    @property
-    def std(self) -> float:
-        """Standard deviation over the splits, 0 of one split."""
-        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else 0.0
-
-    def __sub__(self, other: 'SplitDistance') -> 'SplitDistance':
-        """Difference, split by split."""
-        return SplitDistance(tuple(one - two for one, two in zip(self.values, other.values, strict=True)))
-
-
-def excess(distances: Mapping[tuple[str, str], SplitDistance], one: str, two: str) -> SplitDistance:
+def excess(distances: Mapping[tuple[str, str], Array], one: str, two: str) -> Array:
     """What a distance is more than sampling makes of 0: it less the mean of both sets' distances to themselves.
 
-    Args:
-        distances: From ``split_distances``, with the pairs of each set with itself.
-        one: Name of a set.
-        two: Name of another.
-
-    Returns:
-        The excess, around 0 for sets of one distribution; below 0 where sets of other images show the same things.
+    One a split, around 0 for sets of one distribution; below 0 where sets of other images show the same things.
 
     Source: the correction is that of the Sinkhorn divergence (``ot.bregman.empirical_sinkhorn_divergence`` of POT).
     """
-    floors = zip(distances[one, one].values, distances[two, two].values, strict=True)
-    return distances[one, two] - SplitDistance(tuple((first + second) / 2 for first, second in floors))
+    return distances[one, two] - (distances[one, one] + distances[two, two]) / 2
 
 
 def split_distances(
@@ -111,8 +73,8 @@ def split_distances(
     *,
     num_splits: int,
     seed: int,
-) -> dict[tuple[str, str], SplitDistance]:
-    """Distances of sets that may be views of the same images, all between equally many points of different images.
+) -> dict[tuple[str, str], Array]:
+    """Distances, split by split, of sets that may be views of the same images, between equally many different images.
 
     Every split halves the images: ``A`` and ``B``. Two sets of views are compared as ``A`` of one with ``B`` of the
     other (and the other way round), so that no image is compared with its own view and the distance of a set to itself
@@ -125,9 +87,6 @@ def split_distances(
         measure: Distance of two samples ``[n, D]``.
         num_splits: Random splits.
         seed: Seed of the splits.
-
-    Returns:
-        The distance of each pair.
 
     Raises:
         ValueError: If there is no split, or a set has fewer than 2 images.
@@ -154,7 +113,12 @@ def split_distances(
             else:
                 found = [measure(a, other_b), measure(b, other_a)]
             values[first, second].append(float(np.mean(found)))
-    return {pair: SplitDistance(tuple(found)) for pair, found in values.items()}
+    return {pair: np.array(found) for pair, found in values.items()}
+
+
+def moments(values: Array) -> dict[str, float]:
+    """Mean and standard deviation over the splits; that of one split is 0."""
+    return {'mean': float(values.mean()), 'std': float(values.std(ddof=1)) if len(values) > 1 else 0.0}
 
 
 def _halves(features: Tensor, order: NDArray[np.int64], half: int) -> tuple[Tensor, Tensor]:
@@ -162,51 +126,20 @@ def _halves(features: Tensor, order: NDArray[np.int64], half: int) -> tuple[Tens
 
 
 def disagrees(logits: Tensor, other: Tensor) -> Tensor:
-    """Where two models name different classes.
-
-    Args:
-        logits: ``[N, K]``.
-        other: ``[N, K]``.
-
-    Returns:
-        Bool ``[N]``.
-
-    Raises:
-        ValueError: If the shapes differ.
-    """
+    """Where two models of logits ``[N, K]``, in one shape, name different classes ``[N]``."""
     if logits.shape != other.shape:
         raise ValueError(f'logits of two models must have one shape, got {tuple(logits.shape)}, {tuple(other.shape)}')
     return logits.argmax(dim=-1) != other.argmax(dim=-1)
 
 
-@dataclass(frozen=True)
-class CodeUsage:
-    """Which codes a set of images uses.
+def code_usage(counts: Tensor) -> dict[str, float]:
+    """Diversity of codes that occur ``counts`` times ``[n_embed]``: how many are ``used``, and their ``perplexity``.
 
-    Args:
-        used: Codes that occur.
-        perplexity: ``exp`` of the entropy of their frequencies: so many codes, used equally often, were as diverse.
-    """
-
-    used: int
-    perplexity: float
-
-
-def code_usage(counts: Tensor) -> CodeUsage:
-    """Diversity of codes.
-
-    Args:
-        counts: How often each code occurs ``[n_embed]``.
-
-    Returns:
-        Codes in use, and their perplexity, from 1 to ``n_embed``.
-
-    Raises:
-        ValueError: If there are no codes.
+    That is the ``exp`` of the entropy of their frequencies: that many codes, used equally often, were as diverse.
 
     Source: ``VectorQuantizer.forward`` of taming-transformers gives the perplexity of a batch.
     """
     if not counts.sum() > 0:
         raise ValueError('there must be codes to count, got none')
     p = counts.double() / counts.sum()
-    return CodeUsage(int((counts > 0).sum()), float(torch.special.entr(p).sum().exp()))
+    return {'used': int((counts > 0).sum()), 'perplexity': float(torch.special.entr(p).sum().exp())}

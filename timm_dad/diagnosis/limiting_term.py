@@ -15,12 +15,13 @@ data like the test data); it is neither that theory's bound nor a proof that men
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+TERMS = ('teacher', 'fit', 'shift')
 ADVICE = {
     'teacher': (
         "The teacher's own errors on the OOD data are the largest part: a stronger or more robust teacher, or several "
@@ -38,44 +39,18 @@ ADVICE = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Terms:
-    """The three terms, each a rate.
-
-    Args:
-        teacher: Teacher's error on the OOD data.
-        fit: Disagreement of student and teacher on DAD views.
-        shift: Disagreement on the OOD data, less that on DAD views; may be negative.
-    """
-
-    teacher: float
-    fit: float
-    shift: float
-
-    @property
-    def bound(self) -> float:
-        """Their sum, which the student's error does not exceed."""
-        return self.teacher + self.fit + self.shift
-
-    @property
-    def limiting(self) -> str:
-        """Name of the largest; of equal ones the first."""
-        values = asdict(self)
-        return max(values, key=values.__getitem__)
-
-
-@dataclass(frozen=True, kw_only=True)
 class OODErrors:
-    """What the terms of one OOD set are computed from, image by image ``[N]``, bool.
-
-    Args:
-        teacher_wrong: Where the teacher is wrong.
-        student_wrong: Where the student is wrong.
-        disagrees: Where they name different classes.
-    """
+    """Where teacher and student are wrong, and where they disagree, image by image ``[N]`` of one OOD set."""
 
     teacher_wrong: NDArray[np.bool_]
     student_wrong: NDArray[np.bool_]
     disagrees: NDArray[np.bool_]
+
+
+def terms(teacher: float, fit: float, shift: float) -> dict[str, Any]:
+    """The three terms, their sum (``bound``) and the name of the largest, of equal ones the first (``limiting``)."""
+    values = dict(zip(TERMS, (teacher, fit, shift), strict=True))
+    return {**values, 'bound': sum(values.values()), 'limiting': max(values, key=values.__getitem__)}
 
 
 def decompose(
@@ -83,18 +58,12 @@ def decompose(
 ) -> dict[str, Any]:
     """Terms of every OOD set and of their mean, the limiting one, and how sure that is.
 
-    Args:
-        dad_disagrees: Where student and teacher name different classes on DAD views ``[N]``.
-        oods: The OOD sets.
-        num_resamples: Bootstrap resamples of the images.
-        seed: Their seed.
+    ``dad_disagrees`` is where student and teacher name different classes on DAD views ``[N]``. ``ValueError`` if there
+    are no images or no OOD set.
 
     Returns:
         By set, and ``mean``: ``student_error``, ``teacher``, ``fit``, ``shift``, ``bound``, ``limiting``, and
-        ``certainty``, the part of the resamples in which that term is the largest.
-
-    Raises:
-        ValueError: If there are no images or no OOD set.
+        ``certainty``, the part of the bootstrap resamples of the images in which that term is the largest.
     """
     if not oods or not len(dad_disagrees) or not all(len(ood.disagrees) for ood in oods.values()):
         raise ValueError('the terms need images of DAD views and of one OOD set or more, got none')
@@ -102,18 +71,18 @@ def decompose(
     dad = _resampled(rng, num_resamples, dad_disagrees)
     found, resamples = {}, []
     for name, ood in oods.items():
-        terms = Terms(
-            teacher=float(ood.teacher_wrong.mean()),
-            fit=float(dad_disagrees.mean()),
-            shift=float(ood.disagrees.mean() - dad_disagrees.mean()),
-        )
+        fit = float(dad_disagrees.mean())
+        own = terms(float(ood.teacher_wrong.mean()), fit, float(ood.disagrees.mean() - dad_disagrees.mean()))
         teacher, disagrees = _resampled(rng, num_resamples, ood.teacher_wrong, ood.disagrees)
         resamples.append(np.stack([teacher, dad[0], disagrees - dad[0]]))  # [3, num_resamples]
-        found[name] = _facts(terms, float(ood.student_wrong.mean()), resamples[-1])
-    names = [field.name for field in fields(Terms)]
-    mean = Terms(**{name: float(np.mean([facts[name] for facts in found.values()])) for name in names})
-    error = float(np.mean([facts['student_error'] for facts in found.values()]))
-    return {**found, 'mean': _facts(mean, error, np.mean(resamples, axis=0))}
+        found[name] = {'student_error': float(ood.student_wrong.mean()), **own, **_certainty(own, resamples[-1])}
+    error, *means = (float(np.mean([own[name] for own in found.values()])) for name in ('student_error', *TERMS))
+    mean = terms(*means)
+    return {**found, 'mean': {'student_error': error, **mean, **_certainty(mean, np.mean(resamples, axis=0))}}
+
+
+def _certainty(own: Mapping[str, Any], resamples: NDArray[np.float64]) -> dict[str, float]:
+    return {'certainty': float((resamples.argmax(axis=0) == TERMS.index(own['limiting'])).mean())}
 
 
 def _resampled(rng: np.random.Generator, count: int, *flags: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -125,11 +94,3 @@ def _resampled(rng: np.random.Generator, count: int, *flags: NDArray[np.bool_]) 
     flag_of_kind = np.stack([np.arange(kinds) >> place & 1 for place in range(len(flags))])
     means: NDArray[np.float64] = flag_of_kind @ drawn.T / size
     return means
-
-
-def _facts(terms: Terms, student_error: float, resamples: NDArray[np.float64]) -> dict[str, Any]:
-    limiting = terms.limiting
-    place = [field.name for field in fields(Terms)].index(limiting)
-    certainty = float((resamples.argmax(axis=0) == place).mean())
-    own = {'bound': terms.bound, 'limiting': limiting, 'certainty': certainty}
-    return {'student_error': student_error, **asdict(terms), **own}

@@ -18,17 +18,14 @@ _RISKS = {
     'divergence': 'T² KL',
 }
 _IN_PERCENT = ('teacher_error', 'student_error', 'disagreement')
+_WITHOUT_STUDENT = (
+    "Without --student there is no limiting term to name; the teacher's error on the OOD data is what a student that "
+    'follows it everywhere would have.'
+)
 
 
 def format_report(report: Mapping[str, Any]) -> str:
-    """The report as Markdown.
-
-    Args:
-        report: From ``timm_dad.diagnosis.diagnose.diagnose``.
-
-    Returns:
-        Text, with the reading as its last paragraph.
-    """
+    """What ``diagnose`` found, as Markdown; its reading is the last paragraph."""
     parts = [
         '# Diagnosis',
         _risks(report),
@@ -36,7 +33,7 @@ def format_report(report: Mapping[str, Any]) -> str:
     ]
     if report['codebook'] is not None:
         parts.append(_codebook(report['codebook']))
-    parts.append(_terms(report['terms'], report) if report['terms'] else _without_student())
+    parts.append(_terms(report['terms'], report) if report['terms'] else _WITHOUT_STUDENT)
     return '\n\n'.join(parts) + '\n'
 
 
@@ -127,22 +124,10 @@ def _coverage(report: Mapping[str, Any]) -> str:
     return f"In the teacher's features DAD views are nearer than clean images {where}."
 
 
-def _without_student() -> str:
-    return (
-        "Without --student there is no limiting term to name; the teacher's error on the OOD data is what a student "
-        'that follows it everywhere would have.'
-    )
-
-
 def write_report(folder: Path, report: Mapping[str, Any], text: str) -> list[Path]:
-    """Write ``diagnose.json`` and ``diagnose.md``, each to a temporary name first.
-
-    Raises:
-        ValueError: If the folder cannot be written to.
-    """
+    """Write ``diagnose.json`` and ``diagnose.md``; ``ValueError`` if the folder cannot be written to."""
     files = {'diagnose.json': json.dumps(report, indent=2, allow_nan=False) + '\n', 'diagnose.md': text}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             write_file(folder / name, content)
     except OSError as error:

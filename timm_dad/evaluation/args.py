@@ -6,14 +6,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from timm_dad.evaluation.adversarial import ATTACKS, EvalAttackConfig
-from timm_dad.evaluation.bootstrap import RESAMPLES
+from timm_dad.evaluation.attacks import ATTACKS, EvalAttackConfig
 from timm_dad.evaluation.corruptions import CORRUPTIONS, SEVERITIES
-from timm_dad.evaluation.model_specs import parse_models
-from timm_dad.evaluation.models import ModelOptions
+from timm_dad.evaluation.models import ModelOptions, parse_models
 from timm_dad.evaluation.predict import EvalConfig
-from timm_dad.evaluation.suites import PUBLISHED
-from timm_dad.flags.rules import check_rules, given_flags, naming_flag
+from timm_dad.evaluation.report.bootstrap import RESAMPLES
+from timm_dad.evaluation.suites.open import PUBLISHED
+from timm_dad.flags.rules import check_rules, given_flags, naming_flag, under_flag
 from timm_dad.frozen.prepare import PRECISIONS
 from timm_dad.method.attack import NORMS
 from timm_dad.teachers.classes import read_class_file
@@ -99,11 +98,7 @@ def create_parser() -> argparse.ArgumentParser:
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse, and check what needs no data.
-
-    Raises:
-        SystemExit: On a bad flag, with one line that names flag, rule, value and fix.
-    """
+    """Parse, and check what needs no data; ``SystemExit`` on a bad flag, with one line that names it."""
     parser = create_parser()
     args = parser.parse_args(argv)
     given = set(given_flags(create_parser(), argv))
@@ -117,42 +112,31 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _check_rules(args: argparse.Namespace, given: set[str]) -> None:
-    models = parse_models(args.model)
+    with under_flag('--model:'):
+        models = parse_models(args.model)
     names = [model.name for model in models]
+    output, linf = Path(args.output), args.attack_norm == 'linf'
+    attack_flags = ('attack_eps', 'attack_norm', 'attack_images')
     zero_shot = any(model.spec.startswith(('open_clip:', 'demo')) for model in models)
     own_head = any(not model.spec.startswith(('demo', 'teacher:')) for model in models)
     rules = (
         (args.suite or args.data_root, '--suite must name a data set as NAME=PATH (or give --data-root)'),
-        (
-            not Path(args.output).exists() or Path(args.output).is_dir(),
-            f'--output must be a folder, got {args.output!r}',
-        ),
+        (not output.exists() or output.is_dir(), f'--output must be a folder, got {args.output!r}'),
         ('severity' not in given or args.corrupt is not None, '--severity is for --corrupt: add it'),
-        (
-            not given & {'attack_eps', 'attack_norm', 'attack_images'} or args.attack,
-            '--attack-... needs --attack: add it',
-        ),
-        (
-            args.attack_norm == 'linf' or 'attack_eps' in given,
-            f'--attack-eps must be given with --attack-norm {args.attack_norm}: its default is for linf',
-        ),
-        (
-            args.attack_images is None or args.attack_images > 0,
-            f'--attack-images must be 1 or more, got {args.attack_images}',
-        ),
+        (args.attack or given.isdisjoint(attack_flags), '--attack-... needs --attack: add it'),
+        (linf or 'attack_eps' in given,
+         f'--attack-eps must be given with --attack-norm {args.attack_norm}: its default is for linf'),
+        (args.attack_images is None or args.attack_images > 0,
+         f'--attack-images must be 1 or more, got {args.attack_images}'),
         (args.bootstrap >= 0, f'--bootstrap must be 0 or more, got {args.bootstrap}'),
-        (
-            args.baseline in (None, *names),
-            f'--baseline must be one of the models {", ".join(names)}, got {args.baseline!r}',
-        ),
-        (
-            zero_shot or not args.classnames,
-            '--classnames is for zero-shot models (open_clip:, demo), and there is none',
-        ),
+        (args.baseline in (None, *names),
+         f'--baseline must be one of the models {", ".join(names)}, got {args.baseline!r}'),
+        (zero_shot or not args.classnames,
+         '--classnames is for zero-shot models (open_clip:, demo), and there is none'),
         (zero_shot or not args.templates, '--templates is for zero-shot models (open_clip:, demo), and there is none'),
         (own_head or not args.class_map, '--class-map is for models with a head of their own, and there is none'),
         (args.device.split(':')[0] in ('cuda', 'cpu'), f'--device must be cuda or cpu, got {args.device!r}'),
-    )
+    )  # fmt: skip
     check_rules(rules)
 
 
@@ -171,20 +155,14 @@ def create_config(args: argparse.Namespace) -> EvalConfig:
 
 
 def create_options(args: argparse.Namespace) -> ModelOptions:
-    """What the flags say of all models.
-
-    Raises:
-        ValueError: If a file cannot be read.
-    """
+    """What the flags say of all models; ``ValueError`` if a file cannot be read."""
 
     def read(path: str | None, column: str, flag: str) -> Any:
-        try:
+        with under_flag(f'{flag}:'):
             content = read_class_file(path, column) if path else None
             if content is not None and flag == '--templates':
                 check_templates(list(content))
-        except ValueError as error:
-            raise ValueError(f'{flag}: {error}') from error
-        return content
+            return content
 
     return ModelOptions(
         use_ema=args.use_ema,

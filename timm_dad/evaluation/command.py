@@ -13,28 +13,23 @@ from timm_dad.common.errors import is_main_process, user_errors
 from timm_dad.common.extras import require_extra
 from timm_dad.common.log import setup_logging
 from timm_dad.evaluation.args import PROGRAM, create_config, create_options, parse_args
-from timm_dad.evaluation.changed_suites import attacked_suites, clean_counterparts, corrupted_suites
 from timm_dad.evaluation.corruptions import CORRUPTIONS
 from timm_dad.evaluation.evaluate import Evaluation, evaluate
-from timm_dad.evaluation.model_specs import parse_models
-from timm_dad.evaluation.plots import write_plots
-from timm_dad.evaluation.report import build_report, write_report
-from timm_dad.evaluation.report_text import format_table
-from timm_dad.evaluation.suites import PUBLISHED, Suite, find_suites, mark_clean, open_suites, parse_suite
-from timm_dad.evaluation.timm_results import TimmResults, read_timm_results
+from timm_dad.evaluation.models import parse_models
+from timm_dad.evaluation.report.plots import write_plots
+from timm_dad.evaluation.report.text import format_table
+from timm_dad.evaluation.report.timm_results import TimmResults, read_timm_results
+from timm_dad.evaluation.report.write import build_report, write_report
+from timm_dad.evaluation.suites.changed import attacked_suites, clean_counterparts, corrupted_suites
+from timm_dad.evaluation.suites.open import PUBLISHED, find_suites, mark_clean, open_suites, parse_suite
+from timm_dad.evaluation.suites.suite import Suite
+from timm_dad.flags.rules import under_flag
 
 _logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
-    """Run ``timm-dad evaluate``.
-
-    Args:
-        argv: Command line without ``evaluate``.
-
-    Returns:
-        The report, in the main process, and nothing in the others.
-    """
+    """Run ``timm-dad evaluate`` with flags ``argv``; returns the report, empty but in the main process."""
     args = parse_args(argv)
     setup_logging()
     with user_errors(PROGRAM):
@@ -42,7 +37,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         published = read_timm_results(args.timm_results) if args.timm_results else None
         suites, missing = collect_suites(args)
         accelerator = create_accelerator(args)
-        models, options = parse_models(args.model), create_options(args)
+        models, options = parse_models(args.model), create_options(args)  # checked by parse_args
         evaluation = evaluate(models, suites, create_config(args), options, Path(args.output), accelerator.device)
         report: dict[str, Any] = {}
         if is_main_process():
@@ -53,21 +48,16 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def collect_suites(args: argparse.Namespace) -> tuple[list[Suite], list[str]]:
-    """The suites that the flags ask for, with those that are made of them, and the names of those that are not there.
-
-    Raises:
-        ValueError: If none is there, or one is not as it should be.
-    """
+    """The suites that the flags ask for, with those made of them, and the names of those that are not there."""
     texts, missing = list(args.suite), []
     if args.data_root:
-        try:
+        with under_flag('--data-root:'):
             found = find_suites(args.data_root)
-        except ValueError as error:
-            raise ValueError(f'--data-root: {error}') from error
         named = {parse_suite(text)[0] for text in texts}
         texts += [f'{name}={path}' for name, path in found.items() if name not in named]
         missing = [name for name in PUBLISHED if name not in found and name not in named]
-    suites, not_there = open_suites(texts)
+    with under_flag('--suite'):
+        suites, not_there = open_suites(texts)
     if missing:
         _logger.warning('--data-root %s does not hold %s', args.data_root, ', '.join(missing))
     if not_there:
@@ -75,7 +65,8 @@ def collect_suites(args: argparse.Namespace) -> tuple[list[Suite], list[str]]:
     missing = [*(parse_suite(text)[0] for text in not_there), *missing]
     if not suites:
         raise ValueError(f'--suite: nothing to evaluate on, there is no data of {", ".join(missing)}')
-    suites = mark_clean(suites, [name for name in args.clean if name not in missing])
+    with under_flag('--clean'):
+        suites = mark_clean(suites, [name for name in args.clean if name not in missing])
     made = list(clean_counterparts(suites))
     for suite in suites:
         if suite.kind != 'corruption' and args.corrupt is not None:
@@ -90,11 +81,7 @@ def collect_suites(args: argparse.Namespace) -> tuple[list[Suite], list[str]]:
 
 
 def create_accelerator(args: argparse.Namespace) -> Accelerator:
-    """Processes, device and trackers.
-
-    Raises:
-        ValueError: If a tracker is missing.
-    """
+    """Processes, device and trackers; ``ValueError`` if a tracker is missing."""
     if ':' in args.device and torch.cuda.is_available():
         torch.cuda.set_device(args.device)
     trackers = [name for name in args.log_with.split(',') if name]

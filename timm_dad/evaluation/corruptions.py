@@ -20,22 +20,9 @@ from torch.utils.data import Dataset
 from timm_dad.common.extras import require_extra
 
 CORRUPTIONS = (
-    'gaussian_noise',
-    'shot_noise',
-    'impulse_noise',
-    'defocus_blur',
-    'glass_blur',
-    'motion_blur',
-    'zoom_blur',
-    'snow',
-    'frost',
-    'fog',
-    'brightness',
-    'contrast',
-    'elastic_transform',
-    'pixelate',
-    'jpeg_compression',
-)
+    'gaussian_noise', 'shot_noise', 'impulse_noise', 'defocus_blur', 'glass_blur', 'motion_blur', 'zoom_blur', 'snow',
+    'frost', 'fog', 'brightness', 'contrast', 'elastic_transform', 'pixelate', 'jpeg_compression',
+)  # fmt: skip
 SEVERITIES = (1, 2, 3, 4, 5)
 MIN_SIZE = 32
 # The library draws from numpy's global state, but for these two, which take a seed.
@@ -45,11 +32,7 @@ Pixels = NDArray[np.uint8]
 
 
 def check_corruption(name: str, severity: int) -> None:
-    """Check the name and the severity of a corruption.
-
-    Raises:
-        ValueError: If there is none of that name, or the severity is out of range.
-    """
+    """Raise a ``ValueError`` if there is no corruption of that name, or the severity is out of range."""
     if name not in CORRUPTIONS:
         raise ValueError(f'corruption must be one of {", ".join(CORRUPTIONS)}, got {name!r}')
     if severity not in SEVERITIES:
@@ -91,6 +74,20 @@ def corrupt(image: Pixels, name: str, severity: int, seed: int) -> Pixels:
     return corrupted
 
 
+class SeededCorruption:
+    """A corruption whose randomness is of ``seed`` and the image's number alone."""
+
+    def __init__(self, name: str, severity: int, seed: int = 0) -> None:
+        check_corruption(name, severity)
+        self.name, self.severity = name, severity
+        self.seed = zlib.crc32(f'{seed} {name} {severity}'.encode())
+
+    def __call__(self, image: Image.Image, index: int) -> Image.Image:
+        """Corrupt the image of this number."""
+        seed = np.random.SeedSequence([self.seed, index]).generate_state(1)[0]
+        return Image.fromarray(corrupt(np.asarray(image.convert('RGB')), self.name, self.severity, int(seed)))
+
+
 class CorruptedDataset(Dataset[tuple[Any, Any]]):
     """Images of a data set, each corrupted by a seed of its own.
 
@@ -108,9 +105,8 @@ class CorruptedDataset(Dataset[tuple[Any, Any]]):
     def __init__(
         self, dataset: Any, name: str, severity: int, seed: int = 0, transform: Callable[[Any], Any] | None = None
     ) -> None:
-        check_corruption(name, severity)
-        self.dataset, self.name, self.severity, self.transform = dataset, name, severity, transform
-        self.seed = zlib.crc32(f'{seed} {name} {severity}'.encode())
+        self.dataset, self.transform = dataset, transform
+        self.corruption = SeededCorruption(name, severity, seed)
 
     def __len__(self) -> int:
         """Number of images."""
@@ -119,9 +115,7 @@ class CorruptedDataset(Dataset[tuple[Any, Any]]):
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         """One corrupted image and its target."""
         image, target = self.dataset[index]
-        seed = np.random.SeedSequence([self.seed, index]).generate_state(1)[0]
-        pixels = corrupt(np.asarray(image.convert('RGB')), self.name, self.severity, int(seed))
-        corrupted: Any = Image.fromarray(pixels)
+        corrupted = self.corruption(image, index)
         return self.transform(corrupted) if self.transform else corrupted, target
 
 
@@ -149,10 +143,8 @@ def _elastic_transform(image: Pixels, severity: int, random: np.random.RandomSta
     ]
     dx, dy = (field.astype(np.float32) for field in fields)
     rows, columns = np.mgrid[:height, :width]
-    channels = [
-        ndimage.map_coordinates(x[..., channel], [rows + dy, columns + dx], order=1, mode='reflect')
-        for channel in range(3)
-    ]
+    places = [rows + dy, columns + dx]
+    channels = [ndimage.map_coordinates(x[..., channel], places, order=1, mode='reflect') for channel in range(3)]
     corrupted: Pixels = (np.stack(channels, axis=-1).clip(0, 1) * 255).astype(np.uint8)
     return corrupted
 

@@ -1,91 +1,107 @@
-"""The models of ``timm-dad evaluate``: their SPECs, and how each wants its images cut."""
+"""The models to evaluate: their SPECs, the classes they must tell apart, and how each wants its images framed."""
 
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
-from timm.data import ImageNetInfo, create_transform, resolve_data_config
+from timm.data import ImageNetInfo, resolve_data_config
 from timm.models import load_checkpoint
 from torch import Tensor
-from torchvision.transforms import Compose
 
 from timm_dad.common.hashing import content_hash
-from timm_dad.evaluation.model_specs import ModelSpec
-from timm_dad.evaluation.networks import text_sketch, uncut_network
-from timm_dad.evaluation.suite_data import Suite
-from timm_dad.evaluation.trained_run import create_run_student, create_run_teacher
+from timm_dad.data.images import Frame
+from timm_dad.evaluation.runs import create_run_student, create_run_teacher, run_folder
+from timm_dad.evaluation.suites.suite import Suite
 from timm_dad.frozen.prepare import prepare_frozen
 from timm_dad.teachers.classes import in_label_order
 from timm_dad.teachers.ensemble import TeacherEnsemble
 from timm_dad.teachers.spec import DataClasses, create_teacher_by_spec
 from timm_dad.teachers.teacher import Teacher
+from timm_dad.teachers.zero_shot import ZeroShotClassifier
 
+SOURCES = ('timm', 'open_clip', 'probe', 'run', 'teacher')
 # open_clip's ways to fit a picture into a square, by timm's names.
 _CROP_MODES = {'shortest': 'center', 'longest': 'border', 'squash': 'squash'}
-# What the library's errors name, and what it is called here.
-_FLAGS = {
-    '--dad-teacher': '--model',
-    '--dad-classnames': '--classnames',
-    '--dad-templates': '--templates',
-    '--dad-class-map': '--class-map',
-    '--num-classes is': 'the number of classes is',
-}
+_SUMS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preprocess:
-    """How a picture becomes one of the model's size, as timm's transform for evaluation does it.
+class ModelSpec:
+    """A model, and what it is called in the report.
 
-    Args:
-        input_size: ``(height, width)``.
-        interpolation: As timm names it.
-        crop_pct: Part of the resized picture that is taken.
-        crop_mode: ``center``, ``border`` or ``squash``.
-        fill: Colour of a border, in [0, 1] pixel units.
+    A SPEC is ``timm:MODEL``, ``timm:MODEL/FILE``, ``open_clip:MODEL/PRETRAINED``, ``probe:FILE``, ``demo``,
+    ``run:FOLDER`` (the student of a training run), ``run:FILE`` (a checkpoint in it) or ``teacher:FOLDER`` (that run's
+    teacher).
     """
 
-    input_size: tuple[int, int]
-    interpolation: str = 'bicubic'
-    crop_pct: float = 1.0
-    crop_mode: str = 'center'
-    fill: tuple[float, ...] = (0.0, 0.0, 0.0)
+    name: str
+    spec: str
 
-    def transform(self) -> Callable[[Image.Image], Image.Image]:
-        """Picture to picture of ``input_size``: timm's transform, up to the tensor."""
-        steps = create_transform(
-            (3, *self.input_size),
-            is_training=False,
-            interpolation=self.interpolation,
-            crop_pct=self.crop_pct,
-            crop_mode=self.crop_mode,
-            mean=self.fill,
-            use_prefetcher=True,
-        ).transforms
-        return Compose(steps[:-1])  # type: ignore[no-any-return]
+    @property
+    def file(self) -> str:
+        """The file of ``timm:MODEL/FILE``; else empty."""
+        source, _, name = self.spec.partition(':')
+        return '' if source != 'timm' or ':' in name.split('/')[0] else name.partition('/')[2]
+
+    @property
+    def slug(self) -> str:
+        """The name as a folder's."""
+        return re.sub(r'[^\w.-]+', '-', self.name).strip('-.')
+
+
+def parse_models(texts: Sequence[str]) -> tuple[ModelSpec, ...]:
+    """Read models given as ``SPEC`` or ``NAME=SPEC``; a SPEC without a colon is one of timm's names.
+
+    ``ValueError`` if a SPEC is none, or two models have one name.
+    """
+    models = tuple(_parse_model(text) for text in texts)
+    slugs = [model.slug for model in models]
+    twice = sorted({model.name for model in models if slugs.count(model.slug) > 1})
+    if twice:
+        raise ValueError(f'every model needs a name of its own, got {twice[0]} twice; write NAME=SPEC')
+    return models
+
+
+def _parse_model(text: str) -> ModelSpec:
+    name, separator, spec = text.partition('=')
+    if not separator or re.search('[:/]', name):  # an equals sign in a path
+        name, spec = '', text
+    if spec != 'demo' and ':' not in spec:
+        spec = f'timm:{spec}'
+    source, _, rest = spec.partition(':')
+    if spec != 'demo' and (source not in SOURCES or not rest):
+        raise ValueError(
+            f'a model is SPEC or NAME=SPEC, SPEC being a name of timm, {", ".join(f"{s}:..." for s in SOURCES)} or '
+            f'demo, got {text!r}'
+        )
+    model = ModelSpec(name=name or _default_name(source, rest), spec=spec)
+    if not model.slug:
+        raise ValueError(f'a name needs letters or digits, got {text!r}')
+    return model
+
+
+def _default_name(source: str, rest: str) -> str:
+    if source == 'demo':
+        return 'demo'
+    if source in ('run', 'teacher'):
+        folder = run_folder(rest).resolve().name
+        return f'{folder}-teacher' if source == 'teacher' else folder
+    return Path(rest).stem if source == 'probe' else rest
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalModel:
-    """A classifier for the classes of one suite.
-
-    Args:
-        name: What it is called.
-        network: Maps images ``[B, 3, H, W]`` in [0, 1] to logits ``[B, K]``; its normalization is inside.
-        preprocess: How it wants its images cut.
-        fingerprint: Hash of all that its answers depend on, but precision and device.
-        timm_name: timm's name of it, with its tag, where it has the weights that timm publishes.
-        uncut_network: The same as ``network`` on images of any size, none of which it resizes; ``None`` where the
-            network takes one size alone.
-    """
+    """A classifier for the classes of one suite."""
 
     name: str
-    network: Callable[[Tensor], Tensor]
-    preprocess: Preprocess
-    fingerprint: str = ''
-    timm_name: str | None = None
-    uncut_network: Callable[[Tensor], Tensor] | None = None
+    network: Callable[[Tensor], Tensor]  # images [B, 3, H, W] in [0, 1] -> logits [B, K]; its normalization is inside
+    frame: Frame
+    fingerprint: str = ''  # hash of all that its answers depend on, but precision and device
+    timm_name: str | None = None  # with its tag, where it has the weights that timm publishes
+    uncut_network: Callable[[Tensor], Tensor] | None = None  # without resizing; None where it takes one size alone
 
     def network_for(self, suite: Suite) -> Callable[[Tensor], Tensor]:
         """The network for a suite's images: where they go in as they are it does not resize them, if it can."""
@@ -94,87 +110,60 @@ class EvalModel:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """What flags say of all models.
+    """What holds for all models; names and map as ``read_class_file`` gives them."""
 
-    Args:
-        use_ema: Take the moving average of the weights where a checkpoint has one.
-        use_train_size: Take the size that a timm model was trained at where it is tested at another one.
-        precision: ``fp32``, ``bf16`` or ``fp16``.
-        class_names: Names for a text tower, as ``read_class_file`` gives them.
-        templates: Prompts for a text tower.
-        class_map: The class of a model with a head of its own that each class of the data is, as ``read_class_file``
-            gives it.
-    """
-
-    use_ema: bool = True
-    use_train_size: bool = False
+    use_ema: bool = True  # take the moving average of the weights where a checkpoint has one
+    use_train_size: bool = False  # the size that a timm model was trained at where it is tested at another one
     precision: str = 'fp32'
-    class_names: list[str] | dict[str, str] | None = None
+    class_names: list[str] | dict[str, str] | None = None  # for a text tower, as are the templates
     templates: Sequence[str] | None = None
-    class_map: list[str] | dict[str, str] | None = None
+    class_map: list[str] | dict[str, str] | None = None  # the class of a model's own head that each of the data is
 
 
 def suite_classes(suite: Suite, options: ModelOptions) -> DataClasses:
-    """The classes that a model must tell apart for a suite: ImageNet's 1000 where the suite groups them.
-
-    Raises:
-        ValueError: If ``class_names`` or ``class_map`` are not of these classes.
-    """
+    """The classes that a model must tell apart for a suite: ImageNet's 1000 where the suite groups them."""
     names = list(ImageNetInfo().label_names()) if suite.groups is not None else suite.class_names
     count = len(names) if suite.groups is not None and names is not None else suite.num_classes
 
-    def by_class(content: list[str] | dict[str, str] | None, flag: str, what: str) -> list[str] | None:
-        if content is None:
-            return None
+    def by_class(content: list[str] | dict[str, str] | None, what: str) -> list[str] | None:
         try:
-            return in_label_order(content, names, count, what)
+            return None if content is None else in_label_order(content, names, count, what)
         except ValueError as error:
             raise ValueError(
-                f'{flag}: suite {suite.name}: {error} (suites of other classes: give a map from class folder, or '
-                'evaluate them in a call of their own)'
+                f'suite {suite.name}: {error} (suites of other classes: give a map from class folder, or evaluate them '
+                'in a call of their own)'
             ) from error
 
     return DataClasses(
         num_classes=count,
         class_names=names,
-        spoken=by_class(options.class_names, '--classnames', 'class names'),
+        spoken=by_class(options.class_names, 'class names'),
         templates=options.templates,
-        class_map=by_class(options.class_map, '--class-map', "model's classes"),
+        class_map=by_class(options.class_map, 'entries of the class map'),
     )
 
 
 def open_model(
     model: ModelSpec, data: DataClasses, options: ModelOptions, device: torch.device | None = None
 ) -> EvalModel:
-    """Load a model for the classes of a suite, and prepare it.
+    """Load a model for the classes of a suite, and prepare it on ``device``, by default the CPU.
 
-    Args:
-        model: Name and SPEC.
-        data: Classes of the suite, of ``suite_classes``.
-        options: What flags say of it.
-        device: Where it runs; the CPU by default.
-
-    Returns:
-        The frozen model, in ``options.precision``.
-
-    Raises:
-        ValueError: If it cannot be loaded, or its classes are not those of the suite.
+    ``ValueError`` if it cannot be loaded, or its classes are not those of the suite.
     """
     device = device or torch.device('cpu')
     try:
-        teacher, preprocess = _load(model, data, options, device)
+        teacher, frame = _load(model, data, options, device)
     except ValueError as error:
-        message = str(error)
-        for theirs, ours in _FLAGS.items():
-            message = message.replace(theirs, ours)
-        raise ValueError(f'--model {model.name}: {message}') from error
-    teacher.input_size = preprocess.input_size
-    facts = {'model': teacher.fingerprint(), 'text': text_sketch(teacher), 'preprocess': asdict(preprocess)}
+        raise ValueError(f'{model.name}: {error}') from error
+    teacher.input_size = frame.size
+    preprocess = {name: getattr(frame, name) for name in ('interpolation', 'crop_pct', 'crop_mode', 'fill')}
+    preprocess['input_size'] = frame.size
+    facts = {'model': teacher.fingerprint(), 'text': text_sketch(teacher), 'preprocess': preprocess}
     prepare_frozen(teacher, None, options.precision, device)
     return EvalModel(
         name=model.name,
         network=teacher,
-        preprocess=preprocess,
+        frame=frame,
         fingerprint=content_hash({}, facts),
         timm_name=_timm_name(model, teacher),
         uncut_network=uncut_network(teacher),
@@ -188,51 +177,72 @@ def _timm_name(model: ModelSpec, teacher: Teacher) -> str | None:
     return f'{cfg["architecture"]}.{cfg["tag"]}'
 
 
-def _load(
-    model: ModelSpec, data: DataClasses, options: ModelOptions, device: torch.device
-) -> tuple[Teacher, Preprocess]:
+def _load(model: ModelSpec, data: DataClasses, options: ModelOptions, device: torch.device) -> tuple[Teacher, Frame]:
     source, _, rest = model.spec.partition(':')
     if source == 'run':
-        student, config = create_run_student(rest, data, use_ema=options.use_ema)
-        return student, _timm_preprocess(config)
+        return create_run_student(rest, data, use_ema=options.use_ema)
     if source == 'teacher':
         teacher = create_run_teacher(rest, data, device)
-        return teacher, preprocess_of(teacher)
+        return teacher, frame_of(teacher)
     teacher = create_teacher_by_spec(model.spec, data, device=device)
     if model.file and not options.use_ema:
         load_checkpoint(teacher.model, model.file, use_ema=False)  # timm's create_model has taken the moving average
-    return teacher, preprocess_of(teacher, use_train_size=options.use_train_size)
+    return teacher, frame_of(teacher, use_train_size=options.use_train_size)
 
 
-def preprocess_of(teacher: Teacher, use_train_size: bool = False) -> Preprocess:
-    """How a teacher of timm or open_clip wants its images cut.
+def frame_of(teacher: Teacher, use_train_size: bool = False) -> Frame:
+    """How a teacher of timm or open_clip wants its images framed.
 
-    Args:
-        teacher: The teacher. Of several the one with the largest input decides; the others resize what it gets.
-        use_train_size: Take the size that a timm model was trained at. By default it is the size that timm's
-            ``validate.py`` tests it at, which is larger for some.
+    Of several teachers the one with the largest input decides; the others resize what it gets. The default size of a
+    timm model is the one that timm's ``validate.py`` tests it at, which is larger for some than ``use_train_size``.
     """
     if isinstance(teacher, TeacherEnsemble):
         members: list[Any] = list(teacher.teachers)
-        return preprocess_of(max(members, key=lambda member: member.input_size), use_train_size)
+        return frame_of(max(members, key=lambda member: member.input_size), use_train_size)
     visual: Any = getattr(teacher.model, 'visual', teacher.model)
     cfg = getattr(visual, 'preprocess_cfg', None)
     if cfg is None:
-        return _timm_preprocess(resolve_data_config({}, model=visual, use_test_size=not use_train_size))
-    return Preprocess(
-        input_size=teacher.input_size,
+        return Frame.of_timm(resolve_data_config({}, model=visual, use_test_size=not use_train_size))
+    return Frame(
+        size=teacher.input_size,
         interpolation=teacher.interpolation,
         crop_mode=_CROP_MODES[cfg.get('resize_mode', 'shortest')],
         fill=(cfg.get('fill_color', 0) / 255,) * 3,
     )
 
 
-def _timm_preprocess(config: dict[str, Any]) -> Preprocess:
-    height, width = config['input_size'][-2:]
-    return Preprocess(
-        input_size=(height, width),
-        interpolation=config['interpolation'],
-        crop_pct=config['crop_pct'],
-        crop_mode=config['crop_mode'],
-        fill=tuple(config['mean']),
+def uncut_network(teacher: Teacher) -> Callable[[Tensor], Tensor] | None:
+    """A teacher without its resizing, where its network takes images of any size (open_clip's, and several, do not)."""
+    visual: Any = getattr(teacher.model, 'visual', teacher.model)
+    cfg: Any = getattr(visual, 'pretrained_cfg', None)
+    # Not where timm's config or patch embedding fixes the size.
+    strict = any(
+        getattr(module, 'strict_img_size', False) and getattr(module, 'img_size', None) is not None
+        for module in visual.modules()
     )
+    if not cfg or cfg.get('fixed_input_size') or strict:
+        return None
+
+    def network(x_pix: Tensor) -> Tensor:
+        with torch.autocast(x_pix.device.type, enabled=False):
+            return teacher.select(teacher.model(teacher.norm.normalize(x_pix)))
+
+    return network
+
+
+def text_sketch(teacher: Teacher) -> list[float]:
+    """Some sums of the text features of zero-shot heads, which tell one text tower from another.
+
+    ``Teacher.fingerprint`` takes the prompts alone, since features of two machines differ in the last bits; but two
+    CLIPs may share the image tower and not the text tower (LiT). NOTE: of a million rounded features some always lie
+    on a rounding boundary; a few sums hardly ever do, and if one does, its parts are recomputed.
+    """
+    sketch: list[float] = []
+    for module in teacher.modules():
+        if isinstance(module, ZeroShotClassifier):
+            features = module.text_features.double().cpu()
+            place = torch.arange(features.numel(), dtype=torch.float64)
+            for frequency in range(1, _SUMS + 1):
+                total = (features.flatten() * (frequency * place).cos()).sum() / features.shape[1] ** 0.5
+                sketch.append(round(total.item(), 3))
+    return sketch

@@ -1,6 +1,7 @@
 """What a model says of one part of a suite: each image once, in any number of processes."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,12 +13,47 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from timm_dad.evaluation.adversarial import EvalAttackConfig, run_attack
-from timm_dad.evaluation.changed_suites import AttackedPart
-from timm_dad.evaluation.images import PartImages, collate_images
+from timm_dad.common.files import replacing
+from timm_dad.data.images import FramedImages, collate_images
+from timm_dad.evaluation.attacks import EvalAttackConfig, run_attack
+from timm_dad.evaluation.corruptions import SeededCorruption
 from timm_dad.evaluation.models import EvalModel
-from timm_dad.evaluation.predictions import Predictions
-from timm_dad.evaluation.suite_data import Part, Suite
+from timm_dad.evaluation.suites.changed import AttackedPart, CorruptedPart
+from timm_dad.evaluation.suites.suite import Part, Suite
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """One model on the ``N`` images of one part of a suite, in the order of the data."""
+
+    label: NDArray[np.int64]  # [N], indices among the suite's classes, as are those predicted
+    predicted: NDArray[np.int64]  # class of the largest logit; -1 where it is none of the suite's
+    confidence: NDArray[np.float32]  # its softmax probability
+    correct: NDArray[np.bool_]  # whether it is right (several labels may be: ReaL)
+    correct5: NDArray[np.bool_]  # whether one of the five largest is
+
+    def __post_init__(self) -> None:
+        lengths = {field.name: len(getattr(self, field.name)) for field in fields(self)}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f'predictions must be of the same images, got lengths {lengths}')
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.label)
+
+    def save(self, path: Path) -> None:
+        """Write them as ``.npz``."""
+        with replacing(path) as temporary:
+            np.savez(temporary, **{field.name: getattr(self, field.name) for field in fields(self)})
+
+    @classmethod
+    def load(cls, path: Path) -> 'Predictions':
+        """Read what ``save`` wrote; ``ValueError`` if the file holds something else."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return cls(**{field.name: file[field.name] for field in fields(cls)})
+        except (OSError, KeyError, ValueError) as error:
+            raise ValueError(f'{path} holds no predictions: {error}; remove it to make it again') from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,34 +81,18 @@ class EvalConfig:
                 raise ValueError(f'{name} must be {least} or more, got {getattr(self, name)}')
 
 
-def evaluate_part(
-    model: EvalModel, suite: Suite, part: Part, config: EvalConfig, device: torch.device | None = None
-) -> Predictions:
-    """What a model says of every image of a part; all processes take part, and all get it.
+def evaluate_part(model: EvalModel, suite: Suite, part: Part, config: EvalConfig, device: torch.device) -> Predictions:
+    """What a model says of every image of a part, in the order of the data; all processes take part, and all get it.
 
     Batches, not images, are shared out: a batch holds the same images in any number of processes, and the answers are
-    the same to the bit.
-
-    Args:
-        model: For the suite's classes.
-        suite: The suite.
-        part: The part, of that suite or of one made of it.
-        config: Batches, seed and attack.
-        device: Where the model runs; Accelerate's device by default.
-
-    Returns:
-        One entry an image, in the order of the data.
-
-    Raises:
-        ValueError: If an image cannot be used, or logits are not finite.
+    the same to the bit. ``ValueError`` if an image cannot be used, or logits are not finite.
     """
     state = PartialState()
-    device = device or state.device
     starts = range(0, len(part.dataset), config.batch_size)
     batches = [range(start, min(start + config.batch_size, len(part.dataset))) for start in starts]
     own = range(state.process_index, len(batches), state.num_processes)
     loader = DataLoader(
-        PartImages(model, suite, part, config.seed),
+        part_images(model, suite, part, config.seed),
         batch_sampler=[list(batches[number]) for number in own],
         num_workers=config.workers,
         collate_fn=collate_images,
@@ -83,7 +103,7 @@ def evaluate_part(
     network = model.network_for(suite)
     answers = {}
     for number, batch in zip(own, bar, strict=True):
-        if isinstance(batch, str):
+        if isinstance(batch, ValueError):
             raise ValueError(f'suite {suite.name}: {batch}')
         x_pix, label = batch[0].to(device).float() / 255, batch[1].to(device)
         if isinstance(part, AttackedPart):
@@ -97,12 +117,18 @@ def evaluate_part(
     return judge(suite, part, top, confidence, labels)
 
 
+def part_images(model: EvalModel, suite: Suite, part: Part, seed: int) -> FramedImages:
+    """Images of a part, framed for a model unless they go in as they are, then corrupted if the part says so."""
+    corruption = SeededCorruption(part.corruption, part.severity, seed) if isinstance(part, CorruptedPart) else None
+    return FramedImages(part.dataset, model.frame if suite.resize else None, corruption)
+
+
 @torch.inference_mode()
 def _answer(model: EvalModel, suite: Suite, x_pix: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The five largest logits' classes ``[B, 5]``, and the probability of the first ``[B]``."""
     logits = model.network_for(suite)(x_pix).float().cpu()
     if not logits.isfinite().all():
-        raise ValueError(f'--model {model.name}: its logits on {suite.name} are not finite; use --precision fp32')
+        raise ValueError(f'{model.name}: its logits on {suite.name} are not finite; use precision fp32')
     top = logits.topk(min(5, logits.shape[1])).indices
     return top.numpy(), logits.softmax(dim=1).amax(dim=1).numpy()
 
@@ -114,21 +140,11 @@ def judge(
     confidence: NDArray[np.float32],
     label: NDArray[np.int64],
 ) -> Predictions:
-    """Compare answers with labels.
+    """Compare with labels ``[N]`` the classes ``top`` of the five largest logits ``[N, 5]``, the largest first.
 
     Where a suite groups ImageNet's classes, an answer counts as the group that it is in, and as none elsewhere
     (abarbu/objectnet-template-pytorch, ``objectnet_eval.py`` and ``validate_and_score.py``). Where an image has several
     right labels, each of them is right (Beyer et al. 2020, arXiv:2006.07159, section 3; timm's ``RealLabelsImagenet``).
-
-    Args:
-        suite: The suite.
-        part: Its part.
-        top: Classes of the five largest logits, or of all if there are fewer ``[N, 5]``, the largest first.
-        confidence: Probability of the largest ``[N]``.
-        label: Labels ``[N]``.
-
-    Returns:
-        The predictions.
     """
     if suite.groups is not None:
         group_of = {wnid: group for group, wnids in enumerate(suite.groups) for wnid in wnids}

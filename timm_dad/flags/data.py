@@ -1,8 +1,15 @@
-"""The flags about a data set that a command looks at, named as timm names them; ``create_dataset`` takes them."""
+"""The flags about data, named as timm names them, and the data sets that they ask for."""
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from timm_dad.data.datasets import check_images, dataset_class_names, open_dataset
+from timm_dad.demo.data import PREFIX
+from timm_dad.flags.kwargs import num_channels
+from timm_dad.flags.rules import written
 
 # Data sets that a flag is for; timm passes them by elsewhere.
 _DATA_FLAGS = {
@@ -14,61 +21,131 @@ _DATA_FLAGS = {
 }
 
 
-def add_data_args(parser: argparse.ArgumentParser, split: str, split_flag: str = '--split') -> Any:
-    """Add the flags to a parser.
-
-    Args:
-        parser: The parser.
-        split: Default of the split.
-        split_flag: The flag that names it.
-
-    Returns:
-        Their group, for more of them.
-    """
-    group = parser.add_argument_group('Dataset')
+def add_source_args(group: Any, split: str, split_flag: str = '--split') -> None:
+    """Add timm's flags of a data set, with this default of its split."""
     group.add_argument('--data-dir', metavar='DIR', help='path to dataset (root dir)')
     group.add_argument('--dataset', metavar='NAME', default='', help="timm's dataset type + name, or demo/STYLE")
     group.add_argument(split_flag, metavar='NAME', default=split, help='dataset split, or "" for a folder without')
-    group.add_argument('--num-classes', type=int, metavar='N', help='classes of data without names of them')
     group.add_argument('--class-map', default='', metavar='FILENAME', help='class to index mapping file')
     group.add_argument('--dataset-download', action='store_true', help='let torch/ and tfds/ datasets download')
     group.add_argument('--dataset-trust-remote-code', action='store_true', help="run the dataset repository's own code")
     group.add_argument('--input-key', help='dataset key for input images')
     group.add_argument('--target-key', help='dataset key for target labels')
-    # What create_dataset asks for and has one meaning here.
-    parser.set_defaults(in_chans=3, input_img_mode='RGB', epoch_repeats=0, train_num_samples=None, val_num_samples=None)
+
+
+def add_data_args(parser: argparse.ArgumentParser, split: str, split_flag: str = '--split') -> Any:
+    """Add the flags of a command that reads one data set; returns their group, for more of them."""
+    group = parser.add_argument_group('Dataset')
+    add_source_args(group, split, split_flag)
+    group.add_argument('--num-classes', type=int, metavar='N', help='classes of data without names of them')
     return group
 
 
+def data_flag(args: argparse.Namespace) -> str:
+    """The flag that names the data, with its value, as errors begin."""
+    return f'--dataset {args.dataset}' if args.dataset else f'--data-dir {args.data_dir}'
+
+
 def check_data_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
-    """Check the flags before anything is built.
-
-    Args:
-        args: All flags.
-        given: The flags of the command line alone, which must not be ignored.
-
-    Raises:
-        ValueError: If a flag has a bad value, or would be ignored.
-    """
+    """Check the flags before anything is built; those ``given`` on the command line must not be ignored."""
     if args.num_classes is not None and args.num_classes < 2:
         raise ValueError(f'--num-classes must be 2 or more, got {args.num_classes}')
     kind = args.dataset.split('/')[0] if '/' in args.dataset else ''
     for name, kinds in _DATA_FLAGS.items():
         if name in given and kind not in kinds:
-            flag = name.replace('_', '-')
-            raise ValueError(f'--{flag} is for --dataset {"/, ".join(kinds)}/, got {args.dataset or "a folder"}')
+            raise ValueError(f'{written(name)} is for --dataset {"/, ".join(kinds)}/, got {args.dataset or "a folder"}')
     if 'class_map' in given and kind == 'demo':
         raise ValueError('--class-map is not for the demo: it has classes of its own')
 
 
 def number_of_classes(args: argparse.Namespace, class_names: Sequence[str] | None) -> int:
-    """Classes of the data: by their names, or by ``--num-classes``.
-
-    Raises:
-        ValueError: If neither says, or they differ.
-    """
+    """Classes of the data, by their names or ``--num-classes``; ``ValueError`` if neither says, or they differ."""
     if class_names is None and args.num_classes is None:
         raise ValueError('--num-classes must be given: the data does not name its classes')
     if class_names is not None and args.num_classes not in (None, len(class_names)):
         raise ValueError(f'--num-classes must be {len(class_names)}, the classes of the data, got {args.num_classes}')
     return len(class_names) if class_names is not None else int(args.num_classes)
+
+
+# Names of a split that timm takes for one another.
+_SYNONYMS = (('train', 'training'), ('val', 'valid', 'validation', 'eval', 'evaluation'))
+
+
+def create_dataset(
+    args: argparse.Namespace, split: str, *, split_flag: str, labels: bool = True, **options: Any
+) -> Any:
+    """Create the demo's data set or one of timm's, of images and class indices.
+
+    Args:
+        args: Flags of ``add_data_args``.
+        split: Name of the split.
+        split_flag: The flag that names the split, for errors.
+        labels: Whether there are flags of labels, ``--class-map`` and ``--target-key``.
+        options: More arguments of timm's ``create_dataset``.
+
+    Raises:
+        ValueError: If it does not exist or is empty.
+    """
+    if args.dataset.startswith(PREFIX) and args.data_dir:
+        raise ValueError(f'--data-dir {args.data_dir} and --dataset {args.dataset}: the demo needs no folder')
+    if not args.data_dir and not args.dataset:
+        raise ValueError('--data-dir must name a folder with one sub-folder a class (or give --dataset)')
+    flag = data_flag(args)
+    if not args.dataset and not Path(args.data_dir).exists():
+        raise ValueError(f'{flag}: there is no such folder')
+    if not args.dataset and Path(args.data_dir).is_dir():
+        _check_split_folder(Path(args.data_dir), split, split_flag)
+    return open_dataset(
+        args.dataset, args.data_dir, split, flag, download=args.dataset_download, input_key=args.input_key,
+        class_map=args.class_map if labels else '', target_key=args.target_key if labels else None,
+        trust_remote_code=args.dataset_trust_remote_code, **options,
+    )  # fmt: skip
+
+
+def _check_split_folder(root: Path, split: str, flag: str) -> None:
+    # NOTE: where the split's folder is missing timm takes all of the root, training pictures for validation too.
+    name = split.split('[')[0]
+    synonyms = next((group for group in _SYNONYMS if name in group), (name,))
+    if not any((root / synonym).is_dir() for synonym in synonyms):
+        folders = sorted(path.name for path in root.iterdir() if path.is_dir())[:5]
+        raise ValueError(f'{flag} must be a folder in {root}, got {split!r}; there are {folders or "none"}')
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Data of a training: ``val`` is ``None`` without ``--val-split``, ``class_names`` where the data has none."""
+
+    train: Any
+    val: Any
+    class_names: Sequence[str] | None
+
+
+def open_training_data(args: argparse.Namespace) -> TrainingData:
+    """Open the data of ``timm-dad train``; ``ValueError`` where it does not exist or is empty."""
+    common: dict[str, Any] = {
+        'input_img_mode': args.input_img_mode or ('RGB' if num_channels(args) == 3 else 'L'),
+        'batch_size': args.batch_size,
+        'seed': args.seed,
+    }
+    train = create_dataset(
+        args, args.train_split, split_flag='--train-split', is_training=True,
+        num_samples=args.train_num_samples, repeats=args.epoch_repeats, **common,
+    )  # fmt: skip
+    val = None
+    if args.val_split:
+        val = create_dataset(args, args.val_split, split_flag='--val-split', num_samples=args.val_num_samples, **common)
+    return TrainingData(train, val, dataset_class_names(train))
+
+
+def check_training_data(data: TrainingData, num_classes: int) -> None:
+    """Decode some images, and compare classes with the student's; ``ValueError`` names the flag of what is wrong."""
+    for flag, dataset in {'--data-dir': data.train, '--val-split': data.val}.items():
+        check_images(dataset, flag)
+        own = dataset_class_names(dataset)
+        if own is None:
+            continue
+        if len(own) != num_classes:
+            raise ValueError(f'{flag}: data must have as many classes as --num-classes, {num_classes}, got {len(own)}')
+        if data.class_names is not None and own != list(data.class_names):
+            other = sorted(set(own) ^ set(data.class_names))[:4]
+            raise ValueError(f'{flag}: data must have the classes of the training data in their order; {other} differ')

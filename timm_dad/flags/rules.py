@@ -1,34 +1,51 @@
 """Rules between flags, errors that name the flag, and which flags a command line gives."""
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 
+def written(name: str) -> str:
+    """A flag as the command line has it, by the name that ``args`` has for it."""
+    return f'--{name.replace("_", "-")}'
+
+
 def check_rules(rules: Sequence[tuple[Any, str]]) -> None:
-    """Check rules in their order.
-
-    Args:
-        rules: What must be true, and what is said if it is not.
-
-    Raises:
-        ValueError: At the first rule that does not hold.
-    """
+    """Raise ``ValueError`` with the message of the first rule that does not hold."""
     for holds, message in rules:
         if not holds:
             raise ValueError(message)
 
 
-@contextmanager
-def flag_errors(flags: str) -> Iterator[None]:
-    """Name the flags that a failed factory of timm or torch got: factories raise what they like.
+def check_values(args: argparse.Namespace, rules: Sequence[tuple[Sequence[str], str, Callable[[Any], bool]]]) -> None:
+    """Check flags that have a value one by one; ``ValueError`` names flag, rule and value.
 
     Args:
-        flags: The flags, as they are written on a command line.
+        args: Flags.
+        rules: Names of flags, what they must be, and whether a value is that.
+    """
+    for names, rule, holds in rules:
+        for name in names:
+            value = getattr(args, name)
+            if value not in (None, '') and not holds(value):
+                raise ValueError(f'{written(name)} must be {rule}, got {value}')
 
-    Raises:
-        ValueError: In place of any other error but ``ImportError``.
+
+def check_file_args(args: argparse.Namespace, *names: str, what: str = 'a file') -> None:
+    """Raise ``ValueError`` where a flag that is given names no file."""
+    for name in names:
+        path = getattr(args, name)
+        if path and not Path(path).is_file():
+            raise ValueError(f'{written(name)} must be {what}, got {path!r}, which does not exist')
+
+
+@contextmanager
+def flag_errors(flags: str) -> Iterator[None]:
+    """Turn whatever a factory of timm or torch raises into a ``ValueError`` that names the flags it got.
+
+    A ``ValueError`` or ``ImportError`` passes: our own name their flags already.
     """
     try:
         yield
@@ -39,33 +56,31 @@ def flag_errors(flags: str) -> Iterator[None]:
 
 
 @contextmanager
-def naming_flag(flags: Mapping[str, str] | None = None, unknown: str | None = None) -> Iterator[None]:
-    """Put the flag before the message of a config's ``ValueError``, which begins with the field.
+def naming_flag(flags: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Put the flag before the ``ValueError`` of a config, which begins with the field.
 
     Args:
-        flags: Names of the flags (as ``args`` has them) whose fields are called otherwise.
-        unknown: The flag of fields that ``flags`` does not have; called like the field by default.
-
-    Raises:
-        ValueError: In place of the config's.
+        flags: Field to flag, by the name that ``args`` has for it; a field that is left out is called like its flag.
     """
     try:
         yield
     except ValueError as error:
         field = str(error).split()[0]
-        name = (flags or {}).get(field, unknown or field)
-        raise ValueError(f'--{name.replace("_", "-")}: {error}') from error
+        raise ValueError(f'{written((flags or {}).get(field, field))}: {error}') from error
+
+
+@contextmanager
+def under_flag(flag: str, *errors: type[Exception]) -> Iterator[None]:
+    """Put a flag, such as ``--model:``, before a ``ValueError`` (or one of ``errors``) of code that knows no flags."""
+    kinds: tuple[type[Exception], ...] = (ValueError, *errors)
+    try:
+        yield
+    except kinds as error:
+        raise ValueError(f'{flag} {error}') from error
 
 
 def without_defaults(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Let a parser give the flags of the command line alone.
-
-    Args:
-        parser: One of its own for this; changed.
-
-    Returns:
-        The parser.
-    """
+    """Let a parser, which is changed, give the flags of the command line alone."""
     for action in parser._actions:
         action.default = argparse.SUPPRESS
     parser._defaults.clear()
@@ -73,13 +88,29 @@ def without_defaults(parser: argparse.ArgumentParser) -> argparse.ArgumentParser
 
 
 def given_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> dict[str, Any]:
-    """The flags of a command line alone.
+    """The flags of a command line alone, by name, of a parser that is changed for it."""
+    return vars(without_defaults(parser).parse_args(argv))
+
+
+def parse_checked(
+    create_parser: Callable[[], argparse.ArgumentParser],
+    argv: Sequence[str],
+    check: Callable[[argparse.Namespace, dict[str, Any]], None],
+) -> argparse.Namespace:
+    """Parse a command line, and check what needs no data.
 
     Args:
-        parser: One of its own for this; changed.
-        argv: The command line; ``sys.argv[1:]`` by default.
+        create_parser: Makes its parser.
+        argv: The command line.
+        check: Gets all flags, which it may fill in, and those of the command line alone; raises ``ValueError``.
 
-    Returns:
-        Their values by name.
+    Raises:
+        SystemExit: On a bad flag, with one line that names flag, rule, value and fix.
     """
-    return vars(without_defaults(parser).parse_args(argv))
+    parser = create_parser()
+    args = parser.parse_args(argv)
+    try:
+        check(args, given_flags(create_parser(), argv))
+    except ValueError as error:
+        parser.error(str(error))
+    return args

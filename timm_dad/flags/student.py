@@ -1,7 +1,6 @@
 """The student that the flags ask for: to train it, or to load a checkpoint of its run later."""
 
 import argparse
-from pathlib import Path
 
 import timm
 import torch
@@ -9,27 +8,18 @@ from timm.layers import convert_splitbn_model
 from timm.models import create_model
 from torch import nn
 
-from timm_dad.flags.rules import flag_errors
-from timm_dad.method.task import add_splits
+from timm_dad.flags.kwargs import num_channels
+from timm_dad.flags.rules import check_file_args, flag_errors
+from timm_dad.method.splits import add_splits
 
 
 def create_student(args: argparse.Namespace) -> nn.Module:
-    """Create the student of a training, with split batch norm where the flags ask for it.
-
-    Args:
-        args: Flags of ``timm-dad train``.
-
-    Returns:
-        The student, on the CPU in fp32; ``num_classes`` says how many classes it has.
+    """Create the student of a training on the CPU, with split batch norm where the flags ask for it.
 
     Raises:
         ValueError: If timm does not know the model, or its weights or arguments do not fit.
     """
-    for name in ('initial_checkpoint', 'pretrained_path'):
-        path = getattr(args, name)
-        if path and not Path(path).is_file():
-            flag = name.replace('_', '-')
-            raise ValueError(f'--{flag} must be a checkpoint, got {path!r}, which does not exist')
+    check_file_args(args, 'initial_checkpoint', 'pretrained_path', what='a checkpoint')
     if not args.model.startswith(('hf-hub:', 'hf_hub:', 'local-dir:')) and not timm.is_model(args.model.split('.')[0]):
         raise ValueError(f'--model must be a timm model, got {args.model!r} (timm.list_models() names them)')
     overlay = {'pretrained_cfg_overlay': {'file': args.pretrained_path, 'num_classes': -1}}  # -1: adapt the head
@@ -37,7 +27,7 @@ def create_student(args: argparse.Namespace) -> nn.Module:
         student: nn.Module = create_model(
             args.model,
             pretrained=args.pretrained,
-            in_chans=args.in_chans or (args.input_size[0] if args.input_size else 3),
+            in_chans=num_channels(args),
             num_classes=args.num_classes,
             drop_rate=args.drop,
             drop_path_rate=args.drop_path,

@@ -8,12 +8,16 @@ from typing import Any
 
 import torch
 
+from timm_dad.flags.rules import check_file_args, check_rules, under_flag, written
 from timm_dad.teachers.classes import in_label_order, read_class_file
 from timm_dad.teachers.ensemble import TeacherEnsemble
 from timm_dad.teachers.spec import DEFAULT_TEACHER, PAPERS_TEACHER, DataClasses, check_spec, create_teacher_by_spec
 from timm_dad.teachers.teacher import Teacher
 from timm_dad.teachers.zero_shot import ZeroShotClassifier, check_templates, is_imagenet
 
+TEACHER_FLAGS = (
+    'dad_teacher', 'dad_teacher_weights', 'dad_teacher_checkpoint', 'dad_classnames', 'dad_templates', 'dad_class_map',
+)  # fmt: skip
 _logger = logging.getLogger(__name__)
 
 
@@ -62,11 +66,7 @@ def teacher_specs(args: argparse.Namespace) -> list[str]:
 
 
 def check_teacher_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
-    """Check the flags before anything is built.
-
-    Args:
-        args: All flags.
-        given: The flags of the command line alone, which must not be ignored.
+    """Check the flags before anything is built; those ``given`` on the command line must not be ignored.
 
     Raises:
         ValueError: If a flag has a bad value, is missing, or would be ignored.
@@ -75,32 +75,27 @@ def check_teacher_args(args: argparse.Namespace, given: Mapping[str, Any]) -> No
     if not specs and args.num_classes not in (None, 1000):
         raise ValueError(_no_default(args.num_classes))
     for spec in specs:
-        check_spec(spec)
-    if weights and (len(weights) != len(specs) or len(specs) == 1):
-        raise ValueError(f'--dad-teacher-weights is for several teachers, one weight each, got {weights} for {specs}')
-    if weights and min(weights) <= 0:
-        raise ValueError(f'--dad-teacher-weights must be positive, got {weights}')
-    if args.dad_teacher_checkpoint and len(specs) > 1:
-        raise ValueError('--dad-teacher-checkpoint is for one teacher: write timm:MODEL/FILE or open_clip:MODEL/FILE')
-    for name in ('dad_classnames', 'dad_templates', 'dad_teacher_checkpoint', 'dad_class_map'):
-        path, flag = getattr(args, name), f'--{name.replace("_", "-")}'
-        if path and not Path(path).is_file():
-            raise ValueError(f'{flag} must be a file, got {path!r}, which does not exist')
-    _check_used(args, given, specs)
-
-
-def _check_used(args: argparse.Namespace, given: Mapping[str, Any], specs: list[str]) -> None:
+        with under_flag('--dad-teacher'):
+            check_spec(spec)
+    rules = (
+        (not weights or len(weights) == len(specs) > 1,
+         f'--dad-teacher-weights is for several teachers, one weight each, got {weights} for {specs}'),
+        (not weights or min(weights) > 0, f'--dad-teacher-weights must be positive, got {weights}'),
+        (not args.dad_teacher_checkpoint or len(specs) < 2,
+         '--dad-teacher-checkpoint is for one teacher: write timm:MODEL/FILE or open_clip:MODEL/FILE'),
+    )  # fmt: skip
+    check_rules(rules)
+    check_file_args(args, 'dad_classnames', 'dad_templates', 'dad_teacher_checkpoint', 'dad_class_map')
     zero_shot = not specs or any(spec.startswith(('open_clip:', 'demo')) for spec in specs)
     own_head = any(spec.startswith(('timm:', 'probe:', 'open_clip:')) for spec in specs)
-    rules = (
+    for name, used, rule in (
         ('dad_classnames', zero_shot, 'is for zero-shot teachers'),
         ('dad_templates', zero_shot, 'is for zero-shot teachers'),
         ('dad_class_map', own_head, 'is for teachers with a head of their own (timm:, probe:)'),
-        ('dad_teacher_checkpoint', not specs[:1] or not specs[0].startswith('probe:'), 'is for timm: and open_clip:'),
-    )
-    for name, used, rule in rules:
+        ('dad_teacher_checkpoint', not specs or not specs[0].startswith('probe:'), 'is for timm: and open_clip:'),
+    ):
         if name in given and not used:
-            raise ValueError(f'--{name.replace("_", "-")} {rule}, got --dad-teacher {" ".join(specs)}')
+            raise ValueError(f'{written(name)} {rule}, got --dad-teacher {" ".join(specs)}')
 
 
 def _no_default(num_classes: int) -> str:
@@ -116,16 +111,13 @@ def create_teacher(
     class_names: Sequence[str] | None,
     device: torch.device | None = None,
 ) -> Teacher:
-    """Create the teacher of ``--dad-teacher``.
+    """Create the frozen teacher of ``--dad-teacher``, on the CPU.
 
     Args:
         args: Flags.
         num_classes: Classes of the student.
         class_names: Names of the data's classes (folders), if it has any.
         device: Where a zero-shot head is computed, if it is not in the cache.
-
-    Returns:
-        The frozen teacher, on the CPU.
 
     Raises:
         ValueError: If the teacher is unknown, or its classes are not the student's.
@@ -139,10 +131,8 @@ def create_teacher(
     data = _data_classes(args, num_classes, class_names)
     teachers = []
     for spec in specs:
-        try:
+        with under_flag(f'--dad-teacher {spec}:'):
             teachers.append(create_teacher_by_spec(spec, data, args.dad_teacher_checkpoint, device))
-        except ValueError as error:
-            raise ValueError(f'--dad-teacher {spec}: {error}') from error
     _check_heads(args, specs, teachers)
     if len(teachers) == 1:
         return teachers[0]
@@ -166,27 +156,23 @@ def _check_heads(args: argparse.Namespace, specs: Sequence[str], teachers: Seque
 
 
 def _data_classes(args: argparse.Namespace, num_classes: int, class_names: Sequence[str] | None) -> DataClasses:
-    def by_class(path: str | None, column: str, flag: str, what: str) -> list[str] | None:
-        if not path:
+    def by_class(name: str, column: str, what: str) -> list[str] | None:
+        if not getattr(args, name):
             return None
-        try:
-            return in_label_order(read_class_file(path, column), class_names, num_classes, what)
-        except ValueError as error:
-            raise ValueError(f'{flag}: {error}') from error
+        with under_flag(f'{written(name)}:'):
+            return in_label_order(read_class_file(getattr(args, name), column), class_names, num_classes, what)
 
     return DataClasses(
         num_classes=num_classes,
         class_names=class_names,
-        spoken=by_class(args.dad_classnames, 'name', '--dad-classnames', 'class names'),
+        spoken=by_class('dad_classnames', 'name', 'class names'),
         templates=_read_templates(args.dad_templates) if args.dad_templates else None,
-        class_map=by_class(args.dad_class_map, 'teacher', '--dad-class-map', "teacher's classes"),
+        class_map=by_class('dad_class_map', 'teacher', "teacher's classes"),
     )
 
 
 def _read_templates(path: str) -> list[str]:
-    try:
+    with under_flag(f'--dad-templates {path}:'):
         templates = [line.strip() for line in Path(path).read_text(encoding='utf-8-sig').splitlines() if line.strip()]
         check_templates(templates)
-    except ValueError as error:
-        raise ValueError(f'--dad-templates {path}: {error}') from error
     return templates

@@ -1,68 +1,36 @@
-"""Flags of ``train_dad.py``: those of timm's ``train.py``, by name, default and meaning, plus ours and ``--dad ...``.
+"""Flags of timm's ``train.py``, by name, default and meaning, and the trainer's own beside them.
 
 timm's own parser lives in a script that no wheel carries, so its flags are written down here; ``test_train_args.py``
 compares them with a checkout.
 """
 
 import argparse
-import os
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
-from timm.optim import list_optimizers
 from timm.utils import ParseKwargs
 
-from timm_dad.demo.data import DEMO_CONFIG
-from timm_dad.flags.dad import add_dad_args, check_dad_args
-from timm_dad.flags.pairs import uses_pairs
-from timm_dad.flags.rules import check_rules, given_flags
+from timm_dad.flags.data import add_source_args
+from timm_dad.flags.execution import add_device_arg
 
-# What timm's create_scheduler_v2 knows; it takes any other name without a word.
-SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'plateau', 'poly')
 
-_RESOLUTION = 'the image size is fixed during a training', 'use --img-size, or a second training at another size'
-_NAFLEX = 'NaFlex batches are patches, and the DAD view is made from images', 'use --img-size'
-# timm's flags that make no sense here: why, and what to do instead.
-REFUSED = {
-    'torchscript': ('PyTorch deprecates TorchScript', 'use --torchcompile'),
-    'device_modules': ('Accelerate chooses the device', 'run `accelerate config`'),
-    'tta': ("timm's loaders make no copies of an image, so it would average different images", 'leave it out'),
-    'naflex_loader': _NAFLEX,
-    'naflex_train_seq_lens': _NAFLEX,
-    'naflex_max_seq_len': _NAFLEX,
-    'naflex_patch_sizes': _NAFLEX,
-    'naflex_patch_size_probs': _NAFLEX,
-    'naflex_loss_scale': _NAFLEX,
-    'naflex_patchify_channels_first': _NAFLEX,
-    'train_img_sizes': _RESOLUTION,
-    'train_batch_sizes': _RESOLUTION,
-    'train_size_probs': _RESOLUTION,
-    'train_size_schedule': _RESOLUTION,
-    'train_size_schedule_spread': _RESOLUTION,
-    'train_size_random_mix': _RESOLUTION,
-    'train_batches_per_epoch': ('an epoch is one pass over the data', 'use --epoch-repeats'),
-    'variable_batch_loss_scale': _RESOLUTION,
-}
+def add_timm_args(parser: argparse.ArgumentParser) -> None:
+    """Add the flags to a parser, in groups."""
+    adders = (
+        _add_data_args, _add_model_args, _add_optimizer_args, _add_augmentation_args, _add_kd_args, _add_misc_args,
+        _add_refused_args,
+    )  # fmt: skip
+    for add in adders:
+        add(parser)
 
 
 def _add_data_args(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('Dataset')
     parser.add_argument('data', nargs='?', metavar='DIR', help='path to dataset (deprecated, use --data-dir)')
-    group.add_argument('--data-dir', metavar='DIR', help='path to dataset (root dir)')
-    group.add_argument('--dataset', metavar='NAME', default='', help='dataset type + name (default: image folder, tar)')
-    group.add_argument('--train-split', metavar='NAME', default='train', help='dataset train split')
+    add_source_args(group, 'train', '--train-split')
     group.add_argument('--val-split', metavar='NAME', default='validation', help='dataset validation split, or ""')
     group.add_argument('--train-num-samples', type=int, metavar='N', help='training samples, for streams')
     group.add_argument('--val-num-samples', type=int, metavar='N', help='validation samples, for streams')
-    group.add_argument('--dataset-download', action='store_true', help='let torch/ and tfds/ datasets download')
-    group.add_argument('--class-map', default='', metavar='FILENAME', help='class to index mapping file')
     group.add_argument('--input-img-mode', help='image conversion mode (default: RGB, or L for one channel)')
-    group.add_argument('--input-key', help='dataset key for input images')
-    group.add_argument('--target-key', help='dataset key for target labels')
-    group.add_argument('--dataset-trust-remote-code', action='store_true', help="run the dataset repository's own code")
     group.add_argument(
         '--eval-suites', metavar='NAME=DATA', nargs='+', default=[],
         help='suites to evaluate student and teacher on at the end: NAME=PATH (an image folder, or a published name as '
@@ -109,7 +77,7 @@ def _add_model_args(parser: argparse.ArgumentParser) -> None:
     scripting.add_argument('--torchscript', action='store_true', help=argparse.SUPPRESS)
     scripting.add_argument('--torchcompile', nargs='?', const='inductor', metavar='BACKEND', help='compile the student')
     group = parser.add_argument_group('Device')
-    group.add_argument('--device', default='cuda', help='cuda (the CPU where there is none) or cpu')
+    add_device_arg(group)
     group.add_argument('--amp', action='store_true', help='mixed precision for the student')
     group.add_argument('--amp-dtype', default='float16', choices=('float16', 'bfloat16'), help='precision of --amp')
     group.add_argument('--model-dtype', choices=('float32', 'float16', 'bfloat16'), help='precision of the weights')
@@ -292,225 +260,3 @@ def _add_refused_args(parser: argparse.ArgumentParser) -> None:
         if name == 'train_batches_per_epoch':
             names.append('--train-steps-per-epoch')
         parser.add_argument(*names, help=argparse.SUPPRESS, **options)
-
-
-def create_parser() -> argparse.ArgumentParser:
-    """The parser of ``train_dad.py``."""
-    parser = argparse.ArgumentParser(
-        prog='train_dad.py',
-        usage='%(prog)s [--data-dir DIR] [--model MODEL] [--dad ...] [flags]',
-        description='timm training with Discrete Adversarial Distillation. Without data, the embedded demo.',
-        allow_abbrev=False,
-    )
-    parser.add_argument('-c', '--config', default='', metavar='FILE', help='YAML file with defaults for these flags')
-    adders = (
-        _add_data_args,
-        _add_model_args,
-        _add_optimizer_args,
-        _add_augmentation_args,
-        _add_kd_args,
-        _add_misc_args,
-    )
-    for add in adders:
-        add(parser)
-    _add_refused_args(parser)
-    add_dad_args(parser)
-    return parser
-
-
-def _read_config(parser: argparse.ArgumentParser, path: str) -> dict[str, Any]:
-    if not Path(path).is_file():
-        parser.error(f'--config must be a YAML file, got {path!r}, which does not exist')
-    content = yaml.safe_load(Path(path).read_text()) or {}
-    known = {action.dest for action in parser._actions}
-    unknown = sorted(set(content) - known) if isinstance(content, dict) else [content]
-    if unknown:
-        parser.error(f'--config {path} must map flags to values; these are no flags: {unknown}')
-    config: dict[str, Any] = content
-    for action in parser._actions:
-        value = config.get(action.dest)
-        if value is None or isinstance(action, argparse.BooleanOptionalAction | ParseKwargs):
-            continue
-        for entry in value if isinstance(value, list) else [value]:
-            wrong = action.choices is not None and entry not in action.choices
-            wrong |= action.type is int and not isinstance(entry, int)
-            wrong |= action.type is float and not isinstance(entry, int | float)
-            wrong |= action.nargs == 0 and not isinstance(entry, bool)
-            if wrong:
-                parser.error(f'--config {path}: {action.dest} has the bad value {entry!r}')
-    return config
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse, check what needs no data, and fill in the demo when there is no data set.
-
-    Args:
-        argv: Command line without the program; ``sys.argv[1:]`` by default.
-
-    Returns:
-        The flags. Values come from the command line, then ``--config``, then the defaults.
-
-    Raises:
-        SystemExit: On a bad flag, with one line that names flag, rule, value and fix.
-    """
-    parser = create_parser()
-    explicit = given_flags(create_parser(), argv)
-    config = explicit.get('config', '')
-    if not config and not {'data', 'data_dir', 'dataset'} & set(explicit):
-        config = str(DEMO_CONFIG)
-    from_config = _read_config(parser, config) if config else {}
-    parser.set_defaults(**from_config)
-    args = parser.parse_args(argv)
-    args.config = config
-    args.data_dir = args.data_dir or args.data
-    defaults = create_parser()
-    chosen = {name for name in (*explicit, *from_config) if getattr(args, name) != defaults.get_default(name)}
-    if 'device' not in explicit and not torch.cuda.is_available():
-        args.device = 'cpu'
-    try:
-        check_args(args, chosen)
-        check_dad_args(args, explicit)
-        check_preview_args(args)
-        check_overlap_args(args)
-    except ValueError as error:
-        parser.error(str(error))
-    return args
-
-
-_AT_LEAST_1 = """batch_size validation_batch_size grad_accum_steps epochs log_interval val_interval checkpoint_hist
-    num_classes img_size recount""".split()
-_AT_LEAST_0 = """warmup_epochs cooldown_epochs start_epoch workers recovery_interval mixup cutmix mixup_off_epoch lr
-    lr_base weight_decay clip_grad warmup_lr min_lr aug_repeats dad_preview_interval eval_suites_interval""".split()
-_FRACTIONS = """hflip vflip reprob smoothing mixup_prob mixup_switch_prob model_ema_decay drop drop_path drop_block
-    color_jitter_prob grayscale_prob gaussian_blur_prob""".split()
-_LENGTHS = {'scale': 2, 'ratio': 2, 'cutmix_minmax': 2, 'mean': 3, 'std': 3, 'opt_betas': 2}
-_INTERPOLATIONS = ('random', 'nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
-
-
-def check_ranges(args: argparse.Namespace) -> None:
-    """Check the numbers among timm's flags; ``ValueError`` names flag, rule and value."""
-    channels = args.in_chans or (args.input_size[0] if args.input_size else 3)
-    for names, rule, holds in (
-        (_AT_LEAST_1, '1 or more', lambda value: value >= 1),
-        (_AT_LEAST_0, '0 or more', lambda value: value >= 0),
-        (_FRACTIONS, 'from 0 to 1', lambda value: 0 <= value <= 1),
-        (['std'], 'positive', lambda value: min(value) > 0),
-        (['crop_pct'], 'more than 0', lambda value: value > 0),
-        (['interpolation', 'train_interpolation'], f'one of {_INTERPOLATIONS}', lambda value: value in _INTERPOLATIONS),
-    ):
-        for name in names:
-            value = getattr(args, name)
-            if value not in (None, '') and not holds(value):
-                raise ValueError(f'--{name.replace("_", "-")} must be {rule}, got {value}')
-    for name, length in _LENGTHS.items():
-        value, lengths = getattr(args, name), {length, channels} if length == 3 else {length}
-        if value is not None and len(value) not in lengths:
-            raise ValueError(f'--{name.replace("_", "-")} takes {length} numbers, got {value}')
-
-
-def check_args(args: argparse.Namespace, chosen: set[str]) -> None:
-    """Check timm's flags before anything is built.
-
-    Args:
-        args: All flags.
-        chosen: Flags that were set to something else than their default.
-
-    Raises:
-        ValueError: If a flag makes no sense here, has a bad value, or lacks the one it depends on.
-    """
-    for name, (reason, fix) in REFUSED.items():
-        if name in chosen:
-            raise ValueError(f'--{name.replace("_", "-")} does not work here: {reason}; {fix}')
-    check_ranges(args)
-    for name, known in (('opt', list_optimizers()), ('sched', SCHEDULES)):
-        if getattr(args, name).lower() not in known:
-            raise ValueError(f'--{name} must be one of {", ".join(known)}; got {getattr(args, name)!r}')
-    mixing = args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
-    splits = f'got --aug-splits {args.aug_splits}'
-    rules = (
-        (args.aug_splits in (0, *range(2, 100)), f'--aug-splits must be 0, or 2 or more, got {args.aug_splits}'),
-        (not args.jsd_loss or args.aug_splits, f'--jsd-loss needs --aug-splits 2 or more, {splits}'),
-        (
-            not (args.aug_splits and mixing),
-            f'--aug-splits does not mix images: leave --mixup and --cutmix out, {splits}',
-        ),
-        (
-            not args.split_bn or args.aug_splits or args.resplit or args.dad,
-            '--split-bn needs splits: --aug-splits, --resplit or --dad',
-        ),
-        (
-            not mixing or args.batch_size % 2 == 0,
-            f'--mixup and --cutmix need an even --batch-size, got {args.batch_size}',
-        ),
-        (not (args.jsd_loss and args.bce_loss), '--jsd-loss and --bce-loss exclude each other: leave one out'),
-        (not (args.split_bn and args.sync_bn), '--split-bn and --sync-bn exclude each other: leave one out'),
-        (not args.bce_loss or mixing or args.smoothing, '--bce-loss needs --smoothing, --mixup or --cutmix'),
-        (
-            not args.amp or args.model_dtype in (None, 'float32'),
-            f'--amp needs --model-dtype float32, got {args.model_dtype}',
-        ),
-        (not args.wandb_resume_id or args.resume, '--wandb-resume-id needs --resume'),
-        (not args.eval_suites_interval or args.eval_suites, '--eval-suites-interval needs --eval-suites'),
-        (
-            not args.eval_suites or (args.in_chans or (args.input_size[0] if args.input_size else 3)) == 3,
-            f'--eval-suites needs images of 3 channels, got --in-chans {args.in_chans}, --input-size {args.input_size}',
-        ),
-        (
-            'local_rank' not in chosen or str(args.local_rank) == os.environ.get('LOCAL_RANK'),
-            f'--local_rank must be what the launcher says (LOCAL_RANK), got {args.local_rank}; use torchrun',
-        ),
-        (args.drop_connect is None, '--drop-connect is deprecated in timm and does nothing there: use --drop-path'),
-        (args.device.split(':')[0] in ('cuda', 'cpu'), f'--device must be cuda or cpu, got {args.device!r}'),
-        (
-            args.sched != 'plateau' or not args.sched_on_updates,
-            '--sched plateau goes by epochs: leave --sched-on-updates out',
-        ),
-    )
-    check_rules(rules)
-    if args.torchcompile:
-        backends = torch.compiler.list_backends(exclude_tags=())
-        if args.torchcompile not in backends:
-            raise ValueError(f'--torchcompile must be one of {", ".join(backends)}; got {args.torchcompile!r}')
-
-
-def check_preview_args(args: argparse.Namespace) -> None:
-    """Check that ``--dad-preview-interval`` has DAD views to show, and of which images.
-
-    Raises:
-        ValueError: If it has not.
-    """
-    if not (args.dad and args.dad_preview_interval):
-        return
-    rules = (
-        (
-            args.dad_view == 'dad',
-            '--dad-preview-interval shows DAD views, and --dad-view random makes none: leave one of them out',
-        ),
-        (
-            not args.dad_dir,
-            '--dad-preview-interval shows views that are made in training, and those of --dad-dir are there already: '
-            'leave it out, and see images of that data with timm-dad preview',
-        ),
-        (args.val_split, '--dad-preview-interval shows validation images: it needs --val-split'),
-    )
-    check_rules(rules)
-
-
-def check_overlap_args(args: argparse.Namespace) -> None:
-    """Check that ``--dad-overlap`` has something to overlap.
-
-    Raises:
-        ValueError: If it has not.
-    """
-    rules = (
-        (args.device.startswith('cuda'), f'--dad-overlap needs a CUDA device, got --device {args.device}'),
-        (not uses_pairs(args), '--dad-overlap is for DAD views that are made while training: leave it out'),
-    )
-    if args.dad and args.dad_overlap:
-        check_rules(rules)
-
-
-def torch_dtype(name: str | None) -> torch.dtype:
-    """The dtype of ``--model-dtype``; fp32 by default."""
-    dtype: torch.dtype = getattr(torch, name or 'float32')
-    return dtype

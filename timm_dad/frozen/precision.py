@@ -24,28 +24,14 @@ _ROUNDS = 3
 def fastest_precision(
     teacher: Teacher, vqgan: VQGAN | None, image_size: tuple[int, int], device: torch.device, batch_size: int = 2
 ) -> str:
-    """Time forwards of the frozen models in fp32 and in bf16, in turns.
-
-    Args:
-        teacher: The teacher; moved to the device.
-        vqgan: The VQGAN, if there is one: it is most of the cost, and its encoder is what is timed then.
-        image_size: ``(height, width)`` of the images.
-        device: Where they will run.
-        batch_size: Images of a forward.
-
-    Returns:
-        ``bf16`` if that is at least a tenth faster, else ``fp32``.
-    """
+    """Time the VQGAN's encoder, or else the teacher; ``bf16`` if that is at least a tenth faster, else ``fp32``."""
     network, batch = _most_of_the_work(teacher, vqgan, image_size)
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    networks = {'fp32': network, 'bf16': copy.deepcopy(network)}
-    round_weights(networks['bf16'], torch.bfloat16)  # as it will be
+    rounded = copy.deepcopy(network)
+    round_weights(rounded, torch.bfloat16)  # as it will be
     batch = batch.expand(batch_size, *batch.shape[1:]).to(device, memory_format=torch.channels_last)
-    seconds: dict[str, list[float]] = {precision: [] for precision in networks}
-    for _ in range(1 + _ROUNDS):
-        for precision, rounds in seconds.items():
-            rounds.append(_time(networks[precision], batch, precision == 'bf16'))
-    fp32, bf16 = (median(rounds[1:]) for rounds in seconds.values())
+    rounds = [(_time(network, batch, False), _time(rounded, batch, True)) for _ in range(1 + _ROUNDS)]
+    fp32, bf16 = (median(seconds) for seconds in zip(*rounds[1:], strict=True))
     chosen = 'bf16' if fp32 > _WORTH * bf16 else 'fp32'
     _logger.info('--dad-precision auto: bf16 is %.2f times as fast as fp32 here, so it is %s', fp32 / bf16, chosen)
     return chosen

@@ -1,19 +1,23 @@
-"""Frozen models in a precision of their own: their networks run under autocast and return fp32."""
+"""Frozen models in a precision of their own: their networks run under autocast, maybe compiled, and return fp32."""
 
+import math
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import convert_to_fp32
-from torch import nn
+from torch import Tensor, nn
 
-from timm_dad.frozen.compiled import compile_network
 from timm_dad.teachers.ensemble import TeacherEnsemble
 from timm_dad.teachers.teacher import Teacher
 from timm_dad.vqgan.model import VQGAN
 
 PRECISIONS = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+
+# With and without a gradient these are 8 graphs, all that torch keeps of a function (``recompile_limit``).
+_HALVINGS = 3
 
 
 def prepare_frozen(
@@ -89,14 +93,7 @@ class _OwnPrecision:
 
 
 def own_precision(network: nn.Module) -> torch.autocast:
-    """The precision that a network was prepared in, for calls of its parts: its forward has it already.
-
-    Args:
-        network: Of ``prepare_frozen``; any other one is in fp32.
-
-    Returns:
-        A context.
-    """
+    """The precision that a network was prepared in, for calls of its parts; one that was not prepared is in fp32."""
     precision = getattr(network, 'dad_precision', 'fp32')
     dtype = PRECISIONS[precision] if precision != 'fp32' else None
     return torch.autocast(next(network.parameters()).device.type, dtype, enabled=dtype is not None)
@@ -107,11 +104,59 @@ def round_weights(network: nn.Module, dtype: torch.dtype) -> None:
 
     Only layers with the forward of ``nn.Linear`` or ``nn.Conv2d`` are rounded. Others may compute something of their
     weights first, or run outside autocast.
-
-    Args:
-        network: Changed in place.
-        dtype: Floating dtype.
     """
     for module in network.modules():
         if type(module).forward in (nn.Linear.forward, nn.Conv2d.forward):
             module.to(dtype)
+
+
+class FixedBatch:
+    """Call a function, which maps rows to rows, with batches of few sizes: others are filled up, and cut back after.
+
+    A compiled function is compiled again for every new shape; the last batch of a data set would be one. The sizes are
+    that of the largest batch so far, its half, quarter and eighth (rounded up); a size that fails, as when memory runs
+    out, is forgotten.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        self.function = function
+        self.size = 0
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        """Call the function."""
+        size = self._size_for(len(batch))
+        try:
+            found = self.function(_filled(batch, size))
+        except RuntimeError:
+            self.size = 0
+            raise
+        self.size = max(self.size, size)
+        return found[: len(batch)]
+
+    def _size_for(self, count: int) -> int:
+        largest = max(self.size, count)
+        sizes = [math.ceil(largest / (1 << halved)) for halved in range(_HALVINGS + 1)]
+        return min(size for size in sizes if size >= count)
+
+
+def _filled(rows: Tensor, size: int) -> Tensor:
+    missing = size - len(rows)
+    if missing:
+        rows = torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])])
+    # Strides are part of what a function is compiled for.
+    return rows.contiguous(memory_format=torch.channels_last) if rows.ndim == 4 else rows
+
+
+def compile_network(network: nn.Module) -> None:
+    """Compile the forward of a network, for one image size, in place; ``ValueError`` if this machine cannot."""
+    check_compiler(next(network.parameters()).device)
+    network.forward = FixedBatch(torch.compile(network.forward, dynamic=False))
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raise ``ValueError`` unless a compiler is there: ``torch.compile`` needs one of C++ on a CPU, Triton on a GPU."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
+    except Exception as error:  # inductor raises what it likes
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f'torch.compile does not work on this machine (a compiler is missing?): {reason}') from error

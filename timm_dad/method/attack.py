@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from timm_dad.common.options import option
+
 NORMS = ('l2', 'linf')
 # Largest radius that makes sense in [0, 1] pixel units, per norm.
 _MAX_RADIUS = {'l2': 5.0, 'linf': 1.0}
@@ -18,24 +20,17 @@ _MAX_RADIUS = {'l2': 5.0, 'linf': 1.0}
 class AttackConfig:
     """Attack settings, in [0, 1] pixel units; the defaults are DAD's released ones.
 
-    Args:
-        eps: Radius of the ball around the image; for ``l2`` over the whole ``[3, H, W]`` tensor.
-        step_size: Length of one step, in the same norm.
-        num_steps: Ascent steps; 0 leaves the random start alone.
-        norm: ``l2`` or ``linf``.
-        random_start: Probability that an image starts from a random point of the ball.
-
     Raises:
         ValueError: If a value is out of range.
 
     Source: lapisrocks/DiscreteAdversarialDistillation, ``generate_examples.py``.
     """
 
-    eps: float = 0.1
-    step_size: float = 0.01
-    num_steps: int = 1
-    norm: str = 'l2'
-    random_start: float = 0.8
+    eps: float = option(0.1, 'radius of the attack, in [0, 1] pixel units; for l2 over the whole [3, H, W] image')
+    step_size: float = option(0.01, 'length of one step, in the same norm and units')
+    num_steps: int = option(1, 'ascent steps; 0 leaves the random start alone')
+    norm: str = option('l2', 'norm of the attack', choices=NORMS)
+    random_start: float = option(0.8, 'probability that an image starts from a random point of the ball')
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:

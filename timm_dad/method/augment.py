@@ -8,8 +8,8 @@ from torch import Tensor
 
 from timm_dad.common.pixels import PixelNorm
 from timm_dad.method.attack import AttackConfig, Generators, ascend, input_gradient, radii, random_start
+from timm_dad.method.chunked import Chunked
 from timm_dad.method.loss import hard_labels, teacher_cross_entropy
-from timm_dad.method.micro_batch import MicroBatches
 from timm_dad.teachers.teacher import Teacher
 from timm_dad.vqgan.model import VQGAN
 
@@ -103,7 +103,7 @@ class DADAugment:
         self.attack = attack or AttackConfig()
         self.keep_label = keep_label
         self.attack_from = attack_from
-        self.in_micro_batches = MicroBatches(micro_batch)
+        self.chunked = Chunked(micro_batch)
 
     def make_views(self, x_pix: Tensor, target: Tensor, eps: Tensor | None = None) -> DADViews:
         """Reconstruct, attack, discretize.
@@ -123,13 +123,13 @@ class DADAugment:
 
     def ask_teacher(self, x_pix: Tensor) -> Tensor:
         """The teacher's logits ``[B, K]`` on images ``[B, 3, H, W]`` in [0, 1], made as the views are: in pieces."""
-        logits: Tensor = self.in_micro_batches(self.teacher, x_pix)
+        logits: Tensor = self.chunked(self.teacher, x_pix)
         return logits
 
     @torch.no_grad()
     def reconstruct(self, x_pix: Tensor) -> Centre:
         """``Q(x)`` of images ``[B, 3, H, W]`` in [0, 1] and its codes, as the centre of an attack from it."""
-        return self.in_micro_batches(self._centre_at_reconstruction, x_pix)
+        return self.chunked(self._centre_at_reconstruction, x_pix)
 
     @torch.no_grad()
     def find_centre(self, x_pix: Tensor, target: Tensor) -> Centre:
@@ -147,7 +147,7 @@ class DADAugment:
         """
         if self.attack_from == 'reconstruction':
             return self.reconstruct(x_pix)
-        return self.in_micro_batches(self._centre_at_input, x_pix, target)
+        return self.chunked(self._centre_at_input, x_pix, target)
 
     def _centre_at_reconstruction(self, x_pix: Tensor) -> Centre:
         x_vq, codes = self.vqgan.reconstruct(x_pix)
@@ -184,7 +184,7 @@ class DADAugment:
         """
         # Drawn for all images at once: no view depends on the size of the pieces.
         start = random_start(centre.x0.float(), radii(centre.x0, self.attack, eps), self.attack, generator)
-        return self.in_micro_batches(self._attack, centre, start, target, eps)
+        return self.chunked(self._attack, centre, start, target, eps)
 
     def _attack(self, centre: Centre, start: Tensor, target: Tensor, eps: Tensor | None) -> DADViews:
         x0 = centre.x0

@@ -7,16 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from timm_dad.common.options import option
+
 
 @dataclass(frozen=True, kw_only=True)
 class DADLossConfig:
     """Weights of ``task * CE + kd * T^2 KL(t(x) || s(x)) + dad * T^2 KL(t(x_dad) || s(x_dad))``.
-
-    Args:
-        temperature: ``T``; both softmaxes are taken over logits / ``T``.
-        task_weight: Weight of the task loss.
-        kd_weight: Weight of the distillation on the clean view.
-        dad_weight: Weight of the distillation on the DAD view.
 
     Raises:
         ValueError: If the temperature is not positive or a weight is negative.
@@ -24,10 +20,10 @@ class DADLossConfig:
     Source: ``calculate_kd_loss`` of lapisrocks/DiscreteAdversarialDistillation: T 4 and weights 1, 1/2, 1/2.
     """
 
-    temperature: float = 4.0
-    task_weight: float = 1.0
-    kd_weight: float = 0.5
-    dad_weight: float = 0.5
+    temperature: float = option(4.0, 'distillation temperature T: both softmaxes are over logits / T')
+    task_weight: float = option(1.0, 'weight of the task loss')
+    kd_weight: float = option(0.5, 'weight of the distillation on the clean view')
+    dad_weight: float = option(0.5, 'weight of the distillation on the extra view')
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < float('inf'):

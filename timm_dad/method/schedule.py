@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 
+from timm_dad.common.options import option
 from timm_dad.method.attack import AttackConfig
 
 EPS_SCHEDULES = ('constant', 'linear', 'cosine')
@@ -12,29 +13,22 @@ EPS_SCHEDULES = ('constant', 'linear', 'cosine')
 class DADSchedule:
     """The DAD view over the epochs of a training.
 
-    Args:
-        prob: Probability that a batch gets a DAD view, as ``mixup_prob``.
-        every: Batches from one that may get a fresh DAD view to the next; the first of an epoch is one.
-        replay: Recent DAD views that are kept for batches without a fresh one; 0: those get none. While none is kept,
-            every batch gets fresh ones.
-        warmup_epochs: The weight of the DAD loss rises linearly from 0 (no DAD view) over these epochs.
-        off_epoch: No DAD view from this epoch on, as ``mixup_off_epoch``; 0 for never.
-        eps_sched: How radius and step of the attack rise to their full values, which the last epoch has.
-        eps_start: Radius to rise from, in [0, 1] pixel units.
-        epochs: Epochs over which the radius rises; needed where it does.
-
     Raises:
         ValueError: If a value is out of range.
     """
 
-    prob: float = 1.0
-    every: int = 1
-    replay: int = 0
-    warmup_epochs: int = 0
-    off_epoch: int = 0
-    eps_sched: str = 'constant'
-    eps_start: float = 0.0
-    epochs: int = 0
+    prob: float = option(1.0, 'probability that a batch gets a DAD view')
+    every: int = option(1, 'make fresh DAD views for every N-th batch, from the first of an epoch on', metavar='N')
+    replay: int = option(
+        0, 'keep the last N DAD views for batches without fresh ones, which get no extra view by default', metavar='N'
+    )
+    warmup_epochs: int = option(0, 'epochs over which the weight of the extra view rises linearly from 0', metavar='N')
+    off_epoch: int = option(0, 'no DAD view from this epoch on; 0: never', metavar='N')
+    eps_sched: str = option(
+        'constant', 'how radius and step of the attack rise to their values over --epochs', choices=EPS_SCHEDULES
+    )
+    eps_start: float = option(0.0, 'radius that they rise from, in [0, 1] pixel units')
+    epochs: int = option(0, 'epochs over which the radius rises; needed where it does')
 
     def __post_init__(self) -> None:
         if not 0 <= self.prob <= 1:
@@ -62,6 +56,21 @@ class DADSchedule:
         if self.off_epoch and epoch >= self.off_epoch:
             return 0.0
         return min(1.0, epoch / self.warmup_epochs) if self.warmup_epochs else 1.0
+
+    def shares(self, epochs: int) -> dict[str, float]:
+        """Parts of the batches of a training by what they get; together 1.
+
+        Args:
+            epochs: Epochs of the training.
+
+        Returns:
+            ``view`` (a DAD view of their own), ``replayed`` (one of before) and ``none``, without parts that are 0.
+        """
+        weighted = sum(self.weight(epoch) > 0 for epoch in range(epochs)) / max(epochs, 1)
+        view = weighted * self.prob / self.every
+        replayed = weighted - view if self.replay else 0.0
+        shares = {'view': view, 'replayed': replayed, 'none': 1 - view - replayed}
+        return {name: share for name, share in shares.items() if share > 1e-9}
 
     def attack(self, full: AttackConfig, epoch: int) -> AttackConfig:
         """Attack of an epoch: radius between ``eps_start`` and the full one, the step in proportion.

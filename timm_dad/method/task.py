@@ -5,25 +5,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
-from timm.layers import SplitBatchNorm2d
 from timm.task import TrainingTask
 from torch import Tensor, nn
 
 from timm_dad.common.pixels import PixelNorm
 from timm_dad.method.augment import DADAugment
+from timm_dad.method.chunked import Chunked
 from timm_dad.method.loss import DADLoss, DADLossConfig, hard_labels
-from timm_dad.method.micro_batch import MicroBatches
 from timm_dad.method.replay import ReplayCache
 from timm_dad.method.schedule import DADSchedule
+from timm_dad.method.splits import add_splits
 from timm_dad.teachers.teacher import Teacher
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class SecondView:
-    """Second view of a batch ``[B, 3, H, W]``, the teacher's logits on it, and where it predicts the label there."""
+class ExtraView:
+    """Extra view of a batch ``[B, 3, H, W]``, the teacher's logits on it, and where it predicts the label there."""
 
     x_norm: Tensor
     logits: Tensor
@@ -32,10 +33,10 @@ class SecondView:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Of a batch, the teacher's logits on the clean images ``[B, K]``, and the second view, if it gets one."""
+    """Of a batch, the teacher's logits on the clean images ``[B, K]``, and the extra view, if it gets one."""
 
     logits: Tensor
-    second: SecondView | None
+    extra: ExtraView | None
 
 
 class StoredAnswers(Protocol):
@@ -45,7 +46,7 @@ class StoredAnswers(Protocol):
         """Class indices of targets ``[B]``."""
 
     def read(self, coded: Tensor) -> tuple[Tensor, Tensor]:
-        """Teacher's logits ``[B, K]`` on the images and on their second views."""
+        """Teacher's logits ``[B, K]`` on the images and on their extra views."""
 
 
 class DADTask(TrainingTask):  # type: ignore[misc]
@@ -57,18 +58,19 @@ class DADTask(TrainingTask):  # type: ignore[misc]
     Args:
         student_model: The model to train; maps normalized images to logits ``[B, K]``.
         teacher: Frozen teacher; ``None`` with ``stored``.
-        augment: Makes the DAD view from the clean view. ``None``: batches are pairs, they hold the second views of all
+        augment: Makes the DAD view from the clean view. ``None``: batches are pairs, they hold the extra views of all
             images after all else (DAD views made before, or random ones: the equal-compute control).
         stored: The teacher's logits, of pairs whose targets are ``encode_target``'s.
-        criterion: Task loss on all that the batch holds but second views; ``nn.CrossEntropyLoss()`` by default.
+        criterion: Task loss on all that the batch holds but extra views; ``nn.CrossEntropyLoss()`` by default.
         loss: Temperature and weights.
         schedule: Probability, weight and attack budget of the DAD view by epoch; told by ``set_epoch``.
         mean: The student's normalization; ``student_model.pretrained_cfg`` by default.
         std: The student's normalization; ``student_model.pretrained_cfg`` by default.
         num_splits: Augmentation splits of the batch (AugMix), all of one before all of the next, the clean one first;
-            second views of pairs are not counted.
+            extra views of pairs are not counted.
         micro_batch: Images that the teacher takes at a time, without ``augment``, which has its own; 0: as many as fit
             in memory.
+        seed: Seed of the draw which batches get a DAD view, the same in all processes.
         device: Device of the task.
         dtype: Floating dtype of the task.
         verbose: Log what was built.
@@ -94,6 +96,7 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         std: Sequence[float] | None = None,
         num_splits: int = 1,
         micro_batch: int = 0,
+        seed: int = 0,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         verbose: bool = True,
@@ -116,11 +119,12 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         self.vqgan = augment.vqgan.eval().requires_grad_(False).to(self.device) if augment else None
         self.augment = augment
         self.full_attack = augment.attack if augment else None
-        self.in_micro_batches = augment.in_micro_batches if augment else MicroBatches(micro_batch)
+        self.chunked = augment.chunked if augment else Chunked(micro_batch)
         self.norm = norm
         self.loss = DADLoss(loss, criterion).to(self.device)
         self.schedule = schedule or DADSchedule()
         self.num_splits = num_splits
+        self.seed = seed
         if self.schedule.replay and augment is None:
             raise ValueError('replay keeps DAD views that are made here: pass augment with it')
         self.replay = ReplayCache(self.schedule.replay) if self.schedule.replay else None
@@ -132,7 +136,7 @@ class DADTask(TrainingTask):  # type: ignore[misc]
 
     def set_epoch(self, epoch: int, batch: int = 0) -> None:
         """Set weight and attack budget of the DAD view for an epoch, from 0, and the batch that comes next in it."""
-        self.next_batch = batch
+        self.epoch, self.next_batch = epoch, batch
         self.dad_weight = self.schedule.weight(epoch)
         if self.augment is not None and self.full_attack is not None:
             self.augment.attack = self.schedule.attack(self.full_attack, epoch)
@@ -182,7 +186,7 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         """Compute loss, parts and student output of a batch.
 
         Args:
-            input: Student-normalized images ``[V * B, 3, H, W]``: ``V`` augmentation splits, of pairs with the second
+            input: Student-normalized images ``[V * B, 3, H, W]``: ``V`` augmentation splits, of pairs with the extra
                 views after them (``V`` one more).
             target: Class indices or soft targets of ``input``, one row an image; with stored logits what
                 ``encode_target`` makes of class indices.
@@ -190,7 +194,7 @@ class DADTask(TrainingTask):  # type: ignore[misc]
 
         Returns:
             - ``loss``: training loss, a scalar
-            - ``output``: student logits ``[num_splits * B, K]``, on all but second views
+            - ``output``: student logits ``[num_splits * B, K]``, on all but extra views
             - ``task_loss``, ``kd_loss``, ``dad_loss``: its parts before their weights, scalars
             - ``teacher_kept``: fraction of images on whose DAD view the teacher predicts the label, a scalar
 
@@ -206,17 +210,17 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         own = num_images * self.num_splits
         label = target if self.stored is None else self.stored.labels(target)
         prepared = prepared or self.prepare(input, target)
-        logits, second = prepared.logits, prepared.second
-        if second is None:
+        logits, extra = prepared.logits, prepared.extra
+        if extra is None:
             output = self.trainable_module(input[:own])
             parts: dict[str, Tensor] = self.loss(output, logits, None, None, label[:own])
             return {**parts, 'output': output, 'teacher_kept': torch.zeros_like(parts['loss'])}
 
         # One forward for all views: one set of batch statistics, and one backward under DistributedDataParallel.
-        views = torch.cat([input, second.x_norm]) if self.augment else input
+        views = torch.cat([input, extra.x_norm]) if self.augment else input
         output, student_dad_logits = self.trainable_module(views).split([own, num_images])
-        parts = self.loss(output, logits, student_dad_logits, second.logits, label[:own], self.dad_weight)
-        return {**parts, 'output': output, 'teacher_kept': second.kept.float().mean()}
+        parts = self.loss(output, logits, student_dad_logits, extra.logits, label[:own], self.dad_weight)
+        return {**parts, 'output': output, 'teacher_kept': extra.kept.float().mean()}
 
     @torch.no_grad()
     def prepare(self, input: Tensor, target: Tensor) -> Prepared:
@@ -227,55 +231,58 @@ class DADTask(TrainingTask):  # type: ignore[misc]
             target: As ``forward`` takes it.
 
         Returns:
-            The teacher's logits and the second view.
+            The teacher's logits and the extra view.
         """
         num_images = len(input) // (self.num_splits + (self.augment is None))
         label = target if self.stored is None else self.stored.labels(target)
         fresh = self._wants_fresh_view()
         if self.augment is not None:
-            return self._make_second(input[:num_images], label[:num_images], fresh)
-        return self._take_second(input, target, label[num_images * self.num_splits :], fresh)
+            return self._make_extra(input[:num_images], label[:num_images], fresh)
+        return self._take_extra(input, target, label[num_images * self.num_splits :], fresh)
 
-    def _make_second(self, clean: Tensor, label: Tensor, fresh: bool) -> Prepared:
+    def _make_extra(self, clean: Tensor, label: Tensor, fresh: bool) -> Prepared:
         """Teacher's logits of clean images ``[B, 3, H, W]``, and their DAD view or ones of before."""
         assert self.augment is not None
         x_pix = self.norm.to_pixels(clean)
         logits: Tensor | None = None
         if fresh:
             views = self.augment.make_views(x_pix, label)
-            logits, second = views.clean_logits, (views.x_dad, views.dad_logits, views.kept)
+            logits, extra = views.clean_logits, (views.x_dad, views.dad_logits, views.kept)
             if self.replay is not None:
-                self.replay.add(*second)
+                self.replay.add(*extra)
         elif self.replay is not None and self.dad_weight:
-            second = self.replay.draw(len(clean))
+            extra = self.replay.draw(len(clean))
         else:
             return Prepared(self._ask_teacher(x_pix), None)
-        x_dad, dad_logits, kept = second
+        x_dad, dad_logits, kept = extra
         is_last = clean.is_contiguous(memory_format=torch.channels_last)
         layout = torch.channels_last if is_last else torch.contiguous_format
         x_norm = self.norm.normalize(x_dad).to(clean.dtype).contiguous(memory_format=layout)
-        return Prepared(self._ask_teacher(x_pix) if logits is None else logits, SecondView(x_norm, dad_logits, kept))
+        return Prepared(self._ask_teacher(x_pix) if logits is None else logits, ExtraView(x_norm, dad_logits, kept))
 
-    def _take_second(self, input: Tensor, target: Tensor, label: Tensor, wanted: bool) -> Prepared:
-        """Teacher's logits of the clean images of pairs, and their second view, whose labels are ``label``."""
+    def _take_extra(self, input: Tensor, target: Tensor, label: Tensor, wanted: bool) -> Prepared:
+        """Teacher's logits of the clean images of pairs, and their extra view, whose labels are ``label``."""
         clean, x_norm = input[: len(label)], input[-len(label) :]
         if self.stored is not None:
-            logits, second_logits = self.stored.read(target[: len(label)])
+            logits, extra_logits = self.stored.read(target[: len(label)])
         elif not wanted:
             return Prepared(self._ask_teacher(self.norm.to_pixels(clean)), None)
         else:  # one forward for both
             pairs = input if self.num_splits == 1 else torch.cat([clean, x_norm])
-            logits, second_logits = self._ask_teacher(self.norm.to_pixels(pairs)).chunk(2)
-        kept = second_logits.argmax(dim=-1) == hard_labels(label)
-        return Prepared(logits, SecondView(x_norm, second_logits, kept) if wanted else None)
+            logits, extra_logits = self._ask_teacher(self.norm.to_pixels(pairs)).chunk(2)
+        kept = extra_logits.argmax(dim=-1) == hard_labels(label)
+        return Prepared(logits, ExtraView(x_norm, extra_logits, kept) if wanted else None)
 
     def _ask_teacher(self, x_pix: Tensor) -> Tensor:
         assert self.teacher is not None
-        logits: Tensor = self.in_micro_batches(self.teacher, x_pix)
+        logits: Tensor = self.chunked(self.teacher, x_pix)
         return logits
 
     def _wants_fresh_view(self) -> bool:
-        """Whether this batch gets a DAD view of its own; drawn for all its images at once, as timm draws mixup."""
+        """Whether this batch gets a DAD view of its own; drawn for all its images at once, as timm draws mixup.
+
+        All processes draw alike: a batch costs as much as that of the process that makes views.
+        """
         index = self.next_batch
         self.next_batch += 1
         if self.dad_weight == 0:
@@ -284,24 +291,5 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         wanted = self.replay is not None and not len(self.replay)
         if index % self.schedule.every:
             return wanted
-        return self.schedule.prob == 1 or float(torch.rand(())) < self.schedule.prob or wanted
-
-
-def add_splits(student: nn.Module, num_splits: int) -> bool:
-    """Give the DAD view a batch norm of its own where the student has split batch norm (AdvProp's auxiliary one).
-
-    Args:
-        student: Changed in place: missing auxiliary batch norms are added as copies of the main one.
-        num_splits: Splits that a batch will have, the DAD view's among them.
-
-    Returns:
-        Whether there is split batch norm.
-    """
-    modules = [module for module in student.modules() if isinstance(module, SplitBatchNorm2d)]
-    for module in modules:
-        while module.num_splits < num_splits:
-            aux = nn.BatchNorm2d(module.num_features, module.eps, module.momentum, module.affine)
-            aux.load_state_dict({name: value for name, value in module.state_dict().items() if '.' not in name})
-            module.aux_bn.append(aux.to(module.running_mean.device, module.running_mean.dtype))
-            module.num_splits += 1
-    return bool(modules)
+        draw = np.random.default_rng((self.seed, self.epoch, index)).random()
+        return draw < self.schedule.prob or wanted

@@ -21,35 +21,20 @@ def share(mask: Tensor) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class PreviewImage:
-    """One image, its views, and what the teacher says of them; tensors are on the CPU.
-
-    Args:
-        title: What to call it.
-        label: Class index.
-        x_pix: The image ``[3, H, W]``, range [0, 1].
-        x_vq: Its reconstruction ``Q(x)``, same shape and range.
-        x0: Where the attack starts, same shape and range: ``Q(x)``, or ``x`` itself.
-        x_adv: The perturbed ``x0``, same shape and range.
-        x_dad: The DAD view, same shape and range.
-        vq_codes: Codes of ``x_vq`` ``[h, w]``.
-        dad_codes: Codes of ``x_dad`` ``[h, w]``.
-        calm_codes: Codes that ``x_dad`` would have without an attack: of ``x0`` (``Q(x)`` encoded again) ``[h, w]``.
-        factor: Pixels of one code along a side.
-        probs: The teacher's softmax ``[K]`` on ``x``, ``Q(x)`` and ``x_dad``.
-    """
+    """One image, its views ``[3, H, W]`` in [0, 1], their codes ``[h, w]``, and what the teacher says; on the CPU."""
 
     title: str
     label: int
     x_pix: Tensor
-    x_vq: Tensor
-    x0: Tensor
+    x_vq: Tensor  # Q(x)
+    x0: Tensor  # where the attack starts: Q(x), or x itself
     x_adv: Tensor
     x_dad: Tensor
-    vq_codes: Tensor
-    dad_codes: Tensor
-    calm_codes: Tensor
-    factor: int
-    probs: dict[str, Tensor]
+    vq_codes: Tensor  # of x_vq
+    dad_codes: Tensor  # of x_dad
+    calm_codes: Tensor  # that x_dad would have without an attack: of x0 (Q(x) encoded again)
+    factor: int  # pixels of one code along a side
+    probs: dict[str, Tensor]  # the teacher's softmax [K] on x, Q(x) and x_dad
 
     @property
     def perturbation(self) -> Tensor:
@@ -96,17 +81,9 @@ class PreviewImage:
 
 @torch.no_grad()
 def preview_image(augment: DADAugment, x_pix: Tensor, label: int, *, title: str, seed: int) -> PreviewImage:
-    """Make the DAD view of one image, by itself: nothing depends on other images, nor on torch's global generator.
+    """Make the DAD view of one image ``[3, H, W]`` in [0, 1], on any device.
 
-    Args:
-        augment: Makes the view, on the device of its teacher.
-        x_pix: Image ``[3, H, W]``, range [0, 1], on any device.
-        label: Class index.
-        title: What to call the image.
-        seed: Seed of the attack's random start.
-
-    Returns:
-        The image with its views.
+    Nothing depends on other images, nor on torch's global generator: ``seed`` is that of the attack's random start.
 
     Raises:
         ValueError: If the label is none of the teacher's classes, or the VQGAN does not take the size.
@@ -123,27 +100,17 @@ def preview_image(augment: DADAugment, x_pix: Tensor, label: int, *, title: str,
     else:
         x_vq, vq_codes = centre.x0, centre.codes
         calm_codes = vqgan.encode_to_codes(x_vq)
-    # On the CPU, so that every device draws alike.
-    generators = [torch.Generator().manual_seed(seed)]
-    views = augment.attack_centre(centre, target, generator=generators)
+    # The generator is on the CPU, so that every device draws alike.
+    views = augment.attack_centre(centre, target, generator=[torch.Generator().manual_seed(seed)])
     if augment.keep_label and not bool(views.kept):  # then x_dad is Q(x), whatever the attack did
         calm_codes = vq_codes
     clean_logits = teacher(batch) if centre.logits is None else centre.logits
     logits = {'x': clean_logits, 'Q(x)': teacher(x_vq), 'x_dad': views.dad_logits}
-    return PreviewImage(
-        title=title,
-        label=label,
-        x_pix=batch[0].cpu(),
-        x_vq=x_vq[0].cpu(),
-        x0=centre.x0[0].cpu(),
-        x_adv=views.x_adv[0].cpu(),
-        x_dad=views.x_dad[0].cpu(),
-        vq_codes=vq_codes[0].cpu(),
-        dad_codes=views.dad_codes[0].cpu(),
-        calm_codes=calm_codes[0].cpu(),
-        factor=vqgan.config.factor,
-        probs={view: own[0].float().softmax(dim=-1).cpu() for view, own in logits.items()},
-    )
+    probs = {view: own[0].float().softmax(dim=-1).cpu() for view, own in logits.items()}
+    images = {'x_pix': batch, 'x_vq': x_vq, 'x0': centre.x0, 'x_adv': views.x_adv, 'x_dad': views.x_dad}
+    codes = {'vq_codes': vq_codes, 'dad_codes': views.dad_codes, 'calm_codes': calm_codes}
+    tensors = {name: own[0].cpu() for name, own in {**images, **codes}.items()}
+    return PreviewImage(title=title, label=label, factor=vqgan.config.factor, probs=probs, **tensors)
 
 
 def describe_settings(augment: DADAugment) -> str:

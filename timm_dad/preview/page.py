@@ -49,16 +49,7 @@ _LEGEND = (
 
 
 def make_page(images: Sequence[PreviewImage], class_names: Sequence[str], lines: Sequence[str] = ()) -> str:
-    """The page; equal images give equal text.
-
-    Args:
-        images: One or more.
-        class_names: Names of the classes, any text.
-        lines: Settings and means, a paragraph each.
-
-    Returns:
-        An HTML document.
-    """
+    """An HTML document with a paragraph for each of ``lines``; equal images give equal text."""
     paragraphs = ''.join(f'<p>{escape(line)}</p>\n' for line in lines)
     legend = ''.join(f'<li><b>{escape(name)}</b>: {escape(meaning)}</li>\n' for name, meaning in _LEGEND)
     return (

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -15,9 +16,7 @@ COLUMNS = ('x', 'Q(x)', 'perturbation', 'x_dad', 'codes of x_dad')
 # Longer side of a picture on the sheet: small ones are enlarged by whole numbers, large ones shrunk.
 _MIN_SIDE, _MAX_SIDE = 144, 320
 _MARGIN, _LINE, _FONT_SIZE = 8, 15, 12
-_LINES = 4  # of text below a picture
-_GAP = 10  # between two rows
-_CODE_BITS = 18
+_LINES, _GAP = 4, 10  # lines of text below a picture, and pixels between two rows
 
 
 def to_picture(x_pix: Tensor) -> Image.Image:
@@ -37,50 +36,28 @@ def amplify(perturbation: Tensor) -> Tensor:
 
 
 def code_colours(codes: Tensor) -> Tensor:
-    """A fixed colour for every code, bright enough for black lines on it; 262,144 codes have different ones.
-
-    Args:
-        codes: Code indices, any shape.
-
-    Returns:
-        Colours, one dimension of 3 more, uint8, from 64 to 253.
-    """
+    """A fixed colour ``[..., 3]`` for every code, uint8, from 64 (lines on it are black) to 253; 2**18 differ."""
     # Multiplying by an odd number permutes the numbers of 18 bits, and puts neighbours far apart.
-    mixed = codes * 0x2D8F5 % 2**_CODE_BITS
+    mixed = codes * 0x2D8F5 % 2**18
     channels = torch.stack([mixed >> 12, mixed >> 6 & 63, mixed & 63], dim=-1)
     return (64 + 3 * channels).byte()
 
 
 def code_map(image: PreviewImage, scale: int) -> Image.Image:
-    """The codes of ``x_dad`` as colours: pale where they are those of ``Q(x)``; a line around what the attack changed.
-
-    Args:
-        image: The image.
-        scale: Side of one pixel of the image on the map.
-
-    Returns:
-        ``W * scale`` x ``H * scale`` pixels.
-    """
-    cell, by_attack = image.factor * scale, image.changed_by_attack
+    """Codes of ``x_dad`` as colours: pale where they are those of ``Q(x)``, framed where the attack changed them."""
+    cell, (height, width) = image.factor * scale, image.x_pix.shape[-2:]
     colours = code_colours(image.dad_codes)
     colours = torch.where(image.changed[..., None], colours, 255 - (255 - colours) // 3)
-    picture = Image.fromarray(colours.numpy().repeat(cell, axis=0).repeat(cell, axis=1))
-    draw = ImageDraw.Draw(picture)
-    width = max(1, cell // 10)
-    around = torch.nn.functional.pad(by_attack, (1, 1, 1, 1))
-    for row, column in by_attack.nonzero().tolist():
-        left, top, right, bottom = column * cell, row * cell, (column + 1) * cell - 1, (row + 1) * cell - 1
-        sides = {
-            (row, column + 1): (left, top, right, top + width - 1),
-            (row + 2, column + 1): (left, bottom - width + 1, right, bottom),
-            (row + 1, column): (left, top, left + width - 1, bottom),
-            (row + 1, column + 2): (right - width + 1, top, right, bottom),
-        }
-        for neighbour, line in sides.items():
-            if not around[neighbour]:
-                draw.rectangle(line, 'black')
-    height, width = image.x_pix.shape[-2:]
-    return picture.crop((0, 0, width * scale, height * scale))  # the VQGAN's padding has codes too
+    colours, calm = (
+        of.repeat_interleave(cell, 0).repeat_interleave(cell, 1) for of in (colours, ~image.changed_by_attack)
+    )
+    line = max(1, cell // 10)
+    calm = F.pad(calm[None].float(), (line,) * 4, value=1)
+    above_or_below = F.max_pool2d(calm, (2 * line + 1, 1), stride=1)[0, :, line:-line]
+    beside = F.max_pool2d(calm, (1, 2 * line + 1), stride=1)[0, line:-line]
+    inside = calm[0, line:-line, line:-line] == 0
+    colours[inside & (above_or_below + beside > 0)] = 0
+    return Image.fromarray(colours[: height * scale, : width * scale].numpy())  # the VQGAN's padding has codes too
 
 
 def shown_size(image: PreviewImage) -> tuple[int, int]:
@@ -114,16 +91,7 @@ def counted(mask: Tensor) -> tuple[str, str]:
 
 
 def make_sheet(images: Sequence[PreviewImage], class_names: Sequence[str], heading: str = '') -> Image.Image:
-    """The sheet.
-
-    Args:
-        images: One or more, of one size.
-        class_names: Names of the classes.
-        heading: A line above all.
-
-    Returns:
-        The picture, RGB; the teacher's answer is green where it is the label, and red where it is not.
-    """
+    """Draw images of one size; the teacher's answer is green where it is the label, and red where it is not."""
     width, height = shown_size(images[0])
     step_x, step_y = max(width, _MIN_SIDE) + _MARGIN, height + (_LINES + 1) * _LINE + _GAP
     sheet_width = _MARGIN + len(COLUMNS) * step_x
@@ -143,7 +111,8 @@ def make_sheet(images: Sequence[PreviewImage], class_names: Sequence[str], headi
         texts = _texts(image, class_names)
         for column, picture in enumerate(pictures(image)):
             x, below = _MARGIN + column * step_x, y + _LINE + height + 4
-            sheet.paste(_resized(picture, (width, height)), (x, y + _LINE + 2))
+            filter = Image.Resampling.NEAREST if width >= picture.width else Image.Resampling.LANCZOS
+            sheet.paste(picture.resize((width, height), filter), (x, y + _LINE + 2))
             for left, right, colour in texts[column]:
                 room = step_x - _MARGIN - (font.getlength(right) + 4 if right else 0)
                 draw.text((x, below), _cut(left, room, font), colour, font)
@@ -173,21 +142,13 @@ def _texts(image: PreviewImage, class_names: Sequence[str]) -> list[list[tuple[s
     ]
 
 
-def _resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    if picture.size == size:
-        return picture
-    larger = size[0] >= picture.width
-    return picture.resize(size, Image.Resampling.NEAREST if larger else Image.Resampling.LANCZOS)
-
-
 def _cut(text: str, room: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """A text in one line, its end left out where there is no room for it."""
-    text = ' '.join(text.split())
-    if font.getlength(text) <= room:
-        return text
-    while text and font.getlength(f'{text}...') > room:
+    text = shown = ' '.join(text.split())
+    while text and font.getlength(shown) > room:
         text = text[:-1]
-    return f'{text}...'
+        shown = f'{text}...'
+    return shown
 
 
 def _wrap(text: str, room: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
@@ -202,6 +163,5 @@ def _wrap(text: str, room: float, font: ImageFont.FreeTypeFont | ImageFont.Image
 
 def png_bytes(picture: Image.Image) -> bytes:
     """A picture as a PNG file."""
-    file = io.BytesIO()
-    picture.save(file, format='PNG')
+    picture.save(file := io.BytesIO(), format='PNG')
     return file.getvalue()

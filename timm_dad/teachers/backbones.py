@@ -11,18 +11,9 @@ from timm_dad.common.extras import require_extra
 
 
 def load_timm(name: str, checkpoint_path: str | None = None, num_classes: int | None = None) -> Any:
-    """Load a timm model with its pretrained weights, or a checkpoint.
+    """Load a timm model with its pretrained weights or a checkpoint; ``ValueError`` if it is unknown or does not fit.
 
-    Args:
-        name: timm's name, or ``hf-hub:`` / ``local-dir:``.
-        checkpoint_path: Weights in place of the pretrained ones; its head tells how many classes it has.
-        num_classes: Their number where the head does not tell.
-
-    Returns:
-        The model.
-
-    Raises:
-        ValueError: If timm does not know it, or the weights do not fit.
+    The checkpoint's head tells how many classes it has, or else ``num_classes``.
     """
     if '/' not in name and ':' not in name and not timm.is_model(name.split('.')[0]):
         close = timm.list_models(f'*{name.split(".")[0].split("_")[0]}*')[:5]
@@ -44,11 +35,7 @@ def _head_size(name: str, checkpoint_path: str) -> int | None:
 
 
 def timm_norm(name: str, model: Any) -> dict[str, Any]:
-    """Mean, standard deviation, size and interpolation of a timm model, as ``Teacher`` takes them.
-
-    Raises:
-        ValueError: If it does not say them.
-    """
+    """Mean, standard deviation, size and interpolation of a timm model for ``Teacher``; ``ValueError`` without them."""
     cfg = getattr(model, 'pretrained_cfg', None) or {}
     if not cfg.get('mean') or not cfg.get('std'):
         raise ValueError(f'teacher timm:{name} does not say its normalization (pretrained_cfg with mean and std)')
@@ -58,12 +45,7 @@ def timm_norm(name: str, model: Any) -> dict[str, Any]:
 
 
 def load_open_clip(name: str, checkpoint_path: str | None = None, weights: bool = True) -> tuple[Any, dict[str, Any]]:
-    """Load an open_clip model.
-
-    Args:
-        name: As ``create_open_clip_teacher`` takes it.
-        checkpoint_path: Weights in place of its own.
-        weights: Whether to load weights at all.
+    """Load an open_clip model, named as for ``create_open_clip_teacher``.
 
     Returns:
         The model in evaluation mode, and what it was made from.
@@ -106,13 +88,12 @@ def open_clip_norm(visual: Any) -> dict[str, Any]:
     return {**{key: cfg[key] for key in ('mean', 'std', 'interpolation')}, 'input_size': (int(size[0]), int(size[1]))}
 
 
-def _check_open_clip_name(open_clip: object, architecture: str, pretrained: str | None) -> None:
-    models: list[str] = open_clip.list_models()  # type: ignore[attr-defined]
-    if architecture not in models:
+def _check_open_clip_name(open_clip: Any, architecture: str, pretrained: str | None) -> None:
+    if architecture not in open_clip.list_models():
         raise ValueError(
             f'open_clip has no model {architecture!r} (open_clip.list_models() names them, such as ViT-L-14)'
         )
-    tags: list[str] = open_clip.list_pretrained_tags_by_model(architecture)  # type: ignore[attr-defined]
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
     if not pretrained or (pretrained not in tags and not Path(pretrained).is_file()):
         raise ValueError(
             f'open_clip:{architecture}/PRETRAINED takes a file or one of {tags}, got {pretrained or "nothing"!r}'

@@ -22,13 +22,7 @@ def timm_labels(model: nn.Module) -> list[str] | None:
 def match_classes(
     num_outputs: int, labels: Sequence[str] | None, num_classes: int, class_names: Sequence[str] | None
 ) -> list[int] | None:
-    """Find the data's classes among the teacher's, by name.
-
-    Args:
-        num_outputs: Classes of the teacher.
-        labels: Their names, if it says them.
-        num_classes: Classes of the data.
-        class_names: Their folders, if they have any (WordNet ids in ImageNet and its subsets).
+    """Find the data's classes among the teacher's, by name (WordNet ids in ImageNet and its subsets).
 
     Returns:
         The teacher's output of each class of the data; ``None`` where they are the same, in the same order.
@@ -49,52 +43,34 @@ def match_classes(
     elif labels:
         reason = 'the data has no class names'
     raise ValueError(
-        f'has {num_outputs} classes and the data {num_classes}; {reason}: give --dad-class-map FILE, or a checkpoint '
+        f'has {num_outputs} classes and the data {num_classes}; {reason}: give a class map, or a checkpoint '
         'fine-tuned on this data'
     )
 
 
 def resolve_classes(values: Sequence[str], num_outputs: int, labels: Sequence[str] | None) -> list[int]:
-    """Outputs of the teacher that ``--dad-class-map`` names.
-
-    Args:
-        values: The teacher's class of each class of the data: its name, or its index from 0.
-        num_outputs: Classes of the teacher.
-        labels: Their names, if it says them.
-
-    Returns:
-        One output a class of the data.
-
-    Raises:
-        ValueError: If there is no such output, or one is named twice.
-    """
+    """Find outputs that a class map names, by name or index from 0; ``ValueError`` if there is none or one twice."""
     position = {name: index for index, name in enumerate(labels or [])}
     found = [position.get(value, int(value) if value.isdecimal() else -1) for value in values]
     bad = [value for value, index in zip(values, found, strict=True) if not 0 <= index < num_outputs]
     if bad:
         known = f'such as {list(labels[:2])}' if labels else 'which are not known here'
         raise ValueError(
-            f'--dad-class-map must name a class of the teacher, by index from 0 to {num_outputs - 1} or by name '
+            f'a class map must name a class of the teacher, by index from 0 to {num_outputs - 1} or by name '
             f'({known}), got {bad[:3]}'
         )
     times = Counter(found)
     twice = sorted({value for value, index in zip(values, found, strict=True) if times[index] > 1})
     if twice:
-        raise ValueError(f'--dad-class-map must name each class of the teacher once, got {twice[:3]} more often')
+        raise ValueError(f'a class map must name each class of the teacher once, got {twice[:3]} more often')
     return found
 
 
 def read_class_file(path: str | Path, column: str) -> list[str] | dict[str, str]:
-    """Read one value a class.
+    """Read one value a class, in the order of the labels or by the class's folder.
 
-    Args:
-        path: ``.json`` (a list in the order of the labels, or a map from the class's folder), ``.csv`` (a header with
-            ``column``; rows in the order of the labels, or with the class's folder in a column ``class``), or text (one
-            line a class, in the order of the labels).
-        column: What the values are called in a csv header.
-
-    Returns:
-        Values in the order of the labels, or by the class's folder.
+    The file is ``.json`` (a list, or a map from folders), ``.csv`` (a header with ``column`` and maybe, for folders,
+    ``class``), or text with one line a class.
 
     Raises:
         ValueError: If the file holds something else.
@@ -141,20 +117,13 @@ def _from_csv(text: str, column: str) -> list[str] | dict[str, str]:
 def in_label_order(
     content: list[str] | dict[str, str], class_names: Sequence[str] | None, num_classes: int, what: str
 ) -> list[str]:
-    """Values of ``read_class_file`` in the order of the labels.
+    """Put values of ``read_class_file`` in the order of the labels; ``ValueError`` if there is not one a class.
 
-    Args:
-        content: What the file says; a map may hold more classes than the data.
-        class_names: The data's class folders; without them the keys of a map are the labels ``"0"``, ``"1"``, ...
-        num_classes: Classes of the data.
-        what: What the values are, for errors.
-
-    Raises:
-        ValueError: If there is not one value a class.
+    A map may hold more classes than the data; without class names its keys are the labels ``"0"``, ``"1"``, ...
     """
     if isinstance(content, list):
         if len(content) != num_classes:
-            raise ValueError(f'there are {len(content)} {what} and --num-classes is {num_classes}; give one a class')
+            raise ValueError(f'there are {len(content)} {what} for {num_classes} classes; give one a class')
         return content
     keys = class_names or [str(index) for index in range(num_classes)]
     missing = [key for key in keys if key not in content]

@@ -28,28 +28,15 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class LinearHead:
-    """A head, and what is known of it.
+    """A head, and what is known of it; ``ValueError`` if the shapes do not fit each other."""
 
-    Args:
-        weight: ``[K, D]``.
-        bias: ``[K]``.
-        visual: Weights of the image tower, if it was fine-tuned.
-        tower: SPEC of the image tower that it was fitted on (``timm:...``, ``open_clip:...``).
-        tower_sha256: Hash of that tower's weights.
-        class_names: The classes' folders, if they had any.
-        facts: What else was written down: how it was fitted, how good it is.
-
-    Raises:
-        ValueError: If the shapes do not fit each other.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    visual: Mapping[str, Tensor] = field(default_factory=dict)
-    tower: str = ''
-    tower_sha256: str = ''
-    class_names: Sequence[str] | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    weight: Tensor  # [K, D]
+    bias: Tensor  # [K]
+    visual: Mapping[str, Tensor] = field(default_factory=dict)  # weights of the image tower, if it was fine-tuned
+    tower: str = ''  # SPEC of the image tower that it was fitted on: timm:..., open_clip:...
+    tower_sha256: str = ''  # of that tower's weights
+    class_names: Sequence[str] | None = None  # the classes' folders
+    facts: Mapping[str, Any] = field(default_factory=dict)  # how it was fitted, how good it is
 
     def __post_init__(self) -> None:
         if self.weight.ndim != 2 or self.bias.shape != self.weight.shape[:1]:
@@ -66,20 +53,13 @@ class _LinearInFp32(nn.Linear):
 
 
 class HeadClassifier(nn.Module):
-    """An image tower and a linear head on its features of unit length.
-
-    Args:
-        visual: Maps normalized images ``[B, 3, h, w]`` to features ``[B, D]``.
-        head: The head.
-    """
+    """An image tower, to features ``[B, D]``, and a linear head on them at unit length."""
 
     def __init__(self, visual: nn.Module, head: LinearHead) -> None:
         super().__init__()
         self.visual = visual
         self.head = _LinearInFp32(head.weight.shape[1], head.weight.shape[0])
-        with torch.no_grad():
-            self.head.weight.copy_(head.weight)
-            self.head.bias.copy_(head.bias)
+        self.head.load_state_dict({'weight': head.weight, 'bias': head.bias})
 
     def forward(self, x_norm: Tensor) -> Tensor:
         """Logits ``[B, K]`` of normalized images ``[B, 3, h, w]``: the head's own, without CLIP's logit scale."""
@@ -88,11 +68,7 @@ class HeadClassifier(nn.Module):
 
 
 class UnitFeatures(nn.Module):
-    """An image tower whose features have unit length.
-
-    Args:
-        visual: Maps normalized images ``[B, 3, h, w]`` to features ``[B, D]``.
-    """
+    """An image tower whose features have unit length."""
 
     def __init__(self, visual: nn.Module) -> None:
         super().__init__()
@@ -104,17 +80,7 @@ class UnitFeatures(nn.Module):
 
 
 def read_head(path: str | Path) -> LinearHead | None:
-    """Read a head from a file.
-
-    Args:
-        path: safetensors, or what ``torch.load`` takes with ``weights_only``, maybe under ``state_dict``.
-
-    Returns:
-        The head; ``None`` if the file holds other weights.
-
-    Raises:
-        ValueError: If the file cannot be read, or its head has no sensible shape.
-    """
+    """Read a head, maybe under ``state_dict``; ``None`` if a file has other weights, ``ValueError`` if it has none."""
     metadata: dict[str, str] = {}
     try:
         if str(path).endswith('.safetensors'):
@@ -149,14 +115,7 @@ def save_head(path: str | Path, head: LinearHead) -> None:
 
 
 def load_tower(spec: str, weights: bool = True) -> tuple[nn.Module, dict[str, Any]]:
-    """Load the image tower of a SPEC.
-
-    Args:
-        spec: ``timm:...`` or ``open_clip:...``.
-        weights: Whether to load its weights.
-
-    Returns:
-        The tower, which maps normalized images to features ``[B, D]``, and its normalization for ``Teacher``.
+    """Load the image tower (to features ``[B, D]``) of a SPEC, and its normalization for ``Teacher``.
 
     Raises:
         ValueError: If it cannot be loaded, or the SPEC is of another kind.
@@ -181,20 +140,9 @@ def create_head_teacher(
     class_names: Sequence[str] | None = None,
     class_map: Sequence[str] | None = None,
 ) -> Teacher:
-    """Create a teacher from an image tower and a head.
+    """Create a frozen teacher, whose logits are the head's own; ``ValueError`` if tower, head or classes do not fit.
 
-    Args:
-        head: The head.
-        spec: SPEC of the tower.
-        num_classes: Classes of the data.
-        class_names: The data's class folders, looked up among the head's where they differ.
-        class_map: The head's class of each class of the data, in place of that.
-
-    Returns:
-        The frozen teacher; its logits are the head's own.
-
-    Raises:
-        ValueError: If tower and head, or the classes, do not fit.
+    The data's class names are looked up among the head's where they differ, unless there is a class map.
     """
     visual, norm = load_tower(spec, weights=not head.visual)
     try:
@@ -208,8 +156,8 @@ def create_head_teacher(
     except RuntimeError as error:
         raise ValueError(f'does not fit the image tower {spec}: {error}') from error
     count = len(head.weight)
-    if class_map is not None:
-        index: Sequence[int] | None = resolve_classes(class_map, count, head.class_names)
-    else:
+    if class_map is None:
         index = match_classes(count, head.class_names, num_classes, class_names)
+    else:
+        index = resolve_classes(class_map, count, head.class_names)
     return Teacher(model, **norm, num_classes=num_classes, class_index=index)

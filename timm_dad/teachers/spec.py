@@ -1,4 +1,4 @@
-"""Teachers by the SPECs of ``--dad-teacher``."""
+"""Teachers by their SPECs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,33 +17,20 @@ PAPERS_TEACHER = 'timm:vit_large_patch14_clip_224.openai_ft_in1k'
 
 @dataclass(frozen=True, kw_only=True)
 class DataClasses:
-    """What a teacher is told of the classes of the data.
-
-    Args:
-        num_classes: How many there are.
-        class_names: Their folders, if there are any.
-        spoken: Their names for a text tower; made of the folders by default.
-        templates: Prompts for a text tower; the teacher's own by default.
-        class_map: The class of a teacher with a fixed head that each of them is, by index or name; looked up by the
-            folders by default.
-    """
+    """What a teacher is told of the classes of the data."""
 
     num_classes: int
-    class_names: Sequence[str] | None = None
-    spoken: Sequence[str] | None = None
-    templates: Sequence[str] | None = None
-    class_map: Sequence[str] | None = None
+    class_names: Sequence[str] | None = None  # their folders
+    spoken: Sequence[str] | None = None  # names for a text tower; made of the folders by default
+    templates: Sequence[str] | None = None  # prompts for a text tower; the teacher's own by default
+    class_map: Sequence[str] | None = None  # classes of a fixed head, by index or name; looked up by default
 
 
 def check_spec(spec: str) -> None:
-    """Check how a SPEC begins.
-
-    Raises:
-        ValueError: If it is none.
-    """
+    """Raise ``ValueError`` unless a SPEC begins like one."""
     if spec != 'demo' and not spec.startswith(('timm:', 'open_clip:', 'probe:')):
         raise ValueError(
-            f'--dad-teacher must be timm:MODEL, open_clip:MODEL/PRETRAINED or demo, got {spec!r} '
+            f'must be timm:MODEL, open_clip:MODEL/PRETRAINED or demo, got {spec!r} '
             f'(such as {DEFAULT_TEACHER}), or probe:FILE of `timm-dad probe`'
         )
 
@@ -59,9 +46,6 @@ def create_teacher_by_spec(
         data: Classes of the data.
         checkpoint_path: Weights in place of the named ones.
         device: Where a text head is computed, if it is not in the cache.
-
-    Returns:
-        The frozen teacher.
 
     Raises:
         ValueError: If it cannot be loaded, or its classes are not those of the data.
@@ -88,11 +72,9 @@ def create_teacher_by_spec(
         return _with_head(head_file, head, f'open_clip:{tower}', data)
     names = data.spoken or spoken_names(data.class_names, data.num_classes)
     if names is None:
-        raise ValueError('a zero-shot teacher needs class names and the data has none: give --dad-classnames FILE')
+        raise ValueError('a zero-shot teacher needs class names and the data has none: give class names')
     if len(names) != data.num_classes:
-        raise ValueError(
-            f'there are {len(names)} class names and --num-classes is {data.num_classes}; give one a class'
-        )
+        raise ValueError(f'there are {len(names)} class names for {data.num_classes} classes; give one a class')
     templates = TEMPLATES if source == 'demo' else default_templates(data.class_names, data.num_classes)
     return create_open_clip_teacher(name, names, data.templates or templates, checkpoint_path, device=device)
 

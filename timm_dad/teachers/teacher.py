@@ -58,9 +58,7 @@ class Teacher(nn.Module):
         if interpolation not in INTERPOLATIONS:
             raise ValueError(f'interpolation of the teacher must be one of {INTERPOLATIONS}, got {interpolation!r}')
         self.model = model.eval().requires_grad_(False)
-        self.input_size = input_size
-        self.num_classes = num_classes
-        self.interpolation = interpolation
+        self.input_size, self.num_classes, self.interpolation = input_size, num_classes, interpolation
         self.norm = PixelNorm(mean, std)
         index = None if class_index is None else torch.tensor(class_index)
         self.register_buffer('class_index', index, persistent=False)
@@ -88,10 +86,8 @@ class Teacher(nn.Module):
         facts: dict[str, Any] = {
             'mean': self.norm.mean.flatten().tolist(),
             'std': self.norm.std.flatten().tolist(),
-            'input_size': list(self.input_size),
-            'interpolation': self.interpolation,
-            'num_classes': self.num_classes,
             'class_index': None if self.class_index is None else self.class_index.tolist(),
+            **{name: getattr(self, name) for name in ('input_size', 'interpolation', 'num_classes')},
         }
         if isinstance(self.model, ZeroShotClassifier):
             facts.update(prompts=self.model.prompts, logit_scale=self.model.logit_scale)
@@ -100,14 +96,7 @@ class Teacher(nn.Module):
         return content_hash(tensors, facts)
 
     def forward(self, x_pix: Tensor) -> Tensor:
-        """Logits of images.
-
-        Args:
-            x_pix: Images ``[B, 3, H, W]``, range [0, 1], any size.
-
-        Returns:
-            Logits ``[B, K]``, before any distillation temperature. Gradients reach ``x_pix``, never a parameter.
-        """
+        """Logits ``[B, K]`` of images ``[B, 3, H, W]`` in [0, 1]; gradients reach ``x_pix``, never a parameter."""
         with torch.autocast(x_pix.device.type, enabled=False):  # the student's precision is not the teacher's
             return self.select(self.model(self.normalize(x_pix)))
 
@@ -120,7 +109,7 @@ def create_timm_teacher(
     class_names: Sequence[str] | None = None,
     class_map: Sequence[str] | None = None,
 ) -> Teacher:
-    """Create a teacher from a timm model.
+    """Create a frozen teacher from a timm model.
 
     Args:
         name: timm's name of a model, with its pretrained tag, ``NAME/FILE``, or ``hf-hub:`` / ``local-dir:`` as timm
@@ -131,16 +120,11 @@ def create_timm_teacher(
             (WordNet ids, or the names in the model's config).
         class_map: The teacher's class of each class of the data, by index or name, in place of that.
 
-    Returns:
-        The frozen teacher.
-
     Raises:
         ValueError: If timm does not know the model, the checkpoint does not fit, or the classes do not match.
     """
-    architecture = name
-    if ':' not in name.split('/')[0] and '/' in name:
-        architecture, _, file = name.partition('/')
-        checkpoint_path = checkpoint_path or file
+    architecture, _, file = (name, '', '') if ':' in name.split('/')[0] else name.partition('/')
+    checkpoint_path = checkpoint_path or file
     model = load_timm(architecture, checkpoint_path, num_classes)
     labels = timm_labels(model)
     try:
@@ -163,7 +147,7 @@ def create_open_clip_teacher(
     *,
     device: torch.device | None = None,
 ) -> Teacher:
-    """Create a zero-shot teacher from an open_clip model.
+    """Create a frozen zero-shot teacher, on the CPU and without its text tower, from an open_clip model.
 
     Args:
         name: ``MODEL/PRETRAINED`` (a tag or a file), ``local-dir:DIR`` or ``hf-hub:ORG/REPO``, as open_clip takes them.
@@ -171,9 +155,6 @@ def create_open_clip_teacher(
         templates: Prompts with ``{}`` for the class name; their features are averaged.
         checkpoint_path: Weights in place of ``PRETRAINED``.
         device: Where the text head is computed, if it is not in the cache; the CPU by default.
-
-    Returns:
-        The frozen teacher, on the CPU; its text tower is dropped.
 
     Raises:
         ValueError: If open_clip does not know the model or the tag, or a template has no ``{}``.
@@ -188,13 +169,6 @@ def create_open_clip_teacher(
         raise ValueError(f'the tokenizer of open_clip:{name} could not be loaded: {error}') from error
     text_features = zero_shot_head(model, tokenizer, class_names, templates, config, device)
     _logger.info('Zero-shot teacher open_clip:%s: %d classes, %d templates', name, len(class_names), len(templates))
-    return Teacher(
-        ZeroShotClassifier(
-            model.visual,
-            text_features,
-            model.logit_scale.exp().item(),
-            prompts=[template.format(name) for name in class_names for template in templates],
-        ),
-        **open_clip_norm(model.visual),
-        num_classes=len(class_names),
-    )
+    prompts = [template.format(name) for name in class_names for template in templates]
+    classifier = ZeroShotClassifier(model.visual, text_features, model.logit_scale.exp().item(), prompts)
+    return Teacher(classifier, **open_clip_norm(model.visual), num_classes=len(class_names))

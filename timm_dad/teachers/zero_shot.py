@@ -6,7 +6,7 @@ Source: Radford et al. 2021, arXiv:2103.00020, section 3.1.
 import contextlib
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,8 @@ DEFAULT_TEMPLATES = ('a photo of a {}.',)
 class ZeroShotClassifier(nn.Module):
     """Image tower of a CLIP with a fixed text head: ``logit_scale * cos(image, text)``.
 
-    Args:
-        visual: Maps normalized images ``[B, 3, h, w]`` to features ``[B, D]``.
-        text_features: Unit-length text features, one column a class ``[D, K]``.
-        logit_scale: Factor of the cosines (CLIP's learned one, after ``exp``).
-        prompts: What the text features are of; the features of another machine may differ in the last bits.
+    Text features are of unit length, one column a class ``[D, K]``, and those of another machine may differ in the last
+    bits: ``prompts`` say what they are of.
 
     NOTE: SigLIP's ``logit_bias`` is left out: it is the same for all classes, and softmax does not see it.
     """
@@ -73,14 +70,7 @@ def is_imagenet(class_names: Sequence[str] | None, num_classes: int) -> bool:
 
 
 def spoken_names(class_names: Sequence[str] | None, num_classes: int | None = None) -> Sequence[str] | None:
-    """Class names as words.
-
-    Args:
-        class_names: Folders of the classes. Folders of ImageNet are WordNet ids, which say nothing to a text tower.
-        num_classes: Classes of the data; 1000 classes without names are taken for ImageNet's.
-
-    Returns:
-        open_clip's words for WordNet ids of ImageNet-1k, the first lemma for others, and other names as they are.
+    """Class names as words: open_clip's for ImageNet-1k's WordNet ids, the first lemma for others; names as they are.
 
     Raises:
         ValueError: If there are no words for a WordNet id.
@@ -100,26 +90,20 @@ def spoken_names(class_names: Sequence[str] | None, num_classes: int | None = No
             words[name] = info.label_name_to_description(name).split(',')[0]
     unknown = [name for name in class_names if name not in words]
     if unknown:
-        raise ValueError(f'there are no words for the WordNet ids {unknown[:3]} ...: give --dad-classnames FILE')
+        raise ValueError(f'there are no words for the WordNet ids {unknown[:3]} ...: give class names')
     return [words[name] for name in class_names]
 
 
 def default_templates(class_names: Sequence[str] | None, num_classes: int) -> Sequence[str]:
     """open_clip's templates where all classes are of ImageNet-1k, and ``DEFAULT_TEMPLATES`` elsewhere."""
-    imagenet = is_imagenet(class_names, num_classes) or (
-        bool(class_names) and set(class_names or ()) <= set(ImageNetInfo().label_names())
-    )
+    imagenet = set(class_names) <= set(ImageNetInfo().label_names()) if class_names else num_classes == 1000
     if not imagenet:
         return DEFAULT_TEMPLATES
     return [template('{}') for template in require_extra('open_clip', 'clip').OPENAI_IMAGENET_TEMPLATES]
 
 
 def check_templates(templates: Sequence[str]) -> None:
-    """Check that every prompt has one place for the class name.
-
-    Raises:
-        ValueError: If one has not.
-    """
+    """Raise ``ValueError`` unless every prompt has one place for the class name."""
     bad = [template for template in templates if re.findall(r'[{}]+', template) != ['{}']]
     if bad or not templates:
         raise ValueError(f'a template needs {{}} where the class name goes, got {bad or list(templates)}')
@@ -133,28 +117,15 @@ def zero_shot_head(
     config: Mapping[str, Any],
     device: torch.device | None = None,
 ) -> Tensor:
-    """Text features of the classes, from the cache if they were computed before.
+    """Text features of the classes ``[D, K]``, of unit length, from the cache if they were computed before.
 
-    Args:
-        model: An open_clip model, on the CPU and left there.
-        tokenizer: Its tokenizer.
-        class_names: One name a class, in the order of the labels.
-        templates: Prompts with ``{}`` for the class name; their features are averaged.
-        config: What ``model`` was made from; two models of equal weights may differ in it (heads, activation).
-        device: Where a new head is computed; the CPU by default.
-
-    Returns:
-        Unit-length features ``[D, K]``, on the CPU.
+    Model and features are on the CPU, whatever the device that a new head is computed on. ``config`` is what the model
+    was made from: two models of equal weights may differ in it (heads, activation).
     """
     open_clip = require_extra('open_clip', 'clip')
     prompts = [template.format(name) for name in class_names for template in templates]
-    facts = {
-        'open_clip': open_clip.__version__,
-        'torch': torch.__version__,
-        'config': config,
-        'class_names': list(class_names),
-        'templates': list(templates),
-    }
+    versions = {'open_clip': open_clip.__version__, 'torch': torch.__version__}
+    facts = {**versions, 'config': config, 'class_names': list(class_names), 'templates': list(templates)}
     state = {name: value for name, value in model.state_dict().items() if not name.startswith('visual.')}
     # The prompts' tokens stand for the tokenizer and its vocabulary, the text tower's weights for its name and file.
     key = content_hash({**state, 'tokens': tokenizer(prompts)}, facts)
@@ -162,24 +133,17 @@ def zero_shot_head(
     head = _read_head(path, key)
     if head is None:
         _logger.info('Zero-shot head of %d classes, %d templates: computing it', len(class_names), len(templates))
-        with _without_tf32():
+        tf32, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, False
+        try:
             head = open_clip.build_zero_shot_classifier(
                 model.to(device or 'cpu'), tokenizer, list(class_names), list(templates), device=device or 'cpu'
             )
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = tf32
         model.to('cpu')
         head = head.float().cpu().contiguous()
         _write_head(path, key, head)
     return head
-
-
-@contextlib.contextmanager
-def _without_tf32() -> Iterator[None]:
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def _read_head(path: Path, key: str) -> Tensor | None:
@@ -188,13 +152,11 @@ def _read_head(path: Path, key: str) -> Tensor | None:
         return None
     try:
         with safe_open(path, framework='pt') as file:
-            metadata = file.metadata() or {}
             head: Tensor = file.get_tensor('text_features')
+            if file.metadata() != {'key': key, 'sha256': content_hash({'head': head})}:
+                raise ValueError('it is of something else, or was altered')
     except Exception as error:  # safetensors raises what it likes on a broken file
         _logger.warning('%s is damaged and is made again: %s', path, error)
-        return None
-    if metadata.get('key') != key or metadata.get('sha256') != content_hash({'head': head}):
-        _logger.warning('%s is damaged and is made again', path)
         return None
     _logger.info('Zero-shot head from %s', path)
     return head

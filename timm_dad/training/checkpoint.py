@@ -1,26 +1,23 @@
 """Checkpoints by timm's saver, and what an exact resume needs beside them: the position in the epoch."""
 
-import re
+import argparse
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from timm import utils
 from timm.task import TrainingTask
 from timm.utils import CheckpointSaver
+from torch import Tensor
 
-LAST = 'last.pth.tar'
-_RECOVERY = re.compile(r'recovery-(\d+)-(\d+)\.pth\.tar')
+from timm_dad.training.meters import Meters, merged
+from timm_dad.training.resume import Resumed, TrainState, load_plain
 
 
-class TaskWithProgress:
-    """A task as timm's saver sees it, with ``progress`` beside its own state.
-
-    Args:
-        task: The task.
-
-    Attributes:
-        progress: Plain numbers that go into the next checkpoint.
-    """
+class _TaskWithProgress:
+    """A task as timm's saver sees it, with ``progress`` beside its own state."""
 
     def __init__(self, task: TrainingTask) -> None:
         self.task = task
@@ -32,81 +29,145 @@ class TaskWithProgress:
         return state if ema else {**state, 'progress': self.progress}
 
 
-def load_progress(path: str) -> dict[str, Any]:
-    """Progress that a checkpoint holds; empty for one of timm's own.
+@dataclass
+class Checkpoints:
+    """Write checkpoints of a training, and give a run what one holds beside model, average and optimizer.
+
+    All processes call it; the main one writes.
 
     Args:
-        path: Checkpoint.
-
-    Returns:
-        ``batches`` done of its epoch (recovery files), sums of the meters by rank, states of schedule and scaler.
-
-    Raises:
-        ValueError: If the file is no training checkpoint.
+        task: The training task.
+        optimizer: Of Accelerate.
+        scheduler: timm's schedule; the state of ``plateau`` is kept.
+        accelerator: Processes, and the loss scaler.
+        folder: Where they go.
+        flags: Flags of the run, kept in every checkpoint.
+        decreasing: Whether a lower metric is better.
+        history: Checkpoints to keep.
+        images_per_batch: Images a batch, of all processes.
+        accum_steps: Batches an update.
+        recovery_interval: Updates between two recovery files; 0 for none.
     """
-    if not Path(path).is_file():
-        raise ValueError(f'--resume must be a checkpoint, got {path!r}, which does not exist')
-    checkpoint = _load(path)
-    if 'optimizer' not in checkpoint:
-        raise ValueError(f'--resume must be a training checkpoint, got {path!r}, which holds no optimizer')
-    progress: dict[str, Any] = checkpoint.get('progress', {})
-    return progress
+
+    task: TrainingTask
+    optimizer: Any
+    scheduler: Any
+    accelerator: Accelerator
+    folder: Path
+    flags: argparse.Namespace
+    _: KW_ONLY
+    decreasing: bool
+    history: int
+    images_per_batch: int
+    accum_steps: int = 1
+    recovery_interval: int = 0
+    saver: CheckpointSaver | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self._task = _TaskWithProgress(self.task)
+
+    def start(self, *, resumed: bool) -> None:
+        """Create timm's saver in the main process; it goes on with the history in the folder of a resumed run."""
+        if not self.accelerator.is_main_process:
+            return
+        self.saver = CheckpointSaver(
+            model=self.task.trainable_module,
+            optimizer=self.optimizer,
+            args=self.flags,
+            task=self._task,
+            checkpoint_dir=str(self.folder),
+            recovery_dir=str(self.folder),
+            decreasing=self.decreasing,
+            max_history=self.history,
+        )
+        if resumed:
+            _restore_history(self.saver, self.folder)
+
+    def save_epoch(self, epoch: int, metric: float) -> dict[str, Any]:
+        """Write ``last`` and, by its metric, a numbered checkpoint.
+
+        Returns:
+            ``best_metric`` and ``best_epoch``, in the main process.
+        """
+        self._remember()
+        if self.saver is None:
+            return {}
+        best_metric, best_epoch = self.saver.save_checkpoint(epoch, metric=metric)
+        for path in self.folder.glob('recovery-*.pth.tar'):
+            path.unlink(missing_ok=True)  # this one is later
+        return {'best_metric': best_metric, 'best_epoch': best_epoch}
+
+    def save_recovery(self, epoch: int, batch: int, meters: Meters) -> None:
+        """Write a recovery file after a batch of an epoch, if it is due."""
+        updates = -(-(batch + 1) // self.accum_steps)
+        if not self.recovery_interval or updates % self.recovery_interval:
+            return
+        self._remember((batch + 1) * self.images_per_batch, meters)
+        if self.saver is not None:
+            self.saver.save_recovery(epoch, batch_idx=batch)
+
+    def _remember(self, images: int = 0, meters: Meters | None = None) -> None:
+        progress = self._task.progress
+        progress.update(images=images, meters=[] if meters is None else gather_object([(meters.sums, meters.count)]))
+        progress['buffers'] = gather_object([self._buffers()]) if self.accelerator.num_processes > 1 else []
+        if self.accelerator.scaler is not None:
+            progress['scaler'] = self.accelerator.scaler.state_dict()
+        if hasattr(self.scheduler, 'lr_scheduler'):  # plateau
+            progress['plateau'] = self.scheduler.lr_scheduler.state_dict()
+
+    def _modules(self) -> dict[str, Any]:
+        modules = {'': self.task.get_trainable_module(), 'ema.': self.task.get_trainable_module(ema=True)}
+        return {prefix: utils.unwrap_model(module) for prefix, module in modules.items() if module is not None}
+
+    def _buffers(self) -> dict[str, Tensor]:
+        """Buffers of student and moving average: statistics of batch norm, of which every process has its own."""
+        return {
+            prefix + name: buffer.cpu()
+            for prefix, module in self._modules().items()
+            for name, buffer in module.named_buffers()
+        }
+
+    def restore(self, resumed: Resumed | None, state: TrainState) -> None:
+        """Give the loss scaler, batch norm, plateau and meters what a checkpoint holds of them.
+
+        Args:
+            resumed: The checkpoint, if there is one.
+            state: Its meters are set if an epoch is under way.
+        """
+        if resumed is None:
+            return
+        progress, accelerator = resumed.progress, self.accelerator
+        if progress.get('scaler') and accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(progress['scaler'])
+        if progress.get('plateau') and hasattr(self.scheduler, 'lr_scheduler'):
+            self.scheduler.lr_scheduler.load_state_dict(progress['plateau'])
+        if len(progress.get('buffers', [])) == accelerator.num_processes:
+            own = progress['buffers'][accelerator.process_index]
+            for prefix, module in self._modules().items():
+                for name, buffer in module.named_buffers():
+                    if prefix + name in own:  # a moving average may be new
+                        buffer.copy_(own[prefix + name])
+        if state.batch:
+            states = [_sums_and_count(each) for each in progress['meters']]
+            state.meters.reset(*merged(states, accelerator.process_index, accelerator.num_processes))
 
 
-def _load(path: str | Path) -> dict[str, Any]:
-    import argparse
-
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
-    except Exception as error:
-        raise ValueError(f'--resume must be a training checkpoint, got {str(path)!r}: {error}') from error
-    return content if isinstance(content, dict) else {}
+def _sums_and_count(meters: Any) -> tuple[dict[str, float], int]:
+    """Sums and count of a process; version 0.1 kept a count for every part."""
+    if not isinstance(meters, dict):
+        return meters[0], meters[1]
+    counts = [count for _, count in meters.values()]
+    return {name: total for name, (total, _) in meters.items()}, counts[0] if counts else 0
 
 
-def find_newest(folder: Path) -> str:
-    """The checkpoint that is furthest in training: ``last`` or a recovery file; ``''`` if there is none."""
-    found = []
-    if (folder / LAST).is_file():
-        found.append(((_load(folder / LAST)['epoch'] + 1, 0), folder / LAST))
-    for path in folder.glob('recovery-*.pth.tar'):
-        match = _RECOVERY.fullmatch(path.name)
-        if match:
-            found.append(((int(match[1]), int(match[2]) + 1), path))
-    return str(max(found)[1]) if found else ''
-
-
-def remove_recovery(folder: Path) -> None:
-    """Remove recovery files; the checkpoint of a later epoch has made them useless."""
-    for path in folder.glob('recovery-*.pth.tar'):
-        path.unlink(missing_ok=True)
-
-
-def create_saver(run: Any) -> CheckpointSaver:
-    """Timm's saver for a run; goes on with the history of the run that ``--resume`` names."""
-    saver = CheckpointSaver(
-        model=run.task.trainable_module,
-        optimizer=run.optimizer,
-        args=run.args,
-        task=run.task_with_progress,
-        checkpoint_dir=str(run.output_dir),
-        recovery_dir=str(run.output_dir),
-        decreasing=run.eval_metric == 'loss',
-        max_history=run.args.checkpoint_hist,
-    )
-    if run.args.resume:
-        restore_history(saver, run.output_dir)
-    return saver
-
-
-def restore_history(saver: CheckpointSaver, folder: Path) -> None:
+def _restore_history(saver: CheckpointSaver, folder: Path) -> None:
     """Give a saver the ranking of the checkpoints in its folder, so that it goes on evicting and naming the best.
 
     timm 1.0.31 can do it from what it saves; 1.0.28 cannot. Reading the files serves both.
     """
     found = []
     for path in folder.glob('checkpoint-*.pth.tar'):
-        checkpoint = _load(path)
+        checkpoint = load_plain(path)
         if checkpoint.get('metric') is not None:
             found.append((str(path), checkpoint['metric'], checkpoint['epoch']))
     found.sort(key=lambda entry: (entry[1] if saver.decreasing else -entry[1], entry[2]))

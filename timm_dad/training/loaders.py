@@ -1,6 +1,6 @@
 """timm's data loaders, as its ``train.py`` builds them, sharded over processes by Accelerate."""
 
-import argparse
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,31 +9,16 @@ from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader
 from torch.utils.data import IterableDataset
 
 from timm_dad.data.datasets import collate_views
-from timm_dad.flags.pairs import uses_pairs
+from timm_dad.data.pairs import DADPairs, PairStream
+from timm_dad.data.seeded import Positions, SeededErasing, SeededSamples
 
-
-def mixes(args: argparse.Namespace) -> bool:
-    """Whether images are mixed."""
-    return bool(args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None)
-
-
-def _mixup_config(args: argparse.Namespace) -> dict[str, Any]:
-    return {
-        'mixup_alpha': args.mixup,
-        'cutmix_alpha': args.cutmix,
-        'cutmix_minmax': args.cutmix_minmax,
-        'prob': args.mixup_prob,
-        'switch_prob': args.mixup_switch_prob,
-        'mode': args.mixup_mode,
-        'label_smoothing': args.smoothing,
-        'num_classes': args.num_classes,
-    }
+Settings = Mapping[str, Any]
 
 
 class PairMixup(Mixup):  # type: ignore[misc]
     """Mixup / CutMix of a batch of two views: both views of an image get one partner, weight and box.
 
-    Clean images are mixed with clean ones and second views with second ones.
+    Clean images are mixed with clean ones and extra views with second ones.
     """
 
     def __call__(self, input: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,127 +38,120 @@ class PairCollateMixup(FastCollateMixup):  # type: ignore[misc]
         return torch.cat(mixed.chunk(2, dim=1)), torch.cat([soft, soft])
 
 
-def create_mixup(args: argparse.Namespace) -> Mixup | None:
-    """Create Mixup / CutMix for batches, where the loader does not mix.
+def create_mixup(mixup: Settings | None, *, pairs: bool) -> Mixup | None:
+    """Create what mixes batches, where the loader does not.
 
     Args:
-        args: Flags.
-
-    Returns:
-        timm's ``Mixup``, or one for two views.
+        mixup: Arguments of timm's ``Mixup``; ``None`` for no mixing.
+        pairs: Whether batches hold pairs of views.
     """
-    if not mixes(args) or not args.no_prefetcher:
+    if mixup is None:
         return None
-    return (PairMixup if uses_pairs(args) else Mixup)(**_mixup_config(args))
+    return (PairMixup if pairs else Mixup)(**mixup)
 
 
-def stop_mixup(loader: Any, mixup_fn: Mixup | None) -> None:
-    """No mixing from here on, whoever does it."""
-    if mixup_fn is not None:
-        mixup_fn.mixup_enabled = False
-    elif hasattr(loader, 'mixup_enabled'):
-        loader.mixup_enabled = False
-
-
-def create_collate(args: argparse.Namespace) -> Any:
-    """What collates training images where timm's default does not: with mixing, and views without its prefetcher."""
-    if args.no_prefetcher:
-        return collate_views if args.aug_splits or uses_pairs(args) else None
-    if not mixes(args):
-        return None
-    return (PairCollateMixup if uses_pairs(args) else FastCollateMixup)(**_mixup_config(args))
-
-
-def create_train_loader(args: argparse.Namespace, accelerator: Accelerator, dataset: Any, data_config: Any) -> Any:
-    """Create timm's training loader.
+def create_collate(mixup: Settings | None, *, pairs: bool, views: bool, prefetcher: bool) -> Any:
+    """Create what collates training images where timm's default does not: mixing, or several views of an image.
 
     Args:
-        args: Flags.
+        mixup: Arguments of timm's ``Mixup``; ``None`` for no mixing.
+        pairs: Whether samples are pairs of views.
+        views: Whether samples are several views, pairs among them.
+        prefetcher: Whether timm's prefetcher takes the batches; without it mixing comes after collating.
+    """
+    if not prefetcher:
+        return collate_views if views else None
+    if mixup is None:
+        return None
+    return (PairCollateMixup if pairs else FastCollateMixup)(**mixup)
+
+
+def create_train_loader(
+    dataset: Any,
+    accelerator: Accelerator,
+    *,
+    seed: int,
+    mixup: Settings | None = None,
+    num_aug_repeats: float = 0,
+    num_aug_splits: int = 0,
+    use_prefetcher: bool = True,
+    **settings: Any,
+) -> Any:
+    """Create timm's training loader, whose samples are seeded by (seed, epoch, index).
+
+    Args:
+        dataset: Training data, of ``pair_dataset`` where batches are to hold pairs; its ``transform`` is set.
         accelerator: Processes and device.
-        dataset: Training data, of ``pair_dataset`` where flags ask for pairs; its ``transform`` is set.
-        data_config: Size and normalization, of ``timm.data.resolve_data_config``.
+        seed: Seed of the run.
+        mixup: Arguments of timm's ``Mixup``, which mixes in the loader; ``None`` for no mixing there.
+        num_aug_repeats: Copies of each sample in an epoch (several processes only).
+        num_aug_splits: Augmentation splits of each sample.
+        use_prefetcher: Normalize and erase on the device.
+        **settings: Passed on to timm's ``create_loader``.
 
     Returns:
         The loader. With several processes each has the batches of its own; together they are the batches that one
         process with as many times the batch size has.
 
     Raises:
-        ValueError: If the data cannot give one batch, or repeated augmentation is asked of one process.
+        ValueError: If the data cannot give one batch, or an argument does not fit the data or the number of processes.
     """
     streams = isinstance(dataset, IterableDataset)
-    if args.aug_repeats and (streams or accelerator.num_processes == 1):
-        raise ValueError(f'--aug-repeats needs several processes and data with an index, got {args.aug_repeats}')
-    if args.aug_splits and streams:
+    pairs = isinstance(dataset, DADPairs | PairStream)
+    if num_aug_repeats and (streams or accelerator.num_processes == 1):
+        raise ValueError(f'--aug-repeats needs several processes and data with an index, got {num_aug_repeats}')
+    if num_aug_splits and streams:
         raise ValueError('--aug-splits needs data with an index, not a stream')
-    by_timm = streams or bool(args.aug_repeats)
-    if args.aug_splits and not uses_pairs(args):
-        dataset = AugMixDataset(dataset, num_splits=args.aug_splits)
+    if settings.get('worker_seeding', 'all') != 'all' and not streams:
+        raise ValueError(
+            '--worker-seeding part is for streams: samples with an index are seeded one by one, whichever worker loads '
+            'them; leave it out'
+        )
+    by_timm = streams or bool(num_aug_repeats)
+    if num_aug_splits and not pairs:
+        dataset = AugMixDataset(dataset, num_splits=num_aug_splits)
+    if not streams:
+        dataset = SeededSamples(dataset, seed)
+    views = bool(num_aug_splits) or pairs
     loader = create_loader(
         dataset,
-        input_size=data_config['input_size'],
-        batch_size=args.batch_size,
         is_training=True,
-        no_aug=args.no_aug,
-        re_prob=args.reprob,
-        re_mode=args.remode,
-        re_count=args.recount,
-        re_split=args.resplit,
-        train_crop_mode=args.train_crop_mode,
-        scale=args.scale,
-        ratio=args.ratio,
-        hflip=args.hflip,
-        vflip=args.vflip,
-        color_jitter=args.color_jitter,
-        color_jitter_prob=args.color_jitter_prob,
-        grayscale_prob=args.grayscale_prob,
-        gaussian_blur_prob=args.gaussian_blur_prob,
-        auto_augment=args.aa,
-        num_aug_repeats=args.aug_repeats,
-        num_aug_splits=args.aug_splits,
-        interpolation=data_config['interpolation'] if args.no_aug else args.train_interpolation,
-        collate_fn=create_collate(args),
-        worker_seeding=args.worker_seeding,
-        # By default workers start anew, seeded, in every epoch: a resumed run equals an undisturbed one.
-        persistent_workers=args.use_multi_epochs_loader and args.workers > 0,
+        num_aug_repeats=num_aug_repeats,
+        num_aug_splits=num_aug_splits,
+        use_prefetcher=use_prefetcher,
+        collate_fn=create_collate(mixup, pairs=pairs, views=views, prefetcher=use_prefetcher),
         distributed=by_timm and accelerator.num_processes > 1,
-        **_common(args, accelerator, data_config),
+        device=accelerator.device,
+        **settings,
     )
+    processes = (accelerator.process_index, accelerator.num_processes)
+    if num_aug_repeats:
+        batches = unwrapped(loader).batch_sampler
+        batches.sampler = Positions(batches.sampler, *processes)
+    if getattr(loader, 'random_erasing', None) is not None:
+        loader.random_erasing = SeededErasing(loader.random_erasing, seed, (num_aug_splits or 1) + pairs, *processes)
     if not by_timm:
         loader = _shard(accelerator, loader)
     if not len(loader):
         images = len(dataset) // accelerator.num_processes
-        raise ValueError(f'--batch-size must be at most the {images} training images, got {args.batch_size}')
+        raise ValueError(f'--batch-size must be at most the {images} training images, got {settings["batch_size"]}')
     return loader
 
 
-def create_eval_loader(
-    args: argparse.Namespace, accelerator: Accelerator, dataset: Any, data_config: Any, distributed: bool = True
-) -> Any:
-    """Create timm's evaluation loader."""
-    return create_loader(
-        dataset,
-        input_size=data_config['input_size'],
-        batch_size=args.validation_batch_size or args.batch_size,
-        interpolation=data_config['interpolation'],
-        crop_pct=data_config['crop_pct'],
-        persistent_workers=False,
-        distributed=distributed and accelerator.num_processes > 1,
-        **_common(args, accelerator, data_config),
-    )
+def create_eval_loader(dataset: Any, accelerator: Accelerator, **settings: Any) -> Any:
+    """Create timm's evaluation loader; each process has every ``num_processes``-th image.
+
+    Args:
+        dataset: Data; its ``transform`` is set.
+        accelerator: Processes and device.
+        **settings: Passed on to timm's ``create_loader``.
+    """
+    return create_loader(dataset, distributed=accelerator.num_processes > 1, device=accelerator.device, **settings)
 
 
-def _common(args: argparse.Namespace, accelerator: Accelerator, data_config: Any) -> dict[str, Any]:
-    from timm_dad.flags.timm import torch_dtype
-
-    return {
-        'mean': data_config['mean'],
-        'std': data_config['std'],
-        'num_workers': args.workers,
-        'pin_memory': args.pin_mem,
-        'img_dtype': torch_dtype(args.model_dtype),
-        'device': accelerator.device,
-        'use_prefetcher': not args.no_prefetcher,
-    }
+def unwrapped(loader: Any) -> Any:
+    """The loader inside timm's prefetcher, or the loader itself."""
+    return getattr(loader, 'loader', loader)
 
 
 def _shard(accelerator: Accelerator, loader: Any) -> Any:
@@ -189,8 +167,8 @@ def _shard(accelerator: Accelerator, loader: Any) -> Any:
 
 def set_epoch(loader: Any, epoch: int) -> None:
     """Tell whatever orders the data which epoch it is."""
-    inner = getattr(loader, 'loader', loader)
-    parts: list[Any] = [loader.dataset, inner, getattr(inner, 'sampler', None)]
+    inner = unwrapped(loader)
+    parts: list[Any] = [loader.dataset, inner, getattr(inner, 'sampler', None), inner.batch_sampler]
     for part in parts:
         if hasattr(part, 'set_epoch'):
             part.set_epoch(epoch)

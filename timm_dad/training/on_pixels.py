@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from timm_dad.common.pixels import PixelNorm
-from timm_dad.evaluation.suite_data import Suite
+from timm_dad.evaluation.suites.suite import Suite
 
 _logger = logging.getLogger(__name__)
 

@@ -62,8 +62,8 @@ def _ready(batch: tuple[int, Tensor, Tensor, Prepared], generators: Any, done: A
         torch.cuda.set_rng_state(cuda_states)
         current = torch.cuda.current_stream()
         current.wait_event(done)
-        second = batch[3].second
-        for tensor in (batch[3].logits, *(vars(second).values() if second is not None else ())):
+        extra = batch[3].extra
+        for tensor in (batch[3].logits, *(vars(extra).values() if extra is not None else ())):
             tensor.record_stream(current)
     return batch
 

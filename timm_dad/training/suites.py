@@ -1,4 +1,4 @@
-"""The suites of ``train_dad.py --eval-suites``: what of a student's classes they are, and where its figures go."""
+"""Suites for a student in training: which of its classes they have, and where its figures go."""
 
 import csv
 import io
@@ -11,14 +11,15 @@ import torch
 from timm.data import ImageNetInfo
 from torch import nn
 
-from timm_dad.evaluation.models import EvalModel, Preprocess
-from timm_dad.evaluation.plots import write_plots
-from timm_dad.evaluation.predict import EvalConfig, evaluate_part
-from timm_dad.evaluation.predictions import Predictions
-from timm_dad.evaluation.report import build_report, write_report
-from timm_dad.evaluation.suite_data import Suite
-from timm_dad.evaluation.suite_figures import HEADLINE_PARTS, MEAN_OOD, Results
-from timm_dad.evaluation.suites import open_suites
+from timm_dad.data.images import Frame
+from timm_dad.evaluation.models import EvalModel
+from timm_dad.evaluation.predict import EvalConfig, Predictions, evaluate_part
+from timm_dad.evaluation.report.figures import HEADLINE_PARTS, MEAN_OOD, Results
+from timm_dad.evaluation.report.plots import write_plots
+from timm_dad.evaluation.report.write import build_report, write_report
+from timm_dad.evaluation.suites.open import open_suites
+from timm_dad.evaluation.suites.suite import Suite
+from timm_dad.flags.rules import under_flag
 from timm_dad.training.on_pixels import FLAG, resize_notes
 
 COLUMNS = ('epoch', 'model', 'suite', 'top1', 'top5')
@@ -37,7 +38,8 @@ def open_eval_suites(texts: Sequence[str]) -> list[Suite]:
     """
     if MEAN_OOD in (text.partition('=')[0] for text in texts):
         raise ValueError(f'{FLAG}: the report calls its mean {MEAN_OOD}: give another NAME')
-    suites, missing = open_suites(texts, flag=FLAG)
+    with under_flag(FLAG):
+        suites, missing = open_suites(texts)
     if missing:
         name, _, path = missing[0].partition('=')
         raise ValueError(f'{FLAG} {name}: no images for split validation: there is no folder {path}')
@@ -87,7 +89,7 @@ def evaluate_on_suites(
     models: Mapping[str, nn.Module],
     suites: Sequence[Suite],
     indices: Mapping[str, list[int] | None],
-    preprocess: Preprocess,
+    frame: Frame,
     config: EvalConfig,
     device: torch.device,
     *,
@@ -99,7 +101,7 @@ def evaluate_on_suites(
         models: Networks on [0, 1] pixels, by name.
         suites: The suites.
         indices: Of each suite, what ``match_suite`` says.
-        preprocess: How images are cut, for all networks.
+        frame: How images are framed, for all networks.
         config: Batches and workers.
         device: Where the networks are.
         all_parts: Leave out no part; else of a suite that has a part that goes by its name that one alone.
@@ -111,7 +113,7 @@ def evaluate_on_suites(
     for label, network in models.items():
         network.eval()
         for suite in suites:
-            model = EvalModel(name=label, network=_masked(network, indices[suite.name]), preprocess=preprocess)
+            model = EvalModel(name=label, network=_masked(network, indices[suite.name]), frame=frame)
             named = [part for part in suite.parts if part.name == HEADLINE_PARTS.get(suite.name)]
             parts = suite.parts if all_parts or not named else named
             results[label][suite.name] = {

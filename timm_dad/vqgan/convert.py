@@ -13,15 +13,10 @@ from timm_dad.vqgan.save import write_weights
 def convert(checkpoint: Path, config: str | None = None, *, trust: bool = False) -> Path:
     """Write ``NAME.safetensors`` with the model's weights alone, and ``NAME.yaml`` if there is none.
 
-    Each is written to a temporary name first, and only once the weights fit the config.
-
     Args:
         checkpoint: ``NAME.ckpt``, ``.pth`` or ``.pt``.
         config: A YAML or the name of a preset; by default the YAML beside the checkpoint.
         trust: Unpickle whatever the checkpoint asks for, which may run anything.
-
-    Returns:
-        The safetensors file.
 
     Raises:
         FileNotFoundError: If the checkpoint or its YAML is missing.

@@ -26,12 +26,9 @@ _BUILT = {
 # Names of diffusers, in order, to names of taming; up_blocks are numbered from the other end. query, key, value and
 # proj_attn are the names that attention had before diffusers 0.15.
 _NAMES = (
-    (r'\bdown_blocks\.(\d+)\.resnets\.', r'down.\1.block.'),
-    (r'\bdown_blocks\.(\d+)\.attentions\.', r'down.\1.attn.'),
-    (r'\bdown_blocks\.(\d+)\.downsamplers\.0\.', r'down.\1.downsample.'),
-    (r'\bup_blocks\.(\d+)\.resnets\.', r'up.\1.block.'),
-    (r'\bup_blocks\.(\d+)\.attentions\.', r'up.\1.attn.'),
-    (r'\bup_blocks\.(\d+)\.upsamplers\.0\.', r'up.\1.upsample.'),
+    (r'\b(down|up)_blocks\.(\d+)\.resnets\.', r'\1.\2.block.'),
+    (r'\b(down|up)_blocks\.(\d+)\.attentions\.', r'\1.\2.attn.'),
+    (r'\b(down|up)_blocks\.(\d+)\.\1samplers\.0\.', r'\1.\2.\1sample.'),
     (r'\bmid_block\.resnets\.0\.', 'mid.block_1.'),
     (r'\bmid_block\.resnets\.1\.', 'mid.block_2.'),
     (r'\bmid_block\.attentions\.0\.', 'mid.attn_1.'),
@@ -46,13 +43,7 @@ _NAMES = (
 
 
 def read_diffusers(folder: Path) -> tuple[VQGANConfig, dict[str, Tensor]]:
-    """Read ``config.json`` and ``diffusion_pytorch_model.safetensors``.
-
-    Args:
-        folder: What ``VQModel.save_pretrained`` wrote.
-
-    Returns:
-        The architecture and the weights, named as in ``taming.models.vqgan.VQModel``.
+    """Read what ``VQModel.save_pretrained`` wrote: the architecture, and the weights under taming's names.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -83,18 +74,13 @@ def _hint(folder: Path) -> str:
 
 
 def config_of_diffusers(content: Mapping[str, Any]) -> VQGANConfig:
-    """Config of a diffusers ``VQModel`` in taming's words.
-
-    Raises:
-        ValueError: If it is another model, or a ``VQModel`` that taming's modules are not.
-        KeyError: If it lacks a key.
-    """
+    """Config of a diffusers ``VQModel`` in taming's words; ``ValueError`` for what taming's modules are not."""
     if content.get('_class_name') != 'VQModel':
         raise ValueError(f'_class_name must be VQModel, got {content.get("_class_name")}')
     for key, built in _BUILT.items():
         if content.get(key, built) != built:
             raise ValueError(f"{key} must be {built} for taming's modules, got {content[key]}")
-    channels = list(content['block_out_channels'])
+    channels = content['block_out_channels']
     attention = [name == 'AttnDownEncoderBlock2D' for name in content['down_block_types']]
     if [name == 'AttnUpDecoderBlock2D' for name in reversed(content['up_block_types'])] != attention:
         raise ValueError("up_block_types must mirror down_block_types for taming's modules")

@@ -42,20 +42,16 @@ def load_vqgan(path: str | Path, *, strict_size: bool = False) -> VQGAN:
         ValueError: If a file is of another kind, needs more than its weights to load, or does not fit its config.
         ImportError: If the extra ``vqgan`` is not installed.
     """
-    preset = PRESETS.get(str(path))
-    if preset is not None:
-        config, path = preset.config, fetch(preset)
-        described_by = f'preset {preset.name}'
-        state = model_weights(read_weights(path), path)
-    elif Path(path).is_dir():
-        path = Path(path)
+    preset, path = PRESETS.get(str(path)), Path(path)
+    if preset is None and path.is_dir():
         described_by = 'config.json'
         config, state = read_diffusers(path)
     else:
-        path = Path(path)
-        config_path = find_yaml(path)
-        described_by = config_path.name
-        config = VQGANConfig.from_yaml(config_path)
+        if preset is None:
+            config_path = find_yaml(path)
+            config, described_by = VQGANConfig.from_yaml(config_path), config_path.name
+        else:
+            config, path, described_by = preset.config, fetch(preset), f'preset {preset.name}'
         state = model_weights(read_weights(path), path)
     vqgan = VQGAN(config, strict_size=strict_size)
     try:
@@ -66,14 +62,10 @@ def load_vqgan(path: str | Path, *, strict_size: bool = False) -> VQGAN:
 
 
 def find_yaml(path: Path) -> Path:
-    """The YAML of a checkpoint: ``NAME.yaml`` or, as in latent-diffusion's folders, ``config.yaml``.
-
-    Raises:
-        FileNotFoundError: If the checkpoint or the YAML is missing.
-    """
-    candidates = (path.with_suffix('.yaml'), path.with_name('config.yaml'))
+    """The YAML of a checkpoint: ``NAME.yaml`` or ``config.yaml``; ``FileNotFoundError`` if either file is missing."""
     if not path.is_file():
         raise FileNotFoundError(f'no VQGAN at {path}: it is no file, no folder, and none of {", ".join(PRESETS)}')
+    candidates = (path.with_suffix('.yaml'), path.with_name('config.yaml'))
     for candidate in candidates:
         if candidate.is_file():
             return candidate
@@ -84,11 +76,7 @@ def find_yaml(path: Path) -> Path:
 
 
 def read_weights(path: Path, *, trust: bool = False) -> dict[str, Any]:
-    """All that a checkpoint holds as weights, by name.
-
-    Args:
-        path: ``.safetensors``, ``.ckpt``, ``.pth`` or ``.pt``; the latter may keep them under ``state_dict``.
-        trust: Unpickle whatever the checkpoint asks for, which may run anything.
+    """Read all weights of a file, by name; with ``trust``, whatever a pickle asks for is run.
 
     Raises:
         ValueError: If the file is of another kind, broken, or needs ``trust``.
@@ -140,18 +128,14 @@ def _refused(error: pickle.UnpicklingError) -> str:
 
 def model_weights(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """The model's own weights, without what public files are known to hold beside it."""
-    beside = [name for name in state if name.startswith(_BESIDE)]
-    if beside:
-        _logger.info('%s: left out %d tensors of %s', path.name, len(beside), ' and '.join(_BESIDE))
-    return {name: value for name, value in state.items() if not name.startswith(_BESIDE)}
+    own = {name: value for name, value in state.items() if not name.startswith(_BESIDE)}
+    if len(own) < len(state):
+        _logger.info('%s: left out %d tensors of %s', path.name, len(state) - len(own), ' and '.join(_BESIDE))
+    return own
 
 
 def load_weights(vqgan: VQGAN, state: Mapping[str, Tensor]) -> None:
-    """Load weights of any floating dtype as fp32.
-
-    Raises:
-        ValueError: If a weight is missing, unexpected, of another shape, or not finite.
-    """
+    """Load weights of any floating dtype as fp32; a ``ValueError`` says which do not fit, or are not finite."""
     expected = {name: tuple(value.shape) for name, value in vqgan.state_dict().items()}
     wrong = {
         'lacks': [name for name in expected if name not in state],

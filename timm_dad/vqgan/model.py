@@ -19,11 +19,8 @@ from timm_dad.common.extras import require_extra
 from timm_dad.common.hashing import content_hash
 from timm_dad.vqgan.tiny import TinyDecoder, TinyEncoder
 
-# One block of the distance matrix holds at most this many floats (16 MiB in fp32).
-_MAX_BLOCK = 2**22
-
-# Pixels may leave [0, 1] by this much: rounding.
-_TOLERANCE = 1e-3
+_MAX_BLOCK = 2**22  # floats in one block of the distance matrix: 16 MiB in fp32
+_TOLERANCE = 1e-3  # pixels may leave [0, 1] by this much: rounding
 
 # Quantizer and networks of each class that a YAML's model.target may name: of taming, latent-diffusion, and our own.
 _CLASSES: dict[str, Any] = {
@@ -42,21 +39,14 @@ _BUILT = {'double_z': False, 'attn_type': 'vanilla', 'use_linear_attn': False, '
 class VQGANConfig:
     """Architecture of a VQGAN, in the words of taming-transformers' YAML (``model.params``).
 
-    Args:
-        ddconfig: Arguments of taming's ``Encoder`` and ``Decoder`` (``ch``, ``ch_mult``, ``z_channels``, ...).
-        n_embed: Number of codes in the codebook.
-        embed_dim: Channels of one code.
-        quantizer: ``nearest`` code (``VQModel``) or ``gumbel``, the likeliest by a projection (``GumbelVQ``).
-        networks: Encoder and decoder: taming's, or the ``tiny`` ones of ``timm_dad.vqgan.tiny``.
-
     Raises:
         ValueError: If a size is not positive, or ``ddconfig`` lacks a key or asks for what the networks do not do.
     """
 
-    ddconfig: Mapping[str, Any]
-    n_embed: int
-    embed_dim: int
-    quantizer: Literal['nearest', 'gumbel'] = 'nearest'
+    ddconfig: Mapping[str, Any]  # arguments of taming's Encoder and Decoder: ch, ch_mult, z_channels, ...
+    n_embed: int  # codes in the codebook
+    embed_dim: int  # channels of one code
+    quantizer: Literal['nearest', 'gumbel'] = 'nearest'  # of VQModel, or the likeliest by a projection (GumbelVQ)
     networks: Literal['taming', 'tiny'] = 'taming'
 
     def __post_init__(self) -> None:
@@ -69,11 +59,10 @@ class VQGANConfig:
         for key, built in _BUILT.items():
             if self.ddconfig.get(key, built) != built:
                 raise ValueError(f"{key} of ddconfig must be {built} for taming's modules, got {self.ddconfig[key]}")
-        channels = self.ddconfig['z_channels']
+        channels, attention = self.ddconfig['z_channels'], self.ddconfig['attn_resolutions']
         if self.quantizer == 'gumbel' and self.embed_dim != channels:
             raise ValueError(f'embed_dim of a Gumbel quantizer must be z_channels, {channels}, got {self.embed_dim}')
-        if self.networks == 'tiny' and self.ddconfig['attn_resolutions']:
-            attention = self.ddconfig['attn_resolutions']
+        if self.networks == 'tiny' and attention:
             raise ValueError(f'attn_resolutions must be [], for tiny networks have no attention, got {attention}')
 
     @property
@@ -83,12 +72,7 @@ class VQGANConfig:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> 'VQGANConfig':
-        """Read the YAML that stands beside a checkpoint of taming-transformers or latent-diffusion.
-
-        Raises:
-            ValueError: If the file has no ``model.params`` with ``ddconfig``, ``n_embed`` and ``embed_dim``, or is the
-                config of another model than a VQGAN.
-        """
+        """Read the YAML beside a checkpoint of taming or latent-diffusion; ``ValueError`` if it is of no VQGAN."""
         try:
             model = yaml.safe_load(Path(path).read_text())['model']
             params, target = model['params'], str(model.get('target', 'VQModel'))
@@ -140,18 +124,10 @@ def nearest_codes(z: Tensor, codebook: Tensor) -> Tensor:
 
 
 def likeliest_codes(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Index of the largest logit of each vector, as in taming's ``GumbelQuantize``, in blocks of rows.
+    """Index ``[N]`` of the largest logit of each vector ``[N, D]``, as in taming's ``GumbelQuantize``.
 
     NOTE: in evaluation too, taming's draws the code from the softmax of the logits (Gumbel noise of temperature 1). We
     take its mode, so that ``Q`` is a function.
-
-    Args:
-        z: Vectors ``[N, D]``, fp32.
-        weight: Projection to logits ``[n_embed, D]``, fp32.
-        bias: Its bias ``[n_embed]``.
-
-    Returns:
-        Code indices ``[N]``, int64, in ``0 .. n_embed - 1``.
     """
     return _in_blocks(lambda block: nn.functional.linear(block, weight, bias).argmax(dim=1), z, len(weight))
 
@@ -211,9 +187,7 @@ class VQGAN(nn.Module):
     @property
     def codebook(self) -> Tensor:
         """Codes ``[n_embed, embed_dim]``."""
-        name = 'embed' if self.config.quantizer == 'gumbel' else 'embedding'
-        weight: Tensor = self.quantize.get_submodule(name).weight  # type: ignore[assignment]
-        return weight
+        return self.quantize.get_parameter('embed.weight' if self.config.quantizer == 'gumbel' else 'embedding.weight')
 
     def check_size(self, height: int, width: int) -> None:
         """Raise ``ValueError`` unless images of this size can be encoded."""
@@ -240,13 +214,7 @@ class VQGAN(nn.Module):
         self._range_seen = True
 
     def encode(self, x_pix: Tensor) -> Tensor:
-        """Latents before quantization.
-
-        Args:
-            x_pix: Images ``[B, 3, H, W]``, range [0, 1].
-
-        Returns:
-            Latents ``[B, embed_dim, h, w]``; ``h = ceil(H / factor)``, ``w = ceil(W / factor)``.
+        """Latents ``[B, embed_dim, ceil(H / factor), ceil(W / factor)]`` of images ``[B, 3, H, W]`` in [0, 1].
 
         Raises:
             ValueError: If the images are too small or, with ``strict_size``, a side is not a multiple of the factor; or
@@ -263,21 +231,11 @@ class VQGAN(nn.Module):
         return z
 
     def encode_to_codes(self, x_pix: Tensor) -> Tensor:
-        """Indices of the codes: the nearest, or the likeliest with a Gumbel quantizer.
-
-        Args:
-            x_pix: Images ``[B, 3, H, W]``, range [0, 1].
-
-        Returns:
-            Code indices ``[B, h, w]``, int64; ``h = ceil(H / factor)``, ``w = ceil(W / factor)``.
-
-        Raises:
-            ValueError: As ``encode``.
-        """
+        """Indices of the codes ``[B, h, w]``, int64, of images: ``codes_of`` what ``encode`` gives, with its errors."""
         return self.codes_of(self.encode(x_pix))
 
     def codes_of(self, z: Tensor) -> Tensor:
-        """Indices of the codes of latents ``[B, embed_dim, h, w]``: ``[B, h, w]``, int64."""
+        """Indices of the nearest (or, with a Gumbel quantizer, likeliest) codes ``[B, h, w]``, int64, of latents."""
         z = z.float()
         batch, dim, height, width = z.shape
         z_flat = z.permute(0, 2, 3, 1).reshape(-1, dim)
@@ -290,39 +248,21 @@ class VQGAN(nn.Module):
         return codes.view(batch, height, width)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Images of latents.
-
-        Args:
-            z: Latents ``[B, embed_dim, h, w]``, quantized or not.
-
-        Returns:
-            Images ``[B, 3, h * factor, w * factor]``, nominally [0, 1], not clamped.
-        """
+        """Images ``[B, 3, h * factor, w * factor]``, nominally [0, 1], of latents ``[B, embed_dim, h, w]``."""
         with torch.autocast(z.device.type, enabled=False):
             x_vq: Tensor = self.decoder(self.post_quant_conv(z))
         return (x_vq + 1) / 2
 
     def decode_codes(self, codes: Tensor) -> Tensor:
-        """Images of code indices.
-
-        Args:
-            codes: Code indices ``[B, h, w]``, integers in ``0 .. n_embed - 1``.
-
-        Returns:
-            Images ``[B, 3, h * factor, w * factor]``, range [0, 1].
-        """
+        """Images ``[B, 3, h * factor, w * factor]``, range [0, 1], of code indices ``[B, h, w]``."""
         z = nn.functional.embedding(codes, self.codebook).permute(0, 3, 1, 2).contiguous()
         return self.decode(z).clamp(0, 1)
 
     @torch.no_grad()
     def forward(self, x_pix: Tensor) -> Tensor:
-        """Reconstruct: ``Q(x)``. No gradient goes through (DAD takes ``Q`` as the identity, straight-through).
+        """Reconstruct: ``Q(x)``, same shape, range [0, 1], of images ``[B, 3, H, W]`` in [0, 1].
 
-        Args:
-            x_pix: Images ``[B, 3, H, W]``, range [0, 1].
-
-        Returns:
-            Reconstructions, same shape, range [0, 1].
+        No gradient goes through (DAD takes ``Q`` as the identity, straight-through).
 
         Raises:
             ValueError: As ``encode``.
@@ -331,17 +271,7 @@ class VQGAN(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, x_pix: Tensor) -> tuple[Tensor, Tensor]:
-        """Reconstruct, and give the codes too.
-
-        Args:
-            x_pix: Images ``[B, 3, H, W]``, range [0, 1].
-
-        Returns:
-            ``Q(x)``, same shape, range [0, 1], and its codes ``[B, h, w]``.
-
-        Raises:
-            ValueError: As ``encode``.
-        """
+        """Reconstruct, as ``forward``, and give the codes ``[B, h, w]`` too."""
         height, width = x_pix.shape[-2:]
         codes = self.encode_to_codes(x_pix)
         return self.decode_codes(codes)[..., :height, :width], codes

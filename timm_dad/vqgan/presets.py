@@ -23,19 +23,12 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class VQGANPreset:
-    """A public VQGAN.
+    """A public VQGAN, with the architecture of its authors' YAML."""
 
-    Args:
-        name: What ``--dad-vqgan`` takes.
-        config: Architecture, as its authors' YAML gives it.
-        url: Address of the checkpoint, or of a ``.zip`` with one ``.ckpt`` in it.
-        sha256: Hash of the download if its authors publish one; else the first download's is kept.
-    """
-
-    name: str
+    name: str  # what --dad-vqgan takes
     config: VQGANConfig
-    url: str
-    sha256: str | None = None
+    url: str  # of the checkpoint, or of a .zip with one .ckpt in it
+    sha256: str | None = None  # of the download if its authors publish it; else the first download's is kept
 
 
 def _config(n_embed: int, channels: int, ch_mult: list[int], attention: list[int], **quantizer: Any) -> VQGANConfig:
@@ -59,44 +52,24 @@ _TAMING = 'https://heibox.uni-heidelberg.de/f'
 
 # Where each address and architecture was read: docs/vqgan.md.
 PRESETS = {
-    preset.name: preset
-    for preset in (
-        VQGANPreset(
-            name='openimages-f8-16384',
-            config=_config(16384, 4, [1, 2, 2, 4], [32]),
-            url=f'{_LATENT_DIFFUSION}/vq-f8.zip',
+    name: VQGANPreset(name=name, config=config, url=url)
+    for name, config, url in (
+        ('openimages-f8-16384', _config(16384, 4, [1, 2, 2, 4], [32]), f'{_LATENT_DIFFUSION}/vq-f8.zip'),
+        ('openimages-f8-256', _config(256, 4, [1, 2, 2, 4], [32]), f'{_LATENT_DIFFUSION}/vq-f8-n256.zip'),
+        (
+            'openimages-f8-gumbel-8192',
+            _config(8192, 256, [1, 1, 2, 4], [32], quantizer='gumbel'),
+            f'{_TAMING}/34a747d5765840b5a99d/?dl=1',
         ),
-        VQGANPreset(
-            name='openimages-f8-256',
-            config=_config(256, 4, [1, 2, 2, 4], [32]),
-            url=f'{_LATENT_DIFFUSION}/vq-f8-n256.zip',
-        ),
-        VQGANPreset(
-            name='openimages-f8-gumbel-8192',
-            config=_config(8192, 256, [1, 1, 2, 4], [32], quantizer='gumbel'),
-            url=f'{_TAMING}/34a747d5765840b5a99d/?dl=1',
-        ),
-        VQGANPreset(
-            name='openimages-f4-8192',
-            config=_config(8192, 3, [1, 2, 4], []),
-            url=f'{_LATENT_DIFFUSION}/vq-f4.zip',
-        ),
-        VQGANPreset(
-            name='imagenet-f16-1024',
-            config=_config(1024, 256, [1, 1, 2, 2, 4], [16]),
-            url=f'{_TAMING}/140747ba53464f49b476/?dl=1',
-        ),
-        VQGANPreset(
-            name='imagenet-f16-16384',
-            config=_config(16384, 256, [1, 1, 2, 2, 4], [16]),
-            url=f'{_TAMING}/867b05fc8c4841768640/?dl=1',
-        ),
+        ('openimages-f4-8192', _config(8192, 3, [1, 2, 4], []), f'{_LATENT_DIFFUSION}/vq-f4.zip'),
+        ('imagenet-f16-1024', _config(1024, 256, [1, 1, 2, 2, 4], [16]), f'{_TAMING}/140747ba53464f49b476/?dl=1'),
+        ('imagenet-f16-16384', _config(16384, 256, [1, 1, 2, 2, 4], [16]), f'{_TAMING}/867b05fc8c4841768640/?dl=1'),
     )
 }
 
 
 def fetch(preset: VQGANPreset) -> Path:
-    """Path of a preset's weights in the cache of torch hub; downloads them the first time.
+    """Return the path of a preset's weights in the cache of torch hub; download them the first time.
 
     The SHA-256 of the download is kept beside the checkpoint, and the checkpoint is compared with it from then on. What
     ``timm-dad convert`` wrote beside the checkpoint is taken in its place.

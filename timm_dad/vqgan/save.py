@@ -13,19 +13,14 @@ from timm_dad.vqgan.model import VQGAN
 def write_weights(module: nn.Module, path: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write weights as safetensors."""
     state = {
-        name: value.to(dtype) if value.is_floating_point() else value for name, value in module.state_dict().items()
+        name: (value.to(dtype) if value.is_floating_point() else value).contiguous()
+        for name, value in module.state_dict().items()
     }
     with replacing(path) as temporary:
-        save_file({name: value.contiguous() for name, value in state.items()}, temporary)
+        save_file(state, temporary)
 
 
-def save_vqgan(vqgan: VQGAN, path: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write ``NAME.safetensors`` and, beside it, ``NAME.yaml`` in taming's layout: what ``load_vqgan`` reads.
-
-    Args:
-        vqgan: The VQGAN.
-        path: The weights.
-        dtype: Precision on the disk.
-    """
+def save_vqgan(vqgan: VQGAN, path: Path) -> None:
+    """Write ``NAME.safetensors`` and, beside it, ``NAME.yaml`` in taming's layout: what ``load_vqgan`` reads."""
     write_file(path.with_suffix('.yaml'), vqgan.config.to_yaml())
-    write_weights(vqgan, path, dtype)
+    write_weights(vqgan, path)

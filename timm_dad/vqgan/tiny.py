@@ -24,9 +24,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute it."""
-        h = self.conv1(x).relu()
-        h = self.conv2(h).relu()
-        output: Tensor = (self.conv3(h) + x).relu()
+        output: Tensor = (self.conv3(self.conv2(self.conv1(x).relu()).relu()) + x).relu()
         return output
 
 
@@ -48,11 +46,7 @@ class TinyEncoder(nn.Sequential):
 
 
 class TinyDecoder(nn.Sequential):
-    """Latents ``[B, z_channels, h, w]`` to images ``[B, out_ch, H, W]``, nominally in [-1, 1].
-
-    Args:
-        ddconfig: As for ``TinyEncoder``, with ``out_ch`` for ``in_channels``.
-    """
+    """Latents ``[B, z_channels, h, w]`` to images ``[B, out_ch, H, W]``, nominally in [-1, 1]; see ``TinyEncoder``."""
 
     def __init__(self, ddconfig: Mapping[str, Any]) -> None:
         widths = _widths(ddconfig)

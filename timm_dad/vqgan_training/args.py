@@ -1,67 +1,47 @@
 """Flags of ``timm-dad vqgan``: named as timm names them, the architecture as taming does."""
 
 import argparse
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, TypeVar
 
 import torch
 
-from timm_dad.flags.rules import check_rules, naming_flag
+from timm_dad.flags.rules import check_rules, check_values, naming_flag
 from timm_dad.vqgan.model import VQGANConfig
 from timm_dad.vqgan_training.optimize import OptimizerConfig
 from timm_dad.vqgan_training.reconstruction import VQGANTrainConfig
 
-PROGRAM = 'timm-dad vqgan train'
-# The architecture of the paper's VQGAN (OpenImages, factor 8); sides of attention follow from the image size.
-_ARCHITECTURE: dict[str, Any] = {
-    'ch': 128,
-    'ch_mult': [1, 2, 2, 4],
-    'num_res_blocks': 2,
-    'attn_resolutions': None,
-    'z_channels': 4,
-    'n_embed': 16384,
-    'embed_dim': 4,
+PROGRAM = 'timm-dad vqgan'
+# The architecture of the paper's VQGAN (OpenImages, factor 8): defaults, how many values, and what they are.
+_ARCHITECTURE: dict[str, tuple[Any, str | None, str]] = {
+    'ch': (128, None, 'channels, a multiple of 32'),
+    'ch_mult': ([1, 2, 2, 4], '+', 'factors of it by level'),
+    'num_res_blocks': (2, None, 'residual blocks a level'),
+    'attn_resolutions': (None, '*', 'sides of the feature maps with attention'),
+    'z_channels': (4, None, 'channels of the latents'),
+    'n_embed': (16384, None, 'codes in the codebook'),
+    'embed_dim': (4, None, 'channels of a code'),
 }
-# Flags of train_dad.py that its factories ask for and that have one meaning here.
-FIXED: dict[str, Any] = {
-    'in_chans': None,
-    'input_size': None,
-    'class_map': '',
-    'epoch_repeats': 0,
-    'target_key': None,
-    'train_num_samples': None,
-    'val_num_samples': None,
-    'fuser': '',
-    'fast_norm': False,
-    'log_with': '',
-    'log_wandb': False,
-    'no_ddp_bb': False,
-    'sync_bn': False,
-}
+_INIT_LR = 1e-4
+_Config = TypeVar('_Config', bound=OptimizerConfig)
 
 
-def create_parser() -> argparse.ArgumentParser:
-    """The parser of ``timm-dad vqgan train``; defaults are those of the config dataclass."""
-    default = VQGANTrainConfig(steps=2)
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM,
+def _add_train_parser(commands: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        'train',
+        help='train or fine-tune a VQGAN',
         description="Train or fine-tune a VQGAN of taming's modules on one's own pictures, for --dad-vqgan.",
         allow_abbrev=False,
     )
-    add_data_flags(parser, img_size='256, or that of --init')
+    default = VQGANTrainConfig
+    _add_data_flags(parser, img_size='256, or that of --init')
     group = parser.add_argument_group("Architecture, in taming's words", 'By default the f8 VQGAN of the paper.')
     group.add_argument('--init', metavar='PATH', help='VQGAN to fine-tune, as --dad-vqgan takes it; or demo')
-    group.add_argument('--ch', type=int, metavar='N', help='channels, a multiple of 32 (default: 128)')
-    group.add_argument('--ch-mult', type=int, nargs='+', metavar='N', help='factors of it by level (default: 1 2 2 4)')
-    group.add_argument('--num-res-blocks', type=int, metavar='N', help='residual blocks a level (default: 2)')
-    group.add_argument(
-        '--attn-resolutions', type=int, nargs='*', metavar='N',
-        help='sides of the feature maps with attention (default: that of the codes)',
-    )  # fmt: skip
-    group.add_argument('--z-channels', type=int, metavar='N', help='channels of the latents (default: 4)')
-    group.add_argument('--n-embed', type=int, metavar='N', help='codes in the codebook (default: 16384)')
-    group.add_argument('--embed-dim', type=int, metavar='N', help='channels of a code (default: 4)')
-    group = add_training_flags(parser, default, lr=f'{default.lr}, --init: 1e-4')
+    for name, (value, nargs, what) in _ARCHITECTURE.items():
+        text = f'{what} (default: {value or "that of the codes"})'
+        group.add_argument(f'--{name.replace("_", "-")}', type=int, nargs=nargs, metavar='N', help=text)
+    group = _add_training_flags(parser, lr=f'{default.lr}, --init: {_INIT_LR}')
     group.add_argument(
         '--restart-interval', type=int, default=default.restart_interval, metavar='N',
         help='steps after which unused codes are put on latents of the batch; 0: never',
@@ -73,8 +53,25 @@ def create_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_data_flags(parser: argparse.ArgumentParser, img_size: str) -> None:
-    """Flags of data and augmentation; ``img_size`` says its default."""
+def _add_distill_parser(commands: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        'distill',
+        help='train a tiny VQGAN that imitates another',
+        description='Train a tiny encoder and decoder that imitate a VQGAN, with its codebook, for --dad-vqgan.',
+        allow_abbrev=False,
+    )
+    _add_data_flags(parser, img_size='that of --vqgan')
+    group = parser.add_argument_group('VQGANs')
+    group.add_argument('--vqgan', metavar='PATH', help='VQGAN to imitate, as --dad-vqgan takes it; or demo')
+    group.add_argument(
+        '--ch', type=int, metavar='N', help='channels (default: the most with a tenth of the multiply-adds)'
+    )
+    _add_training_flags(parser, lr=str(OptimizerConfig.lr))
+    return parser
+
+
+def _add_data_flags(parser: argparse.ArgumentParser, img_size: str) -> None:
+    """Add the flags of data and augmentation; ``img_size`` says its default."""
     group = parser.add_argument_group('Dataset (labels are not used)')
     group.add_argument('--data-dir', metavar='DIR', help='folder with a sub-folder a split')
     group.add_argument('--dataset', metavar='NAME', default='', help="timm's dataset type + name, or demo/STYLE")
@@ -82,7 +79,9 @@ def add_data_flags(parser: argparse.ArgumentParser, img_size: str) -> None:
     group.add_argument('--val-split', metavar='NAME', default='validation', help='dataset validation split')
     group.add_argument('--dataset-download', action='store_true', help='let torch/ and tfds/ datasets download')
     group.add_argument('--dataset-trust-remote-code', action='store_true', help="run the dataset repository's own code")
-    group.add_argument('--input-img-mode', help='image conversion mode (default: RGB)')
+    group.add_argument(
+        '--input-img-mode', default='RGB', choices=('RGB', 'YCbCr', 'LAB', 'HSV'), help='image conversion mode'
+    )
     group.add_argument('--input-key', help='dataset key for input images')
     group.add_argument('--img-size', type=int, metavar='N', help=f'image size (default: {img_size})')
     group.add_argument('-b', '--batch-size', type=int, default=16, metavar='N', help='images a process and step')
@@ -93,8 +92,9 @@ def add_data_flags(parser: argparse.ArgumentParser, img_size: str) -> None:
     group.add_argument('--vflip', type=float, default=0.0, help='probability of a vertical flip')
 
 
-def add_training_flags(parser: argparse.ArgumentParser, default: OptimizerConfig, lr: str) -> Any:
-    """Flags of training and output; ``lr`` says the default of ``--lr``. Returns their group."""
+def _add_training_flags(parser: argparse.ArgumentParser, lr: str) -> Any:
+    """Add the flags of training and output; ``lr`` says the default of ``--lr``. Returns their group."""
+    default = OptimizerConfig
     group = parser.add_argument_group('Training')
     length = group.add_mutually_exclusive_group()
     length.add_argument('--epochs', type=int, metavar='N', help='epochs (default: 30)')
@@ -107,110 +107,103 @@ def add_training_flags(parser: argparse.ArgumentParser, default: OptimizerConfig
         help='L1 + LPIPS, or none: L1 + L2; auto: LPIPS where the package and its weights are installed, and says so',
     )  # fmt: skip
     group.add_argument('--perceptual-weight', type=float, default=default.perceptual_weight, help='weight of LPIPS')
-    group.add_argument('--device', default='cuda', help='cuda (the CPU where there is none) or cpu')
+    group.add_argument(
+        '--device',
+        default='cuda' if torch.cuda.is_available() else 'cpu',
+        help='cuda (default, where there is one) or cpu',
+    )
     group.add_argument('--amp', action='store_true', help='mixed precision for encoder and decoder')
     group.add_argument('--amp-dtype', default='float16', choices=('float16', 'bfloat16'), help='precision of --amp')
     group.add_argument('--seed', type=int, default=42, metavar='S', help='random seed')
     group.add_argument('--output', metavar='DIR', help='folder to write (default: output/vqgan/TIME)')
     group.add_argument('--resume', default='', metavar='auto', help='auto: go on with the run in --output, if any')
     group.add_argument('--recovery-interval', type=int, default=0, metavar='N', help='steps between recovery files')
-    parser.set_defaults(**FIXED)
     return group
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse, and check what needs neither data nor ``--init``.
+    """Parse, and check what needs neither data nor a VQGAN.
+
+    Args:
+        argv: Command line from ``train`` or ``distill`` on, which is ``command`` of the flags.
 
     Raises:
         SystemExit: On a bad flag, with one line that names flag, rule, value and fix.
     """
-    return parse(create_parser(), argv, _check_args)
-
-
-def parse(
-    parser: argparse.ArgumentParser, argv: Sequence[str], check: Callable[[argparse.Namespace], None]
-) -> argparse.Namespace:
-    """Parse, find the device, and check.
-
-    Args:
-        parser: Has the flags of ``add_data_flags`` and ``add_training_flags``.
-        argv: The command line.
-        check: Raises ``ValueError`` on a bad flag.
-
-    Raises:
-        SystemExit: On a bad flag.
-    """
+    parser = argparse.ArgumentParser(prog=PROGRAM, description='Train a VQGAN, or distill one into a tiny one.')
+    commands = parser.add_subparsers(dest='command', required=True, help='COMMAND --help tells more')
+    parsers = {'train': _add_train_parser(commands), 'distill': _add_distill_parser(commands)}
     args = parser.parse_args(argv)
-    explicit_device = any(flag.startswith('--device') for flag in argv)
-    if not explicit_device and not torch.cuda.is_available():
-        args.device = 'cpu'
     try:
-        check(args)
+        if args.command == 'train':
+            _check_train_args(args)
+        else:
+            _check_distill_args(args)
     except ValueError as error:
-        parser.error(str(error))
+        parsers[args.command].error(str(error))
     return args
 
 
-def _check_args(args: argparse.Namespace) -> None:
-    given = [name for name in _ARCHITECTURE if getattr(args, name) is not None]
-    check_at_least_one(args, ('num_res_blocks', 'z_channels', 'n_embed', 'embed_dim'))
+def _check_train_args(args: argparse.Namespace) -> None:
+    given = [f'--{name.replace("_", "-")}' for name in _ARCHITECTURE if getattr(args, name) is not None]
     rules = (
         (args.ch is None or (args.ch > 0 and args.ch % 32 == 0),
          f"--ch must be a multiple of 32, the groups of taming's group norm, got {args.ch}"),
         (args.ch_mult is None or min(args.ch_mult) >= 1, f'--ch-mult must be factors of 1 or more, got {args.ch_mult}'),
-        (not (args.init and given),
-         f'--{given[0].replace("_", "-") if given else ""} is part of --init already: give one of them'),
+        (not (args.init and given), f'{"".join(given[:1])} is part of --init already: give one of them'),
     )  # fmt: skip
+    _check_common(args, 'num_res_blocks', 'z_channels', 'n_embed', 'embed_dim')
     check_rules(rules)
-    check_common(args)
-    train_config(args, steps=args.steps or 2)
+    training_config(VQGANTrainConfig, args, steps=args.steps or 2)
 
 
-def check_at_least_one(args: argparse.Namespace, names: Sequence[str]) -> None:
-    """Raise ``ValueError`` unless these flags, where they are given, are 1 or more."""
-    for name in names:
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f'--{name.replace("_", "-")} must be 1 or more, got {value}')
+def _check_distill_args(args: argparse.Namespace) -> None:
+    check_rules(((args.vqgan, '--vqgan must name the VQGAN to imitate (a file, a folder, a preset, or demo)'),))
+    _check_common(args, 'ch')
+    training_config(OptimizerConfig, args, steps=args.steps or 2)
 
 
-def check_common(args: argparse.Namespace) -> None:
-    """Raise ``ValueError`` unless the flags of data and training are right."""
-    check_at_least_one(args, ('batch_size', 'img_size', 'epochs', 'steps'))
-    for name in ('workers', 'recovery_interval'):
-        if getattr(args, name) < 0:
-            raise ValueError(f'--{name.replace("_", "-")} must be 0 or more, got {getattr(args, name)}')
-    for name in ('hflip', 'vflip'):
-        if not 0 <= getattr(args, name) <= 1:
-            raise ValueError(f'--{name} must be from 0 to 1, got {getattr(args, name)}')
+def _check_common(args: argparse.Namespace, *counts: str) -> None:
+    """Check the flags of data and training, and that those of ``counts`` are 1 or more."""
+    values = (
+        (('batch_size', 'img_size', 'epochs', 'steps', *counts), '1 or more', lambda value: value >= 1),
+        (('workers', 'recovery_interval'), '0 or more', lambda value: value >= 0),
+        (('hflip', 'vflip'), 'from 0 to 1', lambda value: 0 <= value <= 1),
+        (('scale',), 'two areas, 0 < LEAST <= MOST <= 1', lambda value: 0 < value[0] <= value[1] <= 1),
+    )
     rules = (
-        (0 < args.scale[0] <= args.scale[1] <= 1,
-         f'--scale must be two areas, 0 < LEAST <= MOST <= 1, got {args.scale}'),
         (args.resume in ('', 'auto'), f'--resume must be auto, got {args.resume!r}'),
         (not args.resume or args.output, '--resume auto needs --output, the folder of the run to go on with'),
         (args.val_split, '--val-split must name a split: the metrics are measured on it'),
         (args.data_dir or args.dataset, '--data-dir must name a folder of pictures (or give --dataset)'),
         (args.device.split(':')[0] in ('cuda', 'cpu'), f'--device must be cuda or cpu, got {args.device!r}'),
-    )  # fmt: skip
+    )
+    check_values(args, values)
     check_rules(rules)
 
 
-def train_config(args: argparse.Namespace, steps: int) -> VQGANTrainConfig:
-    """The training that the flags ask for; ``ValueError`` names the flag."""
-    names = ('weight_decay', 'clip_grad', 'perceptual_weight', 'restart_interval', 'restart_until')
-    lr = args.lr if args.lr is not None else 1e-4 if args.init else VQGANTrainConfig(steps=2).lr
+def training_config(kind: type[_Config], args: argparse.Namespace, steps: int) -> _Config:
+    """The training that the flags ask for; ``ValueError`` names the flag.
+
+    Args:
+        kind: The dataclass, whose fields are flags.
+        args: The flags.
+        steps: Optimizer steps of the whole training.
+    """
+    lr = _INIT_LR if getattr(args, 'init', None) else kind.lr
+    given = {field.name: getattr(args, field.name) for field in fields(kind)}
     with naming_flag():
-        return VQGANTrainConfig(steps=steps, lr=lr, **{name: getattr(args, name) for name in names})
+        return kind(**{**given, 'steps': steps, 'lr': lr if args.lr is None else args.lr})
 
 
 def create_config(args: argparse.Namespace) -> VQGANConfig:
-    """The architecture that the flags ask for.
+    """The architecture that the flags ask for; sets ``args.img_size`` where it is not given.
 
     Raises:
         ValueError: If the image size does not fit it.
     """
     chosen = {name: default if getattr(args, name) is None else getattr(args, name)
-              for name, default in _ARCHITECTURE.items()}  # fmt: skip
+              for name, (default, *_) in _ARCHITECTURE.items()}  # fmt: skip
     factor = 2 ** (len(chosen['ch_mult']) - 1)
     size = args.img_size = args.img_size or 256
     check_image_size(size, factor)
@@ -240,10 +233,3 @@ def check_image_size(size: int, factor: int) -> None:
         raise ValueError(
             f'--img-size must be a multiple of {factor}, the factor of the VQGAN, got {size} (nearest: {nearest})'
         )
-
-
-def optimizer_config(args: argparse.Namespace, steps: int) -> OptimizerConfig:
-    """Optimizer and schedule that the flags of ``add_training_flags`` ask for; ``ValueError`` names the flag."""
-    given = {name: getattr(args, name) for name in ('weight_decay', 'clip_grad', 'perceptual_weight')}
-    with naming_flag():
-        return OptimizerConfig(steps=steps, lr=OptimizerConfig.lr if args.lr is None else args.lr, **given)

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from timm_dad.common.macs import count_macs
 from timm_dad.common.pixels import psnr
 from timm_dad.vqgan.model import VQGAN, VQGANConfig
+from timm_dad.vqgan_training.measure import MOST_PSNR, mean_over_images
 from timm_dad.vqgan_training.optimize import OptimizerConfig, Trainer
-from timm_dad.vqgan_training.perceptual import Perceptual
-from timm_dad.vqgan_training.reconstruction import MOST_PSNR
+from timm_dad.vqgan_training.perceptual import Perceptual, picture_loss
 
 # By default a tiny VQGAN takes at most this part of the original's multiply-adds.
 _SHARE = 0.1
@@ -137,14 +137,8 @@ class DistillLoss(nn.Module):
             z = self.tiny.encode(x_pix).float()
             latents = F.mse_loss(z, z_target) / z_target.var().clamp_min(_LEAST_VARIANCE)
             output = self.tiny.decode(z_q).float()
-            l1 = F.l1_loss(output, x_target)
-            if perceptual is None:
-                second = {'l2': F.mse_loss(output, x_target)}
-                pictures = l1 + second['l2']
-            else:
-                second = {'perceptual': perceptual(output, x_target)}
-                pictures = l1 + self.perceptual_weight * second['perceptual']
-        return {'loss': latents + pictures, 'latents': latents, 'l1': l1, **second}
+            pictures, parts = picture_loss(output, x_target, perceptual, self.perceptual_weight)
+        return {'loss': latents + pictures, 'latents': latents, **parts}
 
 
 class Distiller(Trainer):
@@ -166,32 +160,13 @@ class Distiller(Trainer):
         config: OptimizerConfig,
         perceptual: Perceptual | None = None,
     ) -> None:
-        self._fingerprint = original.fingerprint()
         self.original = original.to(accelerator.device).requires_grad_(False).eval()
         for network in (original.encoder, original.decoder):
             accelerator.prepare_model(network, device_placement=False, evaluation_mode=True)
-        self._second = 'l2' if perceptual is None else 'perceptual'
         for network in (tiny.encoder, tiny.decoder):
             network.to(memory_format=torch.channels_last)  # a third off the step, on a CPU too
         loss = DistillLoss(tiny, original, perceptual, config.perceptual_weight)
         super().__init__(tiny.train(), loss, accelerator, config)
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """Names of the scalars that ``step`` returns."""
-        return ('loss', 'latents', 'l1', self._second)
-
-    def step(self, x_pix: Tensor, targets: Targets | None = None) -> dict[str, Tensor]:
-        """Train on one batch.
-
-        Args:
-            x_pix: Images ``[B, 3, H, W]``, range [0, 1], on the device; of this process.
-            targets: What ``make_targets`` made of them, if it was kept; most of a step is to make it.
-
-        Returns:
-            Loss and parts before their weights, scalars, detached.
-        """
-        return {name: value.detach() for name, value in self._optimize(x_pix, targets).items()}
 
     def evaluate(self, loader: Any) -> dict[str, float]:
         """Metrics of ``compare``."""
@@ -201,16 +176,7 @@ class Distiller(Trainer):
         """The PSNR to the original's pictures, to which encoder and decoder both count; negative."""
         return -metrics['psnr']
 
-    def facts(self) -> dict[str, Any]:
-        """The original, which a resumed run imitates on."""
-        return {'vqgan': self._fingerprint}
 
-    def summary(self, metrics: Mapping[str, float], size: int) -> str:
-        """Sizes, arithmetic, and the last metrics."""
-        return describe(self.vqgan, self.original, metrics, size)
-
-
-@torch.no_grad()
 def compare(tiny: VQGAN, original: VQGAN, loader: Any, accelerator: Accelerator) -> dict[str, float]:
     """Measure how alike two VQGANs with one codebook are.
 
@@ -226,27 +192,21 @@ def compare(tiny: VQGAN, original: VQGAN, loader: Any, accelerator: Accelerator)
         its ``Q(x)`` to the images, and ``psnr_original`` of the original's to the images.
     """
     names = ('agreement', 'psnr', 'psnr_decoder', 'psnr_input', 'psnr_original')
-    mode = tiny.training
-    tiny.eval()
-    sums = torch.zeros(1 + len(names), dtype=torch.float64, device=accelerator.device)
-    for x_pix, _ in loader:
-        x_pix = x_pix.to(accelerator.device)
+
+    def measure(x_pix: Tensor) -> dict[str, Tensor]:
         x_original, codes = original.reconstruct(x_pix)
         x_tiny, codes_tiny = tiny.reconstruct(x_pix)
         height, width = x_pix.shape[-2:]
         x_decoder = tiny.decode_codes(codes)[..., :height, :width]
-        of_images = (
-            torch.ones(len(x_pix)).to(sums),
-            (codes_tiny == codes).double().mean(dim=(1, 2)),
-            psnr(x_tiny, x_original, MOST_PSNR),
-            psnr(x_decoder, x_original, MOST_PSNR),
-            psnr(x_tiny, x_pix, MOST_PSNR),
-            psnr(x_original, x_pix, MOST_PSNR),
-        )
-        sums += torch.stack([values.sum() for values in of_images])
-    tiny.train(mode)
-    count, *totals = accelerator.reduce(sums, reduction='sum').tolist()
-    return {name: total / count for name, total in zip(names, totals, strict=True)}
+        return {
+            'agreement': (codes_tiny == codes).double().mean(dim=(1, 2)),
+            'psnr': psnr(x_tiny, x_original, MOST_PSNR),
+            'psnr_decoder': psnr(x_decoder, x_original, MOST_PSNR),
+            'psnr_input': psnr(x_tiny, x_pix, MOST_PSNR),
+            'psnr_original': psnr(x_original, x_pix, MOST_PSNR),
+        }
+
+    return mean_over_images(tiny, measure, names, loader, accelerator)
 
 
 def describe(tiny: VQGAN, original: VQGAN, metrics: Mapping[str, float], size: int) -> str:

@@ -69,7 +69,6 @@ class Trainer(ABC):
 
     Attributes:
         steps_done: Steps so far.
-        parts: Names of the scalars that ``step`` returns.
     """
 
     def __init__(self, vqgan: VQGAN, loss: nn.Module, accelerator: Accelerator, config: OptimizerConfig) -> None:
@@ -84,22 +83,6 @@ class Trainer(ABC):
         self.optimizer = accelerator.prepare_optimizer(optimizer)
         self.steps_done = 0
 
-    @property
-    @abstractmethod
-    def parts(self) -> tuple[str, ...]:
-        """Names of the scalars that ``step`` returns, ``loss`` first."""
-
-    @abstractmethod
-    def step(self, x_pix: Tensor) -> dict[str, Tensor]:
-        """Train on one batch.
-
-        Args:
-            x_pix: Images ``[B, 3, H, W]``, range [0, 1], on the device; of this process.
-
-        Returns:
-            Loss and parts before their weights, scalars, detached.
-        """
-
     @abstractmethod
     def evaluate(self, loader: Any) -> dict[str, float]:
         """Metrics on batches of images ``[B, 3, H, W]`` in [0, 1] and labels; of this process alone."""
@@ -108,21 +91,17 @@ class Trainer(ABC):
     def error(self, metrics: Mapping[str, float]) -> float:
         """What the best checkpoint has least of."""
 
-    def progress(self, means: Mapping[str, float]) -> dict[str, str]:
-        """What the progress bar shows, of the means of loss and parts."""
-        return {name: f'{value:.4f}' for name, value in means.items()}
+    def step(self, x_pix: Tensor, *more: Any) -> dict[str, Tensor]:
+        """Train on one batch.
 
-    def facts(self) -> dict[str, Any]:
-        """What a resumed run must have in common with the one before, beside its flags; by flag."""
-        return {}
+        Args:
+            x_pix: Images ``[B, 3, H, W]``, range [0, 1], on the device; of this process.
+            *more: What else the loss takes.
 
-    def summary(self, metrics: Mapping[str, float], size: int) -> str:
-        """What is said at the end, of the last metrics and the side of the images; nothing by default."""
-        return ''
-
-    def _optimize(self, *inputs: Any) -> dict[str, Tensor]:
-        """One step of the optimizer on the loss of some inputs; returns what the loss returned."""
-        result: dict[str, Tensor] = self.loss(*inputs)
+        Returns:
+            ``loss``, and its parts before their weights, scalars, detached.
+        """
+        result: dict[str, Tensor] = self.loss(x_pix, *more)
         self.optimizer.zero_grad()
         self.accelerator.backward(result['loss'])
         if self.accelerator.scaler is not None:  # there is none for fp16 on a CPU
@@ -131,7 +110,7 @@ class Trainer(ABC):
         self.optimizer.step()
         self.schedule.step()
         self.steps_done += 1
-        return result
+        return {name: value.detach() for name, value in result.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """All that an exact resume needs; every process takes part."""

@@ -1,4 +1,4 @@
-"""LPIPS as a loss, where the package and its weights are installed."""
+"""How far pictures are from what they should be: L1, with LPIPS where it and its weights are installed, else L2."""
 
 import os
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
@@ -57,3 +58,25 @@ def create_lpips(device: torch.device) -> Perceptual:
         return value
 
     return distance
+
+
+def picture_loss(
+    output: Tensor, target: Tensor, perceptual: Perceptual | None, perceptual_weight: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Compute L1 + weighted LPIPS or, without LPIPS, L1 + L2.
+
+    Args:
+        output: Pictures ``[B, 3, H, W]``, nominally [0, 1].
+        target: What they should be, same shape.
+        perceptual: From ``create_lpips``, if it is used.
+        perceptual_weight: Its weight.
+
+    Returns:
+        The loss, and its parts before their weights: ``l1``, and ``perceptual`` or ``l2``; scalars.
+    """
+    l1 = F.l1_loss(output, target)
+    if perceptual is None:
+        l2 = F.mse_loss(output, target)
+        return l1 + l2, {'l1': l1, 'l2': l2}
+    distance = perceptual(output, target)
+    return l1 + perceptual_weight * distance, {'l1': l1, 'perceptual': distance}

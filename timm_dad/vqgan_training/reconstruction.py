@@ -18,13 +18,12 @@ from torch import Tensor, nn
 
 from timm_dad.common.pixels import psnr
 from timm_dad.vqgan.model import VQGAN, nearest_codes
+from timm_dad.vqgan_training.measure import MOST_PSNR, mean_over_images
 from timm_dad.vqgan_training.optimize import OptimizerConfig, Trainer
-from timm_dad.vqgan_training.perceptual import Perceptual
+from timm_dad.vqgan_training.perceptual import Perceptual, picture_loss
 
 # Weight of the term that pulls latents to their codes, as in taming.
 _BETA = 0.25
-# A mean squared error of 1e-10 is 100 dB: a picture that is reconstructed exactly has no finite PSNR.
-MOST_PSNR = 100.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +62,7 @@ class VQGANLoss(nn.Module):
     def __init__(self, vqgan: VQGAN, perceptual: Perceptual | None, perceptual_weight: float) -> None:
         super().__init__()
         self.vqgan = vqgan
-        self.perceptual = [perceptual]  # in a list: no sub-module, for it is neither trained nor saved
+        self.perceptual = (perceptual,)  # in a tuple: no sub-module, for it is neither trained nor saved
         self.perceptual_weight = perceptual_weight
 
     def forward(self, x_pix: Tensor) -> dict[str, Tensor]:
@@ -84,14 +83,9 @@ class VQGANLoss(nn.Module):
             z_q = F.embedding(codes, vqgan.codebook).view(z.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
             commitment = F.mse_loss(z_q, z.detach()) + _BETA * F.mse_loss(z, z_q.detach())
             output = vqgan.decode(z + (z_q - z).detach())
-            l1 = F.l1_loss(output, x_pix)
-            if perceptual is None:
-                second = {'l2': F.mse_loss(output, x_pix)}
-                loss = l1 + second['l2'] + commitment
-            else:
-                second = {'perceptual': perceptual(output, x_pix)}
-                loss = l1 + self.perceptual_weight * second['perceptual'] + commitment
-        return {'loss': loss, 'l1': l1, **second, 'commitment': commitment, 'codes': codes, 'latents': z_flat.detach()}
+            pictures, parts = picture_loss(output, x_pix, perceptual, self.perceptual_weight)
+        scalars = {'loss': pictures + commitment, **parts, 'commitment': commitment}
+        return {**scalars, 'codes': codes, 'latents': z_flat.detach()}
 
 
 class VQGANTrainer(Trainer):
@@ -111,30 +105,16 @@ class VQGANTrainer(Trainer):
     ) -> None:
         vqgan.requires_grad_(True).train()
         super().__init__(vqgan, VQGANLoss(vqgan, perceptual, config.perceptual_weight), accelerator, config)
-        self._second = 'l2' if perceptual is None else 'perceptual'
         self.used = torch.zeros(vqgan.config.n_embed, device=accelerator.device)
-        self.codes_used = 0  # codes that some latent took, in the last whole interval
 
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """Names of the scalars that ``step`` returns."""
-        return ('loss', 'l1', self._second, 'commitment')
-
-    def step(self, x_pix: Tensor) -> dict[str, Tensor]:
-        """Train on one batch.
-
-        Args:
-            x_pix: Images ``[B, 3, H, W]``, range [0, 1], on the device; of this process.
-
-        Returns:
-            Loss and parts before their weights, scalars, detached.
-        """
-        result = self._optimize(x_pix)
+    def step(self, x_pix: Tensor, *more: Any) -> dict[str, Tensor]:
+        """Train on one batch, and restart unused codes when it is time; as ``Trainer.step``."""
+        result = super().step(x_pix, *more)
         codes, latents = result.pop('codes'), result.pop('latents')
         self.used += torch.bincount(codes, minlength=len(self.used))
         if self.config.restart_interval and self.steps_done % self.config.restart_interval == 0:
             self._restart(latents)
-        return {name: value.detach() for name, value in result.items()}
+        return result
 
     def evaluate(self, loader: Any) -> dict[str, float]:
         """Metrics of ``evaluate_vqgan``."""
@@ -144,15 +124,10 @@ class VQGANTrainer(Trainer):
         """L1."""
         return metrics['l1']
 
-    def progress(self, means: Mapping[str, float]) -> dict[str, str]:
-        """L1, and codes that some latent took."""
-        return {'l1': f'{means["l1"]:.4f}', 'codes_used': str(self.codes_used or '?')}
-
     def _restart(self, latents: Tensor) -> None:
         """Put codes that no process used on latents of the main process, and start counting anew."""
         used = self.accelerator.reduce(self.used, reduction='sum')
         dead = (used < 1).nonzero().flatten()
-        self.codes_used = len(used) - len(dead)
         if self.steps_done - 1 < self.config.restart_until * self.config.steps and len(dead):
             self.vqgan.codebook.data[dead] = latents[torch.randint(len(latents), (len(dead),)).to(latents.device)]
             self.vqgan.codebook.data.copy_(broadcast(self.vqgan.codebook.data))
@@ -160,18 +135,15 @@ class VQGANTrainer(Trainer):
 
     def state_dict(self) -> dict[str, Any]:
         """All that an exact resume needs; every process takes part."""
-        used = self.accelerator.reduce(self.used, reduction='sum')
-        return {**super().state_dict(), 'used': used, 'codes_used': self.codes_used}
+        return {**super().state_dict(), 'used': self.accelerator.reduce(self.used, reduction='sum')}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where ``state_dict`` was taken."""
         super().load_state_dict(state)
         if self.accelerator.is_main_process:  # the sum over all processes: one of them has it
             self.used.copy_(state['used'])
-        self.codes_used = state['codes_used']
 
 
-@torch.no_grad()
 def evaluate_vqgan(vqgan: VQGAN, loader: Any, accelerator: Accelerator) -> dict[str, float]:
     """Measure reconstructions ``Q(x)``, clipped to [0, 1], and the codebook.
 
@@ -184,25 +156,16 @@ def evaluate_vqgan(vqgan: VQGAN, loader: Any, accelerator: Accelerator) -> dict[
         ``l1`` (mean absolute error), ``psnr`` (dB, mean over images), ``usage`` (fraction of the codes that some
         picture takes) and ``perplexity`` (the number of codes that, taken equally often, have as much entropy).
     """
-    mode = vqgan.training
-    vqgan.eval()
-    sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
     counts = torch.zeros(vqgan.config.n_embed, dtype=torch.float64, device=accelerator.device)
-    for x_pix, _ in loader:
-        x_pix = x_pix.to(accelerator.device)
+
+    def measure(x_pix: Tensor) -> dict[str, Tensor]:
         codes = vqgan.encode_to_codes(x_pix)
+        counts.add_(torch.bincount(codes.flatten(), minlength=len(counts)))
         x_vq = vqgan.decode_codes(codes)
-        l1 = (x_vq - x_pix).double().abs().mean(dim=(1, 2, 3))
-        sums += torch.stack([torch.tensor(len(x_pix)).to(l1), l1.sum(), psnr(x_vq, x_pix, MOST_PSNR).sum()])
-        counts += torch.bincount(codes.flatten(), minlength=len(counts))
-    vqgan.train(mode)
-    count, l1_sum, psnr_sum = accelerator.reduce(sums, reduction='sum').tolist()
+        return {'l1': (x_vq - x_pix).double().abs().mean(dim=(1, 2, 3)), 'psnr': psnr(x_vq, x_pix, MOST_PSNR)}
+
+    means = mean_over_images(vqgan, measure, ('l1', 'psnr'), loader, accelerator)
     share = accelerator.reduce(counts, reduction='sum')
     share = share / share.sum()
     entropy = -torch.special.xlogy(share, share).sum()
-    return {
-        'l1': l1_sum / count,
-        'psnr': psnr_sum / count,
-        'usage': (share > 0).double().mean().item(),
-        'perplexity': entropy.exp().item(),
-    }
+    return {**means, 'usage': (share > 0).double().mean().item(), 'perplexity': entropy.exp().item()}

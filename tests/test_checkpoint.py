@@ -1,0 +1,106 @@
+"""Where a resumed training goes on, and what a checkpoint gives it."""
+
+import re
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from timm.task import ClassificationTask
+from torch import nn
+
+from timm_dad.training.checkpoint import Checkpoints
+from timm_dad.training.meters import Meters, NonFiniteLossError, merged
+from timm_dad.training.resume import Resumed, TrainState, open_checkpoint
+
+
+@pytest.fixture(autouse=True)
+def own_accelerator_state():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def resumed(**progress):
+    return Resumed(path='run/recovery.pth.tar', epoch=3, flags={'batch_size': 4}, progress=progress)
+
+
+@pytest.mark.parametrize(
+    ('images', 'images_per_batch', 'accum_steps', 'batch'),
+    [(0, 8, 1, 0), (48, 8, 1, 6), (48, 16, 1, 3), (48, 8, 3, 6), (48, 24, 2, 2), (48, 4, 1, 12)],
+)
+def test_the_position_counts_images_whatever_batch_and_processes(images, images_per_batch, accum_steps, batch):
+    assert resumed(images=images).position(images_per_batch, accum_steps) == (3, batch)
+
+
+@pytest.mark.parametrize(('images_per_batch', 'accum_steps'), [(32, 1), (5, 1), (8, 4), (16, 2)])
+def test_a_place_where_no_update_begins_is_refused(images_per_batch, accum_steps):
+    update = images_per_batch * accum_steps
+    message = (
+        f'--resume: run/recovery.pth.tar was written after 48 images of epoch 3, and an update here takes {update} '
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        resumed(images=48).position(images_per_batch, accum_steps)
+
+
+def test_a_position_of_the_first_version_counted_batches_of_a_process():
+    two_processes = [{'loss': [1.0, 4]}, {'loss': [2.0, 4]}]
+    assert resumed(batches=6, meters=two_processes).position(16, 1) == (3, 3)  # 6 batches of 2 x 4 images
+    assert resumed().position(16, 1) == (3, 0)
+
+
+def test_no_path_is_no_checkpoint_and_a_wrong_one_is_named(tmp_path):
+    assert open_checkpoint('') is None
+    with pytest.raises(ValueError, match=r'--resume must be a checkpoint, got .nowhere., which does not exist'):
+        open_checkpoint('nowhere')
+    torch.save({'state_dict': {}}, tmp_path / 'weights.pth')
+    with pytest.raises(ValueError, match=r'--resume must be a training checkpoint, got .* holds no optimizer'):
+        open_checkpoint(str(tmp_path / 'weights.pth'))
+
+
+def test_meters_of_other_processes_are_not_lost():
+    states = [({'loss': 1.0, 'kd_loss': 2.0}, 4), ({'loss': 3.0, 'kd_loss': 4.0}, 4)]
+    assert merged(states, 1, 2) == states[1]
+    assert merged(states, 0, 1) == ({'loss': 4.0, 'kd_loss': 6.0}, 8)
+    assert [merged(states, rank, 3) for rank in range(3)] == [
+        ({'loss': 4.0, 'kd_loss': 6.0}, 8), ({'loss': 0.0, 'kd_loss': 0.0}, 0), ({'loss': 0.0, 'kd_loss': 0.0}, 0)
+    ]  # fmt: skip
+
+
+def checkpoints(tmp_path, *, ema):
+    network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    task = ClassificationTask(network, nn.CrossEntropyLoss(), device=torch.device('cpu'), verbose=False)
+    if ema:
+        task.setup_ema(decay=0.9)
+    made = Checkpoints(
+        task, None, None, Accelerator(), tmp_path, None, decreasing=True, history=1, images_per_batch=8
+    )  # fmt: skip
+    return made, network
+
+
+def test_a_moving_average_that_is_new_keeps_its_buffers(tmp_path):
+    made, network = checkpoints(tmp_path, ema=False)
+    network[1].running_mean.fill_(7)
+    buffers = made._buffers()
+    assert not [name for name in buffers if name.startswith('ema.')]
+    later, network = checkpoints(tmp_path, ema=True)
+    later.restore(resumed(buffers=[buffers]), TrainState(Meters(later.accelerator)))
+    assert network[1].running_mean.tolist() == [7, 7]
+    average = later.task.get_trainable_module(ema=True)
+    assert average.module[1].running_mean.tolist() == [0, 0]
+
+
+def test_meters_are_means_by_image_and_name_a_loss_that_is_not_finite():
+    meters = Meters(Accelerator())
+    assert meters.means == {}
+    for value, count in ((1.0, 2), (4.0, 6)):
+        meters.add(
+            {'loss': torch.tensor(value), 'kd_loss': torch.tensor(2 * value), 'output': torch.ones(3)}, count, 'x'
+        )
+    meters.read()
+    assert meters.means == {'loss': 3.25, 'kd_loss': 6.5}
+    assert meters.reduce() == meters.means
+    meters.add({'loss': torch.tensor(2.0), 'kd_loss': torch.tensor(1.0)}, 2, 'epoch 1, batch 6')
+    meters.add({'loss': torch.tensor(float('nan')), 'kd_loss': torch.tensor(1.0)}, 2, 'epoch 1, batch 7')
+    message = r'the loss is not finite in epoch 1, batch 7, process 0 \(loss nan, kd_loss 1\)'
+    with pytest.raises(NonFiniteLossError, match=message):
+        meters.read()

@@ -1,0 +1,54 @@
+"""The folder of a run: what a resumed run may change, and what is kept of the run before."""
+
+import pytest
+import yaml
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from timm_dad.training.resume import find_newest
+from timm_dad.training.run_folder import RunFolder, changed_flags, check_resumed_flags
+
+
+@pytest.fixture(autouse=True)
+def own_accelerator_state():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize('name', ['model', 'num_classes', 'in_chans', 'opt'])
+def test_what_cannot_change_is_refused_with_its_flag(name):
+    before = {'model': 'resnet18', 'num_classes': 4, 'in_chans': 3, 'opt': 'sgd', 'lr': 0.1}
+    flag = f'--{name.replace("_", "-")}'
+    with pytest.raises(ValueError, match=rf'{flag} must be what the resumed run has, {before[name]}, got other'):
+        check_resumed_flags(before, {**before, name: 'other'})
+    check_resumed_flags(before, {**before, name: None})  # left to the model
+    check_resumed_flags({}, {**before, name: 'other'})  # a checkpoint that says nothing
+    check_resumed_flags(before, {**before, 'lr': 0.2})
+
+
+def test_another_optimizer_begins_anew_with_no_resume_opt():
+    check_resumed_flags({'opt': 'sgd'}, {'opt': 'adamw'}, keep_optimizer=False)
+
+
+def test_changed_flags_are_named_old_and_new_and_the_old_file_is_kept(tmp_path, caplog):
+    caplog.set_level('INFO')
+    folder = RunFolder(tmp_path / 'run', Accelerator(), find_newest, resume=True)
+    assert not (tmp_path / 'run').exists()  # made when it is held
+    with folder.held():
+        folder.start({'lr': 0.1, 'epochs': 3, 'resume': ''}, 0)
+        folder.start({'lr': 0.1, 'epochs': 3, 'resume': 'auto'}, 1)
+        assert 'changed' not in caplog.text
+        folder.start({'lr': 0.05, 'epochs': 5, 'resume': 'auto'}, 1)
+    assert 'Flags that changed since: --epochs 3 -> 5, --lr 0.1 -> 0.05' in caplog.text
+    kept = yaml.safe_load((tmp_path / 'run' / 'args-1.yaml').read_text())
+    assert (kept['lr'], kept['epochs']) == (0.1, 3)
+    assert yaml.safe_load((tmp_path / 'run' / 'args.yaml').read_text())['lr'] == 0.05
+    assert changed_flags({'lr': 1}, {'lr': 1, 'new': 2}) == []
+
+
+def test_rows_of_epochs_that_are_trained_again_are_dropped(tmp_path):
+    folder = RunFolder(tmp_path, Accelerator(), find_newest, resume=True)
+    (tmp_path / 'summary.csv').write_bytes(b'epoch,loss\r\n0,3\r\n1,2\r\n2,1\r\n')
+    with folder.held():
+        folder.start({}, 1)
+    assert (tmp_path / 'summary.csv').read_bytes() == b'epoch,loss\r\n0,3\r\n'

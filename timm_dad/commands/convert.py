@@ -1,0 +1,29 @@
+"""The command ``timm-dad convert``: write a VQGAN's checkpoint as safetensors."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from timm_dad.vqgan.convert import convert
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run ``timm-dad convert`` with a command line from there on."""
+    parser = argparse.ArgumentParser(
+        prog='timm-dad convert',
+        description='Write NAME.safetensors, and NAME.yaml if there is none, beside the checkpoint NAME of a VQGAN.',
+    )
+    parser.add_argument('checkpoint', type=Path, metavar='CKPT', help='.ckpt, .pth or .pt (taming, latent-diffusion)')
+    parser.add_argument(
+        '--config', metavar='YAML', help='its YAML if that is not beside it, or the preset whose architecture it has'
+    )
+    parser.add_argument(
+        '--trust', action='store_true', help='run whatever code the checkpoint asks for: only if you trust its source'
+    )
+    args = parser.parse_args(argv)
+    try:
+        path = convert(args.checkpoint, args.config, trust=args.trust)
+    except (OSError, ValueError, ImportError) as error:
+        sys.exit(f'timm-dad convert: error: {error}')
+    print(f'{path} is written; use it with --dad-vqgan {path}')

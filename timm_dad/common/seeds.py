@@ -1,0 +1,37 @@
+"""One way to seed: by all that a draw may depend on."""
+
+import random
+
+import numpy as np
+import torch
+
+# What is drawn; part of each key, so that no two kinds of draws share a seed.
+RUN, STEP, SAMPLE, ERASING = range(4)
+
+
+def _seed(key: tuple[int, ...]) -> int:
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
+
+
+def seed_all(*key: int) -> None:
+    """Seed torch (all devices), numpy and random.
+
+    Args:
+        *key: All that the draws depend on, such as seed, kind of draw, epoch and batch; 0 or more each.
+    """
+    seed = _seed(key)
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+def seed_sample(*key: int) -> None:
+    """Seed what a sample's transform draws from: random, numpy and torch's generator of the CPU.
+
+    Args:
+        *key: As ``seed_all``.
+    """
+    seed = _seed(key)
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)

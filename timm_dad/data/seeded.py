@@ -1,0 +1,96 @@
+"""Samples that depend on what they are: on seed, epoch and index, not on worker, batch or process."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from timm_dad.common.seeds import ERASING, SAMPLE, seed_all, seed_sample
+
+
+class SeededSamples(Dataset[Any]):
+    """Seed random, numpy and torch from (seed, epoch, index) before each sample; ``transform`` may be set here."""
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers may outlive an epoch
+
+    @property
+    def transform(self) -> Any:
+        """The data set's transform."""
+        return self.dataset.transform
+
+    @transform.setter
+    def transform(self, transform: Any) -> None:
+        self.dataset.transform = transform
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch, here and in worker processes."""
+        self._epoch.fill_(epoch)
+        if hasattr(self.dataset, 'set_epoch'):
+            self.dataset.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.dataset)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Any:
+        """One sample; ``key`` is its index or, where a sampler repeats indices, index and position (``Positions``)."""
+        index, *position = (key,) if isinstance(key, int) else key
+        seed_sample(self.seed, SAMPLE, int(self._epoch), index, *position)
+        return self.dataset[index]
+
+
+class Positions(Sampler[tuple[int, int]]):
+    """Number the indices of a sampler that repeats them, so that the copies of a sample get seeds of their own.
+
+    The sampler yields the indices of one process: every ``num_processes``-th of all.
+    """
+
+    def __init__(self, sampler: Any, rank: int, num_processes: int) -> None:
+        self.sampler, self.rank, self.num_processes = sampler, rank, num_processes
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Yield index and position in the order of all processes."""
+        for place, index in enumerate(self.sampler):
+            yield int(index), self.rank + place * self.num_processes
+
+    def __len__(self) -> int:
+        """Number of indices."""
+        return len(self.sampler)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of the sampler."""
+        self.sampler.set_epoch(epoch)
+
+
+class SeededErasing:
+    """timm's random erasing of a batch on the device, seeded by the position of each image in the epoch.
+
+    A batch is ``[num_views * B, 3, H, W]``, all first views before all second ones; processes take turns by batches.
+    """
+
+    def __init__(self, erasing: RandomErasing, seed: int, num_views: int, rank: int, num_processes: int) -> None:
+        self.erasing, self.seed, self.num_views = erasing, seed, num_views
+        self.rank, self.num_processes = rank, num_processes
+        self.begin(0, 0)
+
+    def begin(self, epoch: int, batch: int) -> None:
+        """Begin an epoch at a batch of this process."""
+        self.epoch, self.batch = epoch, batch
+
+    def __call__(self, input: Tensor) -> Tensor:
+        """Erase in place; returns the batch."""
+        count = len(input) // self.num_views
+        first = (self.batch * self.num_processes + self.rank) * count
+        clean = len(input) // self.erasing.num_splits if self.erasing.num_splits > 1 else 0
+        for row in range(clean, len(input)):
+            view, place = divmod(row, count)
+            seed_all(self.seed, ERASING, self.epoch, first + place, view)
+            self.erasing(input[row])
+        self.batch += 1
+        return input

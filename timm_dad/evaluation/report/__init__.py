@@ -1,0 +1,1 @@
+"""From predictions to the report: metrics with intervals, tables, notes and plots."""

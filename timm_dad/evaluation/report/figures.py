@@ -1,0 +1,183 @@
+"""Figures of whole suites from those of their parts: means over corruptions, mCE, mean OOD, effective robustness.
+
+A part called ``*`` is the suite as a whole, and ``gaussian_noise/*`` a corruption over its severities.
+"""
+
+from collections.abc import Mapping, Sequence
+from zlib import crc32
+
+import numpy as np
+
+from timm_dad.evaluation.corruptions import SEVERITIES
+from timm_dad.evaluation.predict import Predictions
+from timm_dad.evaluation.report.bootstrap import Estimate, combine, estimate_figures, mean_estimate
+from timm_dad.evaluation.report.metrics import (
+    ALEXNET_ERRORS,
+    Baseline,
+    corruption_error,
+    effective_robustness,
+    mean_corruption_error,
+    relative_corruption_error,
+    relative_mean_corruption_error,
+)
+from timm_dad.evaluation.suites.changed import MadePart, image_set
+from timm_dad.evaluation.suites.layouts import V2_VARIANTS
+from timm_dad.evaluation.suites.suite import Part, Suite
+
+# Predictions by model, suite and part, and figures by model, suite, part and name.
+Results = Mapping[str, Mapping[str, Mapping[str, Predictions]]]
+Figures = dict[str, Estimate]
+SuiteFigures = dict[str, Figures]
+
+WHOLE = '*'
+MEAN_OOD = 'mean-ood'
+# The part that papers and timm mean by the suite's name; others are the mean of their parts.
+HEADLINE_PARTS = {'imagenet-v2': 'matched-frequency'}
+# The suite that AlexNet's clean error is on.
+ALEXNET_CLEAN = 'imagenet'
+# Clean top-1 above which effective robustness is defined, by shifted and clean suite: ImageNet-A holds errors of a
+# ResNet-50, so that accuracy bends there. modestyachts/imagenet-testbed, plotting/paper_imagenet_a.py.
+BASELINE_ABOVE = {('imagenet-a', 'imagenet'): 76.13, ('imagenet-a', 'imagenet-a-clean'): 91.86}
+_WHOLE_IMAGENET_C = [f'{corruption}/{severity}' for corruption in ALEXNET_ERRORS for severity in SEVERITIES]
+
+
+def estimate_parts(
+    results: Results, suites: Sequence[Suite], resamples: int, seed: int
+) -> dict[str, dict[str, SuiteFigures]]:
+    """Top-1, top-5 and calibration error of all models on all parts; ``ValueError`` if their images differ.
+
+    All models get the same resamples, as do the parts of a corruption suite, and a suite and what is made of it
+    (``--corrupt``, ``--attack``): they show the same images.
+    """
+    places = [
+        (model, suite, part, results[model][suite.name][part.name])
+        for suite in suites
+        for part in suite.parts
+        for model in results
+        if part.name in results[model].get(suite.name, {})
+    ]
+    figures: dict[str, dict[str, SuiteFigures]] = {model: {} for model in results}
+    first: dict[tuple[str, str], Predictions] = {}
+    image_sets: dict[str, list[tuple[Figures, Predictions]]] = {}
+    for model, suite, part, predictions in places:
+        of_part = figures[model].setdefault(suite.name, {}).setdefault(part.name, {})
+        of_first_model = first.setdefault((suite.name, part.name), predictions)
+        image_sets.setdefault(_image_set(suite, part, of_first_model), []).append((of_part, predictions))
+    for name, members in image_sets.items():
+        of_set = estimate_figures([predictions for _, predictions in members], name, resamples, seed)
+        for (of_part, _), estimates in zip(members, of_set, strict=True):
+            of_part.update(estimates)
+    return figures
+
+
+def _image_set(suite: Suite, part: Part, predictions: Predictions) -> str:
+    if isinstance(part, MadePart):
+        return part.image_set or image_set(suite.name, part.name)
+    # Corrupted parts of which some images are missing are another set.
+    shared = f'{crc32(predictions.label.tobytes()):08x}' if suite.kind == 'corruption' else part.name
+    return image_set(suite.name, shared)
+
+
+def missing_parts(suite: Suite, parts: Sequence[str]) -> list[str]:
+    """Parts that a suite lacks of which there are figures of ``parts``: of ImageNet-C, and variants of ImageNet-V2."""
+    if suite.name == 'imagenet-v2':
+        return [variant for variant in V2_VARIANTS if variant not in parts]
+    return [part for part in _WHOLE_IMAGENET_C if part not in parts] if _is_imagenet_c(suite, parts) else []
+
+
+def _is_imagenet_c(suite: Suite, parts: Sequence[str]) -> bool:
+    return suite.kind == 'corruption' and not set(parts).isdisjoint(_WHOLE_IMAGENET_C)
+
+
+def _error(top1: Estimate) -> Estimate:
+    return combine(lambda value: 100 - value, top1)
+
+
+def _mean_figures(parts: Sequence[Figures]) -> Figures:
+    return {name: mean_estimate([part[name] for part in parts]) for name in ('top1', 'top5', 'ece')}
+
+
+def add_whole(suite: Suite, figures: SuiteFigures, clean: Estimate | None) -> None:
+    """Add the suite as a whole, and each corruption over its severities, to one model's ``figures`` of its parts.
+
+    Of corruptions: ``mce_unnormalized``, the mean error of ImageNet-C's 15 x 5 parts, and of ImageNet-C itself ``mce``
+    and, with ``clean`` (top-1 on ImageNet val, which AlexNet's clean error is on), ``relative_mce``; where parts are
+    missing or are others, ``mean_error`` of those there are.
+    """
+    if suite.kind != 'corruption':
+        headline = HEADLINE_PARTS.get(suite.name)
+        figures[WHOLE] = dict(figures[headline]) if headline in figures else _mean_figures(list(figures.values()))
+        return
+    of_imagenet_c = _is_imagenet_c(suite, list(figures))
+    by_corruption: dict[str, list[Figures]] = {}
+    for part in figures:
+        if part in _WHOLE_IMAGENET_C or not of_imagenet_c:  # ImageNet-C has four more, which do not count
+            by_corruption.setdefault(part.rpartition('/')[0], []).append(figures[part])
+    means = {corruption: _mean_figures(parts) for corruption, parts in by_corruption.items()}
+    total = _mean_figures(list(means.values()))
+    errors = {corruption: _error(mean['top1']) for corruption, mean in means.items()}
+    whole = of_imagenet_c and not missing_parts(suite, list(figures))
+    total['mce_unnormalized' if whole else 'mean_error'] = mean_estimate(list(errors.values()))
+    if whole and suite.normalizer == 'alexnet':
+        _add_normalized(means, total, errors, clean)
+    figures.update({f'{corruption}/{WHOLE}': mean for corruption, mean in means.items()})
+    figures[WHOLE] = total
+
+
+def has_classes_of(of_model: Mapping[str, Mapping[str, Predictions]], suite: str, clean: str) -> bool:
+    """Whether all parts of both suites are of the same classes; not so where a model lacks one of the suites."""
+    parts = [part for name in (suite, clean) for part in of_model.get(name, {}).values()]
+    return all(of_model.get(name) for name in (suite, clean)) and (
+        len({np.unique(part.label).tobytes() for part in parts}) == 1
+    )
+
+
+def _add_normalized(
+    means: dict[str, Figures], total: Figures, errors: Mapping[str, Estimate], clean: Estimate | None
+) -> None:
+    names, values = list(errors), list(errors.values())
+    images = sum(value.images for value in values)
+    for name in names:
+        means[name]['ce'] = combine(lambda error, name=name: corruption_error(error, name), errors[name])
+    total['mce'] = combine(
+        lambda *error: mean_corruption_error(dict(zip(names, error, strict=True))), *values, images=images
+    )
+    if clean is None:
+        return
+    clean_error = _error(clean)
+    for name in names:
+        means[name]['relative_ce'] = combine(
+            lambda error, clean, name=name: relative_corruption_error(error, clean, name),
+            *(errors[name], clean_error),
+            images=errors[name].images,
+        )
+    total['relative_mce'] = combine(
+        lambda clean, *error: relative_mean_corruption_error(dict(zip(names, error, strict=True)), clean),
+        *(clean_error, *values),
+        images=images,
+    )
+
+
+def clean_suite(suites: Sequence[Suite], of: str | None = None) -> str | None:
+    """Name of the suite whose accuracy is the clean one for the suite ``of``, if there is one.
+
+    For ImageNet-A and -R it is ImageNet val with their classes (``imagenet-a-clean``), else ``imagenet`` or the first
+    clean suite.
+    """
+    names = [suite.name for suite in suites if suite.kind == 'clean']
+    for name in (f'{of}-clean', 'imagenet'):
+        if name in names:
+            return name
+    return next((name for name in names if not name.endswith('-clean')), None)
+
+
+def mean_ood(figures: Mapping[str, SuiteFigures], suites: Sequence[str]) -> Figures | None:
+    """Plain mean of top-1 over suites of shifted data; ``None`` if the model lacks one."""
+    if not suites or any(WHOLE not in figures.get(suite, {}) for suite in suites):
+        return None
+    return {'top1': mean_estimate([figures[suite][WHOLE]['top1'] for suite in suites])}
+
+
+def robustness_estimate(clean: Estimate, ood: Estimate, baseline: Baseline) -> Estimate:
+    """Effective robustness, in percentage points; the baseline is taken as it is, without an interval of its own."""
+    return combine(lambda x, y: effective_robustness(x, y, baseline), clean, ood, images=ood.images)

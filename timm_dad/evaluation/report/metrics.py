@@ -1,0 +1,143 @@
+"""Figures of robustness that papers report: calibration error, mCE, relative mCE, effective robustness.
+
+Everything is in percent, 0 to 100, as papers print it; of mCE, 100 is AlexNet. Functions take numbers or arrays.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+
+BINS = 15
+# Mean top-1 error of AlexNet over the five severities, in percent, by which mCE divides (Hendrycks & Dietterich 2019,
+# arXiv:1903.12261). The digits are those of google-research/augmix, imagenet.py (ALEXNET_ERR, in the order of its
+# CORRUPTIONS), and of bethgelab/game-of-noise, evaluation_utils.py; hendrycks/robustness keeps them in a spreadsheet.
+ALEXNET_ERRORS = {
+    'gaussian_noise': 88.6428, 'shot_noise': 89.4468, 'impulse_noise': 92.2640, 'defocus_blur': 81.9880,
+    'glass_blur': 82.6268, 'motion_blur': 78.5948, 'zoom_blur': 79.8360, 'snow': 86.6816, 'frost': 82.6572,
+    'fog': 81.9324, 'brightness': 56.4592, 'contrast': 85.3204, 'elastic_transform': 64.6056, 'pixelate': 71.7840,
+    'jpeg_compression': 60.6500,
+}  # fmt: skip
+# Its top-1 error on ImageNet val: google-research/robustness_metrics, reports/imagenet_variants.py.
+ALEXNET_CLEAN_ERROR = 43.48
+
+
+def calibration_gaps(confidence: ArrayLike, correct: ArrayLike, bins: int = BINS) -> Array:
+    """What each image adds to the gap of confidence ``[N]`` (softmax, [0, 1]) and accuracy of its bin ``[N, bins]``.
+
+    It is zero in the other bins. They have equal width; each has its upper edge, the first has 0 too.
+    """
+    confidence = np.asarray(confidence, np.float64)
+    if not ((confidence >= 0) & (confidence <= 1 + 1e-6)).all():
+        raise ValueError('confidences are softmax probabilities in [0, 1], got some outside or NaN (are they logits?)')
+    index = np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1], right=True)
+    gaps = np.zeros((len(confidence), bins))
+    gaps[np.arange(len(confidence)), index] = confidence - np.asarray(correct, np.float64)
+    return gaps
+
+
+def calibration_error(mean_gaps: ArrayLike) -> Any:
+    """Expected calibration error ``[...]`` of gaps ``[..., bins]`` averaged over images (empty bins count nothing)."""
+    return 100 * np.abs(mean_gaps).sum(axis=-1)
+
+
+def expected_calibration_error(confidence: ArrayLike, correct: ArrayLike, bins: int = BINS) -> float:
+    """ECE, in percent: mean distance of confidence and accuracy over equal-width bins, weighted by their images.
+
+    Source: Guo et al. 2017, arXiv:1706.04599, equation 3, with the 15 bins of their table 1; their edges are
+    those of gpleiss/temperature_scaling.
+    """
+    return float(calibration_error(calibration_gaps(confidence, correct, bins).mean(axis=0)))
+
+
+def corruption_error(error: ArrayLike, corruption: str) -> Any:
+    """CE: mean error of a corruption over its five severities, in percent of AlexNet's."""
+    return 100 * np.asarray(error) / ALEXNET_ERRORS[corruption]
+
+
+def relative_corruption_error(error: ArrayLike, clean_error: ArrayLike, corruption: str) -> Any:
+    """Relative CE: what the corruption adds to the clean error, in percent of what it adds to AlexNet's."""
+    added = np.asarray(error) - np.asarray(clean_error)
+    return 100 * added / (ALEXNET_ERRORS[corruption] - ALEXNET_CLEAN_ERROR)
+
+
+def _check_whole(errors: Mapping[str, ArrayLike]) -> None:
+    if set(errors) != set(ALEXNET_ERRORS):
+        missing, more = set(ALEXNET_ERRORS) - set(errors), set(errors) - set(ALEXNET_ERRORS)
+        raise ValueError(
+            f'mCE is of the 15 corruptions of ImageNet-C: missing {sorted(missing)}, not of them {sorted(more)}; '
+            'give the plain mean of what is there another name'
+        )
+
+
+def mean_corruption_error(errors: Mapping[str, ArrayLike]) -> Any:
+    """mCE: mean over ImageNet-C's 15 corruptions of the error, in percent, over that of AlexNet, which is 100.
+
+    Source: Hendrycks & Dietterich 2019, arXiv:1903.12261; google-research/augmix, imagenet.py.
+    """
+    _check_whole(errors)
+    return np.mean([corruption_error(error, name) for name, error in errors.items()], axis=0)
+
+
+def relative_mean_corruption_error(errors: Mapping[str, ArrayLike], clean_error: ArrayLike) -> Any:
+    """Relative mCE: the same of the relative CE, with the top-1 error on ImageNet val, in percent.
+
+    Source: Hendrycks & Dietterich 2019, arXiv:1903.12261; google-research/robustness_metrics.
+    """
+    _check_whole(errors)
+    return np.mean([relative_corruption_error(error, clean_error, name) for name, error in errors.items()], axis=0)
+
+
+def logit(accuracy: ArrayLike) -> Array:
+    """Logit of accuracies in percent; infinite at 0 and 100."""
+    fraction = np.asarray(accuracy, np.float64) / 100
+    return np.log(fraction / (1 - fraction))
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """OOD accuracy that is to be expected of a clean accuracy: a line in logit space, fitted to some models."""
+
+    slope: float
+    intercept: float
+    models: int
+
+    def predict(self, clean: ArrayLike) -> Any:
+        """Expected OOD top-1, in percent, of clean top-1, in percent."""
+        # 0 % and 100 % have no logit.
+        expected = self.slope * logit(np.clip(clean, 1e-6, 100 - 1e-6)) + self.intercept
+        return 100 / (1 + np.exp(-expected))
+
+
+def fit_baseline(clean: Sequence[float], ood: Sequence[float]) -> Baseline:
+    """Fit top-1 of models on shifted data to that on clean data ``[M]``, in percent, by least squares in logit space.
+
+    Models at 0 % or 100 %, which have no logit, are left out.
+
+    Raises:
+        ValueError: If fewer than three models of different clean accuracy remain.
+
+    Source: Taori et al. 2020, arXiv:2007.00644; modestyachts/imagenet-testbed,
+    plotting/eff_robust_inspect_plot.py.
+    """
+    points = np.array([clean, ood], np.float64)
+    points = points[:, ((points > 0) & (points < 100)).all(axis=0)]
+    if len(np.unique(points[0])) < 3:
+        raise ValueError(
+            'a baseline of effective robustness needs 3 models of different clean accuracy, none at 0 % or 100 %, '
+            f'got {len(np.unique(points[0]))}; evaluate more models or give --timm-results'
+        )
+    slope, intercept = np.polyfit(logit(points[0]), logit(points[1]), 1)
+    return Baseline(float(slope), float(intercept), points.shape[1])
+
+
+def effective_robustness(clean: ArrayLike, ood: ArrayLike, baseline: Baseline) -> Any:
+    """OOD top-1 above what the baseline expects of the clean one, in percentage points; both are in percent.
+
+    Source: Taori et al. 2020, arXiv:2007.00644.
+    """
+    return np.asarray(ood) - baseline.predict(clean)

@@ -1,0 +1,195 @@
+"""Plots of ``timm-dad evaluate`` as PNG: severity curves, OOD against clean accuracy, change by class."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from timm_dad.evaluation.report.class_change import plot_class_change
+from timm_dad.evaluation.report.figures import HEADLINE_PARTS, WHOLE, Results
+from timm_dad.evaluation.report.metrics import logit
+from timm_dad.evaluation.report.plot_style import GREY, add_legend, drawing, line_style, new_figure, save_figure, slugs
+from timm_dad.evaluation.report.timm_results import TimmResults, baseline_points
+from timm_dad.evaluation.suites.suite import Suite
+
+Point = tuple[float, float, float]  # value, low, high
+
+_MAX_COLUMNS = 4
+_MAX_BANDS = 5  # bands of more models hide each other
+_CLEAN_SUFFIXES = ('-c-bar', '-3dcc', '-corrupted', '-c')
+_TICKS = (0.1, 0.5, 1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99, 99.5, 99.9)
+
+
+def write_plots(
+    report: Mapping[str, Any],
+    results: Results,
+    suites: Sequence[Suite],
+    folder: str | Path,
+    timm_results: TimmResults | None = None,
+) -> list[Path]:
+    """Write the plots that a report has data for: severity curves, OOD against clean, change by class.
+
+    Returns the files: ``severity-SUITE.png``, ``classes-SUITE-MODEL.png`` (against the reference) and ``ood.png``, with
+    what timm publishes as points behind its line. ``ImportError`` if the extra ``eval`` is not installed.
+    """
+    folder = Path(folder)
+    evaluated = [suite for suite in suites if suite.name in report['suites']]
+    names = slugs(suite.name for suite in evaluated)
+    written = [
+        plot_severity(report, suite.name, folder / f'severity-{names[suite.name]}.png')
+        for suite in evaluated
+        if suite.kind == 'corruption'
+    ]
+    if ood_pairs(report):
+        written.append(plot_ood(report, folder / 'ood.png', timm_results))
+    for suite in evaluated:
+        if suite.kind != 'corruption':
+            written += _plot_changes(report, results, suite, folder / f'classes-{names[suite.name]}')
+    return written
+
+
+def _plot_changes(report: Mapping[str, Any], results: Results, suite: Suite, prefix: Path) -> Iterator[Path]:
+    part = HEADLINE_PARTS.get(suite.name, suite.parts[0].name)
+    found = {model: of_model.get(suite.name, {}).get(part) for model, of_model in results.items()}
+    first = report['reference']
+    for model, name in slugs(report['models']).items():
+        reference, other = found[first], found[model]
+        if model != first and reference is not None and other is not None:
+            path = prefix.with_name(f'{prefix.name}-{name}.png')
+            yield plot_class_change(reference, other, path, (first, model), suite.name, suite.class_names)
+
+
+def plot_severity(report: Mapping[str, Any], suite: str, path: Path) -> Path:
+    """Plot top-1 against severity into ``path``: a panel a corruption and one of their mean, a line a model.
+
+    Clean top-1 is severity 0 where the suite that ``suite`` is made from is in the report. Lines of up to five models
+    have their intervals as bands.
+    """
+    grid = [part.rpartition('/') for part in report['suites'][suite]['parts']]
+    corruptions = list(dict.fromkeys(corruption for corruption, _, _ in grid))
+    severities = sorted({int(severity) for _, _, severity in grid})
+    clean = next((suite.removesuffix(end) for end in _CLEAN_SUFFIXES if suite.endswith(end)), '')
+    columns = min(_MAX_COLUMNS, len(corruptions) + 1)
+    rows = -(-(len(corruptions) + 1) // columns)
+    with drawing():
+        figure = new_figure(max(6, 2.8 * columns), 2.1 * rows + 0.6)
+        axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        for axis in axes.flat[len(corruptions) + 1 :]:
+            axis.axis('off')
+        for axis, title in zip(axes.flat, ['mean', *corruptions], strict=False):
+            axis.set_title(title.replace('_', ' '), fontweight='bold' if title == 'mean' else 'normal')
+            for place, model in enumerate(report['models']):
+                figures = report['figures'][model]
+                points = _curve(figures.get(suite, {}), corruptions if title == 'mean' else [title], severities)
+                if points and clean in figures:
+                    points[0] = _point(figures[clean][WHOLE]['top1'])
+                _draw_curve(axis, points, place, model, with_band=len(report['models']) <= _MAX_BANDS)
+        axes.flat[0].set_xticks(severities if clean not in report['suites'] else [0, *severities])
+        for axis in axes[:, 0]:
+            axis.set_ylabel('top-1, %')
+        for place in range(columns):
+            last = [axis for axis in axes[:, place] if axis.axison]
+            if last:
+                last[-1].set_xlabel('severity')
+                last[-1].tick_params(labelbottom=True)
+        figure.suptitle(f'{suite}: top-1 by severity', fontsize=11)
+        add_legend(figure, axes.flat[0].get_lines())
+        return save_figure(figure, path)
+
+
+def _point(figure: Mapping[str, Any]) -> Point:
+    value = figure['value']
+    return (value, value, value) if figure['low'] is None else (value, figure['low'], figure['high'])
+
+
+def _curve(figures: Mapping[str, Any], corruptions: Sequence[str], severities: Sequence[int]) -> dict[int, Point]:
+    """Top-1 by severity; the mean of several corruptions has no interval here."""
+    curve: dict[int, Point] = {}
+    for severity in severities:
+        parts = [f'{corruption}/{severity}' for corruption in corruptions]
+        if all(part in figures for part in parts):
+            points = [_point(figures[part]['top1']) for part in parts]
+            mean = float(np.mean([value for value, _, _ in points]))
+            curve[severity] = points[0] if len(points) == 1 else (mean, mean, mean)
+    return curve
+
+
+def _draw_curve(axis: Any, points: Mapping[int, Point], place: int, label: str, with_band: bool) -> None:
+    x = sorted(points)
+    value, low, high = np.array([points[severity] for severity in x], np.float64).reshape(-1, 3).T
+    style = line_style(place)
+    axis.plot(x, value, label=label, markersize=4, linewidth=1.4, **style)
+    if with_band:
+        axis.fill_between(x, low, high, color=style['color'], alpha=0.15, linewidth=0)
+
+
+def ood_pairs(report: Mapping[str, Any]) -> dict[str, str]:
+    """The clean suite of each suite of shifted data that at least one model was evaluated on, beside it."""
+    return {
+        suite: facts['clean']
+        for suite, facts in report['suites'].items()
+        if facts['kind'] == 'ood' and any({suite, facts['clean']} <= set(of) for of in report['figures'].values())
+    }
+
+
+def plot_ood(report: Mapping[str, Any], path: Path, timm_results: TimmResults | None = None) -> Path:
+    """Plot OOD against clean top-1 on logit axes into ``path``: a panel a suite, with the line of effective robustness.
+
+    Models that timm publishes (``timm_results``) are points behind a line that is fitted to them.
+    """
+    pairs = ood_pairs(report)
+    columns = 2 if len(pairs) == 4 else min(3, len(pairs))
+    rows = -(-len(pairs) // columns)
+    with drawing():
+        figure = new_figure(max(6, 3.9 * columns), 3.6 * rows + 0.5)
+        axes = figure.subplots(rows, columns, squeeze=False)
+        for axis in axes.flat[len(pairs) :]:
+            axis.axis('off')
+        for axis, (suite, clean) in zip(axes.flat, pairs.items(), strict=False):
+            _draw_ood(axis, report, suite, clean, timm_results or {})
+        handles = {handle.get_label(): handle for axis in axes.flat for handle in axis.get_legend_handles_labels()[0]}
+        figure.suptitle('OOD against clean top-1, logit axes', fontsize=11)
+        add_legend(figure, list(handles.values()))
+        return save_figure(figure, path)
+
+
+def _draw_ood(axis: Any, report: Mapping[str, Any], suite: str, clean: str, timm_results: TimmResults) -> None:
+    points = {
+        (place, model): [_point(figures[name][WHOLE]['top1']) for name in (clean, suite)]
+        for place, (model, figures) in enumerate(report['figures'].items())
+        if clean in figures and suite in figures
+    }
+    line = report['baselines'].get(suite)
+    listed = baseline_points(timm_results, clean, suite) if line and line['source'] == 'timm' else []
+    if listed:
+        x, y = _axis(listed).T
+        axis.scatter(x, y, s=5, color=GREY, alpha=0.35, linewidths=0, label='timm, ImageNet-1k alone')
+    for (place, model), sides in points.items():
+        (x, left, right), (y, low, high) = (map(float, _axis(side)) for side in sides)
+        # Of a few resamples the figure may be outside its interval.
+        bars = {'xerr': np.clip([[x - left], [right - x]], 0, None), 'yerr': np.clip([[y - low], [high - y]], 0, None)}
+        axis.errorbar(x, y, **bars, **line_style(place), linestyle='', markersize=6, linewidth=1, label=model, zorder=3)
+    pairs = [*listed, *((x[0], y[0]) for x, y in points.values())]
+    _set_ticks(axis, 'x', [x for x, _ in pairs])
+    _set_ticks(axis, 'y', [y for _, y in pairs])
+    if line:
+        # Straight on these axes.
+        ends = np.array(axis.get_xlim()).clip(-np.inf if line['above'] is None else float(_axis(line['above'])))
+        axis.plot(ends, line['slope'] * ends + line['intercept'], color='black', linewidth=1, label='baseline')
+    axis.set_title(suite)
+    axis.set_xlabel(f'{clean}, top-1 %')
+    axis.set_ylabel(f'{suite}, top-1 %')
+
+
+def _axis(accuracy: Any) -> Any:
+    return logit(np.clip(accuracy, _TICKS[0], _TICKS[-1]))
+
+
+def _set_ticks(axis: Any, which: str, values: Sequence[float]) -> None:
+    low, high = float(_axis(min(values))), float(_axis(max(values)))
+    margin = 0.08 * (high - low) + 0.15
+    low, high = low - margin, high + margin
+    ticks = [tick for tick in _TICKS if low <= _axis(tick) <= high]
+    getattr(axis, f'set_{which}lim')(low, high)
+    getattr(axis, f'set_{which}ticks')(_axis(ticks), [f'{tick:g}' for tick in ticks])

@@ -1,0 +1,225 @@
+"""The report of ``timm-dad evaluate``: figures with intervals, paired differences, published ones; plain numbers."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from timm_dad.common.files import write_file
+from timm_dad.evaluation.predict import Predictions
+from timm_dad.evaluation.report.bootstrap import LEVEL, RESAMPLES, Estimate, combine
+from timm_dad.evaluation.report.figures import (
+    ALEXNET_CLEAN,
+    BASELINE_ABOVE,
+    HEADLINE_PARTS,
+    MEAN_OOD,
+    WHOLE,
+    Results,
+    SuiteFigures,
+    add_whole,
+    clean_suite,
+    estimate_parts,
+    has_classes_of,
+    mean_ood,
+    missing_parts,
+    robustness_estimate,
+)
+from timm_dad.evaluation.report.metrics import fit_baseline
+from timm_dad.evaluation.report.notes import notes
+from timm_dad.evaluation.report.text import format_csv, format_markdown
+from timm_dad.evaluation.report.timm_results import TimmResults, baseline_points
+from timm_dad.evaluation.suites.changed import CorruptedPart
+from timm_dad.evaluation.suites.suite import Suite
+
+# Figures by model, suite, part and name, and the facts around them; what json takes.
+Report = dict[str, Any]
+
+_DIGITS = 4
+
+
+def build_report(
+    results: Results,
+    suites: Sequence[Suite],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    reference: str | None = None,
+    missing: Sequence[str] = (),
+    timm_results: TimmResults | None = None,
+    timm_models: Mapping[str, tuple[str, int]] | None = None,
+) -> Report:
+    """Compute all figures of some models on some suites.
+
+    Args:
+        results: Predictions by model (the name shown), suite and part; a model may lack some.
+        suites: What they are of, in the order of the report.
+        resamples: Bootstrap resamples of the images; 0 gives no intervals.
+        seed: Source of all randomness.
+        reference: The model that the others are compared with; the first by default.
+        missing: Names of suites that were asked for and whose data is not there.
+        timm_results: What timm publishes: shown beside, and the baseline of effective robustness.
+        timm_models: timm's name (with its tag) and the input size of those models that are timm's.
+
+    Returns:
+        Settings, facts and ``notes``; ``figures[model][suite][part][figure]`` with ``value``, ``low``, ``high``
+        (``None`` without resamples) and ``images``, in percent, where part ``*`` is the whole suite; ``differences`` to
+        the reference likewise; ``published[model][suite][figure]`` with ``value`` and ``difference`` (less timm's).
+
+    Raises:
+        ValueError: If there are no models, the reference is none of them, or models were given different images.
+    """
+    reference = _check(results, suites, reference)
+    figures = estimate_parts(results, suites, resamples, seed)
+    with_results = [suite for suite in suites if any(suite.name in of_model for of_model in figures.values())]
+    for model, of_model in figures.items():
+        _add_wholes(of_model, with_results, results[model])
+    ood = [suite.name for suite in with_results if suite.kind == 'ood']
+    for of_model in figures.values():
+        if mean := mean_ood(of_model, ood):
+            of_model[MEAN_OOD] = {WHOLE: mean}
+    baselines = _add_robustness(figures, with_results, timm_results)
+    report: Report = {
+        'models': list(results),
+        'reference': reference,
+        'bootstrap': {'resamples': resamples, 'seed': seed, 'level': LEVEL},
+        'suites': {suite.name: _facts(suite, with_results, results) for suite in with_results},
+        'missing_suites': list(missing),
+        'figures': {model: _plain(of_model) for model, of_model in figures.items()},
+        'differences': {
+            model: _plain(_differences(of_model, figures[reference]))
+            for model, of_model in figures.items()
+            if model != reference
+        },
+        'published': _published(figures, timm_results or {}, timm_models or {}),
+        'baselines': baselines,
+    }
+    report['notes'] = notes(report)
+    return report
+
+
+def _check(results: Results, suites: Sequence[Suite], reference: str | None) -> str:
+    if not any(of_model for of_model in results.values()):
+        raise ValueError('a report needs predictions of at least one model, got none')
+    if reference is not None and reference not in results:
+        raise ValueError(f'--baseline must be one of the models {", ".join(results)}, got {reference!r}')
+    names = [suite.name for suite in suites]
+    if len(set(names)) < len(names) or MEAN_OOD in names:
+        raise ValueError(f'every suite needs a name of its own, and not {MEAN_OOD!r}, got {names}')
+    return reference or next(iter(results))
+
+
+def _add_wholes(
+    of_model: dict[str, SuiteFigures], suites: Sequence[Suite], results: Mapping[str, Mapping[str, Predictions]]
+) -> None:
+    # Clean suites first: relative mCE needs ImageNet val.
+    for suite in sorted(suites, key=lambda suite: suite.kind == 'corruption'):
+        if suite.name in of_model:
+            comparable = suite.normalizer is not None and has_classes_of(results, suite.name, ALEXNET_CLEAN)
+            add_whole(suite, of_model[suite.name], of_model[ALEXNET_CLEAN][WHOLE]['top1'] if comparable else None)
+
+
+def _add_robustness(
+    figures: Mapping[str, dict[str, SuiteFigures]], suites: Sequence[Suite], timm_results: TimmResults | None
+) -> dict[str, dict[str, Any]]:
+    baselines = {}
+    for suite in suites:
+        clean = clean_suite(suites, suite.name)
+        if suite.kind != 'ood' or clean is None:
+            continue
+        above = BASELINE_ABOVE.get((suite.name, clean))
+        tops = {
+            model: (of_model[clean][WHOLE]['top1'], of_model[suite.name][WHOLE]['top1'])
+            for model, of_model in figures.items()
+            if clean in of_model and suite.name in of_model and of_model[clean][WHOLE]['top1'].value > (above or -1)
+        }
+        # Of ImageNet-V2, timm publishes matched-frequency: no line for the mean of other variants.
+        headline = HEADLINE_PARTS.get(suite.name, WHOLE)
+        is_published = all(headline in figures[model][suite.name] for model in tops)
+        candidates = {
+            'timm': baseline_points(timm_results or {}, clean, suite.name) if is_published else [],
+            'models of this report': [(x.value, y.value) for x, y in tops.values()],
+        }
+        for source, points in candidates.items():
+            points = [point for point in points if point[0] > (above or -1)]
+            try:
+                baseline = fit_baseline([x for x, _ in points], [y for _, y in points])
+            except ValueError:  # too few models; where all are, there is no such figure, and the notes say so
+                continue
+            line = {'slope': _round(baseline.slope), 'intercept': _round(baseline.intercept), 'models': baseline.models}
+            baselines[suite.name] = {'clean': clean, 'source': source, 'above': above, **line}
+            for model, pair in tops.items():
+                figures[model][suite.name][WHOLE]['effective_robustness'] = robustness_estimate(*pair, baseline)
+            break
+    return baselines
+
+
+def _differences(figures: dict[str, SuiteFigures], reference: dict[str, SuiteFigures]) -> dict[str, SuiteFigures]:
+    return {
+        suite: {
+            part: {
+                name: combine(lambda a, b: a - b, estimate, reference[suite][part][name], images=estimate.images)
+                for name, estimate in estimates.items()
+                if name in reference[suite][part]
+            }
+            for part, estimates in parts.items()
+            if part in reference[suite]
+        }
+        for suite, parts in figures.items()
+        if suite in reference
+    }
+
+
+def _round(value: float) -> float:
+    return round(value, _DIGITS) + 0.0  # no -0.0
+
+
+def _plain(figures: Mapping[str, SuiteFigures]) -> dict[str, Any]:
+    def plain(estimate: Estimate) -> dict[str, Any]:
+        low, high = (None if bound is None else _round(bound) for bound in estimate.interval() or (None, None))
+        return {'value': _round(estimate.value), 'low': low, 'high': high, 'images': estimate.images}
+
+    return {
+        suite: {part: {name: plain(one) for name, one in named.items()} for part, named in parts.items()}
+        for suite, parts in figures.items()
+    }
+
+
+def _published(
+    figures: Mapping[str, dict[str, SuiteFigures]], timm: TimmResults, names: Mapping[str, tuple[str, int]]
+) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+    published: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+    for model, (name, size) in names.items():
+        for suite, by_size in timm.get(name, {}).items():
+            parts = figures.get(model, {}).get(suite, {})
+            if size in by_size and (headline := HEADLINE_PARTS.get(suite, WHOLE)) in parts:
+                ours = parts[headline]
+                published.setdefault(model, {})[suite] = {
+                    figure: {'value': value, 'difference': _round(ours[figure].value - value)}
+                    for figure, value in zip(('top1', 'top5'), by_size[size], strict=True)
+                }
+    return published
+
+
+def _facts(suite: Suite, suites: Sequence[Suite], results: Results) -> dict[str, Any]:
+    images = {name: len(one) for of_model in results.values() for name, one in of_model.get(suite.name, {}).items()}
+    parts = {part.name: images[part.name] for part in suite.parts if part.name in images}
+    return {
+        'kind': suite.kind,
+        'clean': clean_suite(suites, suite.name),
+        'normalizer': suite.normalizer,
+        'corrupted_here': isinstance(suite.parts[0], CorruptedPart),
+        'parts': parts,
+        'missing_parts': missing_parts(suite, list(parts)),
+    }
+
+
+def write_report(report: Report, folder: str | Path) -> list[Path]:
+    """Write ``report.json``, ``report.csv`` and ``report.md`` (to temporary names first); returns the files."""
+    texts = {
+        'report.json': json.dumps(report, indent=1, allow_nan=False) + '\n',
+        'report.csv': format_csv(report),
+        'report.md': format_markdown(report),
+    }
+    for name, text in texts.items():
+        write_file(Path(folder, name), text)
+    return [Path(folder, name) for name in texts]

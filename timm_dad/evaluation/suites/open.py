@@ -1,0 +1,163 @@
+"""The suites of ``timm-dad evaluate``: published ones by name and folder, and any data set under a name of its own."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from timm_dad.data.datasets import dataset_class_names, open_dataset
+from timm_dad.demo.data import PREFIX as DEMO
+from timm_dad.evaluation.suites.class_folders import Place, folders, inner
+from timm_dad.evaluation.suites.layouts import LAYOUTS, VAL_NAMES
+from timm_dad.evaluation.suites.suite import DatasetImages, Part, Suite, check_pictures
+
+PUBLISHED = tuple(LAYOUTS)
+# Custom suites that are no shift: by name, and the demo's style that there is training data of.
+CLEAN_NAMES = ('clean', 'val', 'validation')
+CLEAN_DEMO = 'demo/noto'
+
+# Folders that archives unpack to and that others call them, without case, "-" and "_".
+_FOLDER_NAMES = {
+    'imagenet': ('imagenet', 'imagenet1k', 'imagenetval', 'ilsvrc2012'),
+    'imagenet-v2': ('imagenetv2',),
+    'imagenet-a': ('imageneta',),
+    'imagenet-r': ('imagenetr',),
+    'imagenet-sketch': ('imagenetsketch', 'sketch'),
+    'imagenet-c': ('imagenetc',),
+    'imagenet-c-bar': ('imagenetcbar',),
+    'imagenet-3dcc': ('imagenet3dcc',),
+    'stylized-imagenet': ('stylizedimagenet', 'imagenetstylized', 'imagenetstyle', 'imagenetstyletransferv2'),
+    'objectnet': ('objectnet1.0', 'objectnet'),
+}
+_READ_BY_INDEX = ('torch/', 'hfds/')
+_STREAMS = ('tfds/', 'wds/', 'hfids/')
+
+
+def parse_suite(text: str) -> tuple[str, str]:
+    """Name and path of ``NAME=PATH`` or ``demo/STYLE``; ``ValueError`` if NAME cannot be a folder's."""
+    if text.startswith(DEMO):
+        return text.removeprefix(DEMO), text
+    name, separator, path = text.partition('=')
+    if not separator or not path:
+        raise ValueError(f'must be NAME=PATH or demo/STYLE, got {text!r} (published NAMEs: {", ".join(PUBLISHED)})')
+    if not re.fullmatch(r'[A-Za-z0-9][\w.-]*', name):
+        raise ValueError(f'NAME must be of letters, digits, ".", "-" and "_", got {name!r}')
+    return name, path
+
+
+def open_suite(name: str, path: str) -> Suite:
+    """Open a suite; pictures are neither listed nor read before they are used.
+
+    Args:
+        name: A published one (``PUBLISHED``), whose layout is then expected, or any other.
+        path: Its folder; for other names also a ``.tar``, ``demo/STYLE``, or timm's ``hfds/SET`` and ``torch/SET`` with
+            ``,root=DIR`` and ``,split=NAME`` behind it.
+
+    Raises:
+        ValueError: If there is nothing there, or it is not in the layout.
+    """
+    if name in LAYOUTS:
+        if not Path(path).is_dir():
+            raise ValueError(f'{name}={path}: there is no such folder')
+        return LAYOUTS[name](Place(name, Path(path)))
+    dataset = _open_custom(path, f'{name}={path}')
+    class_names = dataset_class_names(dataset) or getattr(dataset, 'classes', None)
+    if not class_names or '' in class_names:  # '': timm's class of pictures that lie beside the class folders
+        raise ValueError(f'{name}={path}: pictures must lie in one folder a class, or the data name its classes')
+    kind = 'clean' if name in CLEAN_NAMES or path == CLEAN_DEMO else 'ood'
+    parts = (Part(name='test', dataset=DatasetImages(dataset)),)
+    return Suite(name=name, kind=kind, parts=parts, class_names=tuple(class_names), num_classes=len(class_names))
+
+
+def open_suites(texts: Sequence[str]) -> tuple[list[Suite], list[str]]:
+    """Open ``NAME=PATH`` or ``demo/STYLE`` and decode some pictures of each; texts without a folder come second.
+
+    ``ValueError`` if a name comes twice, or a folder that exists is not in the layout or has broken pictures.
+    """
+    named = [parse_suite(text) for text in texts]
+    names = [name for name, _ in named]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f'takes every NAME once, got {", ".join(twice)} more often')
+    suites, missing = [], []
+    for text, (name, path) in zip(texts, named, strict=True):
+        if not Path(path).exists() and (name in LAYOUTS or not path.startswith((DEMO, *_READ_BY_INDEX, *_STREAMS))):
+            missing.append(text)
+            continue
+        suites.append(open_suite(name, path))
+        check_pictures(suites[-1])
+    return suites, missing
+
+
+def mark_clean(suites: Sequence[Suite], names: Sequence[str]) -> list[Suite]:
+    """The same suites, where those of the user's own that ``names`` holds (``ValueError`` on others) are ``clean``."""
+    own = [suite.name for suite in suites if suite.name not in LAYOUTS]
+    for name in names:
+        if name not in own:
+            raise ValueError(f'must name suites of your own (here {", ".join(own) or "there are none"}), got {name}')
+    return [replace(suite, kind='clean') if suite.name in names else suite for suite in suites]
+
+
+def find_suites(root: str | Path) -> dict[str, Path]:
+    """Published suites in the folders of one data root, in the order of ``PUBLISHED``, by the names they unpack to.
+
+    Case, "-" and "_" do not matter; ReaL is where ImageNet is, if its files have their own names. ``ValueError`` if
+    there is no such root, or two folders are the same suite.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise ValueError(f'there is no data root {root}')
+    found: dict[str, Path] = {}
+    for folder in folders(root):
+        plain = re.sub('[-_]', '', folder.name.lower())
+        for name, plain_names in _FOLDER_NAMES.items():
+            if plain in plain_names:
+                if name in found:
+                    raise ValueError(f'{found[name]} and {folder} are both {name}: keep one, or name it as {name}=PATH')
+                found[name] = folder
+        if re.match(r'imagenetv2(matched|threshold|top)', plain):
+            found.setdefault('imagenet-v2', root)
+    if 'imagenet' in found and next(inner(found['imagenet'], VAL_NAMES).glob('*/ILSVRC2012_val_*'), None):
+        found['imagenet-real'] = found['imagenet']
+    return {name: found[name] for name in PUBLISHED if name in found}
+
+
+def _open_custom(path: str, place: str) -> Any:
+    if path.startswith(_STREAMS):
+        raise ValueError(f'{place}: images are read by index, which a stream cannot: unpack it, or use hfds/SET')
+    if path.startswith(_READ_BY_INDEX):
+        dataset, *options = path.split(',')
+        given = dict(option.split('=', 1) for option in options if option.startswith(('root=', 'split=')))
+        if len(given) < len(options):
+            raise ValueError(f'{place}: behind the data set come ,root=DIR and ,split=NAME, each once')
+        return open_dataset(dataset, given.get('root'), given.get('split', 'validation'), place, is_training=False)
+    if path.startswith(DEMO):
+        return open_dataset(path, None, 'validation', place)
+    root = Path(path)
+    if not root.exists():
+        raise ValueError(f'{place}: there is no such folder')
+    if root.is_dir():
+        _check_split(root, place)
+    dataset = open_dataset('', path, 'validation', place, is_training=False)
+    if root.is_dir():
+        _check_nesting(dataset.reader.samples, place)
+    return dataset
+
+
+def _check_split(root: Path, place: str) -> None:
+    # NOTE: timm takes all of the root, training pictures too, where it has no folder of the validation split.
+    names = {path.name for path in folders(root)}
+    if names & {'train', 'training'} and not names & {'val', 'valid', 'validation', 'eval', 'evaluation'}:
+        raise ValueError(
+            f'{place}: it has a folder of training pictures and none named val or validation: give its path'
+        )
+
+
+def _check_nesting(samples: Sequence[tuple[str, int]], place: str) -> None:
+    # NOTE: timm's class is the last folder alone; of 1/cat and 2/cat it makes one class.
+    seen: dict[int, Path] = {}
+    for file, label in samples:
+        folder = Path(file).parent
+        if seen.setdefault(label, folder) != folder:
+            raise ValueError(f'{place}: a class must be one folder, got {seen[label]} and {folder}: give one of them')

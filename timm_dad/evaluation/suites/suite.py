@@ -1,0 +1,175 @@
+"""What ``timm-dad evaluate`` reads: suites, their parts, and pictures that say which file they are."""
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from sys import intern
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from timm.data import get_img_extensions
+from torch.utils.data import Dataset
+
+from timm_dad.common.spread import spread
+
+KINDS = ('clean', 'ood', 'corruption', 'adversarial')
+_MAX_CHECKED = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One set of pictures of a suite."""
+
+    name: str  # in the suite, such as val, matched-frequency or gaussian_noise/3
+    # Gives (PIL image in RGB, label) by index, the file's name by filename(index); labels index the suite's classes.
+    dataset: Any
+    multi_labels: Sequence[Sequence[int]] | None = None  # all right labels of each image, where there are several
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """A benchmark: parts with the same classes, one or more, each with a name of its own."""
+
+    name: str  # a published one, or the user's
+    kind: str  # one of KINDS
+    parts: tuple[Part, ...]
+    class_names: tuple[str, ...] | None  # in the order of the labels, WordNet ids in ImageNet's suites
+    num_classes: int
+    resize: bool = True  # and crop as the model takes images; ImageNet-C and its like are cropped already
+    groups: tuple[tuple[str, ...], ...] | None = None  # ImageNet's classes that count as each class (ObjectNet)
+    normalizer: str | None = None  # model whose errors normalize those on corruptions: alexnet for ImageNet-C
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f'kind of suite {self.name} must be one of {KINDS}, got {self.kind!r}')
+        names = [part.name for part in self.parts]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f'suite {self.name} must have parts, each name once, got {names}')
+
+
+class FolderImages(Dataset[tuple[Image.Image, int]]):
+    """Pictures in class folders of ``root``, listed at first use, in the order of ``labels`` and then by name.
+
+    ``border`` pixels are cut off on each side. NOTE: timm's data set takes the next picture for one that cannot be
+    read; this one raises, the number would differ.
+    """
+
+    def __init__(self, root: Path, labels: dict[str, int], border: int = 0) -> None:
+        self.root, self.border = root, border
+        self._folders, self._folder_labels = list(labels), list(labels.values())
+
+    @cached_property
+    def _files(self) -> tuple[list[str], NDArray[np.int64]]:
+        names: list[str] = []
+        counts = []
+        for folder in self._folders:
+            found = sorted(map(intern, picture_names(self.root / folder)))  # the 75 parts of ImageNet-C share names
+            if not found:
+                raise ValueError(f'{self.root / folder} holds no pictures: unpack the data set again')
+            names += found
+            counts.append(len(found))
+        return names, np.repeat(np.arange(len(counts)), counts)
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self._files[0])
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        """One picture in RGB and its label."""
+        path = self.filename(index, absolute=True)
+        image = open_picture(path, path)
+        if self.border:
+            width, height = image.size
+            image = image.crop((self.border, self.border, width - self.border, height - self.border))
+        return image, self._folder_labels[self._files[1][index]]
+
+    def filename(self, index: int, *, absolute: bool = False) -> str:
+        """File of a picture, from the root on or with it."""
+        path = Path(self._folders[self._files[1][index]], self._files[0][index])
+        return str(self.root / path) if absolute else path.as_posix()
+
+
+class DatasetImages(Dataset[tuple[Image.Image, int]]):
+    """Pictures of a data set of timm, torchvision or the demo; its transforms are not used where it reads files."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        self._reader = getattr(dataset, 'reader', None)
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        """One picture in RGB and its label."""
+        if self._reader is None:
+            image, label = self.dataset[index]
+            return image.convert('RGB'), int(label)
+        file, label = self._reader[index][:2]
+        with closing(file):
+            return open_picture(file, self.filename(index)), int(label)
+
+    def filename(self, index: int, *, absolute: bool = False) -> str:
+        """File of a picture as timm names it, from the root on or with it; its number where there are no files."""
+        return str(index) if self._reader is None else str(self._reader.filename(index, absolute=absolute))
+
+
+class Chosen(Dataset[tuple[Any, Any]]):
+    """Some images of a data set, by index, in this order."""
+
+    def __init__(self, dataset: Any, indices: Sequence[int]) -> None:
+        self.dataset, self.indices = dataset, indices
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        """One image and its label."""
+        image, label = self.dataset[self.indices[index]]
+        return image, label
+
+    def filename(self, index: int, *, absolute: bool = False) -> str:
+        """The image's file, as the data set names it."""
+        return str(self.dataset.filename(self.indices[index], absolute=absolute))
+
+
+def picture_names(folder: Path) -> list[str]:
+    """Names of the pictures in a folder, unsorted; hidden files are none."""
+    extensions, names = tuple(get_img_extensions()), [path.name for path in folder.iterdir()]
+    return [name for name in names if name.lower().endswith(extensions) and not name.startswith('.')]
+
+
+def open_picture(file: Any, name: str) -> Image.Image:
+    """Decode a picture to RGB, or raise a ``ValueError`` that names it by ``name``."""
+    try:
+        with Image.open(file) as image:
+            return image.convert('RGB')
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f'pictures must decode, {name} does not: {error}') from error
+
+
+def check_pictures(suite: Suite) -> None:
+    """Decode pictures of a suite before work starts: all of them, or about 1000 spread evenly over its parts.
+
+    ``ValueError`` if one cannot be decoded, or those that go in as they are have not all the same size.
+    """
+    sizes: dict[tuple[int, int], str] = {}
+    count = max(2, _MAX_CHECKED // len(suite.parts))
+    for part in suite.parts:
+        for index in spread(len(part.dataset), count):
+            try:
+                image, _ = part.dataset[index]
+            except ValueError as error:
+                raise ValueError(f'{suite.name}, part {part.name}: {error}') from error
+            sizes.setdefault(image.size, f'{part.name}: {part.dataset.filename(index)}')
+    if not suite.resize and len(sizes) > 1:
+        (size, file), (other, other_file) = list(sizes.items())[:2]
+        raise ValueError(
+            f'{suite.name}: its pictures go in as they are and must be of one size, got {size} ({file}) and '
+            f'{other} ({other_file}); to resize and crop them give the folder as MYNAME=DIR'
+        )

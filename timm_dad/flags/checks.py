@@ -1,0 +1,126 @@
+"""Rules for the flags of a training, checked before anything is built."""
+
+import argparse
+import os
+
+import torch
+from timm.optim import list_optimizers
+
+from timm_dad.flags.execution import device_rule
+from timm_dad.flags.kwargs import mixes, num_channels
+from timm_dad.flags.pairs import uses_pairs
+from timm_dad.flags.rules import check_rules, check_values, written
+
+# What timm's create_scheduler_v2 knows; it takes any other name without a word.
+SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'plateau', 'poly')
+
+_NAFLEX_FLAGS = """naflex_loader naflex_train_seq_lens naflex_max_seq_len naflex_patch_sizes naflex_patch_size_probs
+    naflex_loss_scale naflex_patchify_channels_first""".split()
+_RESOLUTION_FLAGS = """train_img_sizes train_batch_sizes train_size_probs train_size_schedule train_size_schedule_spread
+    train_size_random_mix variable_batch_loss_scale""".split()
+# timm's flags that make no sense here: why, and what to do instead.
+REFUSED = {
+    'torchscript': ('PyTorch deprecates TorchScript', 'use --torchcompile'),
+    'device_modules': ('Accelerate chooses the device', 'run `accelerate config`'),
+    'tta': ("timm's loaders make no copies of an image, so it would average different images", 'leave it out'),
+    'train_batches_per_epoch': ('an epoch is one pass over the data', 'use --epoch-repeats'),
+    **dict.fromkeys(
+        _NAFLEX_FLAGS, ('NaFlex batches are patches, and the DAD view is made from images', 'use --img-size')
+    ),
+    **dict.fromkeys(
+        _RESOLUTION_FLAGS,
+        ('the image size is fixed during a training', 'use --img-size, or a second training at another size'),
+    ),
+}
+
+_AT_LEAST_1 = """batch_size validation_batch_size grad_accum_steps epochs log_interval val_interval checkpoint_hist
+    num_classes img_size recount""".split()
+_AT_LEAST_0 = """warmup_epochs cooldown_epochs start_epoch workers recovery_interval mixup cutmix mixup_off_epoch lr
+    lr_base weight_decay clip_grad warmup_lr min_lr aug_repeats dad_preview_interval eval_suites_interval""".split()
+_FRACTIONS = """hflip vflip reprob smoothing mixup_prob mixup_switch_prob model_ema_decay drop drop_path drop_block
+    color_jitter_prob grayscale_prob gaussian_blur_prob""".split()
+_LENGTHS = {'scale': 2, 'ratio': 2, 'cutmix_minmax': 2, 'mean': 3, 'std': 3, 'opt_betas': 2}
+_INTERPOLATIONS = ('random', 'nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
+
+
+def check_ranges(args: argparse.Namespace) -> None:
+    """Check the numbers among timm's flags; ``ValueError`` names flag, rule and value."""
+    channels = num_channels(args)
+    rules = (
+        (_AT_LEAST_1, '1 or more', lambda value: value >= 1),
+        (_AT_LEAST_0, '0 or more', lambda value: value >= 0),
+        (_FRACTIONS, 'from 0 to 1', lambda value: 0 <= value <= 1),
+        (['std'], 'positive', lambda value: min(value) > 0),
+        (['crop_pct'], 'more than 0', lambda value: value > 0),
+        (['interpolation', 'train_interpolation'], f'one of {_INTERPOLATIONS}', lambda value: value in _INTERPOLATIONS),
+    )
+    check_values(args, rules)
+    for name, length in _LENGTHS.items():
+        value, lengths = getattr(args, name), {length, channels} if length == 3 else {length}
+        if value is not None and len(value) not in lengths:
+            raise ValueError(f'{written(name)} takes {length} numbers, got {value}')
+
+
+def check_args(args: argparse.Namespace, chosen: set[str]) -> None:
+    """Check timm's flags before anything is built; ``chosen`` are those that differ from their default.
+
+    Raises:
+        ValueError: If a flag makes no sense here, has a bad value, or lacks the one it depends on.
+    """
+    for name, (reason, fix) in REFUSED.items():
+        if name in chosen:
+            raise ValueError(f'{written(name)} does not work here: {reason}; {fix}')
+    check_ranges(args)
+    for name, known in (('opt', list_optimizers()), ('sched', SCHEDULES)):
+        if getattr(args, name).lower() not in known:
+            raise ValueError(f'--{name} must be one of {", ".join(known)}; got {getattr(args, name)!r}')
+    splits, mixing, size = args.aug_splits, mixes(args), f'--in-chans {args.in_chans}, --input-size {args.input_size}'
+    rules = (
+        (splits in (0, *range(2, 100)), f'--aug-splits must be 0, or 2 or more, got {splits}'),
+        (not args.jsd_loss or splits, f'--jsd-loss needs --aug-splits 2 or more, got --aug-splits {splits}'),
+        (not (splits and mixing),
+         f'--aug-splits does not mix images: leave --mixup and --cutmix out, got --aug-splits {splits}'),
+        (not args.split_bn or splits or args.resplit or args.dad,
+         '--split-bn needs splits: --aug-splits, --resplit or --dad'),
+        (not mixing or args.batch_size % 2 == 0,
+         f'--mixup and --cutmix need an even --batch-size, got {args.batch_size}'),
+        (not (args.jsd_loss and args.bce_loss), '--jsd-loss and --bce-loss exclude each other: leave one out'),
+        (not (args.split_bn and args.sync_bn), '--split-bn and --sync-bn exclude each other: leave one out'),
+        (not args.bce_loss or mixing or args.smoothing, '--bce-loss needs --smoothing, --mixup or --cutmix'),
+        (not args.amp or args.model_dtype in (None, 'float32'),
+         f'--amp needs --model-dtype float32, got {args.model_dtype}'),
+        (not args.wandb_resume_id or args.resume, '--wandb-resume-id needs --resume'),
+        (not args.eval_suites_interval or args.eval_suites, '--eval-suites-interval needs --eval-suites'),
+        (not args.eval_suites or num_channels(args) == 3, f'--eval-suites needs images of 3 channels, got {size}'),
+        ('local_rank' not in chosen or str(args.local_rank) == os.environ.get('LOCAL_RANK'),
+         f'--local_rank must be what the launcher says (LOCAL_RANK), got {args.local_rank}; use torchrun'),
+        (args.drop_connect is None, '--drop-connect is deprecated in timm and does nothing there: use --drop-path'),
+        device_rule(args.device),
+        (args.sched != 'plateau' or not args.sched_on_updates,
+         '--sched plateau goes by epochs: leave --sched-on-updates out'),
+    )  # fmt: skip
+    check_rules(rules)
+    if args.torchcompile:
+        backends = torch.compiler.list_backends(exclude_tags=())
+        if args.torchcompile not in backends:
+            raise ValueError(f'--torchcompile must be one of {", ".join(backends)}; got {args.torchcompile!r}')
+
+
+def check_extra_args(args: argparse.Namespace) -> None:
+    """Check that previews have DAD views to show, and ``--dad-overlap`` some to overlap; ``ValueError`` where not."""
+    if not args.dad:
+        return
+    previews, overlaps = args.dad_preview_interval, args.dad_overlap
+    rules = (
+        (not previews or args.dad_view == 'dad',
+         '--dad-preview-interval shows DAD views, and --dad-view random makes none: leave one of them out'),
+        (not previews or not args.dad_dir,
+         '--dad-preview-interval shows views that are made in training, and those of --dad-dir are there already: '
+         'leave it out, and see images of that data with timm-dad preview'),
+        (not previews or args.val_split, '--dad-preview-interval shows validation images: it needs --val-split'),
+        (not overlaps or args.device.startswith('cuda'),
+         f'--dad-overlap needs a CUDA device, got --device {args.device}'),
+        (not overlaps or not uses_pairs(args),
+         '--dad-overlap is for DAD views that are made while training: leave it out'),
+    )  # fmt: skip
+    check_rules(rules)

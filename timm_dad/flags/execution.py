@@ -1,0 +1,33 @@
+"""The flags about where a command runs, and how many images at a time."""
+
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+
+def add_device_arg(group: Any) -> None:
+    """Add ``--device``."""
+    group.add_argument('--device', default='cuda', help='cuda (the CPU where there is none) or cpu')
+
+
+def add_execution_args(group: Any, batch_size: int) -> None:
+    """Add batch size, workers and device."""
+    group.add_argument('-b', '--batch-size', type=int, default=batch_size, metavar='N', help='images at a time')
+    group.add_argument('-j', '--workers', type=int, default=4, metavar='N', help='data loading processes')
+    add_device_arg(group)
+
+
+def device_rule(name: str) -> tuple[bool, str]:
+    """The rule about ``--device``, for ``check_rules``."""
+    return name.split(':')[0] in ('cuda', 'cpu'), f'--device must be cuda or cpu, got {name!r}'
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of this process; the CPU where there is no GPU."""
+    if name == 'cpu' or not torch.cuda.is_available():
+        return torch.device('cpu')
+    if ':' in name:
+        return torch.device(name)
+    device: torch.device = PartialState().device
+    return device

@@ -1,0 +1,179 @@
+"""Flags as keyword arguments of factories, as timm's ``optimizer_kwargs`` and ``scheduler_kwargs`` give them."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from timm_dad.demo.data import SEEN_STYLES
+
+
+def torch_dtype(name: str | None) -> torch.dtype:
+    """The dtype of ``--model-dtype``; fp32 by default."""
+    dtype: torch.dtype = getattr(torch, name or 'float32')
+    return dtype
+
+
+def num_channels(args: argparse.Namespace) -> int:
+    """Channels of the images: ``--in-chans``, else those of ``--input-size``, else 3."""
+    return int(args.in_chans or (args.input_size[0] if args.input_size else 3))
+
+
+def mixes(args: argparse.Namespace) -> bool:
+    """Whether images are mixed."""
+    return bool(args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None)
+
+
+def _pick(args: argparse.Namespace, *same: str, **renamed: str) -> dict[str, Any]:
+    """Flags by the name that they have themselves, and by another: ``keyword='flag'``."""
+    return {name: getattr(args, flag) for name, flag in {**{name: name for name in same}, **renamed}.items()}
+
+
+def mixup_kwargs(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Arguments of timm's ``Mixup``; ``None`` where nothing is mixed."""
+    if not mixes(args):
+        return None
+    return _pick(
+        args, 'cutmix_minmax', 'num_classes', mixup_alpha='mixup', cutmix_alpha='cutmix', prob='mixup_prob',
+        switch_prob='mixup_switch_prob', mode='mixup_mode', label_smoothing='smoothing',
+    )  # fmt: skip
+
+
+def _loader_kwargs(args: argparse.Namespace, data_config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **{name: data_config[name] for name in ('input_size', 'mean', 'std')},
+        **_pick(args, num_workers='workers', pin_memory='pin_mem'),
+        'img_dtype': torch_dtype(args.model_dtype),
+        'use_prefetcher': not args.no_prefetcher,
+    }
+
+
+def train_loader_kwargs(args: argparse.Namespace, data_config: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of ``create_train_loader``; ``data_config`` is of ``timm.data.resolve_data_config``."""
+    picked = _pick(
+        args, 'seed', 'batch_size', 'no_aug', 'train_crop_mode', 'scale', 'ratio', 'hflip', 'vflip', 'color_jitter',
+        'color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob', 'worker_seeding', re_prob='reprob',
+        re_mode='remode', re_count='recount', re_split='resplit', auto_augment='aa', num_aug_repeats='aug_repeats',
+        num_aug_splits='aug_splits',
+    )  # fmt: skip
+    return {
+        **_loader_kwargs(args, data_config),
+        **picked,
+        'mixup': None if args.no_prefetcher else mixup_kwargs(args),
+        'interpolation': data_config['interpolation'] if args.no_aug else args.train_interpolation,
+        # By default workers start anew in every epoch, as a resumed run does.
+        'persistent_workers': args.use_multi_epochs_loader and args.workers > 0,
+    }
+
+
+def eval_loader_kwargs(args: argparse.Namespace, data_config: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of ``create_eval_loader``, as ``train_loader_kwargs``."""
+    return {
+        **_loader_kwargs(args, data_config),
+        'batch_size': args.validation_batch_size or args.batch_size,
+        'interpolation': data_config['interpolation'],
+        'crop_pct': data_config['crop_pct'],
+        'persistent_workers': False,
+    }
+
+
+def criterion_kwargs(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of ``create_criterion``."""
+    picked = _pick(
+        args, 'smoothing', 'bce_sum', 'bce_pos_weight', bce='bce_loss', bce_target_threshold='bce_target_thresh'
+    )
+    return {**picked, 'mixed': mixes(args), 'jsd_splits': args.aug_splits if args.jsd_loss else 0}
+
+
+def kd_kwargs(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of ``create_kd_task``."""
+    picked = _pick(
+        args, 'distill_loss_weight', 'task_loss_weight', teacher_model='kd_model_name', kind='kd_distill_type',
+        loss_type='kd_loss_type', temperature='kd_temperature', student_feature_dim='kd_student_feature_dim',
+        teacher_feature_dim='kd_teacher_feature_dim', token_distill_type='kd_token_distill_type',
+    )  # fmt: skip
+    return {**picked, 'dtype': torch_dtype(args.model_dtype)}
+
+
+def amp_precision(args: argparse.Namespace) -> str:
+    """The precision of ``--amp`` and ``--amp-dtype`` as Accelerate names it."""
+    return {'float16': 'fp16', 'bfloat16': 'bf16'}[args.amp_dtype] if args.amp else 'no'
+
+
+def accelerator_kwargs(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of ``create_accelerator``."""
+    return {
+        **_pick(args, 'device', 'seed', 'fuser', 'fast_norm', sync_batch_norm='sync_bn'),
+        'precision': amp_precision(args),
+        'trackers': [name for name in (*args.log_with.split(','), 'wandb' if args.log_wandb else '') if name],
+        'broadcast_buffers': not args.no_ddp_bb,
+    }
+
+
+def student_kwargs(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of ``prepare_student``."""
+    return {**_pick(args, 'channels_last', sync_batch_norm='sync_bn'), 'dtype': torch_dtype(args.model_dtype)}
+
+
+def batches_kwargs(args: argparse.Namespace, data_config: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of ``create_batches``; ``data_config`` is of ``timm.data.resolve_data_config``."""
+    batches = {
+        **_pick(args, 'seed', 'mixup_off_epoch', 'channels_last'),
+        'mixup': mixup_kwargs(args) if args.no_prefetcher else None,
+        'dtype': torch_dtype(args.model_dtype),
+    }
+    train, val = train_loader_kwargs(args, data_config), eval_loader_kwargs(args, data_config)
+    return {'train': train, 'val': val, 'batches': batches}
+
+
+def prepare_kwargs(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of ``prepare_task``: the moving average, and how the student is compiled."""
+    ema = _pick(args, decay='model_ema_decay', use_warmup='model_ema_warmup')
+    if args.model_ema_force_cpu:
+        ema['device'] = torch.device('cpu')
+    compiled = _pick(args, backend='torchcompile', mode='torchcompile_mode')
+    return {'ema': ema if args.model_ema else None, 'compiled': compiled if args.torchcompile else None}
+
+
+def trackers_kwargs(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of ``init_trackers``."""
+    return {**_pick(args, tags='wandb_tags', resume_id='wandb_resume_id'), 'project': args.wandb_project or 'timm-dad'}
+
+
+def hooks_kwargs(args: argparse.Namespace, class_names: Sequence[str] | None) -> dict[str, Any]:
+    """Arguments of ``create_hooks``: what suites and previews need."""
+    evaluation = {
+        **_pick(args, 'workers', interval='eval_suites_interval'),
+        'batch_size': args.validation_batch_size or args.batch_size,
+        'use_ema': not args.model_ema_force_cpu,
+        'seen': SEEN_STYLES if args.dad_teacher == 'demo' else (),
+    }
+    preview = {**_pick(args, 'seed', interval='dad_preview_interval'), 'class_names': class_names}
+    return {'evaluation': evaluation, 'preview': preview}
+
+
+def checkpoint_kwargs(args: argparse.Namespace, metric: str, num_processes: int) -> dict[str, Any]:
+    """Arguments of ``Checkpoints``."""
+    return {
+        **_pick(args, 'recovery_interval', history='checkpoint_hist', accum_steps='grad_accum_steps'),
+        'decreasing': metric == 'loss',
+        'images_per_batch': args.batch_size * num_processes,
+    }
+
+
+def resume_kwargs(args: argparse.Namespace, num_processes: int) -> dict[str, Any]:
+    """Arguments of ``resume_training``."""
+    return {
+        **_pick(args, 'start_epoch', accum_steps='grad_accum_steps'),
+        'images_per_batch': args.batch_size * num_processes,
+        'keep_optimizer': not args.no_resume_opt,
+    }
+
+
+def step_kwargs(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of ``StepConfig``."""
+    return _pick(
+        args, 'clip_grad', 'clip_mode', 'log_interval', 'save_images', accum_steps='grad_accum_steps',
+        synchronize='synchronize_step', overlap='dad_overlap',
+    )  # fmt: skip

@@ -1,0 +1,169 @@
+"""Where a training goes on: the checkpoint that ``--resume`` names, and the position in it."""
+
+import argparse
+import contextlib
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.task import TrainingTask, resume_task_checkpoint
+
+from timm_dad.training.meters import Meters, NonFiniteLossError
+
+LAST = 'last.pth.tar'
+
+
+_RECOVERY = re.compile(r'recovery-(\d+)-(\d+)\.pth\.tar')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumed:
+    """A training checkpoint that a run goes on from.
+
+    Args:
+        path: The file.
+        epoch: Epoch that comes next, or is under way.
+        flags: Flags of the run that wrote it; empty where the file does not say.
+        progress: Position and states beside model, moving average and optimizer; empty for a checkpoint of timm's own.
+    """
+
+    path: str
+    epoch: int
+    flags: Mapping[str, Any]
+    progress: Mapping[str, Any]
+
+    def position(self, images_per_batch: int, accum_steps: int) -> tuple[int, int]:
+        """Epoch, and how many batches of it are done, counted in batches of this run.
+
+        Args:
+            images_per_batch: Images a batch, of all processes.
+            accum_steps: Batches an update.
+
+        Raises:
+            ValueError: If that is no whole number of updates: no batch of this run begins where the other one stopped.
+        """
+        images = self.progress.get('images')
+        if images is None:  # of version 0.1: batches a process, and meters of every process
+            size = self.flags.get('batch_size', 0)
+            images = self.progress.get('batches', 0) * len(self.progress.get('meters', [])) * size
+        if images % (images_per_batch * accum_steps):
+            raise ValueError(
+                f'--resume: {self.path} was written after {images} images of epoch {self.epoch}, and an update here '
+                f'takes {images_per_batch * accum_steps} (--batch-size x processes x --grad-accum-steps), so none '
+                'begins there: choose them so that the images divide, or resume a checkpoint of a whole epoch'
+            )
+        return self.epoch, int(images // images_per_batch)
+
+
+def open_checkpoint(path: str) -> Resumed | None:
+    """Open a training checkpoint, without its weights; ``None`` for an empty path.
+
+    Raises:
+        ValueError: If there is none, or it is no training checkpoint.
+    """
+    if not path:
+        return None
+    if not Path(path).is_file():
+        raise ValueError(f'--resume must be a checkpoint, got {path!r}, which does not exist')
+    checkpoint = load_plain(path)
+    if 'optimizer' not in checkpoint:
+        raise ValueError(f'--resume must be a training checkpoint, got {path!r}, which holds no optimizer')
+    progress = checkpoint.get('progress', {})
+    under_way = bool(progress.get('batches') or progress.get('images'))
+    done = 'epoch' in checkpoint and checkpoint.get('version', 1) > 1  # before version 2 timm counted what comes next
+    epoch = checkpoint.get('epoch', 0) + (done and not under_way)
+    flags = checkpoint.get('args')
+    return Resumed(path=path, epoch=epoch, flags=vars(flags) if flags is not None else {}, progress=progress)
+
+
+def load_plain(path: str | Path) -> dict[str, Any]:
+    """Load a checkpoint of plain data and tensors, whose bytes stay on the disk until they are used."""
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+    except Exception as error:
+        raise ValueError(f'--resume must be a training checkpoint, got {str(path)!r}: {error}') from error
+    return content if isinstance(content, dict) else {}
+
+
+def find_newest(folder: Path) -> str:
+    """The checkpoint that is furthest in training: ``last`` or a recovery file; ``''`` if there is none."""
+    found = []
+    if (folder / LAST).is_file():
+        found.append(((load_plain(folder / LAST)['epoch'] + 1, 0), folder / LAST))
+    for path in folder.glob('recovery-*.pth.tar'):
+        match = _RECOVERY.fullmatch(path.name)
+        if match:
+            found.append(((int(match[1]), int(match[2]) + 1), path))
+    return str(max(found)[1]) if found else ''
+
+
+@contextlib.contextmanager
+def non_finite_in_one_line(program: str, folder: Path, find_run: Callable[[Path], str] = find_newest) -> Iterator[None]:
+    """End the process on a loss that is not finite, with one line that says where to go on from.
+
+    Args:
+        program: What the line begins with.
+        folder: Folder of the run.
+        find_run: Names the file in it to go on from; empty if there is none.
+    """
+    try:
+        yield
+    except NonFiniteLossError as error:
+        if not str(error):
+            sys.exit(2)  # another process says why
+        kept = find_run(folder)
+        advice = f'go on from {kept} with --resume auto' if kept else 'start again (there is no checkpoint yet)'
+        sys.exit(f'{program}: error: {error}; lower --lr or set --clip-grad, and {advice}')
+
+
+@dataclass
+class TrainState:
+    """Where a training is.
+
+    Args:
+        meters: Sums of the parts of the loss in the epoch.
+        epoch: Epoch, from 0.
+        batch: Batches of it that are done.
+    """
+
+    meters: Meters
+    epoch: int = 0
+    batch: int = 0
+
+
+def resume_training(
+    task: TrainingTask,
+    optimizer: Any,
+    state: TrainState,
+    resumed: Resumed | None,
+    *,
+    images_per_batch: int,
+    accum_steps: int,
+    start_epoch: int | None,
+    keep_optimizer: bool,
+) -> None:
+    """Load weights and optimizer of a checkpoint, and set the position of the training.
+
+    Args:
+        task: The training task.
+        optimizer: Of the student.
+        state: Its position is set.
+        resumed: The checkpoint, if there is one.
+        images_per_batch: Images a batch, of all processes.
+        accum_steps: Batches an update.
+        start_epoch: Where to begin, whatever the checkpoint says.
+        keep_optimizer: Load the state of the optimizer.
+
+    Raises:
+        ValueError: If no update of this run begins where the checkpoint was written.
+    """
+    if resumed is not None:
+        state.epoch, state.batch = resumed.position(images_per_batch, accum_steps)
+        resume_task_checkpoint(task, resumed.path, optimizer=optimizer if keep_optimizer else None, log_info=False)
+    if start_epoch is not None:
+        state.epoch, state.batch = start_epoch, 0

@@ -1,0 +1,178 @@
+"""The folder of a run: held by one run at a time, with its flags and its summary."""
+
+import contextlib
+import csv
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
+from timm import utils
+
+from timm_dad.common.files import write_file
+
+_logger = logging.getLogger(__name__)
+
+ARGS = 'args.yaml'
+SUMMARY = 'summary.csv'
+SUITES = 'suites.csv'
+# Flags that may differ between a run and its resumption without changing what is trained.
+_INCIDENTAL = {'config', 'data', 'experiment', 'local_rank', 'no_resume_opt', 'output', 'resume', 'start_epoch'}
+_FIXED = ('model', 'num_classes', 'in_chans', 'opt')
+
+
+class RunFolder:
+    """The folder of a run.
+
+    Args:
+        path: The folder. It is made when it is held, not before.
+        accelerator: Processes and trackers; the main process holds the folder and writes to it.
+        find_run: Names a file of an older run in a folder; empty if there is none.
+        resume: Whether an older run is to go on.
+        flag: The flag that names the folder, for errors.
+
+    Raises:
+        ValueError: If another run holds the folder, or an older run is in it that is not to go on; in all processes.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        accelerator: Accelerator,
+        find_run: Callable[[Path], str],
+        *,
+        resume: bool,
+        flag: str = '--output/--experiment',
+    ) -> None:
+        self.path, self.accelerator, self.flag = path, accelerator, flag
+        self._find_run, self._resume = find_run, resume
+        self._lock = FileLock(path / '.lock')
+        if self._take(make=False):
+            self._lock.release()
+
+    def _take(self, *, make: bool) -> bool:
+        """Take the lock, unless the folder is not there; raises in all processes if it cannot be had."""
+        refusal = ['']
+        if self.accelerator.is_main_process and (make or self.path.is_dir()):
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                self._lock.acquire(timeout=0)
+                if self._find_run(self.path) and not self._resume:
+                    self._lock.release()
+                    refusal = ['holds an older run; name another folder, or --resume auto']
+            except Timeout:
+                refusal = ['is in use by another run; name another folder']
+            except OSError as error:
+                refusal = [f'cannot be written: {error}']
+        broadcast_object_list(refusal)  # no process waits for one that stopped
+        if refusal[0]:
+            raise ValueError(f'{self.flag}: {self.path} {refusal[0]}')
+        return bool(self._lock.is_locked)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator['RunFolder']:
+        """Make the folder and hold it against other runs."""
+        self._take(make=True)
+        try:
+            yield self
+        finally:
+            self._lock.release()
+
+    def resolve(self, resume: str) -> str:
+        """Path of ``--resume``; ``auto`` is the newest checkpoint of this folder, if there is one, in all processes."""
+        if resume != 'auto':
+            return resume
+        newest = [self._find_run(self.path) if self.accelerator.is_main_process else '']
+        broadcast_object_list(newest)
+        _logger.info('--resume auto: %s', newest[0] or f'no checkpoint in {self.path}, starting')
+        return newest[0]
+
+    def start(self, flags: Mapping[str, Any], epoch: int, summaries: Sequence[str] = (SUMMARY, SUITES)) -> None:
+        """Write the flags, and cut the summaries where the run begins; the main process does.
+
+        Flags of an older run stay beside the new ones, and what changed is logged in one line.
+
+        Args:
+            flags: Plain values by name.
+            epoch: Epoch from which on it is trained.
+            summaries: Files whose rows from that epoch on are dropped.
+        """
+        if not self.accelerator.is_main_process:
+            return
+        path, text = self.path / ARGS, yaml.safe_dump(dict(flags), default_flow_style=False)
+        if path.exists() and path.read_text() != text:
+            before = yaml.safe_load(path.read_text()) or {}
+            changed = changed_flags(before, flags)
+            if changed:
+                _logger.info('Flags that changed since: %s', ', '.join(changed))
+                number = 1 + len(list(self.path.glob('args-*.yaml')))
+                write_file(self.path / f'args-{number}.yaml', path.read_bytes())
+        write_file(path, text)
+        for name in summaries:
+            cut_summary(self.path / name, epoch)
+
+    def log_epoch(
+        self,
+        epoch: int,
+        train_metrics: Mapping[str, float],
+        eval_metrics: Mapping[str, float] | None,
+        optimizer: Any,
+    ) -> None:
+        """Give an epoch's metrics and learning rate to the trackers, the summary and the terminal."""
+        values = {**train_metrics, **{f'val_{name}': value for name, value in (eval_metrics or {}).items()}}
+        rates = [group['lr'] for group in optimizer.param_groups]
+        rate = sum(rates) / len(rates)
+        self.accelerator.log({**values, 'lr': rate}, step=epoch)
+        if not self.accelerator.is_main_process:
+            return
+        shown = (
+            f'{name} {value:.4g}' if isinstance(value, float) else f'{name} {value}' for name, value in values.items()
+        )
+        _logger.info('Epoch %d: %s', epoch, '  '.join(shown))
+        summary = self.path / SUMMARY
+        utils.update_summary(
+            epoch, train_metrics, eval_metrics, filename=str(summary), lr=rate, write_header=not summary.exists()
+        )
+
+
+def changed_flags(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What changed between the flags of two runs, as ``--flag old -> new``."""
+    return [
+        f'--{name.replace("_", "-")} {before[name]} -> {now[name]}'
+        for name in sorted(before.keys() & now.keys() - _INCIDENTAL)
+        if before[name] != now[name]
+    ]
+
+
+def check_resumed_flags(before: Mapping[str, Any], now: Mapping[str, Any], *, keep_optimizer: bool = True) -> None:
+    """Refuse to resume a run with what cannot change.
+
+    Args:
+        before: Flags of the run that wrote the checkpoint, empty without one; unknown flags are not compared.
+        now: Flags of this run; those that are ``None`` are left to the model.
+        keep_optimizer: Whether the optimizer's state is resumed.
+
+    Raises:
+        ValueError: If model, classes, channels or optimizer are others.
+    """
+    for name in _FIXED:
+        old, new = before.get(name), now.get(name)
+        if None in (old, new) or old == new or (name == 'opt' and not keep_optimizer):
+            continue
+        raise ValueError(
+            f'--{name.replace("_", "-")} must be what the resumed run has, {old}, got {new}: '
+            + ('or give --no-resume-opt' if name == 'opt' else 'leave it as it was, or start another run')
+        )
+
+
+def cut_summary(path: Path, epoch: int) -> None:
+    """Drop the rows of epochs that will be trained again."""
+    if path.exists():
+        lines = path.read_bytes().decode().splitlines(keepends=True)
+        rows = list(csv.DictReader(lines))
+        kept = [line for line, row in zip(lines[1:], rows, strict=True) if int(row['epoch']) < epoch]
+        write_file(path, ''.join([lines[0], *kept]))

@@ -1,0 +1,132 @@
+"""Device, processes, precision and trackers of a training."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs
+from timm import utils
+from timm.layers import convert_sync_batchnorm, set_fast_norm
+from torch import nn
+
+
+def _set_backends(fuser: str, fast_norm: bool) -> None:
+    """Set process-wide switches of torch and timm."""
+    if torch.cuda.is_available():
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+    if fuser:
+        utils.set_jit_fuser(fuser)
+    if fast_norm:
+        set_fast_norm()
+
+
+def _check_device(device: str) -> None:
+    for kind in ('FSDP', 'DEEPSPEED', 'MEGATRON_LM', 'PARALLELISM_CONFIG'):
+        if os.environ.get(f'ACCELERATE_USE_{kind}', '').lower() in ('1', 'true'):
+            raise ValueError(
+                f"Accelerate's configuration asks for {kind}, and the student is trained with data parallelism alone: "
+                'run `accelerate config` and choose multi-GPU, without it'
+            )
+    if device.startswith('cuda') and not torch.cuda.is_available():
+        raise ValueError(f'--device {device}: there is no CUDA device; use --device cpu')
+
+
+def create_accelerator(
+    project_dir: Path,
+    *,
+    device: str,
+    precision: str = 'no',
+    trackers: Sequence[str] = (),
+    seed: int = 0,
+    sync_batch_norm: bool = False,
+    broadcast_buffers: bool = True,
+    fuser: str = '',
+    fast_norm: bool = False,
+) -> Accelerator:
+    """Create the ``Accelerator`` and set the switches of torch and timm.
+
+    Args:
+        project_dir: Folder that trackers write to.
+        device: ``cuda``, ``cuda:N`` or ``cpu``.
+        precision: The student's: ``no``, ``fp16`` or ``bf16``.
+        trackers: Names of trackers.
+        seed: Seed of the order of the data.
+        sync_batch_norm: Whether batch norm is to be synchronized, which a CPU cannot.
+        broadcast_buffers: Whether processes share the buffers of the student at each forward.
+        fuser: TorchScript fuser to select.
+        fast_norm: Switch on timm's fast normalization layers.
+
+    Raises:
+        ValueError: If the device is missing, or Accelerate is configured for what this trainer does not do.
+    """
+    _set_backends(fuser, fast_norm)
+    _check_device(device)
+    if ':' in device:
+        torch.cuda.set_device(device)
+    try:
+        accelerator = Accelerator(
+            mixed_precision=precision,
+            cpu=device == 'cpu',
+            log_with=list(trackers) or None,
+            project_dir=project_dir,
+            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=seed),
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=broadcast_buffers)],
+        )
+    except ValueError as error:
+        raise ValueError(f'--log-with / --amp: Accelerate says: {error}') from error
+    if sync_batch_norm and accelerator.device.type == 'cpu':
+        raise ValueError('--sync-bn needs GPUs: PyTorch synchronizes batch norm on them alone')
+    missing = {name for name in trackers if name not in {tracker.value for tracker in accelerator.log_with}}
+    if missing:
+        raise ValueError(f'--log-with: {", ".join(sorted(missing))} is not installed, or no tracker of Accelerate')
+    accelerator.native_amp = precision != 'no'  # Accelerate leaves fp16 out on a CPU without a word; torch can do it
+    return accelerator
+
+
+def prepare_student(
+    student: nn.Module,
+    accelerator: Accelerator,
+    *,
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
+    sync_batch_norm: bool = False,
+) -> nn.Module:
+    """Move the student to its device, precision and memory layout, with batch norm over processes where asked for."""
+    student.to(device=accelerator.device, dtype=dtype)
+    if channels_last:
+        student.to(memory_format=torch.channels_last)
+    if sync_batch_norm and accelerator.num_processes > 1:
+        student = convert_sync_batchnorm(student)
+    return student
+
+
+def init_trackers(
+    accelerator: Accelerator,
+    flags: Mapping[str, Any],
+    run_name: str,
+    *,
+    project: str,
+    tags: Sequence[str],
+    resume_id: str,
+) -> None:
+    """Begin a run in the trackers, if there are any.
+
+    Args:
+        accelerator: Has the trackers.
+        flags: Flags of the run, which they keep.
+        run_name: What W&B calls the run.
+        project: Name of the project.
+        tags: Tags for W&B.
+        resume_id: W&B's run to go on with.
+    """
+    if not accelerator.log_with:
+        return
+    values = {name: value if isinstance(value, int | float | str) else str(value) for name, value in flags.items()}
+    wandb: dict[str, Any] = {'name': run_name, 'tags': tags}
+    if resume_id:
+        wandb.update(id=resume_id, resume='must')
+    accelerator.init_trackers(project, values, {'wandb': wandb})

@@ -1,0 +1,72 @@
+"""Validation: top-1, top-5 and loss, over all processes, each image counted once."""
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from timm import utils
+from timm.task import TrainingTask
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import IterableDataset
+
+from timm_dad.training.meters import Metrics
+
+
+def eval_model(task: TrainingTask, *, use_ema: bool = True) -> nn.Module:
+    """The model to evaluate: the moving average, if there is one, else the student; without its distributed wrapper.
+
+    Args:
+        task: The training task.
+        use_ema: Take the moving average.
+    """
+    model: nn.Module = task.get_eval_model(ema=use_ema and task.has_ema())
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+@torch.inference_mode()
+def validate(model: nn.Module, loader: Any, accelerator: Accelerator) -> Metrics:
+    """Measure a model on validation data.
+
+    Args:
+        model: Maps normalized images to logits.
+        loader: Of ``create_eval_loader``.
+        accelerator: Device and processes.
+
+    Returns:
+        ``loss`` (cross-entropy), ``top1`` and ``top5`` in percent.
+    """
+    model.eval()
+    dtype = next(model.parameters()).dtype
+    streams = isinstance(loader.dataset, IterableDataset)
+    # timm's sampler pads the last round, so that all processes have as many images; what is padded is not counted.
+    remaining = 0 if streams else len(range(accelerator.process_index, len(loader.dataset), accelerator.num_processes))
+    totals = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
+    for input, target in loader:
+        input, target = input.to(accelerator.device, dtype), target.to(accelerator.device)
+        count = len(target) if streams else min(len(target), max(remaining, 0))
+        remaining -= count
+        output, target = model(input).float()[:count], target[:count]
+        correct = output.topk(min(5, output.shape[1])).indices == target[:, None]
+        loss = nn.functional.cross_entropy(output, target, reduction='sum')
+        totals += torch.stack([torch.tensor(count).to(loss), correct[:, 0].sum(), correct.sum(), loss]).to(totals)
+    count, top1, top5, loss = accelerator.reduce(totals, reduction='sum').tolist()
+    return OrderedDict(loss=loss / count, top1=100 * top1 / count, top5=100 * top5 / count)
+
+
+def distribute_batch_norm(task: TrainingTask, num_processes: int, mode: str, *, ema: bool = True) -> None:
+    """Make the running statistics of all processes one, as timm does after every epoch.
+
+    Args:
+        task: The training task.
+        num_processes: How many there are.
+        mode: ``reduce`` (their mean), ``broadcast`` (those of the first) or empty (leave them).
+        ema: Do so for the moving average, too.
+    """
+    if num_processes == 1 or not mode:
+        return
+    for is_ema in (False, True)[: 1 + ema]:
+        module = task.get_trainable_module(ema=is_ema)
+        if module is not None:
+            utils.distribute_bn(module, num_processes, mode == 'reduce')
