@@ -93,7 +93,7 @@ def main(
             world_size = accelerator.num_processes
             seed_all(args.seed, RUN, 0, accelerator.process_index, 0)
             folder = RunFolder(path, accelerator, find_newest, resume=bool(args.resume))
-            resumed = open_checkpoint(folder.resolve(args.resume))
+            path, resumed = folder.path, open_checkpoint(folder.resolve(args.resume))
             check_resumed_flags(resumed.flags if resumed else {}, vars(args), keep_optimizer=not args.no_resume_opt)
 
             # Data before models: whatever is wrong with it shows before anything large is built.
@@ -125,17 +125,18 @@ def main(
             state = TrainState(Meters(accelerator))
             with flag_errors('--resume'):
                 resume_training(task, optimizer, state, resumed, **kwargs.resume_kwargs(args, world_size))
-                optimizer = prepare_task(task, optimizer, accelerator, resumed, **kwargs.prepare_kwargs(args))
+            optimizer = prepare_task(task, optimizer, accelerator, resumed, **kwargs.prepare_kwargs(args))
             metric_name = args.eval_metric if loader_val is not None else 'loss'
             updates_per_epoch = math.ceil(len(batches) / args.grad_accum_steps)
             schedule = {**scheduler_kwargs(args, metric_name == 'loss'), 'updates_per_epoch': updates_per_epoch}
             scheduler, num_epochs = create_scheduler_v2(optimizer, **schedule)
             fast_forward(scheduler, state, updates_per_epoch, args.grad_accum_steps)
-            saving = kwargs.checkpoint_kwargs(args, metric_name, world_size)
+            saving = kwargs.checkpoint_kwargs(args, metric_name, world_size, len(batches))
             checkpoints = Checkpoints(task, optimizer, scheduler, accelerator, path, args, **saving)
             checkpoints.restore(resumed, state)
 
             stack.enter_context(folder.held())
+            folder.check_resolved(args.resume, resumed.path if resumed else '')
             init_trackers(accelerator, vars(args), path.name, **kwargs.trackers_kwargs(args))
             own_hooks = create_hooks(
                 task, augment, student_suites, loader_val, accelerator, path, num_epochs,

@@ -86,17 +86,13 @@ def test_the_peak_is_above_what_was_there():
 SCRIPTS = [
     ('generation.py', {f'generation, {p}, attack from {f}, cpu' for p in ('fp32', 'bf16') for f in ('Q(x)', 'x')}),
     ('step.py', {f'step, fp32, attack from {name}, cpu' for name in ('Q(x)', 'x')}),
-]
-SLOW_SCRIPTS = [  # many processes
     ('memory.py', {f'memory, fp32, attack from {name}, cpu' for name in ('Q(x)', 'x')}),
     ('nearest_code.py', {'nearest code, time, cpu', 'nearest code, memory, cpu'}),
     ('start_up.py', {'start-up, import', 'start-up, train', 'start-up, demo'}),
 ]
 
 
-@pytest.mark.parametrize(
-    ('script', 'keys'), [*SCRIPTS, *(pytest.param(*each, marks=pytest.mark.slow) for each in SLOW_SCRIPTS)]
-)
+@pytest.mark.parametrize(('script', 'keys'), [pytest.param(*each, marks=pytest.mark.slow) for each in SCRIPTS])
 def test_scripts_run(tmp_path, script, keys):
     path = tmp_path / 'results.json'
     run(script, '--results', str(path))

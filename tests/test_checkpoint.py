@@ -11,7 +11,7 @@ from torch import nn
 
 from timm_dad.training.checkpoint import Checkpoints
 from timm_dad.training.meters import Meters, NonFiniteLossError, merged
-from timm_dad.training.resume import Resumed, TrainState, open_checkpoint
+from timm_dad.training.resume import Resumed, TrainState, open_checkpoint, resume_training
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +30,21 @@ def resumed(**progress):
 )
 def test_the_position_counts_images_whatever_batch_and_processes(images, images_per_batch, accum_steps, batch):
     assert resumed(images=images).position(images_per_batch, accum_steps) == (3, batch)
+
+
+def test_the_end_of_an_epoch_is_a_place_though_its_last_update_is_short():
+    """10 batches in updates of 4: the last has 2."""
+    assert resumed(images=80, epoch_done=True).position(8, 4) == (3, 10)
+    with pytest.raises(ValueError, match='an update here takes 32'):
+        resumed(images=80).position(8, 4)
+
+
+def test_start_epoch_is_taken_whatever_the_position_of_the_checkpoint(monkeypatch):
+    monkeypatch.setattr('timm_dad.training.resume.resume_task_checkpoint', lambda *args, **more: None)
+    state = TrainState(Meters(Accelerator()))
+    more = {'images_per_batch': 5, 'accum_steps': 1, 'keep_optimizer': True}
+    resume_training(None, None, state, resumed(images=48), start_epoch=1, **more)
+    assert (state.epoch, state.batch) == (1, 0)
 
 
 @pytest.mark.parametrize(('images_per_batch', 'accum_steps'), [(32, 1), (5, 1), (8, 4), (16, 2)])
@@ -72,7 +87,7 @@ def checkpoints(tmp_path, *, ema):
     if ema:
         task.setup_ema(decay=0.9)
     made = Checkpoints(
-        task, None, None, Accelerator(), tmp_path, None, decreasing=True, history=1, images_per_batch=8
+        task, None, None, Accelerator(), tmp_path, None, decreasing=True, history=1, images_per_batch=8, num_batches=6
     )  # fmt: skip
     return made, network
 

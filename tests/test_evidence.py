@@ -132,6 +132,7 @@ def test_settings_tell_runs_apart():
     assert replace(job, flags=('--lr', '0.008', *job.flags)).settings == job.settings  # what it is anyway
 
 
+@pytest.mark.slow
 def test_a_wrong_folder_is_one_line():
     command = [sys.executable, FOLDER / 'run.py', '--source', 'nowhere']
     done = subprocess.run(command, capture_output=True, text=True)

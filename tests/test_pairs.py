@@ -209,7 +209,8 @@ for epoch in range(2):
 """
 
 
-@pytest.mark.parametrize('repeats', [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize('repeats', [False, True])
 def test_pairs_stay_pairs_in_two_processes(greys, tmp_path, repeats):
     write_dad_set(tmp_path / 'set', folder(greys), num_views=2)
     flags = ['--aug-repeats', '2', '--batch-size', '4'] if repeats else ['--batch-size', '4']

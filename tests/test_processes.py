@@ -292,6 +292,37 @@ def test_a_run_goes_on_at_the_right_sample_with_another_number_of_processes(laun
         torch.testing.assert_close(checkpoint(tmp_path / 'broken')[name], checkpoint(tmp_path / 'whole')[name])
 
 
+@pytest.mark.slow
+def test_processes_make_and_share_the_views_of_the_cache(pictures, tmp_path, monkeypatch):
+    monkeypatch.setitem(ENV, 'TMPDIR', str(tmp_path / 'temporary'))
+    (tmp_path / 'temporary').mkdir()
+    run(TORCHRUN, flags(pictures, tmp_path, *DAD, '--dad-cache', '2', '--epochs', '1'))
+    assert summary(tmp_path).shape == (1, 10)
+    assert not list((tmp_path / 'temporary').glob('timm_dad-cache*'))
+
+
+def test_a_run_killed_after_the_short_last_update_of_an_epoch_goes_on(pictures, tmp_path, monkeypatch):
+    """6 batches in updates of 4: the second has 2."""
+    more = (
+        '--grad-accum-steps',
+        '4',
+        '--recovery-interval',
+        '1',
+        '--resume',
+        'auto',
+        '--sched-on-updates',
+        '--model-ema',
+    )
+    train_dad.main(flags(pictures, tmp_path / 'whole', *more))
+    monkeypatch.setattr(train_dad, 'validate', lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        train_dad.main(flags(pictures, tmp_path / 'killed', *more))
+    monkeypatch.undo()
+    assert (tmp_path / 'killed' / 'run' / 'recovery-0-5.pth.tar').exists()
+    train_dad.main(flags(pictures, tmp_path / 'killed', *more))
+    assert_same_end(tmp_path / 'whole', tmp_path / 'killed')
+
+
 @pytest.mark.parametrize('accum_steps', [1, 3])
 def test_processes_meet_and_the_host_waits_once_an_update(accum_steps, pictures, tmp_path, monkeypatch):
     """Not once a micro-batch: 24 images, in micro-batches of 4."""

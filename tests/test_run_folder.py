@@ -52,3 +52,14 @@ def test_rows_of_epochs_that_are_trained_again_are_dropped(tmp_path):
     with folder.held():
         folder.start({}, 1)
     assert (tmp_path / 'summary.csv').read_bytes() == b'epoch,loss\r\n0,3\r\n'
+
+
+def test_a_folder_in_which_another_run_went_on_is_refused(tmp_path):
+    newest = ['a.pth.tar']
+    folder = RunFolder(tmp_path, Accelerator(), lambda _: newest[0], resume=True)
+    path = folder.resolve('auto')
+    folder.check_resolved('auto', path)
+    newest[0] = 'b.pth.tar'
+    with pytest.raises(ValueError, match=r'another run went on in .* meanwhile: start again'):
+        folder.check_resolved('auto', path)
+    folder.check_resolved('a.pth.tar', path)  # a file that was named is taken

@@ -65,6 +65,26 @@ def test_workers_that_outlive_an_epoch_see_the_next_one(workers):
         assert by_index(loader) == by_index(data[index] for index in range(7))
 
 
+class ByEpoch(Draws):
+    """Knows the epoch by being told."""
+
+    told = 0
+
+    def set_epoch(self, epoch):
+        self.told = epoch
+
+    def __getitem__(self, index):
+        return index, self.told
+
+
+def test_what_a_data_set_is_told_reaches_workers_that_outlive_an_epoch():
+    data = SeededSamples(ByEpoch(), seed=0)
+    loader = DataLoader(data, batch_size=None, num_workers=1, persistent_workers=True)
+    for epoch in (0, 3):
+        data.set_epoch(epoch)
+        assert {told for _, told in loader} == {epoch}
+
+
 def test_copies_of_a_sample_get_seeds_of_their_own():
     first, second = (list(Positions([4, 4, 1], rank, 2)) for rank in (0, 1))
     assert first == [(4, 0), (4, 2), (1, 4)]

@@ -178,7 +178,7 @@ def _create_training(
     optimizer = prepare_task(task, optimizer, accelerator, None, **kwargs.prepare_kwargs(args))
     schedule = {**scheduler_kwargs(args, True), 'updates_per_epoch': math.ceil(num_batches / args.grad_accum_steps)}
     scheduler, num_epochs = create_scheduler_v2(optimizer, **schedule)
-    saving = kwargs.checkpoint_kwargs(args, 'loss', 1)
+    saving = kwargs.checkpoint_kwargs(args, 'loss', 1, num_batches)
     checkpoints = Checkpoints(task, optimizer, scheduler, accelerator, Path(), args, **saving)
     step = StepConfig(**kwargs.step_kwargs(args))
 

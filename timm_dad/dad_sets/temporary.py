@@ -62,6 +62,6 @@ def temporary_set(
         )  # fmt: skip
         yield DADSet(root)
     finally:
-        accelerator.wait_for_everyone()
+        # No barrier: the process group may be gone, or a process may have died of an error.
         if accelerator.is_local_main_process:
             shutil.rmtree(root, ignore_errors=True)

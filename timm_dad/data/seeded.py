@@ -18,6 +18,7 @@ class SeededSamples(Dataset[Any]):
         self.dataset = dataset
         self.seed = seed
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers may outlive an epoch
+        self._told = 0
 
     @property
     def transform(self) -> Any:
@@ -31,8 +32,12 @@ class SeededSamples(Dataset[Any]):
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch, here and in worker processes."""
         self._epoch.fill_(epoch)
+        self._tell(epoch)
+
+    def _tell(self, epoch: int) -> None:
         if hasattr(self.dataset, 'set_epoch'):
             self.dataset.set_epoch(epoch)
+        self._told = epoch
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -41,7 +46,10 @@ class SeededSamples(Dataset[Any]):
     def __getitem__(self, key: int | tuple[int, int]) -> Any:
         """One sample; ``key`` is its index or, where a sampler repeats indices, index and position (``Positions``)."""
         index, *position = (key,) if isinstance(key, int) else key
-        seed_sample(self.seed, SAMPLE, int(self._epoch), index, *position)
+        epoch = int(self._epoch)
+        if epoch != self._told:  # in a worker of an earlier epoch
+            self._tell(epoch)
+        seed_sample(self.seed, SAMPLE, epoch, index, *position)
         return self.dataset[index]
 
 

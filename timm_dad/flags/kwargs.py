@@ -57,13 +57,14 @@ def train_loader_kwargs(args: argparse.Namespace, data_config: dict[str, Any]) -
         re_mode='remode', re_count='recount', re_split='resplit', auto_augment='aa', num_aug_repeats='aug_repeats',
         num_aug_splits='aug_splits',
     )  # fmt: skip
+    stops_mixing = mixes(args) and args.mixup_off_epoch  # workers that live on would mix on
     return {
         **_loader_kwargs(args, data_config),
         **picked,
         'mixup': None if args.no_prefetcher else mixup_kwargs(args),
         'interpolation': data_config['interpolation'] if args.no_aug else args.train_interpolation,
         # By default workers start anew in every epoch, as a resumed run does.
-        'persistent_workers': args.use_multi_epochs_loader and args.workers > 0,
+        'persistent_workers': args.use_multi_epochs_loader and args.workers > 0 and not stops_mixing,
     }
 
 
@@ -153,12 +154,13 @@ def hooks_kwargs(args: argparse.Namespace, class_names: Sequence[str] | None) ->
     return {'evaluation': evaluation, 'preview': preview}
 
 
-def checkpoint_kwargs(args: argparse.Namespace, metric: str, num_processes: int) -> dict[str, Any]:
+def checkpoint_kwargs(args: argparse.Namespace, metric: str, num_processes: int, num_batches: int) -> dict[str, Any]:
     """Arguments of ``Checkpoints``."""
     return {
         **_pick(args, 'recovery_interval', history='checkpoint_hist', accum_steps='grad_accum_steps'),
         'decreasing': metric == 'loss',
         'images_per_batch': args.batch_size * num_processes,
+        'num_batches': num_batches,
     }
 
 

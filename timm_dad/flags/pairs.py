@@ -36,7 +36,7 @@ def add_pair_args(group: Any) -> None:
     )  # fmt: skip
     group.add_argument(
         '--dad-cache', type=int, default=0, metavar='K',
-        help='make K DAD views of every image (its validation crop) once, in memory, and draw from them '
+        help='make K DAD views of every image (its validation crop) once, in a temporary folder, and draw from them '
         '(default: a fresh view of every batch)',
     )  # fmt: skip
     group.add_argument('--dad-dir', metavar='DIR', help='take the DAD views from a set that timm-dad generate made')
@@ -192,7 +192,7 @@ def pair_dataset(
     source = Source(dataset)
     extra = extra_views or SameImage()
     if dad_set is not None:
-        with under_flag(f'--dad-dir {args.dad_dir}:'):
+        with under_flag('--dad-cache:' if uses_cache(args) else f'--dad-dir {args.dad_dir}:'):
             check_data(dad_set, source)
         extra = SetViews(dad_set, source, coded=args.dad_stored_logits)
     views = PairTransform(args.aug_splits or 1, _frame(args, dad_set), args.dad_same_crop)

@@ -45,6 +45,7 @@ class Checkpoints:
         decreasing: Whether a lower metric is better.
         history: Checkpoints to keep.
         images_per_batch: Images a batch, of all processes.
+        num_batches: Batches of an epoch.
         accum_steps: Batches an update.
         recovery_interval: Updates between two recovery files; 0 for none.
     """
@@ -59,6 +60,7 @@ class Checkpoints:
     decreasing: bool
     history: int
     images_per_batch: int
+    num_batches: int
     accum_steps: int = 1
     recovery_interval: int = 0
     saver: CheckpointSaver | None = field(default=None, init=False)
@@ -102,13 +104,14 @@ class Checkpoints:
         updates = -(-(batch + 1) // self.accum_steps)
         if not self.recovery_interval or updates % self.recovery_interval:
             return
-        self._remember((batch + 1) * self.images_per_batch, meters)
+        self._remember((batch + 1) * self.images_per_batch, meters, epoch_done=batch + 1 == self.num_batches)
         if self.saver is not None:
             self.saver.save_recovery(epoch, batch_idx=batch)
 
-    def _remember(self, images: int = 0, meters: Meters | None = None) -> None:
+    def _remember(self, images: int = 0, meters: Meters | None = None, *, epoch_done: bool = False) -> None:
         progress = self._task.progress
-        progress.update(images=images, meters=[] if meters is None else gather_object([(meters.sums, meters.count)]))
+        progress.update(images=images, epoch_done=epoch_done)
+        progress.update(meters=[] if meters is None else gather_object([(meters.sums, meters.count)]))
         progress['buffers'] = gather_object([self._buffers()]) if self.accelerator.num_processes > 1 else []
         if self.accelerator.scaler is not None:
             progress['scaler'] = self.accelerator.scaler.state_dict()

@@ -77,5 +77,5 @@ def step_schedule(scheduler: Any, epoch: int, metric: float | None) -> None:
 def fast_forward(scheduler: Any, state: TrainState, updates_per_epoch: int, accum_steps: int) -> None:
     """Bring the schedule to where a resumed training is."""
     if state.epoch or state.batch:
-        scheduler.step_update(state.epoch * updates_per_epoch + state.batch // accum_steps)
+        scheduler.step_update(state.epoch * updates_per_epoch + -(-state.batch // accum_steps))
         step_schedule(scheduler, state.epoch, None)

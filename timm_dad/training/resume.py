@@ -50,10 +50,12 @@ class Resumed:
         if images is None:  # of version 0.1: batches a process, and meters of every process
             size = self.flags.get('batch_size', 0)
             images = self.progress.get('batches', 0) * len(self.progress.get('meters', [])) * size
-        if images % (images_per_batch * accum_steps):
+        # The last update of an epoch may have fewer batches.
+        unit = images_per_batch * (1 if self.progress.get('epoch_done') else accum_steps)
+        if images % unit:
             raise ValueError(
                 f'--resume: {self.path} was written after {images} images of epoch {self.epoch}, and an update here '
-                f'takes {images_per_batch * accum_steps} (--batch-size x processes x --grad-accum-steps), so none '
+                f'takes {unit} (--batch-size x processes x --grad-accum-steps), so none '
                 'begins there: choose them so that the images divide, or resume a checkpoint of a whole epoch'
             )
         return self.epoch, int(images // images_per_batch)
@@ -162,8 +164,9 @@ def resume_training(
     Raises:
         ValueError: If no update of this run begins where the checkpoint was written.
     """
-    if resumed is not None:
-        state.epoch, state.batch = resumed.position(images_per_batch, accum_steps)
-        resume_task_checkpoint(task, resumed.path, optimizer=optimizer if keep_optimizer else None, log_info=False)
     if start_epoch is not None:
         state.epoch, state.batch = start_epoch, 0
+    elif resumed is not None:
+        state.epoch, state.batch = resumed.position(images_per_batch, accum_steps)
+    if resumed is not None:
+        resume_task_checkpoint(task, resumed.path, optimizer=optimizer if keep_optimizer else None, log_info=False)

@@ -48,9 +48,11 @@ class RunFolder:
         resume: bool,
         flag: str = '--output/--experiment',
     ) -> None:
-        self.path, self.accelerator, self.flag = path, accelerator, flag
+        named = [path]  # after the time, where --experiment does not name it: one name for all processes
+        broadcast_object_list(named)
+        self.path, self.accelerator, self.flag = named[0], accelerator, flag
         self._find_run, self._resume = find_run, resume
-        self._lock = FileLock(path / '.lock')
+        self._lock = FileLock(self.path / '.lock')
         if self._take(make=False):
             self._lock.release()
 
@@ -73,6 +75,15 @@ class RunFolder:
             raise ValueError(f'{self.flag}: {self.path} {refusal[0]}')
         return bool(self._lock.is_locked)
 
+    def check_resolved(self, resume: str, path: str) -> None:
+        """Refuse to go on from a checkpoint that another run has passed before this one held the folder.
+
+        Raises:
+            ValueError: If ``auto`` is another checkpoint now than ``path``.
+        """
+        if resume == 'auto' and self._newest() != path:
+            raise ValueError(f'{self.flag}: another run went on in {self.path} meanwhile: start again')
+
     @contextlib.contextmanager
     def held(self) -> Iterator['RunFolder']:
         """Make the folder and hold it against other runs."""
@@ -86,9 +97,13 @@ class RunFolder:
         """Path of ``--resume``; ``auto`` is the newest checkpoint of this folder, if there is one, in all processes."""
         if resume != 'auto':
             return resume
+        newest = self._newest()
+        _logger.info('--resume auto: %s', newest or f'no checkpoint in {self.path}, starting')
+        return newest
+
+    def _newest(self) -> str:
         newest = [self._find_run(self.path) if self.accelerator.is_main_process else '']
         broadcast_object_list(newest)
-        _logger.info('--resume auto: %s', newest[0] or f'no checkpoint in {self.path}, starting')
         return newest[0]
 
     def start(self, flags: Mapping[str, Any], epoch: int, summaries: Sequence[str] = (SUMMARY, SUITES)) -> None:
@@ -106,7 +121,7 @@ class RunFolder:
         path, text = self.path / ARGS, yaml.safe_dump(dict(flags), default_flow_style=False)
         if path.exists() and path.read_text() != text:
             before = yaml.safe_load(path.read_text()) or {}
-            changed = changed_flags(before, flags)
+            changed = changed_flags(before, yaml.safe_load(text))
             if changed:
                 _logger.info('Flags that changed since: %s', ', '.join(changed))
                 number = 1 + len(list(self.path.glob('args-*.yaml')))

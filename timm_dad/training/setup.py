@@ -65,7 +65,7 @@ def create_accelerator(
     """
     _set_backends(fuser, fast_norm)
     _check_device(device)
-    if ':' in device:
+    if device.startswith('cuda:'):
         torch.cuda.set_device(device)
     try:
         accelerator = Accelerator(
