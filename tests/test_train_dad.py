@@ -747,7 +747,7 @@ def factory_arguments(argv, monkeypatch):
         'suites': args.eval_suites,
         'optimizer': [optimizer_kwargs(cfg=args), args.opt_kwargs, learning_rate(args, 1)],
         'schedule': scheduler_kwargs(args),
-        'checkpoints': kwargs.checkpoint_kwargs(args, args.eval_metric, 1),
+        'checkpoints': kwargs.checkpoint_kwargs(args, args.eval_metric, 1, 1),
         'resume': kwargs.resume_kwargs(args, 1),
         'hooks': kwargs.hooks_kwargs(args, None),
         'step': kwargs.step_kwargs(args),
