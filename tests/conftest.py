@@ -4,6 +4,7 @@ import tempfile
 import pytest
 import timm
 import torch
+from accelerate.state import AcceleratorState
 from hypothesis import settings
 from torch import nn
 
@@ -40,6 +41,13 @@ settings.load_profile('tests')
 def one_thread_and_seed():
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def own_accelerator_state():
+    """Leave no state of Accelerate to the next test: it is shared by all of a process."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

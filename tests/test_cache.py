@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from folders import CLASSES, write_pictures
 from timm.data import create_dataset
 
@@ -19,12 +18,6 @@ from timm_dad.method.augment import DADAugment
 from timm_dad.vqgan.load import load_vqgan
 
 CONFIG = {'input_size': (3, 32, 32), 'interpolation': 'bicubic', 'crop_pct': 0.9}
-
-
-@pytest.fixture(autouse=True)
-def own_accelerator_state():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope='module')

@@ -5,19 +5,12 @@ import re
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from timm.task import ClassificationTask
 from torch import nn
 
 from timm_dad.training.checkpoint import Checkpoints
 from timm_dad.training.meters import Meters, NonFiniteLossError, merged
 from timm_dad.training.resume import Resumed, TrainState, open_checkpoint, resume_training
-
-
-@pytest.fixture(autouse=True)
-def own_accelerator_state():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def resumed(**progress):

@@ -7,19 +7,12 @@ import demo_build as build
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors import safe_open
 
 from timm_dad.cli import main as timm_dad_command
 from timm_dad.commands import demo as run
 from timm_dad.demo import data
 from timm_dad.flags.train import parse_args
-
-
-@pytest.fixture(autouse=True)
-def own_accelerator_state():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_the_assets_stay_below_15_mb_and_carry_their_attribution():

@@ -27,12 +27,6 @@ REPO = Path(train_dad.__file__).parent
 TORCHRUN = (sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2')
 
 
-@pytest.fixture(autouse=True)
-def own_accelerator_state():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @pytest.fixture(scope='module')
 def files(tmp_path_factory):
     """Pictures, models and files of classes; flags name them."""

@@ -28,12 +28,6 @@ from timm_dad.method.schedule import DADSchedule
 SMALL = ['--batches', '1', '--batch-size', '8', '--epochs', '10', '--val-interval', '2']
 
 
-@pytest.fixture(autouse=True)
-def own_accelerator_state():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 def report_in(folder, *flags):
     """A report, made with ``folder`` as the working directory; nothing is left there."""
     torch.set_num_threads(1)

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from dad_sets import (
     CLASSES,
     NUM_IMAGES,
@@ -55,12 +54,6 @@ DATA_CONFIG = {
 FLAGS = ('--dad', '--dad-teacher', 'demo', '--color-jitter', '0', '--batch-size', '5', '--num-classes', '4',
          '--img-size', '32', '--device', 'cpu')  # fmt: skip
 NAMES = {grey_of(index): index for index in range(NUM_IMAGES)}
-
-
-@pytest.fixture(autouse=True)
-def own_state():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from folders import write_pictures
 
 import train_dad
@@ -34,12 +33,6 @@ DAD = ('--dad', '--dad-teacher', 'demo', '--dad-vqgan', 'demo', '--dad-eps', '2'
 # because AdamW makes a full step of the rounding error where a gradient is zero (the bias of an attention's keys).
 EXACT = ('--model', 'test_vit', '--dad-random-start', '0', '--opt', 'sgd', '--lr', '0.05', '--aa', 'rand-m9-mstd0.5',
          '--reprob', '0.5')  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def own_accelerator_state():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope='module')

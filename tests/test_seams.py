@@ -4,7 +4,6 @@ from itertools import groupby
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from folders import write_pictures
 from PIL import Image
 from torch.utils.data import IterableDataset
@@ -29,12 +28,6 @@ class Recorder:
     def __call__(self, index, image, label):
         self.events.append(index)
         return Image.new('RGB', image.size, COLOUR), label
-
-
-@pytest.fixture(autouse=True)
-def own_accelerator_state():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope='module')

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from folders import write_pictures
 from timm.data import create_dataset
 from timm.data.random_erasing import RandomErasing
@@ -17,12 +16,6 @@ from timm_dad.data.pairs import DADPairs, SameImage
 from timm_dad.data.seeded import Positions, SeededErasing, SeededSamples
 from timm_dad.training.batches import Batches
 from timm_dad.training.loaders import create_train_loader
-
-
-@pytest.fixture(autouse=True)
-def own_accelerator_state():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope='module')

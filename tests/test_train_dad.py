@@ -43,12 +43,6 @@ from timm_dad.training.run_folder import RunFolder
 REPO = Path(train_dad.__file__).parent
 
 
-@pytest.fixture(autouse=True)
-def own_accelerator_state():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @pytest.fixture(scope='module')
 def pictures(tmp_path_factory):
     return write_pictures(tmp_path_factory.mktemp('pictures'), train=6, validation=3)

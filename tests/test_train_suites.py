@@ -34,12 +34,6 @@ from timm_dad.training.suites_hook import SuitesHook
 WNIDS = list(ImageNetInfo().label_names())
 
 
-@pytest.fixture(autouse=True)
-def own_accelerator_state():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @pytest.fixture(scope='module')
 def pictures(tmp_path_factory):
     return write_pictures(tmp_path_factory.mktemp('pictures'), train=6, validation=3)

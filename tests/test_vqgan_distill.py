@@ -38,12 +38,6 @@ from timm_dad.vqgan_training.optimize import OptimizerConfig
 TRAINING = '--batch-size 8 --workers 0 --lr 3e-3 --ch 8 --device cpu'.split()
 
 
-@pytest.fixture(autouse=True)
-def own_accelerator_state():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @pytest.fixture(scope='module')
 def pictures(tmp_path_factory):
     """Folder of 40 training and 12 validation pictures, without a folder a class: two colours, one above the other."""

@@ -194,7 +194,7 @@ def test_an_averaged_copy_of_the_weights_is_left_out(tmp_path, vq_model, images,
     }
     averaged |= {'model_ema.decay': torch.tensor(0.9999), 'model_ema.num_updates': torch.tensor(9)}
     path = write(tmp_path / 'vqgan.ckpt', vq_model, lambda state: {'state_dict': {**state, **averaged}})
-    caplog.set_level('INFO')
+    caplog.set_level('INFO', logger='timm_dad')
     assert_same(path, vq_model, images)
     assert f'left out {len(averaged) + 4} tensors' in caplog.text
 

@@ -31,12 +31,6 @@ ARCHITECTURE = ('--ch 32 --ch-mult 1 2 --num-res-blocks 1 --z-channels 4 --n-emb
 TRAINING = '--img-size 16 --batch-size 8 --workers 0 --lr 2e-3 --restart-interval 4 --device cpu'.split()
 
 
-@pytest.fixture(autouse=True)
-def own_accelerator_state():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @pytest.fixture(scope='module')
 def pictures(tmp_path_factory):
     """Folder of 40 training and 12 validation pictures, without a folder a class: blots on grounds."""
