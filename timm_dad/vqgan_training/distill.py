@@ -43,6 +43,12 @@ def pass_macs(config: VQGANConfig, size: int) -> float:
     return networks + places * config.n_embed * config.embed_dim
 
 
+def describe(vqgan: VQGAN, size: int) -> str:
+    """Format parameters, and multiply-adds of a pass at this side of the image."""
+    parameters = sum(value.numel() for value in vqgan.parameters())
+    return f'{parameters / 1e6:.3g} M parameters, {pass_macs(vqgan.config, size) / 1e9:.3g} GMACs a pass at {size} px'
+
+
 def tiny_config(config: VQGANConfig, ch: int) -> VQGANConfig:
     """Architecture of a tiny VQGAN with the codes of another: one width ``ch``, three blocks a size."""
     ddconfig = {
@@ -207,17 +213,3 @@ def compare(tiny: VQGAN, original: VQGAN, loader: Any, accelerator: Accelerator)
         }
 
     return mean_over_images(tiny, measure, names, loader, accelerator)
-
-
-def describe(tiny: VQGAN, original: VQGAN, metrics: Mapping[str, float], size: int) -> str:
-    """One line: parameters, multiply-adds of a pass at ``size``, and metrics of ``compare``."""
-    parameters = [sum(value.numel() for value in vqgan.parameters()) / 1e6 for vqgan in (tiny, original)]
-    macs = [pass_macs(vqgan.config, size) / 1e9 for vqgan in (tiny, original)]
-    return (
-        f'{parameters[0]:.3g} M parameters (the original {parameters[1]:.3g} M), '
-        f'{macs[0]:.3g} GMACs a pass at {size} px ({macs[1]:.3g}: {macs[1] / macs[0]:.1f} x fewer); '
-        f'{100 * metrics["agreement"]:.1f} % of the codes are equal; '
-        f'PSNR {metrics["psnr"]:.2f} dB to the pictures of the original '
-        f'({metrics["psnr_decoder"]:.2f} dB from its codes), {metrics["psnr_input"]:.2f} dB to the images '
-        f'(the original {metrics["psnr_original"]:.2f} dB)'
-    )

@@ -10,19 +10,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from timm_dad.common.options import option
 from timm_dad.vqgan.model import VQGAN
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """Optimizer and schedule.
-
-    Args:
-        steps: Optimizer steps of the whole training; the schedule (one cycle) spans them.
-        lr: Highest learning rate, of AdamW.
-        weight_decay: Its weight decay.
-        clip_grad: Largest norm of the gradient.
-        perceptual_weight: Weight of LPIPS, where it is used.
+    """Optimizer and schedule (one cycle).
 
     Raises:
         ValueError: If a value is out of range.
@@ -30,9 +24,9 @@ class OptimizerConfig:
 
     steps: int
     lr: float = 1e-3
-    weight_decay: float = 1e-4
-    clip_grad: float = 1.0
-    perceptual_weight: float = 1.0
+    weight_decay: float = option(1e-4, 'weight decay')
+    clip_grad: float = option(1.0, 'largest norm of the gradient', metavar='NORM')
+    perceptual_weight: float = option(1.0, 'weight of LPIPS')
 
     def __post_init__(self) -> None:
         for name, (holds, rule) in self.rules().items():
