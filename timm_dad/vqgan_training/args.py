@@ -30,13 +30,7 @@ _INIT_LR = 1e-4
 _Config = TypeVar('_Config', bound=OptimizerConfig)
 
 
-def _add_train_parser(commands: Any) -> None:
-    parser = commands.add_parser(
-        'train',
-        help='train or fine-tune a VQGAN',
-        description="Train or fine-tune a VQGAN of taming's modules on one's own pictures, for --dad-vqgan.",
-        allow_abbrev=False,
-    )
+def _add_train_flags(parser: argparse.ArgumentParser) -> None:
     _add_data_flags(parser, img_size='256, or that of --init')
     group = parser.add_argument_group("Architecture, in taming's words", 'By default the f8 VQGAN of the paper.')
     group.add_argument('--init', metavar='PATH', help='VQGAN to fine-tune, as --dad-vqgan takes it; or demo')
@@ -46,13 +40,7 @@ def _add_train_parser(commands: Any) -> None:
     _add_training_flags(parser, VQGANTrainConfig, lr=f'{VQGANTrainConfig.lr}, --init: {_INIT_LR}')
 
 
-def _add_distill_parser(commands: Any) -> None:
-    parser = commands.add_parser(
-        'distill',
-        help='train a tiny VQGAN that imitates another',
-        description='Train a tiny encoder and decoder that imitate a VQGAN, with its codebook, for --dad-vqgan.',
-        allow_abbrev=False,
-    )
+def _add_distill_flags(parser: argparse.ArgumentParser) -> None:
     _add_data_flags(parser, img_size='that of --vqgan')
     group = parser.add_argument_group('VQGANs')
     group.add_argument('--vqgan', metavar='PATH', help='VQGAN to imitate, as --dad-vqgan takes it; or demo')
@@ -103,8 +91,11 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """
     parser = argparse.ArgumentParser(prog=PROGRAM, description='Train a VQGAN, or distill one into a tiny one.')
     commands = parser.add_subparsers(dest='command', required=True, help='COMMAND --help tells more')
-    _add_train_parser(commands)
-    _add_distill_parser(commands)
+    for name, add_flags, what in (
+        ('train', _add_train_flags, "train or fine-tune a VQGAN of taming's modules, for --dad-vqgan"),
+        ('distill', _add_distill_flags, 'train a tiny VQGAN that imitates another, with its codebook, for --dad-vqgan'),
+    ):
+        add_flags(commands.add_parser(name, help=what, description=what, allow_abbrev=False))
     args = parser.parse_args(argv)
     try:
         _check(args)

@@ -9,7 +9,6 @@ fewer equal codes, not more.
 Source: networks arranged as TAESD's, which is trained much alike (madebyollin/taesd).
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -158,6 +157,8 @@ class Distiller(Trainer):
         perceptual: From ``create_lpips``; ``None``: L2 in its place.
     """
 
+    best_metric, decreasing = 'psnr', False  # to the original's pictures: encoder and decoder both count
+
     def __init__(
         self,
         tiny: VQGAN,
@@ -177,10 +178,6 @@ class Distiller(Trainer):
     def evaluate(self, loader: Any) -> dict[str, float]:
         """Metrics of ``compare``."""
         return compare(self.vqgan, self.original, loader, self.accelerator)
-
-    def error(self, metrics: Mapping[str, float]) -> float:
-        """The PSNR to the original's pictures, to which encoder and decoder both count; negative."""
-        return -metrics['psnr']
 
 
 def compare(tiny: VQGAN, original: VQGAN, loader: Any, accelerator: Accelerator) -> dict[str, float]:

@@ -6,7 +6,6 @@ Source: Esser et al. 2021, arXiv:2012.09841, section 3.1 (losses); Dhariwal et a
 (restart of codes that are not used).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +97,7 @@ class VQGANTrainer(Trainer):
     """
 
     config: VQGANTrainConfig
+    best_metric, decreasing = 'l1', True
 
     def __init__(
         self, vqgan: VQGAN, accelerator: Accelerator, config: VQGANTrainConfig, perceptual: Perceptual | None = None
@@ -134,10 +134,6 @@ class VQGANTrainer(Trainer):
         share = share / share.sum()
         entropy = -torch.special.xlogy(share, share).sum()
         return {**means, 'usage': (share > 0).double().mean().item(), 'perplexity': entropy.exp().item()}
-
-    def error(self, metrics: Mapping[str, float]) -> float:
-        """L1."""
-        return metrics['l1']
 
     def _restart(self, latents: Tensor) -> None:
         """Put codes that no process used on latents of the main process, and start counting anew."""

@@ -97,7 +97,7 @@ class VQGANRun:
             self.folder.log_epoch(
                 self.epoch - 1, {'step': self.trainer.steps_done, **train_metrics}, metrics, self.trainer.optimizer
             )
-            self._save_epoch(self.trainer.error(metrics))
+            self._save_epoch(metrics[self.trainer.best_metric] * (1 if self.trainer.decreasing else -1))
         return metrics
 
     def _train_one_epoch(self) -> Metrics:
