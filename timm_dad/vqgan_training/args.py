@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -12,20 +12,24 @@ from timm_dad.flags.execution import add_execution_args, device_rule
 from timm_dad.flags.fields import add_fields
 from timm_dad.flags.rules import check_rules, check_values, naming_flag, written
 from timm_dad.vqgan.model import VQGANConfig
+from timm_dad.vqgan.presets import PRESETS
 from timm_dad.vqgan_training.optimize import OptimizerConfig
 from timm_dad.vqgan_training.reconstruction import VQGANTrainConfig
 
 PROGRAM = 'timm-dad vqgan'
-# The architecture of the paper's VQGAN (OpenImages, factor 8): defaults, how many values, and what they are.
-_ARCHITECTURE: dict[str, tuple[Any, str | None, str]] = {
-    'ch': (128, None, 'channels, a multiple of 32'),
-    'ch_mult': ([1, 2, 2, 4], '+', 'factors of it by level'),
-    'num_res_blocks': (2, None, 'residual blocks a level'),
-    'attn_resolutions': (None, '*', 'sides of the feature maps with attention'),
-    'z_channels': (4, None, 'channels of the latents'),
-    'n_embed': (16384, None, 'codes in the codebook'),
-    'embed_dim': (4, None, 'channels of a code'),
+# Flags of the architecture: how many values, and what they are.
+_ARCHITECTURE = {
+    'ch': (None, 'channels, a multiple of 32'),
+    'ch_mult': ('+', 'factors of it by level'),
+    'num_res_blocks': (None, 'residual blocks a level'),
+    'attn_resolutions': ('*', 'sides of the feature maps with attention'),
+    'z_channels': (None, 'channels of the latents'),
+    'n_embed': (None, 'codes in the codebook'),
+    'embed_dim': (None, 'channels of a code'),
 }
+# Their values by default: those of the paper's VQGAN, with attention at the codes, whatever the size of the images.
+_PAPERS = PRESETS['openimages-f8-16384'].config
+_DEFAULTS = {**_PAPERS.ddconfig, 'attn_resolutions': None, 'n_embed': _PAPERS.n_embed, 'embed_dim': _PAPERS.embed_dim}
 _INIT_LR = 1e-4
 _Config = TypeVar('_Config', bound=OptimizerConfig)
 
@@ -34,8 +38,8 @@ def _add_train_flags(parser: argparse.ArgumentParser) -> None:
     _add_data_flags(parser, img_size='256, or that of --init')
     group = parser.add_argument_group("Architecture, in taming's words", 'By default the f8 VQGAN of the paper.')
     group.add_argument('--init', metavar='PATH', help='VQGAN to fine-tune, as --dad-vqgan takes it; or demo')
-    for name, (value, nargs, what) in _ARCHITECTURE.items():
-        text = f'{what} (default: {value or "that of the codes"})'
+    for name, (nargs, what) in _ARCHITECTURE.items():
+        text = f'{what} (default: {_DEFAULTS[name] or "that of the codes"})'
         group.add_argument(written(name), type=int, nargs=nargs, metavar='N', help=text)
     _add_training_flags(parser, VQGANTrainConfig, lr=f'{VQGANTrainConfig.lr}, --init: {_INIT_LR}')
 
@@ -164,28 +168,20 @@ def create_config(args: argparse.Namespace) -> VQGANConfig:
     Raises:
         ValueError: If the image size does not fit it.
     """
-    chosen = {name: default if getattr(args, name) is None else getattr(args, name)
-              for name, (default, *_) in _ARCHITECTURE.items()}  # fmt: skip
-    factor = 2 ** (len(chosen['ch_mult']) - 1)
-    size = args.img_size = args.img_size or 256
-    check_image_size(size, factor)
-    sides = [size // 2**level for level in range(len(chosen['ch_mult']))]
-    attention = [sides[-1]] if chosen['attn_resolutions'] is None else chosen['attn_resolutions']
-    if not set(attention) <= set(sides):
-        raise ValueError(f'--attn-resolutions must be sides of feature maps, {sides} at this size, got {attention}')
-    ddconfig = {
-        'double_z': False,
-        'z_channels': chosen['z_channels'],
-        'resolution': size,
-        'in_channels': 3,
-        'out_ch': 3,
-        'ch': chosen['ch'],
-        'ch_mult': chosen['ch_mult'],
-        'num_res_blocks': chosen['num_res_blocks'],
-        'attn_resolutions': attention,
-        'dropout': 0.0,
-    }
-    return VQGANConfig(ddconfig=ddconfig, n_embed=chosen['n_embed'], embed_dim=chosen['embed_dim'])
+    given = {name: getattr(args, name) for name in _ARCHITECTURE if getattr(args, name) is not None}
+    args.img_size = args.img_size or _DEFAULTS['resolution']
+    ddconfig = {**_DEFAULTS, 'resolution': args.img_size, **given}
+    n_embed, embed_dim = ddconfig.pop('n_embed'), ddconfig.pop('embed_dim')
+    check_image_size(args.img_size, 2 ** (len(ddconfig['ch_mult']) - 1))
+    sides = [args.img_size // 2**level for level in range(len(ddconfig['ch_mult']))]
+    if ddconfig['attn_resolutions'] is None:
+        ddconfig['attn_resolutions'] = [sides[-1]]
+    if not set(ddconfig['attn_resolutions']) <= set(sides):
+        raise ValueError(
+            f'--attn-resolutions must be sides of feature maps, {sides} at this size, got '
+            f'{ddconfig["attn_resolutions"]}'
+        )
+    return VQGANConfig(ddconfig=ddconfig, n_embed=n_embed, embed_dim=embed_dim)
 
 
 def check_image_size(size: int, factor: int) -> None:
