@@ -13,7 +13,7 @@ import pytest
 
 from timm_dad.cli import main
 from timm_dad.commands import patch as patch_module
-from timm_dad.commands.patch import PATCHES, TIMM_PATCH, patch_file
+from timm_dad.commands.patch import PATCHES, patch_file
 
 REPO = Path(__file__).parents[1]
 TIMM_SRC = os.environ.get('TIMM_SRC', '')
@@ -131,7 +131,7 @@ def test_a_file_without_the_lines_around_a_change_is_left_alone_and_they_are_sho
 @pytest.mark.usefixtures('known')
 def test_another_file_is_refused(tmp_path):
     (tmp_path / 'setup.cfg').write_text('[metadata]\n')
-    with pytest.raises(ValueError, match=r'must be train\.py of timm'):
+    with pytest.raises(ValueError, match=r'must be train\.py or pyproject\.toml of timm'):
         patch_file(tmp_path / 'setup.cfg')
 
 
@@ -168,11 +168,13 @@ def test_the_command_says_what_it_did_and_how_to_undo_it(script, capsys):
         assert str(path) in str(stop.value.code)
 
 
-def test_the_patch_is_one_of_git_that_names_its_bases():
-    patch = PATCHES / TIMM_PATCH
-    done = subprocess.run(['git', 'apply', '--numstat', patch], capture_output=True, text=True, check=True)
-    assert done.stdout == '9\t1\ttrain.py\n'
-    header, _, _ = patch.read_text().partition('---')
+@pytest.mark.parametrize(
+    ('name', 'numbers'), [('timm-train.patch', '9\t1\ttrain.py\n'), ('timm-extra.patch', '3\t0\tpyproject.toml\n')]
+)
+def test_a_patch_is_one_of_git_that_names_its_bases(name, numbers):
+    done = subprocess.run(['git', 'apply', '--numstat', PATCHES / name], capture_output=True, text=True, check=True)
+    assert done.stdout == numbers
+    header, _, _ = (PATCHES / name).read_text().partition('---')
     assert re.findall(r'^Base: .+?/.+? (.+), commit [0-9a-f]{40}$', header, re.MULTILINE) == [
         'v1.0.28',
         'main (1.0.29.dev0)',
@@ -203,16 +205,22 @@ def test_a_wheel_holds_the_patches(tmp_path):
 
 
 @pytest.mark.skipif(not TIMM_SRC, reason='TIMM_SRC names no checkout of timm')
-def test_timms_own_file_is_patched_as_git_does_it(tmp_path):
-    file = tmp_path / 'train.py'
-    shutil.copy(Path(TIMM_SRC) / 'train.py', file)
+@pytest.mark.parametrize('name', ['train.py', 'pyproject.toml'])
+def test_timms_own_file_is_patched_as_git_does_it(tmp_path, name):
+    source = Path(TIMM_SRC) / name
+    if not source.is_file():
+        pytest.skip(f'{TIMM_SRC} has no {name}')
+    file = tmp_path / name
+    shutil.copy(source, file)
     patch_file(file, revert=True)  # whatever state the checkout is in
     original = file.read_bytes()
     patch_file(file)
     patched = file.read_bytes()
     patch_file(file, revert=True)
     assert file.read_bytes() == original
-    subprocess.run(['git', 'apply', PATCHES / TIMM_PATCH], cwd=tmp_path, check=True)
+    patch = PATCHES / {'train.py': 'timm-train.patch', 'pyproject.toml': 'timm-extra.patch'}[name]
+    subprocess.run(['git', 'apply', patch], cwd=tmp_path, check=True)
     assert file.read_bytes() == patched
     assert patched != original
-    compile(patched, 'train.py', 'exec')
+    if name == 'train.py':
+        compile(patched, name, 'exec')

@@ -16,7 +16,6 @@ from timm_dad.common.files import write_file
 _PACKAGE = Path(__file__).parents[1]
 # An installed package has them inside (see package-dir in pyproject.toml), a checkout beside.
 PATCHES = next(folder / 'patches' for folder in (_PACKAGE, _PACKAGE.parent) if (folder / 'patches').is_dir())
-TIMM_PATCH = 'timm-train.patch'
 
 
 def apply_patch(path: Path, patch: Path, *, revert: bool = False) -> bytes:
@@ -65,7 +64,7 @@ def _apply_hunk(content: bytes, hunk: str, revert: bool) -> bytes | None:
 
 
 def patch_file(path: Path, *, revert: bool = False) -> str:
-    """Patch ``train.py`` of a timm checkout, or take the lines out again (``revert``).
+    """Patch ``train.py`` (or ``pyproject.toml``) of a timm checkout, or take the lines out again (``revert``).
 
     Returns:
         What was done, and how to undo it.
@@ -75,9 +74,10 @@ def patch_file(path: Path, *, revert: bool = False) -> str:
         OSError: If it cannot be read or written; it is as it was then.
     """
     path = Path(os.path.realpath(path / 'train.py' if path.is_dir() else path))
-    if path.suffix != '.py':
-        raise ValueError(f'{path} must be train.py of timm')
-    patch = PATCHES / TIMM_PATCH
+    names = {'.py': 'timm-train.patch', '.toml': 'timm-extra.patch'}
+    if path.suffix not in names:
+        raise ValueError(f'{path} must be train.py or pyproject.toml of timm')
+    patch = PATCHES / names[path.suffix]
     content = apply_patch(path, patch, revert=revert)
     if content == path.read_bytes():
         return f'{path} has {"none of" if revert else "already"} the lines of {patch.name}: nothing to do'
@@ -89,7 +89,10 @@ def patch_file(path: Path, *, revert: bool = False) -> str:
 
 def main(argv: Sequence[str]) -> None:
     """Run the command ``patch``."""
-    parser = argparse.ArgumentParser(prog='timm-dad patch', description="Add the flags --dad to timm's train.py.")
+    parser = argparse.ArgumentParser(
+        prog='timm-dad patch',
+        description="Add the flags --dad to timm's train.py (or the extra to its pyproject.toml).",
+    )
     parser.add_argument('path', type=Path, help="timm's checkout, or the file")
     parser.add_argument('--revert', action='store_true', help='take the lines out again')
     args = parser.parse_args(argv)
@@ -118,7 +121,7 @@ def run(argv: Sequence[str]) -> None:
     if not script.is_file():
         parser.error(f'the script must be a file, got {argv[0]!r}, which is none')
     with user_errors(script.name):
-        source = apply_patch(script, PATCHES / TIMM_PATCH)
+        source = apply_patch(script, PATCHES / 'timm-train.patch')
     sys.argv = list(argv)
     sys.path.insert(0, str(script.parent))
     module = ModuleType('__main__')
