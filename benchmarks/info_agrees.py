@@ -20,7 +20,7 @@ import train_dad
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = {
-    name: [*'--val-interval 1 --batch-size 32 --eval-suites demo/noto'.split(), *flags.split()]
+    name: [*'--val-interval 100 --batch-size 32 --eval-suites demo/noto'.split(), *flags.split()]
     for name, flags in {'online': '--epochs 3 --dad-cache 0', 'cached': '--epochs 5 --dad-cache 1'}.items()
 }
 
@@ -50,7 +50,7 @@ def trained(flags: list[str]) -> float:
 
 
 def train(path: Path, flags: list[str]) -> None:
-    """Train, and write the seconds from the end of one epoch to that of the next, with validation and checkpoint."""
+    """Train, and write the seconds from the end of one epoch to that of the next."""
     ends: list[float] = []
     train_dad.main(flags, hooks=[lambda epoch: ends.append(time.perf_counter())])
     path.write_text(json.dumps([end - begin for begin, end in pairwise(ends)]))

@@ -25,7 +25,6 @@ from timm_dad.vqgan_training.distill import (
     Targets,
     compare,
     create_tiny,
-    describe,
     make_targets,
     pass_macs,
 )
@@ -114,7 +113,6 @@ def main() -> None:
     )
     tiny, original = load_vqgan(path), load_vqgan(args.vqgan)
     macs = [pass_macs(vqgan.config, SIZE) / 1e9 for vqgan in (tiny, original)]
-    sys.stdout.write(describe(tiny, original, measure(tiny, original, pictures(styles, ('noto',), 'val')), SIZE) + '\n')
     sys.stdout.write(
         '| validation pictures of | GMACs a pass | ratio | equal codes, % | PSNR to the original | of its codes '
         '| to the pictures | the original to the pictures |\n|' + '---|' * 8 + '\n'

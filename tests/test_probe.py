@@ -219,7 +219,7 @@ def test_a_probe_finds_its_classes_in_a_subset_in_another_order(pictures, clip, 
     ('more', 'match'),
     [
         (('--data-dir', ''), '--data-dir must name a folder'),
-        (('--data-dir', 'nowhere'), '--data-dir nowhere: no images for split'),
+        (('--data-dir', 'nowhere'), '--data-dir nowhere: there is no such folder'),
         (('--output', 'probe.pt'), r"--output must end in \.safetensors, got 'probe\.pt'"),
         (('--output', 'nowhere/probe.safetensors'), '--output must be in a folder that exists'),
         (('--held-out', '1'), '--held-out must be between 0 and 1, got 1'),

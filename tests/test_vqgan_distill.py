@@ -259,18 +259,13 @@ def test_the_best_has_the_highest_psnr(demo_run, original):
     assert torch.load(demo_run[0] / 'resume.pt', weights_only=True)['best'] == pytest.approx(-best)
 
 
-def test_one_summary_is_said_at_the_end(saved, pictures, tmp_path, caplog):
+def test_both_sizes_are_said(saved, pictures, tmp_path, caplog):
     with caplog.at_level('INFO', 'timm_dad'):
         main(flags(pictures, saved, tmp_path / 'run', '--steps', '2'))
-    (line,) = [record.getMessage() for record in caplog.records if 'GMACs' in record.getMessage()]
-    original, tiny = load_vqgan(saved), load_vqgan(tmp_path / 'run' / 'last.safetensors')
-    macs = [pass_macs(vqgan.config, 16) for vqgan in (original, tiny)]
-    parameters = sum(value.numel() for value in tiny.parameters()) / 1e6
-    (row,) = rows(tmp_path / 'run')
-    assert f'{parameters:.3g} M parameters' in line
-    assert f'{macs[1] / 1e9:.3g} GMACs a pass at 16 px ({macs[0] / 1e9:.3g}: {macs[0] / macs[1]:.1f} x fewer)' in line
-    assert f'{100 * float(row["eval_agreement"]):.1f} % of the codes are equal' in line
-    assert f'PSNR {float(row["eval_psnr"]):.2f} dB to the pictures of the original' in line
+    for vqgan in (load_vqgan(saved), load_vqgan(tmp_path / 'run' / 'last.safetensors')):
+        parameters = sum(value.numel() for value in vqgan.parameters()) / 1e6
+        macs = pass_macs(vqgan.config, 16) / 1e9
+        assert f'VQGAN of {parameters:.3g} M parameters, {macs:.3g} GMACs a pass at 16 px' in caplog.text
 
 
 def test_equal_seeds_give_equal_bits(demo_run, pictures, tmp_path):
@@ -306,7 +301,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(steps, demo_run, pictures, tmp_
 def test_a_run_is_not_resumed_with_another_original(demo_run, saved, pictures, capsys):
     with pytest.raises(SystemExit):
         main(flags(pictures, saved, demo_run[0], '--epochs', '3', '--resume', 'auto'))
-    assert '--vqgan must be what the run in --output has' in capsys.readouterr().err
+    assert 'resume.pt is of other flags: --vqgan ' in capsys.readouterr().err
 
 
 def test_a_run_that_is_done_is_not_trained_again(demo_run, pictures):
@@ -379,7 +374,7 @@ def test_the_command_runs_as_a_process(pictures, tmp_path):
         [sys.executable, '-m', 'timm_dad', *argv], env=environment, text=True, capture_output=True, timeout=300
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert 'x fewer' in done.stdout + done.stderr
+    assert 'GMACs a pass' in done.stdout + done.stderr
     assert load_vqgan(tmp_path / 'run' / 'best.safetensors').config.networks == 'tiny'
 
 

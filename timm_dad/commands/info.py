@@ -10,10 +10,9 @@ import os
 import resource
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 from typing import Any
 
 import torch
@@ -26,18 +25,19 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset, Subset
 
 import train_dad
-from timm_dad.commands.info_counts import Passes, count_parts, per_image, watch
-from timm_dad.commands.info_text import describe, format_report
+from timm_dad.commands.info_text import format_report
 from timm_dad.common.errors import user_errors
 from timm_dad.common.log import setup_logging
+from timm_dad.common.macs import count_macs, count_model_macs
 from timm_dad.common.seeds import RUN, seed_all
 from timm_dad.common.spread import spread
 from timm_dad.flags import kwargs
 from timm_dad.flags.data import check_training_data, open_training_data
 from timm_dad.flags.pairs import cached_set, open_dad_set, pair_dataset, uses_cache, uses_pairs
-from timm_dad.flags.rules import flag_errors
+from timm_dad.flags.rules import check_values, flag_errors
 from timm_dad.flags.student import create_student
 from timm_dad.flags.train import learning_rate, parse_args
+from timm_dad.method.augment import DADAugment
 from timm_dad.method.schedule import DADSchedule
 from timm_dad.method.task import DADTask
 from timm_dad.training.batches import create_batches
@@ -46,7 +46,6 @@ from timm_dad.training.meters import Meters, NonFiniteLossError
 from timm_dad.training.optimization import StepConfig, prepare_task
 from timm_dad.training.resume import TrainState
 from timm_dad.training.setup import create_accelerator, prepare_student
-from timm_dad.training.validate import eval_model
 
 PROGRAM = 'timm-dad info'
 WARMUP = 2
@@ -77,13 +76,10 @@ def main(argv: Sequence[str]) -> Report:
     parser.add_argument('--batches', type=int, default=5, metavar='N', help='optimizer steps to measure, of each kind')
     parser.add_argument('--json', action='store_true', help='print JSON')
     own, rest = parser.parse_known_args(argv)
-    for name in ('gpus', 'images', 'batches'):
-        value = getattr(own, name)
-        if value is not None and value < 1:
-            parser.error(f'--{name} must be 1 or more, got {value}')
     args = parse_args(rest)
     setup_logging(logging.WARNING)
     with user_errors(PROGRAM):
+        check_values(own, ((('gpus', 'images', 'batches'), '1 or more', lambda value: value >= 1),))
         if int(os.environ.get('WORLD_SIZE', 1)) > 1:
             raise ValueError('it measures in one process: start it without a launcher, and give --gpus N')
         report = make_report(args, own.gpus, own.images, own.batches)
@@ -101,8 +97,8 @@ def make_report(args: argparse.Namespace, gpus: int = 1, images: int | None = No
         batches: Optimizer steps to measure, of each kind.
 
     Returns:
-        ``configuration``, ``parts`` (parameters, multiply-adds), ``making`` (with ``--dad-cache``), ``steps`` (each
-        kind of step: its share, seconds, passes), ``peak_memory`` in bytes, and ``estimate``, as plain values.
+        ``configuration``, ``parts`` (parameters, multiply-adds), ``making`` (with ``--dad-cache``), ``batches``
+        (each kind of batch: its share, seconds), ``peak_memory`` in bytes, and ``estimate``, as plain values.
     """
     vars(args).update(log_with='', log_wandb=False, save_images=False, recovery_interval=0)
     accelerator = create_accelerator(Path(), **kwargs.accelerator_kwargs(args))
@@ -118,54 +114,78 @@ def make_report(args: argparse.Namespace, gpus: int = 1, images: int | None = No
     task, augment = train_dad.create_task(
         args, student, device, data_config=config, class_names=data.class_names, dad_set=dad_set
     )
-    parts = count_parts(task, augment, next(student.parameters()).new_zeros(1, *config['input_size']))
-    report: Report = {'configuration': describe(args, task, augment, config), 'parts': parts}
-    passes: Passes = Counter()
-    if augment is not None:
-        watch(augment.vqgan.encoder, 'vqgan', passes)
-    if isinstance(task, DADTask) and task.teacher is not None:
-        watch(task.teacher, 'teacher', passes)
+    report: Report = {
+        'parts': count_parts(task, augment, next(student.parameters()).new_zeros(1, *config['input_size']))
+    }
     with contextlib.ExitStack() as stack:
         dataset = data.train
         if augment is not None and uses_cache(args):
-            batch_size = max(args.batch_size, args.validation_batch_size or 0)
+            batch_size = args.validation_batch_size or args.batch_size
             if not isinstance(dataset, IterableDataset):  # for which there is no cache
-                dataset = Subset(dataset, spread(len(dataset), batches * batch_size))
+                count = batches * max(args.batch_size, batch_size)
+                dataset = Subset(dataset, spread(len(dataset), count))
             x_pix = torch.zeros(batch_size, *config['input_size'], device=device)
             augment.make_views(x_pix, torch.zeros(batch_size, dtype=torch.long, device=device))  # to warm up
-            passes.clear()
             begin = clock(device)
             dad_set = stack.enter_context(cached_set(args, augment, dataset, config, accelerator))
             report['making'] = {
-                'images': len(dataset),
                 'seconds_per_image': (clock(device) - begin) / len(dataset),
                 'bytes_per_image': args.dad_cache * dad_set.index['summary']['bytes_per_view'],
-                'per_image': per_image(passes, parts, len(dataset)),
             }
         if uses_pairs(args):
             dataset = pair_dataset(args, dataset, config, dad_set=dad_set)
         with flag_errors('augmentation and loader flags (--aa, --mixup, --workers, ...)'):
-            loading = kwargs.batches_kwargs(args, config)
-            train_batches, loader_val = create_batches(dataset, data.val, accelerator, **loading)
+            train_batches, _ = create_batches(dataset, None, accelerator, **kwargs.batches_kwargs(args, config))
         train, num_epochs = _create_training(args, task, accelerator, len(train_batches))
-        watch(task.trainable_module, 'student', passes)
         shares = task.schedule.shares(num_epochs) if isinstance(task, DADTask) else {'training': 1.0}
-        report['steps'] = {}
+        report['batches'] = {}
         for kind, share in shares.items():
             if isinstance(task, DADTask):
                 task.schedule = _ONE_KIND[kind]
             timed = TimedBatches(train_batches, (WARMUP + batches) * args.grad_accum_steps, device)
             train(timed)
-            counts = per_image(passes, parts, len(timed) * args.batch_size)
-            report['steps'][kind] = {'share': share, **timed.seconds(args.grad_accum_steps), 'per_image': counts}
-        validation = 0.0
-        if loader_val is not None:
-            model = eval_model(task, use_ema=not args.model_ema_force_cpu)
-            validation = _validation_seconds(model, loader_val, device, batches)
+            report['batches'][kind] = {'share': share, **timed.means(WARMUP * args.grad_accum_steps)}
     report['peak_memory'] = peak_memory(device)
-    num_images = {'images': images or len(data.train), 'val_images': 0 if data.val is None else len(data.val)}
-    report['configuration'].update(num_images, gpus=gpus, epochs=num_epochs)
-    return {**report, 'estimate': estimate(report, validation)}
+    report['configuration'] = {
+        'student': args.model,
+        'input_size': list(config['input_size']),
+        'dad_precision': args.dad_precision if 'teacher' in report['parts'] and args.dad else None,
+        'batch_size': args.batch_size,
+        'images': images or len(data.train),
+        'epochs': num_epochs,
+        'gpus': gpus,
+        'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else 'CPU',
+    }
+    return {**report, 'estimate': estimate(report)}
+
+
+def count_parts(task: TrainingTask, augment: DADAugment | None, x_norm: Tensor) -> Report:
+    """Count the parameters, and the multiply-adds of one image forward and backward, of each network.
+
+    Args:
+        task: The training task, before its student is compiled.
+        augment: Makes DAD views, if any are made; the teacher's backward is its gradient at the input then.
+        x_norm: An image ``[1, C, H, W]`` as the student takes it.
+    """
+    networks = {
+        'student': task.trainable_module,
+        'teacher': getattr(task, 'teacher', None),
+        'vqgan': None if augment is None else augment.vqgan,
+    }
+    parts: Report = {
+        name: {'parameters': sum(value.numel() for value in network.parameters())}
+        for name, network in networks.items()
+        if isinstance(network, nn.Module)
+    }
+    parts['student'].update(count_model_macs(networks['student'], x_norm, backward='parameters'))
+    if isinstance(task, DADTask) and task.teacher is not None:
+        backward = 'none' if augment is None else 'input'
+        parts['teacher'].update(count_model_macs(task.teacher, task.norm.to_pixels(x_norm), backward=backward))
+    if augment is not None:
+        x_pix = augment.norm.to_pixels(x_norm)
+        with torch.no_grad():
+            parts['vqgan']['forward'] = count_macs(lambda: augment.vqgan.reconstruct(x_pix))
+    return parts
 
 
 def _create_training(
@@ -217,7 +237,7 @@ class TimedBatches:
 
     def __init__(self, batches: Any, count: int, device: torch.device) -> None:
         self.batches, self.count, self.device = batches, count, device
-        self.times: list[tuple[float, float]] = []  # seconds that each batch was waited for and worked on
+        self.times: list[tuple[float, float]] = []  # seconds that each batch was worked on and waited for
 
     def __len__(self) -> int:
         """Batches that there will be."""
@@ -231,50 +251,28 @@ class TimedBatches:
             _, input, target = next(again)
             got = clock(self.device)
             yield place, input, target
-            self.times.append((got - asked, clock(self.device) - got))
+            self.times.append((clock(self.device) - got, got - asked))
 
-    def seconds(self, accum_steps: int) -> Report:
-        """Seconds of an optimizer step of ``accum_steps`` batches, after the warm-up.
-
-        Returns:
-            ``work``, the median, and ``wait`` for data, the mean: loading processes deliver in bursts.
-        """
-        first = range(WARMUP * accum_steps, len(self.times), accum_steps)
-        steps = [[sum(part) for part in zip(*self.times[i : i + accum_steps], strict=True)] for i in first]
-        return {'work': median(work for _, work in steps), 'wait': mean(wait for wait, _ in steps)}
+    def means(self, skipped: int) -> dict[str, float]:
+        """Mean seconds of ``work`` and ``wait`` for data by batch, but for the first ``skipped`` batches."""
+        work, wait = (mean(seconds) for seconds in zip(*self.times[skipped:], strict=True))
+        return {'work': work, 'wait': wait}
 
 
-@torch.inference_mode()
-def _validation_seconds(model: nn.Module, loader: Any, device: torch.device, count: int) -> float:
-    """Seconds an image, on some batches after the first."""
-    model.eval()
-    dtype, images, begin = next(model.parameters()).dtype, 0, 0.0
-    for index, (input, _) in enumerate(itertools.islice(itertools.chain(loader, loader), 1 + count)):
-        model(input.to(device, dtype))
-        images += len(input) if index else 0
-        begin = begin or clock(device)
-    return (clock(device) - begin) / images
-
-
-def estimate(report: Report, validation: float) -> Report:
+def estimate(report: Report) -> Report:
     """Estimate an epoch and a training on ``gpus`` devices: linear, which no interconnect quite is.
 
     Args:
-        report: ``configuration``, ``steps`` and, if views are made before training, ``making``.
-        validation: Seconds an image.
+        report: ``configuration``, ``batches`` and, if views are made before training, ``making``.
     """
     values = report['configuration']
     gpus, images = values['gpus'], values['images']
     batches = max(1, images // (values['batch_size'] * gpus))
-    step = sum(kind['share'] * (kind['work'] + kind['wait']) for kind in report['steps'].values())
-    train = batches * step / values['accum_steps']
-    validation *= values['val_images'] / gpus / values['val_interval']
+    epoch = batches * sum(kind['share'] * (kind['work'] + kind['wait']) for kind in report['batches'].values())
     making = report.get('making', {}).get('seconds_per_image', 0.0) * images / gpus
     return {
         'batches_per_epoch': batches,
         'making_seconds': making,
-        'train_seconds_per_epoch': train,
-        'validation_seconds_per_epoch': validation,
-        'seconds_per_epoch': train + validation,
-        'seconds': making + values['epochs'] * (train + validation),
+        'seconds_per_epoch': epoch,
+        'seconds': making + values['epochs'] * epoch,
     }

@@ -20,13 +20,14 @@ from tqdm import tqdm
 from timm_dad.common.errors import user_errors
 from timm_dad.common.hashing import content_hash
 from timm_dad.common.log import setup_logging
-from timm_dad.data.datasets import check_images, dataset_class_names, open_dataset
-from timm_dad.flags.data import data_flag
-from timm_dad.flags.execution import add_device_arg, device_rule, pick_device
+from timm_dad.data.datasets import check_images, dataset_class_names
+from timm_dad.flags.data import add_source_args, create_dataset, data_flag
+from timm_dad.flags.execution import add_execution_args, device_rule, pick_device
 from timm_dad.flags.rules import check_rules, under_flag
 from timm_dad.frozen.prepare import PRECISIONS, prepare_frozen
-from timm_dad.teachers.heads import LinearHead, UnitFeatures, load_tower, save_head
+from timm_dad.teachers.heads import LinearHead, load_tower, save_head
 from timm_dad.teachers.teacher import Teacher
+from timm_dad.teachers.zero_shot import unit_features
 
 _logger = logging.getLogger(__name__)
 
@@ -139,10 +140,10 @@ def fit_probe(
 
 @torch.no_grad()
 def extract_features(tower: Teacher, loader: DataLoader[tuple[Tensor, Tensor]], device: torch.device) -> list[Tensor]:
-    """Features ``[N, D]`` and labels ``[N]`` of all pictures of a loader of [0, 1] pixels; on the CPU."""
+    """Features ``[N, D]`` of unit length and labels ``[N]`` of a loader's pictures in [0, 1]; on the CPU."""
     features, labels = [], []
     for x_pix, label in tqdm(loader, desc='Features', leave=False):
-        features.append(tower(x_pix.to(device)).cpu())
+        features.append(unit_features(tower, x_pix.to(device)).cpu())
         labels.append(label)
     return [torch.cat(features), torch.cat(labels)]
 
@@ -167,17 +168,12 @@ def _parser() -> argparse.ArgumentParser:
         description='Fit a linear head on the frozen features of a teacher, for --dad-teacher probe:FILE.',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument('--data-dir', metavar='DIR', help='path to dataset (root dir)')
-    parser.add_argument('--dataset', metavar='NAME', default='', help='dataset type + name (image folder if empty)')
-    parser.add_argument('--train-split', metavar='NAME', default='train', help='split to fit on')
-    parser.add_argument('--class-map', default='', metavar='FILENAME', help='class to index mapping file, as in timm')
+    add_source_args(parser, 'train', '--train-split')
     parser.add_argument('--teacher', metavar='SPEC', default='open_clip:ViT-L-14/openai', help='timm: or open_clip:')
     parser.add_argument('--output', metavar='FILE', required=True, help='safetensors file to write')
     parser.add_argument('--held-out', type=float, default=0.1, help='part of each class to choose the l2 on')
-    parser.add_argument('--batch-size', type=int, default=128, metavar='N', help='pictures at a time')
-    parser.add_argument('--workers', type=int, default=4, metavar='N', help='loader processes')
     parser.add_argument('--precision', choices=tuple(PRECISIONS), default='fp32', help='precision of the tower')
-    add_device_arg(parser)
+    add_execution_args(parser, 128)
     parser.add_argument('--seed', type=int, default=0, help='seed of the held-out part')
     return parser
 
@@ -185,7 +181,6 @@ def _parser() -> argparse.ArgumentParser:
 def _check(args: argparse.Namespace) -> None:
     output = Path(args.output)
     rules = (
-        (bool(args.data_dir or args.dataset), '--data-dir must name a folder with one sub-folder a class'),
         (output.suffix == '.safetensors', f'--output must end in .safetensors, got {args.output!r}'),
         (output.parent.is_dir(), f'--output must be in a folder that exists, got {args.output!r}'),
         (0 < args.held_out < 1, f'--held-out must be between 0 and 1, got {args.held_out}'),
@@ -198,15 +193,12 @@ def _check(args: argparse.Namespace) -> None:
 
 def make_probe(args: argparse.Namespace) -> LinearHead:
     """Fit the head that the flags ask for; ``ValueError`` where data or tower cannot be used."""
-    flag = data_flag(args)
-    dataset = open_dataset(
-        args.dataset, args.data_dir, args.train_split, flag, is_training=False, class_map=args.class_map
-    )
-    check_images(dataset, flag)
+    dataset = create_dataset(args, args.train_split, split_flag='--train-split')
+    check_images(dataset, data_flag(args))
     with under_flag(f'--teacher {args.teacher}:'):
         visual, norm = load_tower(args.teacher)
     sha256 = content_hash(visual.state_dict())
-    tower = Teacher(UnitFeatures(visual), **norm, num_classes=0)
+    tower = Teacher(visual, **norm, num_classes=0)
     device = pick_device(args.device)
     prepare_frozen(tower, None, args.precision, device)
     size, interpolation = (3, *norm['input_size']), norm['interpolation']

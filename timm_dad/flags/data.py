@@ -71,16 +71,13 @@ def number_of_classes(args: argparse.Namespace, class_names: Sequence[str] | Non
 _SYNONYMS = (('train', 'training'), ('val', 'valid', 'validation', 'eval', 'evaluation'))
 
 
-def create_dataset(
-    args: argparse.Namespace, split: str, *, split_flag: str, labels: bool = True, **options: Any
-) -> Any:
+def create_dataset(args: argparse.Namespace, split: str, *, split_flag: str, **options: Any) -> Any:
     """Create the demo's data set or one of timm's, of images and class indices.
 
     Args:
-        args: Flags of ``add_data_args``.
+        args: Flags of ``add_source_args``.
         split: Name of the split.
         split_flag: The flag that names the split, for errors.
-        labels: Whether there are flags of labels, ``--class-map`` and ``--target-key``.
         options: More arguments of timm's ``create_dataset``.
 
     Raises:
@@ -97,7 +94,7 @@ def create_dataset(
         _check_split_folder(Path(args.data_dir), split, split_flag)
     return open_dataset(
         args.dataset, args.data_dir, split, flag, download=args.dataset_download, input_key=args.input_key,
-        class_map=args.class_map if labels else '', target_key=args.target_key if labels else None,
+        class_map=args.class_map, target_key=args.target_key,
         trust_remote_code=args.dataset_trust_remote_code, **options,
     )  # fmt: skip
 

@@ -67,18 +67,6 @@ class HeadClassifier(nn.Module):
         return logits
 
 
-class UnitFeatures(nn.Module):
-    """An image tower whose features have unit length."""
-
-    def __init__(self, visual: nn.Module) -> None:
-        super().__init__()
-        self.visual = visual
-
-    def forward(self, x_norm: Tensor) -> Tensor:
-        """Features ``[B, D]`` of normalized images ``[B, 3, h, w]``."""
-        return unit_features(self.visual, x_norm)
-
-
 def read_head(path: str | Path) -> LinearHead | None:
     """Read a head, maybe under ``state_dict``; ``None`` if a file has other weights, ``ValueError`` if it has none."""
     metadata: dict[str, str] = {}

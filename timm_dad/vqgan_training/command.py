@@ -19,7 +19,6 @@ from timm_dad.data.datasets import check_images
 from timm_dad.flags.data import create_dataset
 from timm_dad.flags.kwargs import amp_precision
 from timm_dad.flags.pairs import load_vqgan_by_spec
-from timm_dad.flags.rules import check_rules
 from timm_dad.training.batches import Batches
 from timm_dad.training.loaders import create_train_loader
 from timm_dad.training.resume import non_finite_in_one_line
@@ -29,9 +28,9 @@ from timm_dad.vqgan.model import VQGAN
 from timm_dad.vqgan_training.args import PROGRAM, check_image_size, create_config, parse_args, training_config
 from timm_dad.vqgan_training.distill import Distiller, create_tiny, describe
 from timm_dad.vqgan_training.optimize import OptimizerConfig, Trainer
-from timm_dad.vqgan_training.perceptual import Perceptual, create_lpips, missing_for_lpips
+from timm_dad.vqgan_training.perceptual import create_lpips
 from timm_dad.vqgan_training.reconstruction import VQGANTrainConfig, VQGANTrainer
-from timm_dad.vqgan_training.run import VQGANRun, check_settings, find_state, read_state
+from timm_dad.vqgan_training.run import VQGANRun, find_state
 
 _logger = logging.getLogger(__name__)
 
@@ -56,33 +55,23 @@ def main(argv: Sequence[str]) -> dict[str, float]:
         with user_errors(program):
             accelerator = create_accelerator(path, device=args.device, precision=amp_precision(args), seed=args.seed)
             folder = RunFolder(path, accelerator, find_state, resume=bool(args.resume), flag='--output')
-            state = read_state(folder.resolve(args.resume))
             seed_all(args.seed, RUN)  # alike in all processes, which begin with the same weights
             dataset, dataset_val = open_images(args, '--train-split'), open_images(args, '--val-split')
             vqgan = create_vqgan(args)
             batches = create_batches(args, dataset, accelerator)
             loader_val = create_own_loader(args, dataset_val, accelerator)
             steps = args.steps or (args.epochs or 30) * len(batches)
-            perceptual = create_perceptual(args, accelerator)
             settings = create_settings(args, vqgan, steps, accelerator.num_processes)
-            if state is not None:
-                check_settings(state['settings'], settings)
-            trainer = create_trainer(args, vqgan, accelerator, steps, perceptual)
-            interval = args.recovery_interval
-            run = VQGANRun(trainer, batches, loader_val, folder, settings, recovery_interval=interval, state=state)
+            trainer = create_trainer(args, vqgan, accelerator, steps)
+            run = VQGANRun(trainer, batches, loader_val, folder, settings, args.recovery_interval)
+            run.resume(folder.resolve(args.resume))
             stack.enter_context(folder.held())
             folder.start(vars(args), run.epoch)
-            _logger.info(
-                '%.1f M parameters, %d codes; %d px, steps %d to %d, %s; to %s',
-                sum(value.numel() for value in trainer.vqgan.parameters()) / 1e6, trainer.vqgan.config.n_embed,
-                args.img_size, trainer.steps_done, steps, 'L1 + LPIPS' if perceptual else 'L1 + L2', path,
-            )  # fmt: skip
+            size = describe(trainer.vqgan, args.img_size)
+            _logger.info('VQGAN of %s; steps %d to %d, to %s', size, trainer.steps_done, steps, path)
         with non_finite_in_one_line(program, path, find_state):
             metrics = run.train()
         accelerator.end_training()
-        if isinstance(trainer, Distiller):
-            what = describe(trainer.vqgan, trainer.original, metrics, args.img_size)
-            _logger.info('%s: %s', path / 'last.safetensors', what)
         return metrics
 
 
@@ -92,33 +81,32 @@ def create_vqgan(args: argparse.Namespace) -> VQGAN:
     Raises:
         ValueError: If it cannot be loaded, trained or imitated, or the image size does not fit.
     """
-    flag, path = ('--init', args.init) if args.command == 'train' else ('--vqgan', args.vqgan)
-    if not path:
+    if args.command == 'train' and not args.init:
         return VQGAN(create_config(args))
-    vqgan = load_vqgan_by_spec(path, flag=flag)
-    config = vqgan.config
-    rules = (
-        (
-            flag == '--vqgan' or config.quantizer == 'nearest',
-            f'--init must be a VQGAN of nearest codes (VQModel), got a Gumbel one: {path}',
-        ),
-        (
-            flag == '--init' or config.networks != 'tiny',
-            f'--vqgan must be a VQGAN that is not tiny yet, got {path} (give the one that it imitates)',
-        ),
-    )
-    check_rules(rules)
-    args.img_size = args.img_size or int(config.ddconfig['resolution'])
-    check_image_size(args.img_size, config.factor)
+    if args.command == 'train':
+        vqgan = load_vqgan_by_spec(args.init, flag='--init')
+        if vqgan.config.quantizer != 'nearest':
+            raise ValueError(f'--init must be a VQGAN of nearest codes (VQModel), got a Gumbel one: {args.init}')
+    else:
+        vqgan = load_vqgan_by_spec(args.vqgan, flag='--vqgan')
+        if vqgan.config.networks == 'tiny':
+            raise ValueError(
+                f'--vqgan must be a VQGAN that is not tiny yet, got {args.vqgan} (give the one that it imitates)'
+            )
+    args.img_size = args.img_size or int(vqgan.config.ddconfig['resolution'])
+    check_image_size(args.img_size, vqgan.config.factor)
     return vqgan
 
 
-def create_trainer(
-    args: argparse.Namespace, vqgan: VQGAN, accelerator: Accelerator, steps: int, perceptual: Perceptual | None
-) -> Trainer:
+def create_trainer(args: argparse.Namespace, vqgan: VQGAN, accelerator: Accelerator, steps: int) -> Trainer:
     """Create what trains the VQGAN, or a tiny one that imitates it."""
+    perceptual = None
+    if args.perceptual == 'lpips':
+        with accelerator.main_process_first():  # it may download weights
+            perceptual = create_lpips(accelerator.device)
     if args.command == 'train':
         return VQGANTrainer(vqgan, accelerator, training_config(VQGANTrainConfig, args, steps), perceptual)
+    _logger.info('Imitating a VQGAN of %s', describe(vqgan, args.img_size))
     tiny = create_tiny(vqgan, args.img_size, args.ch)
     return Distiller(tiny, vqgan, accelerator, training_config(OptimizerConfig, args, steps), perceptual)
 
@@ -127,9 +115,7 @@ def open_images(args: argparse.Namespace, flag: str) -> Any:
     """Open the data set of ``--train-split`` or ``--val-split``, whose images decode."""
     training = flag == '--train-split'
     split = args.train_split if training else args.val_split
-    dataset = create_dataset(
-        args, split, split_flag=flag, is_training=training, input_img_mode=args.input_img_mode, labels=False
-    )
+    dataset = create_dataset(args, split, split_flag=flag, is_training=training, input_img_mode='RGB')
     if isinstance(dataset, IterableDataset):
         raise ValueError(f'{flag} needs data with an index, not a stream, got --dataset {args.dataset}')
     check_images(dataset, flag)
@@ -165,19 +151,6 @@ def create_own_loader(args: argparse.Namespace, dataset: Any, accelerator: Accel
     loader = create_loader(dataset, crop_pct=1.0, **_loader_kwargs(args))  # sets the transform
     own = Subset(dataset, range(accelerator.process_index, len(dataset), accelerator.num_processes))
     return DataLoader(own, args.batch_size, num_workers=args.workers, collate_fn=loader.collate_fn)
-
-
-def create_perceptual(args: argparse.Namespace, accelerator: Accelerator) -> Perceptual | None:
-    """Create LPIPS if ``--perceptual`` asks for it; ``auto`` is resolved, with a line that says what is missing."""
-    if args.perceptual == 'auto':
-        missing = missing_for_lpips()
-        args.perceptual = 'none' if missing else 'lpips'
-        if missing:
-            _logger.info('The loss is L1 + L2, without LPIPS: %s', missing)
-    if args.perceptual == 'none':
-        return None
-    with accelerator.main_process_first():
-        return create_lpips(accelerator.device)
 
 
 def create_settings(args: argparse.Namespace, vqgan: VQGAN, steps: int, num_processes: int) -> dict[str, Any]:

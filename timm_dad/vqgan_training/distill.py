@@ -9,7 +9,6 @@ fewer equal codes, not more.
 Source: networks arranged as TAESD's, which is trained much alike (madebyollin/taesd).
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -41,6 +40,12 @@ def pass_macs(config: VQGANConfig, size: int) -> float:
         networks = count_macs(lambda: vqgan.decoder(vqgan.post_quant_conv(vqgan.quant_conv(vqgan.encoder(x)))))
     places = (size // config.factor) ** 2
     return networks + places * config.n_embed * config.embed_dim
+
+
+def describe(vqgan: VQGAN, size: int) -> str:
+    """Format parameters, and multiply-adds of a pass at this side of the image."""
+    parameters = sum(value.numel() for value in vqgan.parameters())
+    return f'{parameters / 1e6:.3g} M parameters, {pass_macs(vqgan.config, size) / 1e9:.3g} GMACs a pass at {size} px'
 
 
 def tiny_config(config: VQGANConfig, ch: int) -> VQGANConfig:
@@ -152,6 +157,8 @@ class Distiller(Trainer):
         perceptual: From ``create_lpips``; ``None``: L2 in its place.
     """
 
+    best_metric, decreasing = 'psnr', False  # to the original's pictures: encoder and decoder both count
+
     def __init__(
         self,
         tiny: VQGAN,
@@ -171,10 +178,6 @@ class Distiller(Trainer):
     def evaluate(self, loader: Any) -> dict[str, float]:
         """Metrics of ``compare``."""
         return compare(self.vqgan, self.original, loader, self.accelerator)
-
-    def error(self, metrics: Mapping[str, float]) -> float:
-        """The PSNR to the original's pictures, to which encoder and decoder both count; negative."""
-        return -metrics['psnr']
 
 
 def compare(tiny: VQGAN, original: VQGAN, loader: Any, accelerator: Accelerator) -> dict[str, float]:
@@ -207,17 +210,3 @@ def compare(tiny: VQGAN, original: VQGAN, loader: Any, accelerator: Accelerator)
         }
 
     return mean_over_images(tiny, measure, names, loader, accelerator)
-
-
-def describe(tiny: VQGAN, original: VQGAN, metrics: Mapping[str, float], size: int) -> str:
-    """One line: parameters, multiply-adds of a pass at ``size``, and metrics of ``compare``."""
-    parameters = [sum(value.numel() for value in vqgan.parameters()) / 1e6 for vqgan in (tiny, original)]
-    macs = [pass_macs(vqgan.config, size) / 1e9 for vqgan in (tiny, original)]
-    return (
-        f'{parameters[0]:.3g} M parameters (the original {parameters[1]:.3g} M), '
-        f'{macs[0]:.3g} GMACs a pass at {size} px ({macs[1]:.3g}: {macs[1] / macs[0]:.1f} x fewer); '
-        f'{100 * metrics["agreement"]:.1f} % of the codes are equal; '
-        f'PSNR {metrics["psnr"]:.2f} dB to the pictures of the original '
-        f'({metrics["psnr_decoder"]:.2f} dB from its codes), {metrics["psnr_input"]:.2f} dB to the images '
-        f'(the original {metrics["psnr_original"]:.2f} dB)'
-    )

@@ -2,7 +2,6 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,19 +9,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from timm_dad.common.options import option
 from timm_dad.vqgan.model import VQGAN
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """Optimizer and schedule.
-
-    Args:
-        steps: Optimizer steps of the whole training; the schedule (one cycle) spans them.
-        lr: Highest learning rate, of AdamW.
-        weight_decay: Its weight decay.
-        clip_grad: Largest norm of the gradient.
-        perceptual_weight: Weight of LPIPS, where it is used.
+    """Optimizer and schedule (one cycle).
 
     Raises:
         ValueError: If a value is out of range.
@@ -30,9 +23,9 @@ class OptimizerConfig:
 
     steps: int
     lr: float = 1e-3
-    weight_decay: float = 1e-4
-    clip_grad: float = 1.0
-    perceptual_weight: float = 1.0
+    weight_decay: float = option(1e-4, 'weight decay')
+    clip_grad: float = option(1.0, 'largest norm of the gradient', metavar='NORM')
+    perceptual_weight: float = option(1.0, 'weight of LPIPS')
 
     def __post_init__(self) -> None:
         for name, (holds, rule) in self.rules().items():
@@ -69,7 +62,12 @@ class Trainer(ABC):
 
     Attributes:
         steps_done: Steps so far.
+        best_metric: The metric that the best checkpoint has least of, or most of.
+        decreasing: Whether it is the least.
     """
+
+    best_metric: str
+    decreasing: bool
 
     def __init__(self, vqgan: VQGAN, loss: nn.Module, accelerator: Accelerator, config: OptimizerConfig) -> None:
         self.accelerator, self.config = accelerator, config
@@ -86,10 +84,6 @@ class Trainer(ABC):
     @abstractmethod
     def evaluate(self, loader: Any) -> dict[str, float]:
         """Metrics on batches of images ``[B, 3, H, W]`` in [0, 1] and labels; of this process alone."""
-
-    @abstractmethod
-    def error(self, metrics: Mapping[str, float]) -> float:
-        """What the best checkpoint has least of."""
 
     def step(self, x_pix: Tensor, *more: Any) -> dict[str, Tensor]:
         """Train on one batch.
@@ -112,22 +106,18 @@ class Trainer(ABC):
         self.steps_done += 1
         return {name: value.detach() for name, value in result.items()}
 
+    def _stateful(self) -> dict[str, Any]:
+        parts = {'vqgan': self.vqgan, 'optimizer': self.optimizer, 'schedule': self.schedule}
+        return {**parts, 'scaler': self.accelerator.scaler} if self.accelerator.scaler is not None else parts
+
     def state_dict(self) -> dict[str, Any]:
         """All that an exact resume needs; every process takes part."""
-        scaler = self.accelerator.scaler
-        return {
-            'vqgan': self.vqgan.state_dict(),
-            'optimizer': self.optimizer.state_dict(),
-            'schedule': self.schedule.state_dict(),
-            'scaler': scaler.state_dict() if scaler is not None else {},
-            'steps_done': self.steps_done,
-        }
+        states = {name: part.state_dict() for name, part in self._stateful().items()}
+        return {**states, 'steps_done': self.steps_done}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken."""
-        self.vqgan.load_state_dict(state['vqgan'])
-        self.optimizer.load_state_dict(state['optimizer'])
-        self.schedule.load_state_dict(state['schedule'])
-        if state['scaler'] and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state['scaler'])
+        """Go on where ``state_dict`` was taken; a loss scaler begins anew where there was none."""
+        for name, part in self._stateful().items():
+            if state.get(name):
+                part.load_state_dict(state[name])
         self.steps_done = state['steps_done']

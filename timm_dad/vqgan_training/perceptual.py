@@ -1,29 +1,14 @@
-"""How far pictures are from what they should be: L1, with LPIPS where it and its weights are installed, else L2."""
+"""How far pictures are from what they should be: L1 with L2 or LPIPS."""
 
-import os
 from collections.abc import Callable
-from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor
 
 from timm_dad.common.extras import require_extra
 
 Perceptual = Callable[[Tensor, Tensor], Tensor]
-
-
-def missing_for_lpips() -> str:
-    """What LPIPS lacks on this machine, as one clause; empty if nothing."""
-    if find_spec('lpips') is None:
-        return 'the package lpips is not installed (pip install lpips)'
-    name = os.path.basename(torchvision.models.VGG16_Weights.IMAGENET1K_V1.url)
-    folder = Path(torch.hub.get_dir()) / 'checkpoints'
-    if not (folder / name).is_file():
-        return f"torchvision's {name} is not in {folder} (--perceptual lpips downloads it)"
-    return ''
 
 
 def create_lpips(device: torch.device) -> Perceptual:

@@ -6,7 +6,6 @@ Source: Esser et al. 2021, arXiv:2012.09841, section 3.1 (losses); Dhariwal et a
 (restart of codes that are not used).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
+from timm_dad.common.options import option
 from timm_dad.common.pixels import psnr
 from timm_dad.vqgan.model import VQGAN, nearest_codes
 from timm_dad.vqgan_training.measure import MOST_PSNR, mean_over_images
@@ -30,16 +30,14 @@ _BETA = 0.25
 class VQGANTrainConfig(OptimizerConfig):
     """How a VQGAN is trained.
 
-    Args:
-        restart_interval: Steps after which codes that no latent took are put on latents of the batch; 0 for never.
-        restart_until: Fraction of the steps after which none is restarted.
-
     Raises:
         ValueError: If a value is out of range.
     """
 
-    restart_interval: int = 50
-    restart_until: float = 0.7
+    restart_interval: int = option(
+        50, 'steps after which unused codes are put on latents of the batch; 0: never', metavar='N'
+    )
+    restart_until: float = option(0.7, 'fraction of the steps after which none is restarted', metavar='PCT')
 
     def rules(self) -> dict[str, tuple[bool, str]]:
         """Whether each field holds its rule, and the rule."""
@@ -99,6 +97,7 @@ class VQGANTrainer(Trainer):
     """
 
     config: VQGANTrainConfig
+    best_metric, decreasing = 'l1', True
 
     def __init__(
         self, vqgan: VQGAN, accelerator: Accelerator, config: VQGANTrainConfig, perceptual: Perceptual | None = None
@@ -117,12 +116,24 @@ class VQGANTrainer(Trainer):
         return result
 
     def evaluate(self, loader: Any) -> dict[str, float]:
-        """Metrics of ``evaluate_vqgan``."""
-        return evaluate_vqgan(self.vqgan, loader, self.accelerator)
+        """Measure reconstructions ``Q(x)``, clipped to [0, 1], and the codebook, as ``Trainer.evaluate``.
 
-    def error(self, metrics: Mapping[str, float]) -> float:
-        """L1."""
-        return metrics['l1']
+        Returns:
+            ``l1`` (mean absolute error), ``psnr`` (dB, mean over images), ``usage`` (fraction of the codes that some
+            picture takes) and ``perplexity`` (the number of codes that, taken equally often, have as much entropy).
+        """
+        vqgan, counts = self.vqgan, torch.zeros_like(self.used, dtype=torch.float64)
+
+        def measure(x_pix: Tensor) -> dict[str, Tensor]:
+            x_vq, codes = vqgan.reconstruct(x_pix)
+            counts.add_(torch.bincount(codes.flatten(), minlength=len(counts)))
+            return {'l1': (x_vq - x_pix).double().abs().mean(dim=(1, 2, 3)), 'psnr': psnr(x_vq, x_pix, MOST_PSNR)}
+
+        means = mean_over_images(vqgan, measure, ('l1', 'psnr'), loader, self.accelerator)
+        share = self.accelerator.reduce(counts, reduction='sum')
+        share = share / share.sum()
+        entropy = -torch.special.xlogy(share, share).sum()
+        return {**means, 'usage': (share > 0).double().mean().item(), 'perplexity': entropy.exp().item()}
 
     def _restart(self, latents: Tensor) -> None:
         """Put codes that no process used on latents of the main process, and start counting anew."""
@@ -142,30 +153,3 @@ class VQGANTrainer(Trainer):
         super().load_state_dict(state)
         if self.accelerator.is_main_process:  # the sum over all processes: one of them has it
             self.used.copy_(state['used'])
-
-
-def evaluate_vqgan(vqgan: VQGAN, loader: Any, accelerator: Accelerator) -> dict[str, float]:
-    """Measure reconstructions ``Q(x)``, clipped to [0, 1], and the codebook.
-
-    Args:
-        vqgan: The VQGAN; its mode is as before afterwards.
-        loader: Batches of images ``[B, 3, H, W]`` in [0, 1] and labels; of this process alone.
-        accelerator: Device and processes, over which sums are taken.
-
-    Returns:
-        ``l1`` (mean absolute error), ``psnr`` (dB, mean over images), ``usage`` (fraction of the codes that some
-        picture takes) and ``perplexity`` (the number of codes that, taken equally often, have as much entropy).
-    """
-    counts = torch.zeros(vqgan.config.n_embed, dtype=torch.float64, device=accelerator.device)
-
-    def measure(x_pix: Tensor) -> dict[str, Tensor]:
-        codes = vqgan.encode_to_codes(x_pix)
-        counts.add_(torch.bincount(codes.flatten(), minlength=len(counts)))
-        x_vq = vqgan.decode_codes(codes)
-        return {'l1': (x_vq - x_pix).double().abs().mean(dim=(1, 2, 3)), 'psnr': psnr(x_vq, x_pix, MOST_PSNR)}
-
-    means = mean_over_images(vqgan, measure, ('l1', 'psnr'), loader, accelerator)
-    share = accelerator.reduce(counts, reduction='sum')
-    share = share / share.sum()
-    entropy = -torch.special.xlogy(share, share).sum()
-    return {**means, 'usage': (share > 0).double().mean().item(), 'perplexity': entropy.exp().item()}

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from timm_dad.common.files import replacing
 from timm_dad.training.batches import Batches
 from timm_dad.training.meters import Meters, Metrics, merged
-from timm_dad.training.run_folder import RunFolder
+from timm_dad.training.run_folder import RunFolder, changed_flags
 from timm_dad.vqgan.save import save_vqgan
 from timm_dad.vqgan_training.optimize import Trainer
 
@@ -31,43 +31,6 @@ def find_state(folder: Path) -> str:
     return str(path) if path.is_file() else ''
 
 
-def read_state(path: str) -> dict[str, Any] | None:
-    """Read the file of ``find_state``; ``None`` for an empty path.
-
-    Raises:
-        ValueError: If it cannot be read, or a run wrote it that drew its samples in another way.
-    """
-    if not path:
-        return None
-    try:
-        state: dict[str, Any] = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # torch raises what it likes on a broken file
-        raise ValueError(f'--resume auto: {path} cannot be read: {error}') from error
-    if state.get('version') != _VERSION:
-        raise ValueError(
-            f'--resume auto: {path} is of version 0.1, which drew its samples in another way; name another --output'
-        )
-    return state
-
-
-def check_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to resume a run with other settings.
-
-    Args:
-        before: Of the run that wrote the file, by flag.
-        now: Of this run.
-
-    Raises:
-        ValueError: If one differs; it is named.
-    """
-    for name, value in now.items():
-        if before.get(name) != value:
-            raise ValueError(
-                f'--{name.replace("_", "-")} must be what the run in --output has, {before.get(name)}, got {value}; '
-                'name another folder'
-            )
-
-
 class VQGANRun:
     """Train by epochs, with metrics and files after each; all processes take part.
 
@@ -78,7 +41,6 @@ class VQGANRun:
         folder: Where files go.
         settings: What a resumed run must have in common, by flag.
         recovery_interval: Steps between two recovery files; 0 for none.
-        state: What ``read_state`` says, to go on from.
     """
 
     def __init__(
@@ -88,19 +50,36 @@ class VQGANRun:
         loader_val: Any,
         folder: RunFolder,
         settings: Mapping[str, Any],
-        *,
         recovery_interval: int = 0,
-        state: Mapping[str, Any] | None = None,
     ) -> None:
         self.trainer, self.batches, self.loader_val, self.folder = trainer, batches, loader_val, folder
         self.settings, self.recovery_interval = dict(settings), recovery_interval
         self.accelerator = folder.accelerator
         self.meters = Meters(self.accelerator)
         self.epoch, self.batch, self.best = 0, 0, math.inf
-        if state is not None:
-            trainer.load_state_dict(state['trainer'])
-            self.epoch, self.batch, self.best = state['epoch'], state['batch'], state['best']
-            self.meters.reset(*merged(state['meters'], self.accelerator.process_index, self.accelerator.num_processes))
+
+    def resume(self, path: str) -> None:
+        """Go on where the run stopped that wrote the file of ``find_state``, if there is one.
+
+        Raises:
+            ValueError: If it cannot be read, or a run with other settings wrote it.
+        """
+        if not path:
+            return
+        try:
+            state: dict[str, Any] = torch.load(path, map_location='cpu', weights_only=True)
+        except Exception as error:  # torch raises what it likes on a broken file
+            raise ValueError(f'--resume auto: {path} cannot be read: {error}') from error
+        if state.get('version') != _VERSION:
+            raise ValueError(
+                f'--resume auto: {path} is of version 0.1, which drew its samples in another way; name another --output'
+            )
+        changed = changed_flags(state['settings'], self.settings)
+        if changed:
+            raise ValueError(f'--resume auto: {path} is of other flags: {", ".join(changed)}; name another --output')
+        self.trainer.load_state_dict(state['trainer'])
+        self.epoch, self.batch, self.best = state['epoch'], state['batch'], state['best']
+        self.meters.reset(*merged(state['meters'], self.accelerator.process_index, self.accelerator.num_processes))
 
     def train(self) -> dict[str, float]:
         """Train what is left of the steps; returns the metrics of the validation data.
@@ -118,7 +97,7 @@ class VQGANRun:
             self.folder.log_epoch(
                 self.epoch - 1, {'step': self.trainer.steps_done, **train_metrics}, metrics, self.trainer.optimizer
             )
-            self._save_epoch(self.trainer.error(metrics))
+            self._save_epoch(metrics[self.trainer.best_metric] * (1 if self.trainer.decreasing else -1))
         return metrics
 
     def _train_one_epoch(self) -> Metrics:
