@@ -8,14 +8,11 @@ Source of the definitions: hendrycks/robustness, ``ImageNet-C/create_c/make_imag
 """
 
 import zlib
-from collections.abc import Callable
 from importlib import resources
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torch.utils.data import Dataset
 
 from timm_dad.common.extras import require_extra
 
@@ -86,37 +83,6 @@ class SeededCorruption:
         """Corrupt the image of this number."""
         seed = np.random.SeedSequence([self.seed, index]).generate_state(1)[0]
         return Image.fromarray(corrupt(np.asarray(image.convert('RGB')), self.name, self.severity, int(seed)))
-
-
-class CorruptedDataset(Dataset[tuple[Any, Any]]):
-    """Images of a data set, each corrupted by a seed of its own.
-
-    Args:
-        dataset: Gives ``(PIL image, target)`` by index; its own ``transform`` must leave the image one.
-        name: One of ``CORRUPTIONS``.
-        severity: 1 to 5.
-        seed: What the seeds of the images are made of.
-        transform: What follows the corruption.
-
-    Raises:
-        ValueError: If name or severity is out of range.
-    """
-
-    def __init__(
-        self, dataset: Any, name: str, severity: int, seed: int = 0, transform: Callable[[Any], Any] | None = None
-    ) -> None:
-        self.dataset, self.transform = dataset, transform
-        self.corruption = SeededCorruption(name, severity, seed)
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
-        """One corrupted image and its target."""
-        image, target = self.dataset[index]
-        corrupted = self.corruption(image, index)
-        return self.transform(corrupted) if self.transform else corrupted, target
 
 
 # Per severity: displacement, smoothness of its field and jitter of the affine map, as parts of 244 px. ImageNet-C says
