@@ -4,6 +4,7 @@ A part called ``*`` is the suite as a whole, and ``gaussian_noise/*`` a corrupti
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from zlib import crc32
 
 import numpy as np
@@ -11,15 +12,7 @@ import numpy as np
 from timm_dad.evaluation.corruptions import SEVERITIES
 from timm_dad.evaluation.predict import Predictions
 from timm_dad.evaluation.report.bootstrap import Estimate, combine, estimate_figures, mean_estimate
-from timm_dad.evaluation.report.metrics import (
-    ALEXNET_ERRORS,
-    Baseline,
-    corruption_error,
-    effective_robustness,
-    mean_corruption_error,
-    relative_corruption_error,
-    relative_mean_corruption_error,
-)
+from timm_dad.evaluation.report.metrics import ALEXNET_ERRORS, corruption_error, relative_corruption_error
 from timm_dad.evaluation.suites.changed import MadePart, image_set
 from timm_dad.evaluation.suites.layouts import V2_VARIANTS
 from timm_dad.evaluation.suites.suite import Part, Suite
@@ -135,27 +128,14 @@ def has_classes_of(of_model: Mapping[str, Mapping[str, Predictions]], suite: str
 def _add_normalized(
     means: dict[str, Figures], total: Figures, errors: Mapping[str, Estimate], clean: Estimate | None
 ) -> None:
-    names, values = list(errors), list(errors.values())
-    images = sum(value.images for value in values)
-    for name in names:
-        means[name]['ce'] = combine(lambda error, name=name: corruption_error(error, name), errors[name])
-    total['mce'] = combine(
-        lambda *error: mean_corruption_error(dict(zip(names, error, strict=True))), *values, images=images
-    )
-    if clean is None:
-        return
-    clean_error = _error(clean)
-    for name in names:
-        means[name]['relative_ce'] = combine(
-            lambda error, clean, name=name: relative_corruption_error(error, clean, name),
-            *(errors[name], clean_error),
-            images=errors[name].images,
-        )
-    total['relative_mce'] = combine(
-        lambda clean, *error: relative_mean_corruption_error(dict(zip(names, error, strict=True)), clean),
-        *(clean_error, *values),
-        images=images,
-    )
+    for name, error in errors.items():
+        means[name]['ce'] = combine(partial(corruption_error, corruption=name), error)
+        if clean is not None:
+            relative = partial(relative_corruption_error, corruption=name)
+            means[name]['relative_ce'] = combine(relative, error, _error(clean), images=error.images)
+    for figure, of_corruption in (('mce', 'ce'), ('relative_mce', 'relative_ce')):
+        if clean is not None or figure == 'mce':
+            total[figure] = mean_estimate([mean[of_corruption] for mean in means.values()])
 
 
 def clean_suite(suites: Sequence[Suite], of: str | None = None) -> str | None:
@@ -176,8 +156,3 @@ def mean_ood(figures: Mapping[str, SuiteFigures], suites: Sequence[str]) -> Figu
     if not suites or any(WHOLE not in figures.get(suite, {}) for suite in suites):
         return None
     return {'top1': mean_estimate([figures[suite][WHOLE]['top1'] for suite in suites])}
-
-
-def robustness_estimate(clean: Estimate, ood: Estimate, baseline: Baseline) -> Estimate:
-    """Effective robustness, in percentage points; the baseline is taken as it is, without an interval of its own."""
-    return combine(lambda x, y: effective_robustness(x, y, baseline), clean, ood, images=ood.images)

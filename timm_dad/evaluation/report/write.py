@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,8 @@ from timm_dad.evaluation.report.figures import (
     has_classes_of,
     mean_ood,
     missing_parts,
-    robustness_estimate,
 )
-from timm_dad.evaluation.report.metrics import fit_baseline
+from timm_dad.evaluation.report.metrics import effective_robustness, fit_baseline
 from timm_dad.evaluation.report.notes import notes
 from timm_dad.evaluation.report.text import format_csv, format_markdown
 from timm_dad.evaluation.report.timm_results import TimmResults, baseline_points
@@ -140,15 +140,15 @@ def _add_robustness(
             'models of this report': [(x.value, y.value) for x, y in tops.values()],
         }
         for source, points in candidates.items():
-            points = [point for point in points if point[0] > (above or -1)]
-            try:
-                baseline = fit_baseline([x for x, _ in points], [y for _, y in points])
-            except ValueError:  # too few models; where all are, there is no such figure, and the notes say so
+            baseline = fit_baseline([point for point in points if point[0] > (above or -1)])
+            if baseline is None:  # too few models; where all are, there is no such figure, and the notes say so
                 continue
             line = {'slope': _round(baseline.slope), 'intercept': _round(baseline.intercept), 'models': baseline.models}
             baselines[suite.name] = {'clean': clean, 'source': source, 'above': above, **line}
-            for model, pair in tops.items():
-                figures[model][suite.name][WHOLE]['effective_robustness'] = robustness_estimate(*pair, baseline)
+            robustness = partial(effective_robustness, baseline=baseline)
+            for model, (x, y) in tops.items():
+                of_suite = figures[model][suite.name][WHOLE]
+                of_suite['effective_robustness'] = combine(robustness, x, y, images=y.images)
             break
     return baselines
 
