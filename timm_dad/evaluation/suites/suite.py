@@ -1,7 +1,6 @@
 """What ``timm-dad evaluate`` reads: suites, their parts, and pictures that say which file they are."""
 
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from timm.data import get_img_extensions
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from timm_dad.common.spread import spread
 
@@ -25,7 +24,7 @@ class Part:
     """One set of pictures of a suite."""
 
     name: str  # in the suite, such as val, matched-frequency or gaussian_noise/3
-    # Gives (PIL image in RGB, label) by index, the file's name by filename(index); labels index the suite's classes.
+    # An item begins with a PIL image in RGB and its label among the suite's classes; filename(index) names its file.
     dataset: Any
     multi_labels: Sequence[Sequence[int]] | None = None  # all right labels of each image, where there are several
 
@@ -93,49 +92,12 @@ class FolderImages(Dataset[tuple[Image.Image, int]]):
         return str(self.root / path) if absolute else path.as_posix()
 
 
-class DatasetImages(Dataset[tuple[Image.Image, int]]):
-    """Pictures of a data set of timm, torchvision or the demo; its transforms are not used where it reads files."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-        self._reader = getattr(dataset, 'reader', None)
-
-    def __len__(self) -> int:
-        """Number of pictures."""
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        """One picture in RGB and its label."""
-        if self._reader is None:
-            image, label = self.dataset[index]
-            return image.convert('RGB'), int(label)
-        file, label = self._reader[index][:2]
-        with closing(file):
-            return open_picture(file, self.filename(index)), int(label)
-
-    def filename(self, index: int, *, absolute: bool = False) -> str:
-        """File of a picture as timm names it, from the root on or with it; its number where there are no files."""
-        return str(index) if self._reader is None else str(self._reader.filename(index, absolute=absolute))
-
-
-class Chosen(Dataset[tuple[Any, Any]]):
+class Chosen(Subset[Any]):
     """Some images of a data set, by index, in this order."""
-
-    def __init__(self, dataset: Any, indices: Sequence[int]) -> None:
-        self.dataset, self.indices = dataset, indices
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
-        """One image and its label."""
-        image, label = self.dataset[self.indices[index]]
-        return image, label
 
     def filename(self, index: int, *, absolute: bool = False) -> str:
         """The image's file, as the data set names it."""
-        return str(self.dataset.filename(self.indices[index], absolute=absolute))
+        return str(self.dataset.filename(self.indices[index], absolute=absolute))  # type: ignore[attr-defined]
 
 
 def picture_names(folder: Path) -> list[str]:
@@ -163,7 +125,7 @@ def check_pictures(suite: Suite) -> None:
     for part in suite.parts:
         for index in spread(len(part.dataset), count):
             try:
-                image, _ = part.dataset[index]
+                image = part.dataset[index][0]
             except ValueError as error:
                 raise ValueError(f'{suite.name}, part {part.name}: {error}') from error
             sizes.setdefault(image.size, f'{part.name}: {part.dataset.filename(index)}')
