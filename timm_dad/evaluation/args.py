@@ -90,7 +90,6 @@ def create_parser() -> argparse.ArgumentParser:
     group.add_argument(
         '--timm-results', metavar='DIR', help="the folder results of timm's repository, to compare with its numbers"
     )
-    group.add_argument('--log-with', default='', metavar='NAMES', help='trackers of Accelerate: tensorboard,wandb')
     group = parser.add_argument_group('Execution')
     add_execution_args(group, config.batch_size)
     group.add_argument('--seed', type=int, default=config.seed, metavar='S', help='of corruptions, attacks, resamples')

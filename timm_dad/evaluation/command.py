@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import PartialState
 
 from timm_dad.common.errors import is_main_process, user_errors
 from timm_dad.common.extras import require_extra
@@ -36,14 +36,13 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         require_extra('matplotlib', 'eval')
         published = read_timm_results(args.timm_results) if args.timm_results else None
         suites, missing = collect_suites(args)
-        accelerator = create_accelerator(args)
+        state = start_processes(args.device)
         models, options = parse_models(args.model), create_options(args)  # checked by parse_args
-        evaluation = evaluate(models, suites, create_config(args), options, Path(args.output), accelerator.device)
+        evaluation = evaluate(models, suites, create_config(args), options, Path(args.output), state.device)
         report: dict[str, Any] = {}
         if is_main_process():
             report = write_all(args, suites, missing, evaluation, published)
-            accelerator.log(flatten(report))
-        accelerator.end_training()
+        state.destroy_process_group()
     return report
 
 
@@ -80,20 +79,11 @@ def collect_suites(args: argparse.Namespace) -> tuple[list[Suite], list[str]]:
     return [*suites, *made], missing
 
 
-def create_accelerator(args: argparse.Namespace) -> Accelerator:
-    """Processes, device and trackers; ``ValueError`` if a tracker is missing."""
-    if ':' in args.device and torch.cuda.is_available():
-        torch.cuda.set_device(args.device)
-    trackers = [name for name in args.log_with.split(',') if name]
-    try:
-        accelerator = Accelerator(cpu=args.device == 'cpu', log_with=trackers or None, project_dir=args.output)
-    except ValueError as error:
-        raise ValueError(f'--log-with: Accelerate says: {error}') from error
-    absent = set(trackers) - {tracker.value for tracker in accelerator.log_with}
-    if absent:
-        raise ValueError(f'--log-with: {", ".join(sorted(absent))} is not installed, or no tracker of Accelerate')
-    accelerator.init_trackers('timm-dad', {name: str(value) for name, value in vars(args).items()})
-    return accelerator
+def start_processes(device: str) -> PartialState:
+    """Start the process group, if there is one, on the device of ``--device``."""
+    if ':' in device and torch.cuda.is_available():
+        torch.cuda.set_device(device)
+    return PartialState(cpu=device == 'cpu')
 
 
 def write_all(
@@ -115,13 +105,3 @@ def write_all(
     print(format_table(report))
     print(f'\nFiles in {args.output}: {" ".join(file.name for file in files)}, predictions')
     return report
-
-
-def flatten(report: dict[str, Any]) -> dict[str, float]:
-    """Figures of whole suites, as trackers take them: ``MODEL/SUITE/FIGURE``."""
-    return {
-        f'{model}/{suite}/{name}': figure['value']
-        for model, of_model in report['figures'].items()
-        for suite, parts in of_model.items()
-        for name, figure in parts.get('*', {}).items()
-    }
