@@ -17,7 +17,7 @@ from timm_dad.evaluation.corruptions import CORRUPTIONS
 from timm_dad.evaluation.evaluate import Evaluation, evaluate
 from timm_dad.evaluation.models import parse_models
 from timm_dad.evaluation.report.plots import write_plots
-from timm_dad.evaluation.report.text import format_table
+from timm_dad.evaluation.report.text import format_markdown
 from timm_dad.evaluation.report.timm_results import TimmResults, read_timm_results
 from timm_dad.evaluation.report.write import build_report, write_report
 from timm_dad.evaluation.suites.changed import attacked_suites, clean_counterparts, corrupted_suites
@@ -102,6 +102,6 @@ def write_all(
     report['notes'] += evaluation.notes
     files = write_report(report, args.output)
     files += write_plots(report, evaluation.results, suites, args.output, published)
-    print(format_table(report))
-    print(f'\nFiles in {args.output}: {" ".join(file.name for file in files)}, predictions')
+    print(format_markdown(report))
+    print(f'Files in {args.output}: {" ".join(file.name for file in files)}, predictions')
     return report
