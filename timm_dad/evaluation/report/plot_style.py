@@ -1,7 +1,6 @@
 """How all plots look, and how they are written: equal input gives equal bytes."""
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from timm_dad.common.extras import require_extra
 from timm_dad.common.files import replacing
 
 # Colours that colour-blind readers can tell apart (Okabe & Ito); markers tell more models apart.
-COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
+_COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
 GREY = '#8c8c8c'
 _MARKERS = 'osD^vPX*'
 _RC = {
@@ -52,7 +51,7 @@ def save_figure(figure: Any, path: Path) -> Path:
 
 def line_style(place: int) -> dict[str, str]:
     """Colour and marker of the model at this place of the report."""
-    return {'color': COLOURS[place % len(COLOURS)], 'marker': _MARKERS[place % len(_MARKERS)]}
+    return {'color': _COLOURS[place % len(_COLOURS)], 'marker': _MARKERS[place % len(_MARKERS)]}
 
 
 def add_legend(figure: Any, handles: Sequence[Any]) -> None:
@@ -62,12 +61,3 @@ def add_legend(figure: Any, handles: Sequence[Any]) -> None:
     rows = -(-len(handles) // columns)
     figure.set_figheight(figure.get_figheight() + _ROW_INCHES * rows)
     figure.legend(handles=handles, loc='outside lower center', ncols=columns)
-
-
-def slugs(names: Iterable[str]) -> dict[str, str]:
-    """Names as parts of files' names, each its own."""
-    found: dict[str, str] = {}
-    for place, name in enumerate(names):
-        plain = re.sub(r'[^\w.-]+', '-', name).strip('-.') or 'unnamed'
-        found[name] = f'{plain}-{place}' if plain in found.values() else plain
-    return found

@@ -1,15 +1,14 @@
-"""Plots of ``timm-dad evaluate`` as PNG: severity curves, OOD against clean accuracy, change by class."""
+"""Plots of ``timm-dad evaluate`` as PNG: severity curves, and OOD against clean accuracy."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from timm_dad.evaluation.report.class_change import plot_class_change
-from timm_dad.evaluation.report.figures import HEADLINE_PARTS, WHOLE, Results
+from timm_dad.evaluation.report.figures import WHOLE, Results
 from timm_dad.evaluation.report.metrics import logit
-from timm_dad.evaluation.report.plot_style import GREY, add_legend, drawing, line_style, new_figure, save_figure, slugs
+from timm_dad.evaluation.report.plot_style import GREY, add_legend, drawing, line_style, new_figure, save_figure
 from timm_dad.evaluation.report.timm_results import TimmResults, baseline_points
 from timm_dad.evaluation.suites.suite import Suite
 
@@ -28,36 +27,20 @@ def write_plots(
     folder: str | Path,
     timm_results: TimmResults | None = None,
 ) -> list[Path]:
-    """Write the plots that a report has data for: severity curves, OOD against clean, change by class.
+    """Write the plots that a report has data for: severity curves, and OOD against clean.
 
-    Returns the files: ``severity-SUITE.png``, ``classes-SUITE-MODEL.png`` (against the reference) and ``ood.png``, with
-    what timm publishes as points behind its line. ``ImportError`` if the extra ``eval`` is not installed.
+    Returns the files: ``severity-SUITE.png``, and ``ood.png`` with what timm publishes as points behind its line.
+    ``ImportError`` if the extra ``eval`` is not installed.
     """
     folder = Path(folder)
-    evaluated = [suite for suite in suites if suite.name in report['suites']]
-    names = slugs(suite.name for suite in evaluated)
     written = [
-        plot_severity(report, suite.name, folder / f'severity-{names[suite.name]}.png')
-        for suite in evaluated
-        if suite.kind == 'corruption'
+        plot_severity(report, suite, folder / f'severity-{suite}.png')
+        for suite, facts in report['suites'].items()
+        if facts['kind'] == 'corruption'
     ]
     if ood_pairs(report):
         written.append(plot_ood(report, folder / 'ood.png', timm_results))
-    for suite in evaluated:
-        if suite.kind != 'corruption':
-            written += _plot_changes(report, results, suite, folder / f'classes-{names[suite.name]}')
     return written
-
-
-def _plot_changes(report: Mapping[str, Any], results: Results, suite: Suite, prefix: Path) -> Iterator[Path]:
-    part = HEADLINE_PARTS.get(suite.name, suite.parts[0].name)
-    found = {model: of_model.get(suite.name, {}).get(part) for model, of_model in results.items()}
-    first = report['reference']
-    for model, name in slugs(report['models']).items():
-        reference, other = found[first], found[model]
-        if model != first and reference is not None and other is not None:
-            path = prefix.with_name(f'{prefix.name}-{name}.png')
-            yield plot_class_change(reference, other, path, (first, model), suite.name, suite.class_names)
 
 
 def plot_severity(report: Mapping[str, Any], suite: str, path: Path) -> Path:
