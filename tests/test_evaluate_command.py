@@ -229,7 +229,6 @@ VARIANTS = {
     'class_map': ((), ('--class-map', '{files}/map.txt'), {}),
     'precision': ((), ('--precision', 'bf16'), {}),
     'bootstrap': ((), ('--bootstrap', '0'), {}),
-    'baseline': (('--model', 'b=timm:test_resnet/{files}/b.pth.tar'), ('--baseline', 'b'), {}),
     'seed': (CORRUPT, ('--seed', '1'), {}),
 }
 ELSEWHERE = {
@@ -282,7 +281,6 @@ def test_size_workers_and_device_of_the_work_change_nothing(files, tmp_path):
         (('--attack', 'pgd', '--attack-eps', '8'), {}, r'--attack-eps: eps is in [0, 1] pixel units'),
         (('--attack', 'pgd', '--attack-images', '0'), {}, r'--attack-images must be 1 or more, got 0'),
         (('--bootstrap', '-1'), {}, r'--bootstrap must be 0 or more, got -1'),
-        (('--baseline', 'b'), {}, r"--baseline must be one of the models a, got 'b'"),
         (('--classnames', '{files}/names.txt'), {}, r'--classnames is for zero-shot models'),
         (('--templates', '{files}/templates.txt'), {}, r'--templates is for zero-shot models'),
         (('--class-map', '{files}/map.txt'), {'model': 'demo'}, r'--class-map is for models with a head of their own'),
@@ -295,6 +293,7 @@ def test_size_workers_and_device_of_the_work_change_nothing(files, tmp_path):
         (('--data-root', 'nowhere'), {}, r'--data-root: there is no data root nowhere'),
         (('--timm-results', '{files}'), {}, r"--timm-results must be the folder results of timm's repository"),
         (('--suite', 'val-corrupted={files}/data/train', '--corrupt', 'fog'), {}, r'val-corrupted is also what'),
+        (('--suite', 'mean-ood={files}/data/train'), {}, r'mean-ood is also what'),
         (('--clean', 'train'), {}, r'--clean must name suites of your own (here val), got train'),
         ((), {'suite': 'a=nowhere'}, r'--suite: nothing to evaluate on, there is no data of a'),
         ((), {'suite': 'demo/noto'}, r'a: teacher timm:test_resnet/'),

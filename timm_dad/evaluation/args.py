@@ -37,9 +37,9 @@ def create_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         '--model', metavar='SPEC', nargs='+', action='extend', required=True,
-        help="models, each with a name or without (NAME=SPEC): a name of timm, timm:MODEL/FILE, "
-        "open_clip:MODEL/PRETRAINED (zero-shot), probe:FILE, run:FOLDER (the student of a `timm-dad train`), "
-        "teacher:FOLDER (that run's teacher) or demo",
+        help="models, compared with the first one, each with a name or without (NAME=SPEC): a name of timm, "
+        "timm:MODEL/FILE, open_clip:MODEL/PRETRAINED (zero-shot), probe:FILE, run:FOLDER (the student of a "
+        "`timm-dad train`), teacher:FOLDER (that run's teacher) or demo",
     )  # fmt: skip
     parser.add_argument('--output', metavar='DIR', required=True, help='folder of the results; the same one to go on')
     group = parser.add_argument_group('Suites')
@@ -86,7 +86,6 @@ def create_parser() -> argparse.ArgumentParser:
     group.add_argument(
         '--bootstrap', type=int, default=RESAMPLES, metavar='N', help='resamples for 95 %% intervals; 0: no intervals'
     )
-    group.add_argument('--baseline', metavar='NAME', help='model to compare the others with (default: the first)')
     group.add_argument(
         '--timm-results', metavar='DIR', help="the folder results of timm's repository, to compare with its numbers"
     )
@@ -104,7 +103,6 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 def _check_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
     with under_flag('--model:'):
         models = parse_models(args.model)
-    names = [model.name for model in models]
     output, linf = Path(args.output), args.attack_norm == 'linf'
     attack_flags = ('attack_eps', 'attack_norm', 'attack_images')
     zero_shot = any(model.spec.startswith(('open_clip:', 'demo')) for model in models)
@@ -119,8 +117,6 @@ def _check_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
         (args.attack_images is None or args.attack_images > 0,
          f'--attack-images must be 1 or more, got {args.attack_images}'),
         (args.bootstrap >= 0, f'--bootstrap must be 0 or more, got {args.bootstrap}'),
-        (args.baseline in (None, *names),
-         f'--baseline must be one of the models {", ".join(names)}, got {args.baseline!r}'),
         (zero_shot or not args.classnames,
          '--classnames is for zero-shot models (open_clip:, demo), and there is none'),
         (zero_shot or not args.templates, '--templates is for zero-shot models (open_clip:, demo), and there is none'),

@@ -16,6 +16,7 @@ from timm_dad.evaluation.args import PROGRAM, create_config, create_options, par
 from timm_dad.evaluation.corruptions import CORRUPTIONS
 from timm_dad.evaluation.evaluate import Evaluation, evaluate
 from timm_dad.evaluation.models import parse_models
+from timm_dad.evaluation.report.figures import MEAN_OOD
 from timm_dad.evaluation.report.plots import write_plots
 from timm_dad.evaluation.report.text import format_markdown
 from timm_dad.evaluation.report.timm_results import TimmResults, read_timm_results
@@ -73,9 +74,9 @@ def collect_suites(args: argparse.Namespace) -> tuple[list[Suite], list[str]]:
         if suite.kind != 'corruption':
             made += attacked_suites(suite, args.attack, args.attack_images)
     names = [suite.name for suite in (*suites, *made)]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise ValueError(f'--suite: {twice[0]} is also what --corrupt and --attack call theirs: give another NAME')
+    taken = [name for name in names if names.count(name) > 1 or name == MEAN_OOD]
+    if taken:
+        raise ValueError(f'--suite: {taken[0]} is also what a suite or mean made here is called: give another NAME')
     return [*suites, *made], missing
 
 
@@ -96,8 +97,8 @@ def write_all(
     """Report and plots, into files and on the terminal."""
     report = build_report(
         evaluation.results, suites,
-        resamples=args.bootstrap, seed=args.seed, reference=args.baseline, missing=missing,
-        timm_results=published, timm_models=evaluation.timm_models,
+        resamples=args.bootstrap, seed=args.seed, missing=missing, timm_results=published,
+        timm_models=evaluation.timm_models,
     )  # fmt: skip
     report['notes'] += evaluation.notes
     files = write_report(report, args.output)

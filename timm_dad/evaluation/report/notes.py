@@ -17,10 +17,6 @@ def notes(report: Mapping[str, Any]) -> list[str]:
 def _on_missing(report: Mapping[str, Any]) -> Iterator[str]:
     if report['missing_suites']:
         yield f'Not evaluated, because their data is not there: {", ".join(report["missing_suites"])}.'
-    for model in report['models']:
-        lacks = [suite for suite in report['suites'] if suite not in report['figures'][model]]
-        if lacks:
-            yield f'{model} was not evaluated on {", ".join(lacks)}.'
     for name, headline in HEADLINE_PARTS.items():
         facts = report['suites'].get(name, {'missing_parts': []})
         missing = facts['missing_parts']

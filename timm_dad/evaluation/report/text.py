@@ -69,7 +69,7 @@ def _table(
     """One row a figure of a suite, one column a model."""
     table = [['suite', 'figure', 'images', *figures]]
     for label, suite, part in places:
-        of_part = [of_model.get(suite, {}).get(part, {}) for of_model in figures.values()]
+        of_part = [of_model[suite][part] for of_model in figures.values()]
         for name in names:
             found = [named[name] for named in of_part if name in named]
             if found:
