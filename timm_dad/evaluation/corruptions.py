@@ -28,14 +28,6 @@ _SEEDED = ('impulse_noise', 'glass_blur')
 Pixels = NDArray[np.uint8]
 
 
-def check_corruption(name: str, severity: int) -> None:
-    """Raise a ``ValueError`` if there is no corruption of that name, or the severity is out of range."""
-    if name not in CORRUPTIONS:
-        raise ValueError(f'corruption must be one of {", ".join(CORRUPTIONS)}, got {name!r}')
-    if severity not in SEVERITIES:
-        raise ValueError(f'severity is from 1 to 5, got {severity}')
-
-
 def corrupt(image: Pixels, name: str, severity: int, seed: int) -> Pixels:
     """Corrupt an image.
 
@@ -53,7 +45,10 @@ def corrupt(image: Pixels, name: str, severity: int, seed: int) -> Pixels:
         ValueError: If name, severity, shape or size is out of range.
         ImportError: If the extra ``eval`` is not installed.
     """
-    check_corruption(name, severity)
+    if name not in CORRUPTIONS:
+        raise ValueError(f'corruption must be one of {", ".join(CORRUPTIONS)}, got {name!r}')
+    if severity not in SEVERITIES:
+        raise ValueError(f'severity is from 1 to 5, got {severity}')
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f'corruptions take uint8 pixels [H, W, 3], got {image.dtype} {list(image.shape)}')
     if min(image.shape[:2]) < MIN_SIZE:
@@ -75,7 +70,6 @@ class SeededCorruption:
     """A corruption whose randomness is of ``seed`` and the image's number alone."""
 
     def __init__(self, name: str, severity: int, seed: int = 0) -> None:
-        check_corruption(name, severity)
         self.name, self.severity = name, severity
         self.seed = zlib.crc32(f'{seed} {name} {severity}'.encode())
 
