@@ -32,11 +32,6 @@ class Predictions:
     correct: NDArray[np.bool_]  # whether it is right (several labels may be: ReaL)
     correct5: NDArray[np.bool_]  # whether one of the five largest is
 
-    def __post_init__(self) -> None:
-        lengths = {field.name: len(getattr(self, field.name)) for field in fields(self)}
-        if len(set(lengths.values())) > 1:
-            raise ValueError(f'predictions must be of the same images, got lengths {lengths}')
-
     def __len__(self) -> int:
         """Number of images."""
         return len(self.label)

@@ -15,7 +15,6 @@ from torch.utils.data import Dataset, Subset
 
 from timm_dad.common.spread import spread
 
-KINDS = ('clean', 'ood', 'corruption', 'adversarial')
 _MAX_CHECKED = 1000
 
 
@@ -34,20 +33,13 @@ class Suite:
     """A benchmark: parts with the same classes, one or more, each with a name of its own."""
 
     name: str  # a published one, or the user's
-    kind: str  # one of KINDS
+    kind: str  # clean, ood, corruption or adversarial
     parts: tuple[Part, ...]
     class_names: tuple[str, ...] | None  # in the order of the labels, WordNet ids in ImageNet's suites
     num_classes: int
     resize: bool = True  # and crop as the model takes images; ImageNet-C and its like are cropped already
     groups: tuple[tuple[str, ...], ...] | None = None  # ImageNet's classes that count as each class (ObjectNet)
     normalizer: str | None = None  # model whose errors normalize those on corruptions: alexnet for ImageNet-C
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f'kind of suite {self.name} must be one of {KINDS}, got {self.kind!r}')
-        names = [part.name for part in self.parts]
-        if not names or len(set(names)) < len(names):
-            raise ValueError(f'suite {self.name} must have parts, each name once, got {names}')
 
 
 class FolderImages(Dataset[tuple[Image.Image, int]]):
