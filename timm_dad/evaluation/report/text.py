@@ -99,33 +99,20 @@ def _legend(report: Mapping[str, Any]) -> list[str]:
 
 
 def format_csv(report: Mapping[str, Any]) -> str:
-    """One row a number: ``model,suite,part,figure,value,low,high,images,reference``.
-
-    Differences are figures called ``top1_difference`` and so on, with their reference; what timm publishes is
-    ``top1_published``, and ours minus that ``top1_minus_published``. Part ``*`` is the whole suite.
-    """
+    """One row a figure: ``model,suite,part,figure,value,low,high,images``; part ``*`` is the whole suite."""
+    columns = ('model', 'suite', 'part', 'figure', 'value', 'low', 'high', 'images')
+    rows = [
+        {'model': model, 'suite': suite, 'part': part, 'figure': name, **figure}
+        for model, suites in report['figures'].items()
+        for suite, parts in suites.items()
+        for part, figures in parts.items()
+        for name, figure in figures.items()
+    ]
     with io.StringIO() as file:
-        writer = csv.writer(file, lineterminator='\n')
-        writer.writerow(['model', 'suite', 'part', 'figure', 'value', 'low', 'high', 'images', 'reference'])
-        for key, suffix, reference in (('figures', '', ''), ('differences', '_difference', report['reference'])):
-            for model, suites in report[key].items():
-                for suite, part, name, figure in _flat(suites):
-                    numbers = [figure[column] for column in ('value', 'low', 'high', 'images')]
-                    writer.writerow([model, suite, part, f'{name}{suffix}', *numbers, reference])
-        for model, suites in report['published'].items():
-            for suite, figures in suites.items():
-                part = HEADLINE_PARTS.get(suite, WHOLE)
-                for name, figure in figures.items():
-                    for suffix, column in (('published', 'value'), ('minus_published', 'difference')):
-                        writer.writerow([model, suite, part, f'{name}_{suffix}', figure[column], '', '', '', 'timm'])
+        writer = csv.DictWriter(file, columns, lineterminator='\n')
+        writer.writeheader()
+        writer.writerows(rows)
         return file.getvalue()
-
-
-def _flat(suites: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Mapping[str, Any]]]:
-    for suite, parts in suites.items():
-        for part, figures in parts.items():
-            for name, figure in figures.items():
-                yield suite, part, name, figure
 
 
 def format_markdown(report: Mapping[str, Any]) -> str:
