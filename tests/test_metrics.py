@@ -13,7 +13,6 @@ from timm_dad.evaluation.report.metrics import (
     calibration_error,
     calibration_gaps,
     corruption_error,
-    effective_robustness,
     fit_baseline,
     relative_corruption_error,
 )
@@ -120,24 +119,24 @@ def test_figures_take_resamples():
 @given(st.floats(-3, 3), st.floats(-2, 2), st.lists(accuracies, min_size=3, max_size=9, unique_by=round))
 def test_models_on_a_line_have_no_effective_robustness(slope, intercept, clean):
     line = Baseline(slope, intercept, 0)
-    ood = line.predict(clean)
+    ood = -line.effective_robustness(clean, 0)
     found = fit_baseline(list(zip(clean, ood, strict=True)))
     assert (found.slope, found.intercept) == pytest.approx((slope, intercept), abs=1e-5)
-    np.testing.assert_allclose(effective_robustness(clean, ood, found), 0, atol=1e-4)
-    np.testing.assert_allclose(effective_robustness(clean, ood + 3, found), 3, atol=1e-4)
+    np.testing.assert_allclose(found.effective_robustness(clean, ood), 0, atol=1e-4)
+    np.testing.assert_allclose(found.effective_robustness(clean, ood + 3), 3, atol=1e-4)
 
 
 def test_baseline_by_hand():
     # Slope 1 and an intercept of log(1/4) in logit space: odds of 1, 4 and 9 become 1/4, 1 and 9/4.
     found = fit_baseline([(50, 20), (80, 50), (90, 900 / 13)])
     assert (found.slope, found.intercept, found.models) == pytest.approx((1, np.log(0.25), 3))
-    assert effective_robustness(80, 57, found) == pytest.approx(7)
+    assert found.effective_robustness(80, 57) == pytest.approx(7)
 
 
 def test_models_at_the_ends_are_left_out_of_the_line_and_still_have_a_figure():
     found = fit_baseline([(50, 20), (80, 50), (90, 900 / 13), (100, 90), (60, 0)])
     assert found.models == 3
-    assert effective_robustness([0, 100], [0, 100], found) == pytest.approx([0, 0], abs=1e-4)
+    assert found.effective_robustness([0, 100], [0, 100]) == pytest.approx([0, 0], abs=1e-4)
 
 
 @pytest.mark.parametrize(

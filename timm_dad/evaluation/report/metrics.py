@@ -82,11 +82,14 @@ class Baseline:
     intercept: float
     models: int
 
-    def predict(self, clean: ArrayLike) -> Any:
-        """Expected OOD top-1, in percent, of clean top-1, in percent."""
+    def effective_robustness(self, clean: ArrayLike, ood: ArrayLike) -> Any:
+        """OOD top-1 above what the line expects of the clean one, in percentage points; both are in percent.
+
+        Source: Taori et al. 2020, arXiv:2007.00644.
+        """
         # 0 % and 100 % have no logit.
         expected = self.slope * logit(np.clip(clean, 1e-6, 100 - 1e-6)) + self.intercept
-        return 100 / (1 + np.exp(-expected))
+        return np.asarray(ood) - 100 / (1 + np.exp(-expected))
 
 
 def fit_baseline(models: Sequence[tuple[float, float]]) -> Baseline | None:
@@ -107,11 +110,3 @@ def fit_baseline(models: Sequence[tuple[float, float]]) -> Baseline | None:
         return None
     slope, intercept = np.polyfit(logit(clean), logit(ood), 1)
     return Baseline(float(slope), float(intercept), len(points))
-
-
-def effective_robustness(clean: ArrayLike, ood: ArrayLike, baseline: Baseline) -> Any:
-    """OOD top-1 above what the baseline expects of the clean one, in percentage points; both are in percent.
-
-    Source: Taori et al. 2020, arXiv:2007.00644.
-    """
-    return np.asarray(ood) - baseline.predict(clean)

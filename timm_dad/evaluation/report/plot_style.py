@@ -27,26 +27,21 @@ _DPI, _LETTERS_AN_INCH, _ROW_INCHES = 150, 14, 0.2
 
 
 @contextmanager
-def drawing() -> Iterator[None]:
-    """Draw and write in here, in this project's style, whatever the user's own; needs the extra ``eval``."""
+def new_plot(path: Path, title: str, width: float, height: float) -> Iterator[Any]:
+    """Yield a figure of that size, in inches, and write it as PNG; the style is ours, whatever the user's own.
+
+    It makes room for its labels, and has no window and no global state. It needs the extra ``eval``.
+    """
     matplotlib = require_extra('matplotlib', 'eval')
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_RC)
-        yield
-
-
-def new_figure(width: float, height: float) -> Any:
-    """A figure, in inches, that makes room for its labels; no window, no global state."""
-    return require_extra('matplotlib.figure', 'eval').Figure((width, height), layout='constrained')
-
-
-def save_figure(figure: Any, path: Path) -> Path:
-    """Write a PNG; returns its path."""
-    with replacing(path) as temporary:
-        # The version of matplotlib would stand in the file.
-        figure.savefig(temporary, dpi=_DPI, metadata={'Software': None})
-    return path
+        figure = require_extra('matplotlib.figure', 'eval').Figure((width, height), layout='constrained')
+        figure.suptitle(title, fontsize=11)
+        yield figure
+        with replacing(path) as temporary:
+            # The version of matplotlib would stand in the file.
+            figure.savefig(temporary, dpi=_DPI, metadata={'Software': None})
 
 
 def line_style(place: int) -> dict[str, str]:

@@ -8,14 +8,13 @@ import numpy as np
 
 from timm_dad.evaluation.report.figures import WHOLE, Results
 from timm_dad.evaluation.report.metrics import logit
-from timm_dad.evaluation.report.plot_style import GREY, add_legend, drawing, line_style, new_figure, save_figure
+from timm_dad.evaluation.report.plot_style import GREY, add_legend, line_style, new_plot
 from timm_dad.evaluation.report.timm_results import TimmResults, baseline_points
 from timm_dad.evaluation.suites.suite import Suite
 
 Point = tuple[float, float, float]  # value, low, high
 
 _MAX_COLUMNS = 4
-_MAX_BANDS = 5  # bands of more models hide each other
 _CLEAN_SUFFIXES = ('-c-bar', '-3dcc', '-corrupted', '-c')
 _TICKS = (0.1, 0.5, 1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99, 99.5, 99.9)
 
@@ -46,8 +45,7 @@ def write_plots(
 def plot_severity(report: Mapping[str, Any], suite: str, path: Path) -> Path:
     """Plot top-1 against severity into ``path``: a panel a corruption and one of their mean, a line a model.
 
-    Clean top-1 is severity 0 where the suite that ``suite`` is made from is in the report. Lines of up to five models
-    have their intervals as bands.
+    Clean top-1 is severity 0 where the suite that ``suite`` is made from is in the report. Intervals are bands.
     """
     grid = [part.rpartition('/') for part in report['suites'][suite]['parts']]
     corruptions = list(dict.fromkeys(corruption for corruption, _, _ in grid))
@@ -55,8 +53,7 @@ def plot_severity(report: Mapping[str, Any], suite: str, path: Path) -> Path:
     clean = next((suite.removesuffix(end) for end in _CLEAN_SUFFIXES if suite.endswith(end)), '')
     columns = min(_MAX_COLUMNS, len(corruptions) + 1)
     rows = -(-(len(corruptions) + 1) // columns)
-    with drawing():
-        figure = new_figure(max(6, 2.8 * columns), 2.1 * rows + 0.6)
+    with new_plot(path, f'{suite}: top-1 by severity', max(6, 2.8 * columns), 2.1 * rows + 0.6) as figure:
         axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         for axis in axes.flat[len(corruptions) + 1 :]:
             axis.axis('off')
@@ -64,10 +61,10 @@ def plot_severity(report: Mapping[str, Any], suite: str, path: Path) -> Path:
             axis.set_title(title.replace('_', ' '), fontweight='bold' if title == 'mean' else 'normal')
             for place, model in enumerate(report['models']):
                 figures = report['figures'][model]
-                points = _curve(figures.get(suite, {}), corruptions if title == 'mean' else [title], severities)
+                points = _curve(figures[suite], corruptions if title == 'mean' else [title], severities)
                 if points and clean in figures:
                     points[0] = _point(figures[clean][WHOLE]['top1'])
-                _draw_curve(axis, points, place, model, with_band=len(report['models']) <= _MAX_BANDS)
+                _draw_curve(axis, points, place, model)
         axes.flat[0].set_xticks(severities if clean not in report['suites'] else [0, *severities])
         for axis in axes[:, 0]:
             axis.set_ylabel('top-1, %')
@@ -76,9 +73,8 @@ def plot_severity(report: Mapping[str, Any], suite: str, path: Path) -> Path:
             if last:
                 last[-1].set_xlabel('severity')
                 last[-1].tick_params(labelbottom=True)
-        figure.suptitle(f'{suite}: top-1 by severity', fontsize=11)
         add_legend(figure, axes.flat[0].get_lines())
-        return save_figure(figure, path)
+    return path
 
 
 def _point(figure: Mapping[str, Any]) -> Point:
@@ -98,13 +94,12 @@ def _curve(figures: Mapping[str, Any], corruptions: Sequence[str], severities: S
     return curve
 
 
-def _draw_curve(axis: Any, points: Mapping[int, Point], place: int, label: str, with_band: bool) -> None:
+def _draw_curve(axis: Any, points: Mapping[int, Point], place: int, label: str) -> None:
     x = sorted(points)
     value, low, high = np.array([points[severity] for severity in x], np.float64).reshape(-1, 3).T
     style = line_style(place)
     axis.plot(x, value, label=label, markersize=4, linewidth=1.4, **style)
-    if with_band:
-        axis.fill_between(x, low, high, color=style['color'], alpha=0.15, linewidth=0)
+    axis.fill_between(x, low, high, color=style['color'], alpha=0.15, linewidth=0)
 
 
 def ood_pairs(report: Mapping[str, Any]) -> dict[str, str]:
@@ -121,17 +116,16 @@ def plot_ood(report: Mapping[str, Any], path: Path, timm_results: TimmResults | 
     pairs = ood_pairs(report)
     columns = 2 if len(pairs) == 4 else min(3, len(pairs))
     rows = -(-len(pairs) // columns)
-    with drawing():
-        figure = new_figure(max(6, 3.9 * columns), 3.6 * rows + 0.5)
+    title = 'OOD against clean top-1, logit axes'
+    with new_plot(path, title, max(6, 3.9 * columns), 3.6 * rows + 0.5) as figure:
         axes = figure.subplots(rows, columns, squeeze=False)
         for axis in axes.flat[len(pairs) :]:
             axis.axis('off')
         for axis, (suite, clean) in zip(axes.flat, pairs.items(), strict=False):
             _draw_ood(axis, report, suite, clean, timm_results or {})
         handles = {handle.get_label(): handle for axis in axes.flat for handle in axis.get_legend_handles_labels()[0]}
-        figure.suptitle('OOD against clean top-1, logit axes', fontsize=11)
         add_legend(figure, list(handles.values()))
-        return save_figure(figure, path)
+    return path
 
 
 def _draw_ood(axis: Any, report: Mapping[str, Any], suite: str, clean: str, timm_results: TimmResults) -> None:

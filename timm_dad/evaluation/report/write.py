@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import partial
 from operator import sub
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from timm_dad.evaluation.report.figures import (
     have_same_classes,
     missing_parts,
 )
-from timm_dad.evaluation.report.metrics import effective_robustness, fit_baseline
+from timm_dad.evaluation.report.metrics import fit_baseline
 from timm_dad.evaluation.report.notes import notes
 from timm_dad.evaluation.report.text import format_csv, format_markdown
 from timm_dad.evaluation.report.timm_results import TimmResults, baseline_points
@@ -129,10 +128,9 @@ def _add_robustness(
                 continue
             line = {'slope': _round(baseline.slope), 'intercept': _round(baseline.intercept), 'models': baseline.models}
             baselines[suite.name] = {'clean': clean, 'source': source, 'above': above, **line}
-            robustness = partial(effective_robustness, baseline=baseline)
             for model, (x, y) in tops.items():
                 of_suite = figures[model][suite.name][WHOLE]
-                of_suite['effective_robustness'] = combine(robustness, x, y, images=y.images)
+                of_suite['effective_robustness'] = combine(baseline.effective_robustness, x, y, images=y.images)
             break
     return baselines
 
