@@ -18,6 +18,7 @@ from timm_dad.evaluation.predict import EvalConfig, Predictions, evaluate_part
 from timm_dad.evaluation.store import PredictionStore
 from timm_dad.evaluation.suites.changed import AttackedPart, CorruptedPart
 from timm_dad.evaluation.suites.suite import Suite
+from timm_dad.flags.rules import under_flag
 from timm_dad.teachers.spec import DataClasses
 
 _logger = logging.getLogger(__name__)
@@ -102,10 +103,8 @@ def check_model(model: EvalModel, suite: Suite, num_classes: int) -> None:
     if isinstance(part, AttackedPart):
         if part.attack == 'autoattack':
             require_extra('pyautoattack', 'eval')
-        try:
+        with under_flag(f'suite {suite.name}:'):
             check_classes(part.attack, num_classes)
-        except ValueError as error:
-            raise ValueError(f'suite {suite.name}: {error}') from error
 
 
 def resize_note(model: EvalModel, suite: Suite) -> str | None:

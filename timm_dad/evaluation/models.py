@@ -15,6 +15,7 @@ from timm_dad.common.hashing import content_hash
 from timm_dad.data.images import Frame
 from timm_dad.evaluation.runs import create_run_student, create_run_teacher, run_folder
 from timm_dad.evaluation.suites.suite import Suite
+from timm_dad.flags.rules import under_flag
 from timm_dad.frozen.prepare import prepare_frozen
 from timm_dad.teachers.classes import in_label_order
 from timm_dad.teachers.ensemble import TeacherEnsemble
@@ -151,10 +152,8 @@ def open_model(
     ``ValueError`` if it cannot be loaded, or its classes are not those of the suite.
     """
     device = device or torch.device('cpu')
-    try:
+    with under_flag(f'{model.name}:'):
         teacher, frame = _load(model, data, options, device)
-    except ValueError as error:
-        raise ValueError(f'{model.name}: {error}') from error
     teacher.input_size = frame.size
     preprocess = {name: getattr(frame, name) for name in ('interpolation', 'crop_pct', 'crop_mode', 'fill')}
     preprocess['input_size'] = frame.size

@@ -170,9 +170,8 @@ def _published(
     published: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     for model, (name, size) in names.items():
         for suite, by_size in timm.get(name, {}).items():
-            parts = figures[model].get(suite, {})
-            if size in by_size and (headline := HEADLINE_PARTS.get(suite, WHOLE)) in parts:
-                ours = parts[headline]
+            ours = figures[model].get(suite, {}).get(HEADLINE_PARTS.get(suite, WHOLE))
+            if ours and size in by_size:
                 published.setdefault(model, {})[suite] = {
                     figure: {'value': value, 'difference': _round(ours[figure].value - value)}
                     for figure, value in zip(('top1', 'top5'), by_size[size], strict=True)

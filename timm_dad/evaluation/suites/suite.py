@@ -14,6 +14,7 @@ from timm.data import get_img_extensions
 from torch.utils.data import Dataset, Subset
 
 from timm_dad.common.spread import spread
+from timm_dad.flags.rules import under_flag
 
 _MAX_CHECKED = 1000
 
@@ -116,10 +117,8 @@ def check_pictures(suite: Suite) -> None:
     count = max(2, _MAX_CHECKED // len(suite.parts))
     for part in suite.parts:
         for index in spread(len(part.dataset), count):
-            try:
+            with under_flag(f'{suite.name}, part {part.name}:'):
                 image = part.dataset[index][0]
-            except ValueError as error:
-                raise ValueError(f'{suite.name}, part {part.name}: {error}') from error
             sizes.setdefault(image.size, f'{part.name}: {part.dataset.filename(index)}')
     if not suite.resize and len(sizes) > 1:
         (size, file), (other, other_file) = list(sizes.items())[:2]
