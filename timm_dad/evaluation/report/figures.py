@@ -126,9 +126,9 @@ def _add_normalized(
         if clean is not None:
             relative = partial(relative_corruption_error, corruption=name)
             means[name]['relative_ce'] = combine(relative, error, _error(clean), images=error.images)
-    for figure, of_corruption in (('mce', 'ce'), ('relative_mce', 'relative_ce')):
-        if clean is not None or figure == 'mce':
-            total[figure] = mean_estimate([mean[of_corruption] for mean in means.values()])
+    total['mce'] = mean_estimate([mean['ce'] for mean in means.values()])
+    if clean is not None:
+        total['relative_mce'] = mean_estimate([mean['relative_ce'] for mean in means.values()])
 
 
 def clean_suite(suites: Sequence[Suite], of: str | None = None) -> str | None:
