@@ -98,6 +98,7 @@ def test_severity_of_all_of_imagenet_c(tmp_path):
 
 def test_style_is_put_back(tmp_path):
     before = matplotlib.rcParams['font.size']
-    with new_plot(tmp_path / 'x.png', 'x', 2, 2):
+    with new_plot(tmp_path / 'x.png', 'x', 1, 1, (2, 2)) as ((axis,),):
         assert matplotlib.rcParams['legend.frameon'] is False
+        axis.plot([0, 1], label='a')
     assert matplotlib.rcParams['font.size'] == before

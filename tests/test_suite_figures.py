@@ -163,6 +163,6 @@ def test_clean_suites():
     names = ['noto', 'imagenet-a-clean', 'imagenet']
     suites = [suite(name, 'clean') for name in names] + [suite('imagenet-a', 'ood'), suite('imagenet-r', 'ood')]
     assert clean_suite(suites, 'imagenet-a') == 'imagenet-a-clean'
-    assert clean_suite(suites, 'imagenet-r') == clean_suite(suites) == 'imagenet'
-    assert clean_suite(suites[:2]) == 'noto'
-    assert clean_suite(suites[3:]) is None
+    assert clean_suite(suites, 'imagenet-r') == clean_suite(suites, 'mine') == 'imagenet'
+    assert clean_suite(suites[:2], 'mine') == 'noto'
+    assert clean_suite(suites[3:], 'mine') is None

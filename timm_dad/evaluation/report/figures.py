@@ -72,11 +72,8 @@ def missing_parts(suite: Suite) -> list[str]:
     there = [part.name for part in suite.parts]
     if suite.name == 'imagenet-v2':
         return [variant for variant in V2_VARIANTS if variant not in there]
-    return [part for part in _WHOLE_IMAGENET_C if part not in there] if _is_imagenet_c(suite) else []
-
-
-def _is_imagenet_c(suite: Suite) -> bool:
-    return suite.kind == 'corruption' and any(part.name in _WHOLE_IMAGENET_C for part in suite.parts)
+    is_imagenet_c = suite.kind == 'corruption' and not set(there).isdisjoint(_WHOLE_IMAGENET_C)
+    return [part for part in _WHOLE_IMAGENET_C if part not in there] if is_imagenet_c else []
 
 
 def _error(top1: Estimate) -> Estimate:
@@ -104,7 +101,7 @@ def add_whole(suite: Suite, figures: SuiteFigures, clean: Estimate | None) -> No
     means = {corruption: _mean_figures(parts) for corruption, parts in by_corruption.items()}
     total = _mean_figures(list(means.values()))
     errors = {corruption: _error(mean['top1']) for corruption, mean in means.items()}
-    whole = _is_imagenet_c(suite) and not missing_parts(suite)
+    whole = set(_WHOLE_IMAGENET_C) == set(figures)
     total['mce_unnormalized' if whole else 'mean_error'] = mean_estimate(list(errors.values()))
     if whole and suite.normalizer == 'alexnet':
         _add_normalized(means, total, errors, clean)
@@ -131,7 +128,7 @@ def _add_normalized(
         total['relative_mce'] = mean_estimate([mean['relative_ce'] for mean in means.values()])
 
 
-def clean_suite(suites: Sequence[Suite], of: str | None = None) -> str | None:
+def clean_suite(suites: Sequence[Suite], of: str) -> str | None:
     """Name of the suite whose accuracy is the clean one for the suite ``of``, if there is one.
 
     For ImageNet-A and -R it is ImageNet val with their classes (``imagenet-a-clean``), else ``imagenet`` or the first

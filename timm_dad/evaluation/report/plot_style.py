@@ -1,6 +1,6 @@
 """How all plots look, and how they are written: equal input gives equal bytes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,18 +27,26 @@ _DPI, _LETTERS_AN_INCH, _ROW_INCHES = 150, 14, 0.2
 
 
 @contextmanager
-def new_plot(path: Path, title: str, width: float, height: float) -> Iterator[Any]:
-    """Yield a figure of that size, in inches, and write it as PNG; the style is ours, whatever the user's own.
+def new_plot(
+    path: Path, title: str, panels: int, columns: int, size: tuple[float, float], **share: bool
+) -> Iterator[Any]:
+    """Yield the axes ``[rows, columns]`` of some panels, and write them as PNG with one legend for all.
 
-    It makes room for its labels, and has no window and no global state. It needs the extra ``eval``.
+    ``size`` is that of a panel, in inches. The style is ours, whatever the user's own; there is no window and no global
+    state. It needs the extra ``eval``.
     """
-    matplotlib = require_extra('matplotlib', 'eval')
+    matplotlib, figures = (require_extra(name, 'eval') for name in ('matplotlib', 'matplotlib.figure'))
+    rows = -(-panels // columns)
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_RC)
-        figure = require_extra('matplotlib.figure', 'eval').Figure((width, height), layout='constrained')
+        figure = figures.Figure((max(6, size[0] * columns), size[1] * rows + 0.6), layout='constrained')
         figure.suptitle(title, fontsize=11)
-        yield figure
+        axes = figure.subplots(rows, columns, squeeze=False, **share)
+        for axis in axes.flat[panels:]:
+            axis.axis('off')
+        yield axes
+        _add_legend(figure, axes.flat)
         with replacing(path) as temporary:
             # The version of matplotlib would stand in the file.
             figure.savefig(temporary, dpi=_DPI, metadata={'Software': None})
@@ -49,9 +57,11 @@ def line_style(place: int) -> dict[str, str]:
     return {'color': _COLOURS[place % len(_COLOURS)], 'marker': _MARKERS[place % len(_MARKERS)]}
 
 
-def add_legend(figure: Any, handles: Sequence[Any]) -> None:
+def _add_legend(figure: Any, axes: Iterable[Any]) -> None:
     """One legend for all panels, below them, in as many columns as fit; the figure grows by its height."""
-    longest = max(len(handle.get_label()) for handle in handles) + 6
+    by_label = {handle.get_label(): handle for axis in axes for handle in axis.get_legend_handles_labels()[0]}
+    handles = list(by_label.values())
+    longest = max(map(len, by_label)) + 6
     columns = min(len(handles), max(1, int(figure.get_figwidth() * _LETTERS_AN_INCH / longest)))
     rows = -(-len(handles) // columns)
     figure.set_figheight(figure.get_figheight() + _ROW_INCHES * rows)

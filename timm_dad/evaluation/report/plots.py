@@ -8,7 +8,7 @@ import numpy as np
 
 from timm_dad.evaluation.report.figures import WHOLE, Results
 from timm_dad.evaluation.report.metrics import logit
-from timm_dad.evaluation.report.plot_style import GREY, add_legend, line_style, new_plot
+from timm_dad.evaluation.report.plot_style import GREY, line_style, new_plot
 from timm_dad.evaluation.report.timm_results import TimmResults, baseline_points
 from timm_dad.evaluation.suites.suite import Suite
 
@@ -51,12 +51,9 @@ def plot_severity(report: Mapping[str, Any], suite: str, path: Path) -> Path:
     corruptions = list(dict.fromkeys(corruption for corruption, _, _ in grid))
     severities = sorted({int(severity) for _, _, severity in grid})
     clean = next((suite.removesuffix(end) for end in _CLEAN_SUFFIXES if suite.endswith(end)), '')
-    columns = min(_MAX_COLUMNS, len(corruptions) + 1)
-    rows = -(-(len(corruptions) + 1) // columns)
-    with new_plot(path, f'{suite}: top-1 by severity', max(6, 2.8 * columns), 2.1 * rows + 0.6) as figure:
-        axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-        for axis in axes.flat[len(corruptions) + 1 :]:
-            axis.axis('off')
+    panels = len(corruptions) + 1
+    columns, title = min(_MAX_COLUMNS, panels), f'{suite}: top-1 by severity'
+    with new_plot(path, title, panels, columns, (2.8, 2.1), sharex=True, sharey=True) as axes:
         for axis, title in zip(axes.flat, ['mean', *corruptions], strict=False):
             axis.set_title(title.replace('_', ' '), fontweight='bold' if title == 'mean' else 'normal')
             for place, model in enumerate(report['models']):
@@ -73,7 +70,6 @@ def plot_severity(report: Mapping[str, Any], suite: str, path: Path) -> Path:
             if last:
                 last[-1].set_xlabel('severity')
                 last[-1].tick_params(labelbottom=True)
-        add_legend(figure, axes.flat[0].get_lines())
     return path
 
 
@@ -115,16 +111,9 @@ def plot_ood(report: Mapping[str, Any], path: Path, timm_results: TimmResults | 
     """
     pairs = ood_pairs(report)
     columns = 2 if len(pairs) == 4 else min(3, len(pairs))
-    rows = -(-len(pairs) // columns)
-    title = 'OOD against clean top-1, logit axes'
-    with new_plot(path, title, max(6, 3.9 * columns), 3.6 * rows + 0.5) as figure:
-        axes = figure.subplots(rows, columns, squeeze=False)
-        for axis in axes.flat[len(pairs) :]:
-            axis.axis('off')
+    with new_plot(path, 'OOD against clean top-1, logit axes', len(pairs), columns, (3.9, 3.6)) as axes:
         for axis, (suite, clean) in zip(axes.flat, pairs.items(), strict=False):
             _draw_ood(axis, report, suite, clean, timm_results or {})
-        handles = {handle.get_label(): handle for axis in axes.flat for handle in axis.get_legend_handles_labels()[0]}
-        add_legend(figure, list(handles.values()))
     return path
 
 
