@@ -17,7 +17,8 @@ from scipy import ndimage
 from skimage.util import random_noise
 from torch.utils.data import DataLoader
 
-from timm_dad.evaluation.corruptions import CORRUPTIONS, MIN_SIZE, SEVERITIES, CorruptedDataset, corrupt
+from timm_dad.data.images import FramedImages, collate_images
+from timm_dad.evaluation.corruptions import CORRUPTIONS, MIN_SIZE, SEVERITIES, SeededCorruption, corrupt
 
 # One entry a severity, 1 to 5.
 GAUSSIAN = (0.08, 0.12, 0.18, 0.26, 0.38)  # standard deviation
@@ -374,38 +375,23 @@ def test_the_global_state_is_left_as_it_was_after_an_error(monkeypatch):
     assert before[2:] == np.random.get_state()[2:]
 
 
-class Pictures:
-    """Twelve times the same picture, in another mode each second time."""
-
-    def __len__(self):
-        return 12
-
-    def __getitem__(self, index):
-        if index >= len(self):
-            raise IndexError
-        image = Image.fromarray(picture(32, 40))
-        return (image.convert('RGBA') if index % 2 else image), index
-
-
-def to_tensor(image):
-    return torch.from_numpy(np.array(image))
+def pictures(name, severity=3, seed=0):
+    """Twelve times the same picture, in another mode each second time, each corrupted by its number."""
+    image, corruption = Image.fromarray(picture(32, 40)), SeededCorruption(name, severity, seed)
+    return [np.asarray(corruption(image.convert('RGBA') if index % 2 else image, index)) for index in range(12)]
 
 
 @pytest.mark.parametrize('name', ['gaussian_noise', 'impulse_noise', 'glass_blur', 'frost', 'elastic_transform'])
 def test_images_of_a_data_set_have_seeds_of_their_own(name):
-    def images(**settings):
-        return [to_tensor(image) for image, _ in CorruptedDataset(Pictures(), name, 3, **settings)]
-
-    first = images()
-    assert len(first) == 12
-    assert len({image.numpy().tobytes() for image in first}) == 12
-    assert all(torch.equal(a, b) for a, b in zip(first, images(), strict=True))
-    assert not any(torch.equal(a, b) for a, b in zip(first, images(seed=1), strict=True))
+    first = pictures(name)
+    assert len({image.tobytes() for image in first}) == 12
+    assert all(np.array_equal(a, b) for a, b in zip(first, pictures(name), strict=True))
+    assert not any(np.array_equal(a, b) for a, b in zip(first, pictures(name, seed=1), strict=True))
 
 
 def test_severities_and_corruptions_have_seeds_of_their_own():
     seeds = {
-        CorruptedDataset(Pictures(), name, severity, seed).corruption.seed
+        SeededCorruption(name, severity, seed).seed
         for name in CORRUPTIONS
         for severity in SEVERITIES
         for seed in (0, 1)
@@ -413,24 +399,18 @@ def test_severities_and_corruptions_have_seeds_of_their_own():
     assert len(seeds) == 2 * 75
 
 
-def test_a_data_set_gives_pictures_and_targets():
-    dataset = CorruptedDataset(Pictures(), 'contrast', 2)
-    image, target = dataset[3]
-    assert len(dataset) == 12
-    assert target == 3
-    assert isinstance(image, Image.Image)
-    assert np.array_equal(np.asarray(image), corrupt(picture(32, 40), 'contrast', 2, 0))
-    transformed, _ = CorruptedDataset(Pictures(), 'contrast', 2, transform=lambda image: image.size)[3]
-    assert transformed == (40, 32)
+def test_a_seeded_corruption_is_the_corruption():
+    assert np.array_equal(pictures('contrast', 2)[3], corrupt(picture(32, 40), 'contrast', 2, 0))
 
 
 @pytest.mark.parametrize('name', ['gaussian_noise', 'glass_blur', 'frost'])
 def test_workers_change_nothing(name):
-    dataset = CorruptedDataset(Pictures(), name, 3, transform=to_tensor)
-    batches = [list(DataLoader(dataset, batch_size=5, num_workers=workers)) for workers in (0, 2)]
-    for (images, targets), (same_images, same_targets) in zip(*batches, strict=True):
+    dataset = FramedImages([(Image.fromarray(picture(32, 40)), 0)] * 12, None, SeededCorruption(name, 3))
+    one, two = (
+        list(DataLoader(dataset, batch_size=5, num_workers=workers, collate_fn=collate_images)) for workers in (0, 2)
+    )
+    for (images, *_), (same_images, *_) in zip(one, two, strict=True):
         assert torch.equal(images, same_images)
-        assert torch.equal(targets, same_targets)
 
 
 # Sizes and bad input
@@ -467,8 +447,6 @@ def test_small_images_are_refused(name, size):
 def test_unknown_corruptions_are_refused(name, severity, match):
     with pytest.raises(ValueError, match=match):
         corrupt(picture(), name, severity, 0)
-    with pytest.raises(ValueError, match=match):
-        CorruptedDataset(Pictures(), name, severity)
 
 
 @pytest.mark.parametrize('image', [picture() / 255, picture()[..., 0], picture()[..., :1]])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from predicted import IMAGENET_C, predict, random_predictions, results_of, suite
 
-from timm_dad.evaluation.report.text import format_csv, format_markdown, format_table
+from timm_dad.evaluation.report.text import format_csv, format_markdown
 from timm_dad.evaluation.report.write import build_report, write_report
 from timm_dad.evaluation.suites.changed import corrupted_suites
 
@@ -63,7 +63,7 @@ def test_differences_are_to_the_reference(report, results):
         ours, theirs = (report['figures'][model][suite_name]['*'][figure]['value'] for model in ('dad', 'plain'))
         assert found['value'] == pytest.approx(ours - theirs, abs=2e-4)
         assert found['low'] <= found['value'] <= found['high']
-    other = build_report(results, SUITES, resamples=5, reference='dad')
+    other = build_report(dict(reversed(results.items())), SUITES, resamples=5)
     assert (other['reference'], set(other['differences'])) == ('dad', {'plain', 'kd'})
 
 
@@ -177,13 +177,11 @@ def test_notes_name_what_is_missing(results, report):
     assert 'Not evaluated, because their data is not there: objectnet.' in notes
     assert 'imagenet-c has 40 images a part; published figures are of 50,000.' in notes
     assert 'Mean OOD is the plain mean of top-1 on imagenet-a, imagenet-r, imagenet-v2.' in notes
-    partial = {'kd': {'imagenet-c': {part: results['kd']['imagenet-c'][part] for part in IMAGENET_C[:2]}}, 'dad': {}}
-    partial['dad'] = {'imagenet': results['dad']['imagenet']}
-    made = build_report(partial, SUITES, resamples=0)
+    partial = suite('imagenet-c', 'corruption', IMAGENET_C[:2], normalizer='alexnet')
+    made = build_report(results_of({'kd': 0.5}, [partial]), [partial], resamples=0)
     assert made['suites']['imagenet-c']['missing_parts'] == IMAGENET_C[2:]
     notes = '\n'.join(made['notes'])
     assert 'imagenet-c lacks 73 of the 75 parts of ImageNet-C (gaussian_noise/3, ' in notes
-    assert 'kd was not evaluated on imagenet.' in notes
     assert {row['figure'] for row in rows_of(format_csv(made)) if row['part'] == '*' and row['model'] == 'kd'} == {
         *('top1', 'top5', 'ece', 'mean_error')
     }
@@ -211,25 +209,15 @@ def test_without_resamples_there_are_no_intervals(results):
     report = build_report(results, SUITES, resamples=0)
     figure = report['figures']['dad']['imagenet']['*']['top1']
     assert (figure['low'], figure['high']) == (None, None)
-    text = format_table(report)
+    text = format_markdown(report)
     assert '[' not in text
     assert 'bootstrap' not in text
     assert rows_of(format_csv(report))[0]['low'] == ''
 
 
-def test_bad_input(results):
-    with pytest.raises(ValueError, match='a report needs predictions of at least one model'):
-        build_report({'kd': {}}, SUITES)
-    with pytest.raises(ValueError, match=r"--baseline must be one of the models plain, kd, dad, got 'x'"):
-        build_report(results, SUITES, reference='x')
-    for names in (['a', 'a'], ['mean-ood']):
-        with pytest.raises(ValueError, match='every suite needs a name of its own'):
-            build_report({'m': {name: {'val': predict([1])} for name in names}}, [suite(name, 'ood') for name in names])
-
-
 def test_csv_has_every_number(report):
     rows = rows_of(format_csv(report))
-    assert list(rows[0]) == ['model', 'suite', 'part', 'figure', 'value', 'low', 'high', 'images', 'reference']
+    assert list(rows[0]) == ['model', 'suite', 'part', 'figure', 'value', 'low', 'high', 'images']
     by_key = {(row['model'], row['suite'], row['part'], row['figure']): row for row in rows}
     assert len(by_key) == len(rows)
     for model, suites in report['figures'].items():
@@ -238,18 +226,12 @@ def test_csv_has_every_number(report):
                 for name, figure in figures.items():
                     row = by_key[model, suite_name, part, name]
                     assert [float(row[key]) for key in figure] == list(figure.values())
-    difference = by_key['dad', 'imagenet', '*', 'top1_difference']
-    assert difference['reference'] == 'plain'
-    assert float(difference['value']) == report['differences']['dad']['imagenet']['*']['top1']['value']
-    assert float(by_key['kd', 'imagenet', '*', 'top1_published']['value']) == 60
-    assert by_key['kd', 'imagenet-v2', 'matched-frequency', 'top5_minus_published']['reference'] == 'timm'
 
 
-def test_table_fits_and_says_all(report):
-    text = format_table(report)
-    assert max(map(len, text.splitlines())) <= 120
+def test_the_report_says_all(report):
+    text = format_markdown(report)
     for part in ('imagenet-v2 (matched-frequency)', 'imagenet-v2/top-images', 'mCE, unnormalized', 'relative mCE',
-                 'effective robustness', 'mean OOD', 'Minus plain:', 'objectnet', '60.00 ('):  # fmt: skip
+                 'effective robustness', 'mean OOD', 'Minus plain', 'objectnet', '60.00 ('):  # fmt: skip
         assert part in text, part
     figure = report['figures']['dad']['imagenet']['*']['top1']
     assert f'{figure["value"]:.2f} [{figure["low"]:.2f}, {figure["high"]:.2f}]' in text
@@ -258,20 +240,10 @@ def test_table_fits_and_says_all(report):
 def test_differences_beyond_doubt_are_marked():
     better, worse = np.ones(200, bool), np.arange(200) % 2 == 0
     results = {name: {'a': {'val': predict(correct)}} for name, correct in (('m', worse), ('n', better), ('o', worse))}
-    text = format_table(build_report(results, [suite('a', 'clean')], resamples=50))
-    line = next(line for line in text.split('Minus m:')[1].splitlines() if 'top-1' in line)
+    text = format_markdown(build_report(results, [suite('a', 'clean')], resamples=50))
+    line = next(line for line in text.split('Minus m')[1].splitlines() if 'top-1' in line)
     assert line.count('*') == 1
-    assert line.rstrip().endswith('+0.00 [+0.00, +0.00]')
-
-
-def test_many_models_with_long_names_are_numbered_and_folded():
-    models = {f'vit_base_patch16_clip_224.laion2b_ft_in12k_in1k_{place}': 0.5 for place in range(9)}
-    text = format_table(build_report(results_of(models, SUITES[:2]), SUITES[:2], resamples=10))
-    assert text.startswith('[1] vit_base_patch16_clip_224.laion2b_ft_in12k_in1k_0\n[2] ')
-    assert max(map(len, text.splitlines())) <= 120
-    heads = [line.split() for line in text.splitlines() if line.lstrip().startswith('images')]
-    assert sorted(head for line in heads for head in line[1:])[:2] == ['[1]', '[2]']
-    assert len(heads) > 4
+    assert line.rstrip(' |').endswith('+0.00 [+0.00, +0.00]')
 
 
 def test_markdown_tables_are_whole(report):
@@ -279,13 +251,12 @@ def test_markdown_tables_are_whole(report):
     tables = [block for block in text.split('\n\n') if block.startswith('|')]
     assert len(tables) == 4
     for table in tables:
-        widths = {line.count('|') for line in table.splitlines()}
-        assert len(widths) == 1
-    assert '| imagenet-c: gaussian_noise | top-1 | 200 |' in text
+        assert len({len(line) for line in table.splitlines()}) == 1
+    assert '| imagenet-c: gaussian_noise    | top-1  |    200 |' in text
     assert '- Not evaluated, because their data is not there: objectnet.' in text
 
 
 def test_markdown_of_odd_names():
-    results = {'a|b*c': {'d': {'val': predict([1, 0])}}}
+    results = {'a|b': {'d': {'val': predict([1, 0])}}}
     text = format_markdown(build_report(results, [suite('d', 'clean')], resamples=0))
-    assert '| suite | figure | images | a\\|b\\*c |' in text
+    assert '| suite | figure | images |  a\\|b |' in text

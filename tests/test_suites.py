@@ -21,7 +21,7 @@ from timm_dad.evaluation.corruptions import CORRUPTIONS
 from timm_dad.evaluation.suites.class_folders import subset_wnids
 from timm_dad.evaluation.suites.corruption_layouts import C_BAR_CORRUPTIONS, THREE_D_CORRUPTIONS
 from timm_dad.evaluation.suites.open import PUBLISHED, find_suites, open_suite, open_suites, parse_suite
-from timm_dad.evaluation.suites.suite import Chosen, Part, Suite, check_pictures
+from timm_dad.evaluation.suites.suite import Chosen, check_pictures
 from timm_dad.teachers.spec import DataClasses, create_teacher_by_spec
 
 
@@ -36,7 +36,7 @@ def items(part):
 
 
 def labels(part):
-    return [label for _, label in items(part)]
+    return [item[1] for item in items(part)]
 
 
 # What is published
@@ -224,7 +224,7 @@ def test_broken_picture_is_named_and_not_passed_over(tmp_path):
 def test_broken_picture_of_a_custom_suite(tmp_path):
     write_pictures(tmp_path, val=2)
     (tmp_path / 'val' / 'dog' / '1.png').write_bytes(b'')
-    with pytest.raises(ValueError, match=r'^mine, part test: pictures must decode, dog/1.png does not'):
+    with pytest.raises(ValueError, match=r'^mine, part test: .*dog/1.png does not decode'):
         open_suites([f'mine={tmp_path}'])
 
 
@@ -364,7 +364,7 @@ def test_folder_of_class_folders(tmp_path):
 def test_demo_styles(text, name, kind):
     (suite,), missing = open_suites([text])
     assert (suite.name, suite.kind, suite.num_classes, missing) == (name, kind, 16, [])
-    image, label = suite.parts[0].dataset[0]
+    image, label, _ = suite.parts[0].dataset[0]
     assert (image.size, image.mode, suite.parts[0].dataset.filename(0)) == ((32, 32), 'RGB', '0')
     assert 0 <= label < 16
 
@@ -459,16 +459,6 @@ def test_find_suites(published, tmp_path):
         find_suites(tmp_path / 'root')
     with pytest.raises(ValueError, match='there is no data root'):
         find_suites(tmp_path / 'nothing')
-
-
-def test_suites_and_their_parts_are_checked():
-    part = Part(name='a', dataset=[])
-    given = {'name': 'mine', 'class_names': None, 'num_classes': 2}
-    with pytest.raises(ValueError, match=r"kind of suite mine must be one of .*, got 'shift'"):
-        Suite(kind='shift', parts=(part,), **given)
-    for parts in ((), (part, part)):
-        with pytest.raises(ValueError, match='must have parts, each name once'):
-            Suite(kind='ood', parts=parts, **given)
 
 
 # The known failure: ImageNet-A without its mask, ImageNet-C cropped

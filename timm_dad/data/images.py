@@ -54,6 +54,10 @@ class Source:
         """The same as ``read``."""
         return self.read(index)
 
+    def filename(self, index: int, *, absolute: bool = False) -> str:
+        """File of an image as timm names it, from the root on or with it; its number where there are no files."""
+        return str(self.reader.filename(index, absolute=absolute) if self.has_files else index)
+
     @property
     def identified_by(self) -> str:
         """What ``sha256`` of an image is of: ``file`` or ``pixels``."""

@@ -1,11 +1,12 @@
 """The report of ``timm-dad diagnose``: Markdown that reads as plain text, too."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from timm_dad.common.files import write_file
+from timm_dad.common.markdown import format_table
 from timm_dad.diagnosis.data import CLEAN, DAD
 from timm_dad.diagnosis.limiting_term import ADVICE
 
@@ -37,17 +38,6 @@ def format_report(report: Mapping[str, Any]) -> str:
     return '\n\n'.join(parts) + '\n'
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, the first row its head, columns padded."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    rule = ['-' * width for width in widths]
-    lines = []
-    for row in (rows[0], rule, *rows[1:]):
-        cells = [row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]
-        lines.append(f'| {" | ".join(cells)} |')
-    return '\n'.join(lines)
-
-
 def _risks(report: Mapping[str, Any]) -> str:
     risks: Mapping[str, Mapping[str, float]] = report['risks']
     columns = [name for name in _RISKS if name in next(iter(risks.values()))]
@@ -55,7 +45,7 @@ def _risks(report: Mapping[str, Any]) -> str:
     for name, found in risks.items():
         numbers = [f'{100 * found[key]:.1f}' if key in _IN_PERCENT else f'{found[key]:.3f}' for key in columns]
         rows.append([name, str(report['images'][name]), *numbers])
-    return f'## Risks\n\n{_table(rows)}'
+    return f'## Risks\n\n{format_table(rows)}'
 
 
 def _distances(role: str, found: Mapping[str, Any], config: Mapping[str, Any]) -> str:
@@ -68,7 +58,7 @@ def _distances(role: str, found: Mapping[str, Any], config: Mapping[str, Any]) -
         rows.append([pair['from'], pair['to'], *numbers, _plus_minus(nearer) if nearer else ''])
     title = f'## Wasserstein distances, features of the {role}'
     how = f'{config["distance"]}, mean ± standard deviation over {config["num_splits"]} splits'
-    return f'{title}\n\n{how}\n\n{_table(rows)}'
+    return f'{title}\n\n{how}\n\n{format_table(rows)}'
 
 
 def _plus_minus(moments: Mapping[str, float]) -> str:
@@ -79,7 +69,7 @@ def _codebook(codes: Mapping[str, Any]) -> str:
     rows = [['', f'codes used of {codes["size"]}', 'perplexity']]
     rows += [[name, str(codes[name]['used']), f'{codes[name]["perplexity"]:.1f}'] for name in (CLEAN, DAD)]
     return (
-        f'## Codebook\n\n{_table(rows)}\n\n'
+        f'## Codebook\n\n{format_table(rows)}\n\n'
         f'{codes["new"]} codes occur in DAD views alone. Codes that differ from those of the image: '
         f'{100 * codes["changed"]:.1f} % in DAD views, {100 * codes["changed_without_attack"]:.1f} % where Q(x) is '
         'encoded again without an attack.'
@@ -93,7 +83,7 @@ def _terms(terms: Mapping[str, Mapping[str, Any]], report: Mapping[str, Any]) ->
         numbers = [f'{100 * found[key]:.1f}' for key in columns]
         rows.append([name, *numbers, found['limiting'], f'{100 * found["certainty"]:.0f}'])
     return (
-        f'## What limits the student (all in %)\n\n{_table(rows)}\n\n'
+        f'## What limits the student (all in %)\n\n{format_table(rows)}\n\n'
         'teacher: its error on the OOD data. fit: disagreement of student and teacher on DAD views. shift: their '
         'disagreement on the OOD data, less that on DAD views.\n\n'
         f'{_reading(terms["mean"], report)}'

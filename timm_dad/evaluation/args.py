@@ -1,7 +1,7 @@
 """The flags of ``timm-dad evaluate``."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ from timm_dad.evaluation.models import ModelOptions, parse_models
 from timm_dad.evaluation.predict import EvalConfig
 from timm_dad.evaluation.report.bootstrap import RESAMPLES
 from timm_dad.evaluation.suites.open import PUBLISHED
-from timm_dad.flags.rules import check_rules, given_flags, naming_flag, under_flag
+from timm_dad.flags.execution import add_execution_args, device_rule
+from timm_dad.flags.fields import from_flags
+from timm_dad.flags.rules import check_file_args, check_rules, parse_checked, under_flag
 from timm_dad.frozen.prepare import PRECISIONS
 from timm_dad.method.attack import NORMS
 from timm_dad.teachers.classes import read_class_file
@@ -35,9 +37,9 @@ def create_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         '--model', metavar='SPEC', nargs='+', action='extend', required=True,
-        help="models, each with a name or without (NAME=SPEC): a name of timm, timm:MODEL/FILE, "
-        "open_clip:MODEL/PRETRAINED (zero-shot), probe:FILE, run:FOLDER (the student of a `timm-dad train`), "
-        "teacher:FOLDER (that run's teacher) or demo",
+        help="models, compared with the first one, each with a name or without (NAME=SPEC): a name of timm, "
+        "timm:MODEL/FILE, open_clip:MODEL/PRETRAINED (zero-shot), probe:FILE, run:FOLDER (the student of a "
+        "`timm-dad train`), teacher:FOLDER (that run's teacher) or demo",
     )  # fmt: skip
     parser.add_argument('--output', metavar='DIR', required=True, help='folder of the results; the same one to go on')
     group = parser.add_argument_group('Suites')
@@ -84,37 +86,23 @@ def create_parser() -> argparse.ArgumentParser:
     group.add_argument(
         '--bootstrap', type=int, default=RESAMPLES, metavar='N', help='resamples for 95 %% intervals; 0: no intervals'
     )
-    group.add_argument('--baseline', metavar='NAME', help='model to compare the others with (default: the first)')
     group.add_argument(
         '--timm-results', metavar='DIR', help="the folder results of timm's repository, to compare with its numbers"
     )
-    group.add_argument('--log-with', default='', metavar='NAMES', help='trackers of Accelerate: tensorboard,wandb')
     group = parser.add_argument_group('Execution')
-    group.add_argument('-b', '--batch-size', type=int, default=config.batch_size, metavar='N', help='images at a time')
-    group.add_argument('-j', '--workers', type=int, default=config.workers, metavar='N', help='data loading processes')
-    group.add_argument('--device', default='cuda', help='cuda (the CPU where there is none) or cpu')
+    add_execution_args(group, config.batch_size)
     group.add_argument('--seed', type=int, default=config.seed, metavar='S', help='of corruptions, attacks, resamples')
     return parser
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """Parse, and check what needs no data; ``SystemExit`` on a bad flag, with one line that names it."""
-    parser = create_parser()
-    args = parser.parse_args(argv)
-    given = set(given_flags(create_parser(), argv))
-    try:
-        _check_rules(args, given)
-        _check_files(args)
-        create_config(args)
-    except ValueError as error:
-        parser.error(str(error))
-    return args
+    return parse_checked(create_parser, argv, _check_args)
 
 
-def _check_rules(args: argparse.Namespace, given: set[str]) -> None:
+def _check_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
     with under_flag('--model:'):
         models = parse_models(args.model)
-    names = [model.name for model in models]
     output, linf = Path(args.output), args.attack_norm == 'linf'
     attack_flags = ('attack_eps', 'attack_norm', 'attack_images')
     zero_shot = any(model.spec.startswith(('open_clip:', 'demo')) for model in models)
@@ -123,35 +111,27 @@ def _check_rules(args: argparse.Namespace, given: set[str]) -> None:
         (args.suite or args.data_root, '--suite must name a data set as NAME=PATH (or give --data-root)'),
         (not output.exists() or output.is_dir(), f'--output must be a folder, got {args.output!r}'),
         ('severity' not in given or args.corrupt is not None, '--severity is for --corrupt: add it'),
-        (args.attack or given.isdisjoint(attack_flags), '--attack-... needs --attack: add it'),
+        (args.attack or not any(name in given for name in attack_flags), '--attack-... needs --attack: add it'),
         (linf or 'attack_eps' in given,
          f'--attack-eps must be given with --attack-norm {args.attack_norm}: its default is for linf'),
         (args.attack_images is None or args.attack_images > 0,
          f'--attack-images must be 1 or more, got {args.attack_images}'),
         (args.bootstrap >= 0, f'--bootstrap must be 0 or more, got {args.bootstrap}'),
-        (args.baseline in (None, *names),
-         f'--baseline must be one of the models {", ".join(names)}, got {args.baseline!r}'),
         (zero_shot or not args.classnames,
          '--classnames is for zero-shot models (open_clip:, demo), and there is none'),
         (zero_shot or not args.templates, '--templates is for zero-shot models (open_clip:, demo), and there is none'),
         (own_head or not args.class_map, '--class-map is for models with a head of their own, and there is none'),
-        (args.device.split(':')[0] in ('cuda', 'cpu'), f'--device must be cuda or cpu, got {args.device!r}'),
+        device_rule(args.device),
     )  # fmt: skip
     check_rules(rules)
-
-
-def _check_files(args: argparse.Namespace) -> None:
-    for name in ('classnames', 'templates', 'class_map'):
-        path = getattr(args, name)
-        if path and not Path(path).is_file():
-            raise ValueError(f'--{name.replace("_", "-")} must be a file, got {path!r}, which does not exist')
+    check_file_args(args, 'classnames', 'templates', 'class_map')
+    create_config(args)
 
 
 def create_config(args: argparse.Namespace) -> EvalConfig:
     """How the flags want models evaluated; ``ValueError`` names the flag."""
-    with naming_flag({'eps': 'attack_eps', 'norm': 'attack_norm'}):
-        attack = EvalAttackConfig(eps=args.attack_eps, norm=args.attack_norm)
-        return EvalConfig(batch_size=args.batch_size, workers=args.workers, seed=args.seed, attack=attack)
+    attack = from_flags(EvalAttackConfig, args, {'eps': 'attack_eps', 'norm': 'attack_norm'})
+    return from_flags(EvalConfig, args, {name: name for name in ('batch_size', 'workers', 'seed')}, attack=attack)
 
 
 def create_options(args: argparse.Namespace) -> ModelOptions:

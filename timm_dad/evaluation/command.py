@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import PartialState
 
 from timm_dad.common.errors import is_main_process, user_errors
 from timm_dad.common.extras import require_extra
@@ -16,8 +16,9 @@ from timm_dad.evaluation.args import PROGRAM, create_config, create_options, par
 from timm_dad.evaluation.corruptions import CORRUPTIONS
 from timm_dad.evaluation.evaluate import Evaluation, evaluate
 from timm_dad.evaluation.models import parse_models
+from timm_dad.evaluation.report.figures import MEAN_OOD
 from timm_dad.evaluation.report.plots import write_plots
-from timm_dad.evaluation.report.text import format_table
+from timm_dad.evaluation.report.text import format_markdown
 from timm_dad.evaluation.report.timm_results import TimmResults, read_timm_results
 from timm_dad.evaluation.report.write import build_report, write_report
 from timm_dad.evaluation.suites.changed import attacked_suites, clean_counterparts, corrupted_suites
@@ -36,14 +37,13 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         require_extra('matplotlib', 'eval')
         published = read_timm_results(args.timm_results) if args.timm_results else None
         suites, missing = collect_suites(args)
-        accelerator = create_accelerator(args)
+        state = start_processes(args.device)
         models, options = parse_models(args.model), create_options(args)  # checked by parse_args
-        evaluation = evaluate(models, suites, create_config(args), options, Path(args.output), accelerator.device)
+        evaluation = evaluate(models, suites, create_config(args), options, Path(args.output), state.device)
         report: dict[str, Any] = {}
         if is_main_process():
             report = write_all(args, suites, missing, evaluation, published)
-            accelerator.log(flatten(report))
-        accelerator.end_training()
+        state.destroy_process_group()
     return report
 
 
@@ -74,26 +74,17 @@ def collect_suites(args: argparse.Namespace) -> tuple[list[Suite], list[str]]:
         if suite.kind != 'corruption':
             made += attacked_suites(suite, args.attack, args.attack_images)
     names = [suite.name for suite in (*suites, *made)]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise ValueError(f'--suite: {twice[0]} is also what --corrupt and --attack call theirs: give another NAME')
+    taken = [name for name in names if names.count(name) > 1 or name == MEAN_OOD]
+    if taken:
+        raise ValueError(f'--suite: {taken[0]} is also what a suite or mean made here is called: give another NAME')
     return [*suites, *made], missing
 
 
-def create_accelerator(args: argparse.Namespace) -> Accelerator:
-    """Processes, device and trackers; ``ValueError`` if a tracker is missing."""
-    if ':' in args.device and torch.cuda.is_available():
-        torch.cuda.set_device(args.device)
-    trackers = [name for name in args.log_with.split(',') if name]
-    try:
-        accelerator = Accelerator(cpu=args.device == 'cpu', log_with=trackers or None, project_dir=args.output)
-    except ValueError as error:
-        raise ValueError(f'--log-with: Accelerate says: {error}') from error
-    absent = set(trackers) - {tracker.value for tracker in accelerator.log_with}
-    if absent:
-        raise ValueError(f'--log-with: {", ".join(sorted(absent))} is not installed, or no tracker of Accelerate')
-    accelerator.init_trackers('timm-dad', {name: str(value) for name, value in vars(args).items()})
-    return accelerator
+def start_processes(device: str) -> PartialState:
+    """Start the process group, if there is one, on the device of ``--device``."""
+    if ':' in device and torch.cuda.is_available():
+        torch.cuda.set_device(device)
+    return PartialState(cpu=device == 'cpu')
 
 
 def write_all(
@@ -106,22 +97,12 @@ def write_all(
     """Report and plots, into files and on the terminal."""
     report = build_report(
         evaluation.results, suites,
-        resamples=args.bootstrap, seed=args.seed, reference=args.baseline, missing=missing,
-        timm_results=published, timm_models=evaluation.timm_models,
+        resamples=args.bootstrap, seed=args.seed, missing=missing, timm_results=published,
+        timm_models=evaluation.timm_models,
     )  # fmt: skip
     report['notes'] += evaluation.notes
     files = write_report(report, args.output)
     files += write_plots(report, evaluation.results, suites, args.output, published)
-    print(format_table(report))
-    print(f'\nFiles in {args.output}: {" ".join(file.name for file in files)}, predictions')
+    print(format_markdown(report))
+    print(f'Files in {args.output}: {" ".join(file.name for file in files)}, predictions')
     return report
-
-
-def flatten(report: dict[str, Any]) -> dict[str, float]:
-    """Figures of whole suites, as trackers take them: ``MODEL/SUITE/FIGURE``."""
-    return {
-        f'{model}/{suite}/{name}': figure['value']
-        for model, of_model in report['figures'].items()
-        for suite, parts in of_model.items()
-        for name, figure in parts.get('*', {}).items()
-    }

@@ -8,14 +8,11 @@ Source of the definitions: hendrycks/robustness, ``ImageNet-C/create_c/make_imag
 """
 
 import zlib
-from collections.abc import Callable
 from importlib import resources
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torch.utils.data import Dataset
 
 from timm_dad.common.extras import require_extra
 
@@ -29,14 +26,6 @@ MIN_SIZE = 32
 _SEEDED = ('impulse_noise', 'glass_blur')
 
 Pixels = NDArray[np.uint8]
-
-
-def check_corruption(name: str, severity: int) -> None:
-    """Raise a ``ValueError`` if there is no corruption of that name, or the severity is out of range."""
-    if name not in CORRUPTIONS:
-        raise ValueError(f'corruption must be one of {", ".join(CORRUPTIONS)}, got {name!r}')
-    if severity not in SEVERITIES:
-        raise ValueError(f'severity is from 1 to 5, got {severity}')
 
 
 def corrupt(image: Pixels, name: str, severity: int, seed: int) -> Pixels:
@@ -56,7 +45,10 @@ def corrupt(image: Pixels, name: str, severity: int, seed: int) -> Pixels:
         ValueError: If name, severity, shape or size is out of range.
         ImportError: If the extra ``eval`` is not installed.
     """
-    check_corruption(name, severity)
+    if name not in CORRUPTIONS:
+        raise ValueError(f'corruption must be one of {", ".join(CORRUPTIONS)}, got {name!r}')
+    if severity not in SEVERITIES:
+        raise ValueError(f'severity is from 1 to 5, got {severity}')
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f'corruptions take uint8 pixels [H, W, 3], got {image.dtype} {list(image.shape)}')
     if min(image.shape[:2]) < MIN_SIZE:
@@ -78,7 +70,6 @@ class SeededCorruption:
     """A corruption whose randomness is of ``seed`` and the image's number alone."""
 
     def __init__(self, name: str, severity: int, seed: int = 0) -> None:
-        check_corruption(name, severity)
         self.name, self.severity = name, severity
         self.seed = zlib.crc32(f'{seed} {name} {severity}'.encode())
 
@@ -86,37 +77,6 @@ class SeededCorruption:
         """Corrupt the image of this number."""
         seed = np.random.SeedSequence([self.seed, index]).generate_state(1)[0]
         return Image.fromarray(corrupt(np.asarray(image.convert('RGB')), self.name, self.severity, int(seed)))
-
-
-class CorruptedDataset(Dataset[tuple[Any, Any]]):
-    """Images of a data set, each corrupted by a seed of its own.
-
-    Args:
-        dataset: Gives ``(PIL image, target)`` by index; its own ``transform`` must leave the image one.
-        name: One of ``CORRUPTIONS``.
-        severity: 1 to 5.
-        seed: What the seeds of the images are made of.
-        transform: What follows the corruption.
-
-    Raises:
-        ValueError: If name or severity is out of range.
-    """
-
-    def __init__(
-        self, dataset: Any, name: str, severity: int, seed: int = 0, transform: Callable[[Any], Any] | None = None
-    ) -> None:
-        self.dataset, self.transform = dataset, transform
-        self.corruption = SeededCorruption(name, severity, seed)
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
-        """One corrupted image and its target."""
-        image, target = self.dataset[index]
-        corrupted = self.corruption(image, index)
-        return self.transform(corrupted) if self.transform else corrupted, target
 
 
 # Per severity: displacement, smoothness of its field and jitter of the affine map, as parts of 244 px. ImageNet-C says

@@ -18,6 +18,7 @@ from timm_dad.evaluation.predict import EvalConfig, Predictions, evaluate_part
 from timm_dad.evaluation.store import PredictionStore
 from timm_dad.evaluation.suites.changed import AttackedPart, CorruptedPart
 from timm_dad.evaluation.suites.suite import Suite
+from timm_dad.flags.rules import under_flag
 from timm_dad.teachers.spec import DataClasses
 
 _logger = logging.getLogger(__name__)
@@ -25,13 +26,11 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What ``evaluate`` found; nothing but ``notes`` and ``timm_models`` in other processes than the main one.
-
-    ``timm_models`` are timm's name and the input size of those models that have the weights that timm publishes.
-    """
+    """What ``evaluate`` found."""
 
     # By model, suite and part.
     results: dict[str, dict[str, dict[str, Predictions]]] = field(default_factory=dict)
+    # timm's name, and the input size, of the models that have the weights that timm publishes.
     timm_models: dict[str, tuple[str, int]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -64,40 +63,30 @@ def evaluate(
     ``ValueError``, if it cannot do one, comes before the first is evaluated.
     """
     store, opener, evaluation = PredictionStore(output / 'predictions'), _Opener(options, device), Evaluation()
-    groups: list[tuple[DataClasses, list[Suite]]] = []
-    for suite in suites:
-        data = suite_classes(suite, options)
-        same = [of_group for known, of_group in groups if known == data]
-        if same:
-            same[0].append(suite)
-        else:
-            groups.append((data, [suite]))
+    classes = {suite.name: suite_classes(suite, options) for suite in suites}
+    known = list(classes.values())
     jobs = []
     for spec in models:
-        for data, of_group in groups:
+        # Suites of the same classes one after another: they share the opened model.
+        for suite in sorted(suites, key=lambda suite: known.index(classes[suite.name])):
+            data = classes[suite.name]
             model = opener(spec, data)
-            _check(model, of_group, data.num_classes, evaluation.notes)
+            check_model(model, suite, data.num_classes)
+            if note := resize_note(model, suite):
+                _logger.warning(note)
+                evaluation.notes.append(note)
             if model.timm_name:
                 evaluation.timm_models[spec.name] = model.timm_name, model.frame.size[-1]
-            jobs += [(spec, data, suite, model.fingerprint) for suite in of_group]
-    found: dict[str, dict[str, dict[str, Predictions]]] = {spec.name: {} for spec in models}
+            jobs.append((spec, data, suite, model.fingerprint))
     for spec, data, suite, fingerprint in jobs:
         facts = {}
         if PartialState().is_main_process:
-            facts = {one.name: store.facts(fingerprint, suite, one, config, options.precision) for one in suite.parts}
-        found[spec.name][suite.name] = _evaluate_suite(spec, data, suite, facts, opener, store, config)
-    if PartialState().is_main_process:
-        for name, of_model in found.items():
-            evaluation.results[name] = {suite.name: of_model[suite.name] for suite in suites}
+            facts = {
+                part.name: store.facts(fingerprint, suite, part, config, options.precision) for part in suite.parts
+            }
+        found = _evaluate_suite(spec, data, suite, facts, opener, store, config)
+        evaluation.results.setdefault(spec.name, {})[suite.name] = found
     return evaluation
-
-
-def _check(model: EvalModel, suites: Sequence[Suite], num_classes: int, notes: list[str]) -> None:
-    for suite in suites:
-        check_model(model, suite, num_classes)
-        if note := resize_note(model, suite):
-            _logger.warning(note)
-            notes.append(note)
 
 
 def check_model(model: EvalModel, suite: Suite, num_classes: int) -> None:
@@ -114,10 +103,8 @@ def check_model(model: EvalModel, suite: Suite, num_classes: int) -> None:
     if isinstance(part, AttackedPart):
         if part.attack == 'autoattack':
             require_extra('pyautoattack', 'eval')
-        try:
+        with under_flag(f'suite {suite.name}:'):
             check_classes(part.attack, num_classes)
-        except ValueError as error:
-            raise ValueError(f'suite {suite.name}: {error}') from error
 
 
 def resize_note(model: EvalModel, suite: Suite) -> str | None:

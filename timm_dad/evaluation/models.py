@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import ImageNetInfo, resolve_data_config
+from timm.data import resolve_data_config
 from timm.models import load_checkpoint
 from torch import Tensor
 
 from timm_dad.common.hashing import content_hash
 from timm_dad.data.images import Frame
 from timm_dad.evaluation.runs import create_run_student, create_run_teacher, run_folder
+from timm_dad.evaluation.suites.class_folders import imagenet_wnids
 from timm_dad.evaluation.suites.suite import Suite
+from timm_dad.flags.rules import under_flag
 from timm_dad.frozen.prepare import prepare_frozen
 from timm_dad.teachers.classes import in_label_order
 from timm_dad.teachers.ensemble import TeacherEnsemble
@@ -122,8 +124,7 @@ class ModelOptions:
 
 def suite_classes(suite: Suite, options: ModelOptions) -> DataClasses:
     """The classes that a model must tell apart for a suite: ImageNet's 1000 where the suite groups them."""
-    names = list(ImageNetInfo().label_names()) if suite.groups is not None else suite.class_names
-    count = len(names) if suite.groups is not None and names is not None else suite.num_classes
+    names, count = (suite.class_names, suite.num_classes) if suite.groups is None else (imagenet_wnids(), 1000)
 
     def by_class(content: list[str] | dict[str, str] | None, what: str) -> list[str] | None:
         try:
@@ -151,10 +152,8 @@ def open_model(
     ``ValueError`` if it cannot be loaded, or its classes are not those of the suite.
     """
     device = device or torch.device('cpu')
-    try:
+    with under_flag(f'{model.name}:'):
         teacher, frame = _load(model, data, options, device)
-    except ValueError as error:
-        raise ValueError(f'{model.name}: {error}') from error
     teacher.input_size = frame.size
     preprocess = {name: getattr(frame, name) for name in ('interpolation', 'crop_pct', 'crop_mode', 'fill')}
     preprocess['input_size'] = frame.size

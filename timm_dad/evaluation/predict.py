@@ -8,7 +8,6 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
-from timm.data import ImageNetInfo
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -19,6 +18,7 @@ from timm_dad.evaluation.attacks import EvalAttackConfig, run_attack
 from timm_dad.evaluation.corruptions import SeededCorruption
 from timm_dad.evaluation.models import EvalModel
 from timm_dad.evaluation.suites.changed import AttackedPart, CorruptedPart
+from timm_dad.evaluation.suites.class_folders import imagenet_wnids
 from timm_dad.evaluation.suites.suite import Part, Suite
 
 
@@ -31,11 +31,6 @@ class Predictions:
     confidence: NDArray[np.float32]  # its softmax probability
     correct: NDArray[np.bool_]  # whether it is right (several labels may be: ReaL)
     correct5: NDArray[np.bool_]  # whether one of the five largest is
-
-    def __post_init__(self) -> None:
-        lengths = {field.name: len(getattr(self, field.name)) for field in fields(self)}
-        if len(set(lengths.values())) > 1:
-            raise ValueError(f'predictions must be of the same images, got lengths {lengths}')
 
     def __len__(self) -> int:
         """Number of images."""
@@ -148,7 +143,7 @@ def judge(
     """
     if suite.groups is not None:
         group_of = {wnid: group for group, wnids in enumerate(suite.groups) for wnid in wnids}
-        top = np.array([group_of.get(wnid, -1) for wnid in ImageNetInfo().label_names()])[top]
+        top = np.array([group_of.get(wnid, -1) for wnid in imagenet_wnids()])[top]
     hits = top == label[:, None]
     if part.multi_labels is not None:
         hits = np.array([np.isin(row, right) for row, right in zip(top, part.multi_labels, strict=True)])

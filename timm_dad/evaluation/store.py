@@ -55,7 +55,7 @@ class PredictionStore:
         key = id(part.dataset)  # a suite's parts live as long as the store
         if key not in self._data:
             listing = list(_listing(part.dataset))
-            sample = [_image(*part.dataset[index]) for index in spread(len(part.dataset), _SAMPLE)]
+            sample = [_image(*part.dataset[index][:2]) for index in spread(len(part.dataset), _SAMPLE)]
             self._data[key] = content_hash({}, {'listing': listing, 'sample': sample})
         return content_hash({}, {'data': self._data[key], 'labels': part.multi_labels})
 

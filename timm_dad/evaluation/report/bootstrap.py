@@ -65,8 +65,6 @@ def resample_means(
     """
     if images < 1:
         raise ValueError('a figure needs at least one image, got none')
-    if resamples < 0:
-        raise ValueError(f'--bootstrap is the number of resamples, 0 or more (0: no intervals), got {resamples}')
     rng = np.random.default_rng(list(seed))
     rows = max(1, _MAX_COUNTS // images)
     blocks: list[list[Array]] = [[] for _ in items]

@@ -4,6 +4,7 @@ A part called ``*`` is the suite as a whole, and ``gaussian_noise/*`` a corrupti
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from zlib import crc32
 
 import numpy as np
@@ -11,15 +12,7 @@ import numpy as np
 from timm_dad.evaluation.corruptions import SEVERITIES
 from timm_dad.evaluation.predict import Predictions
 from timm_dad.evaluation.report.bootstrap import Estimate, combine, estimate_figures, mean_estimate
-from timm_dad.evaluation.report.metrics import (
-    ALEXNET_ERRORS,
-    Baseline,
-    corruption_error,
-    effective_robustness,
-    mean_corruption_error,
-    relative_corruption_error,
-    relative_mean_corruption_error,
-)
+from timm_dad.evaluation.report.metrics import ALEXNET_ERRORS, corruption_error, relative_corruption_error
 from timm_dad.evaluation.suites.changed import MadePart, image_set
 from timm_dad.evaluation.suites.layouts import V2_VARIANTS
 from timm_dad.evaluation.suites.suite import Part, Suite
@@ -49,24 +42,20 @@ def estimate_parts(
     All models get the same resamples, as do the parts of a corruption suite, and a suite and what is made of it
     (``--corrupt``, ``--attack``): they show the same images.
     """
-    places = [
-        (model, suite, part, results[model][suite.name][part.name])
-        for suite in suites
-        for part in suite.parts
-        for model in results
-        if part.name in results[model].get(suite.name, {})
-    ]
-    figures: dict[str, dict[str, SuiteFigures]] = {model: {} for model in results}
-    first: dict[tuple[str, str], Predictions] = {}
-    image_sets: dict[str, list[tuple[Figures, Predictions]]] = {}
-    for model, suite, part, predictions in places:
-        of_part = figures[model].setdefault(suite.name, {}).setdefault(part.name, {})
-        of_first_model = first.setdefault((suite.name, part.name), predictions)
-        image_sets.setdefault(_image_set(suite, part, of_first_model), []).append((of_part, predictions))
-    for name, members in image_sets.items():
-        of_set = estimate_figures([predictions for _, predictions in members], name, resamples, seed)
-        for (of_part, _), estimates in zip(members, of_set, strict=True):
-            of_part.update(estimates)
+    figures: dict[str, dict[str, SuiteFigures]] = {
+        model: {suite.name: {part.name: {} for part in suite.parts} for suite in suites} for model in results
+    }
+    image_sets: dict[str, list[tuple[str, str, str]]] = {}
+    for suite in suites:
+        for part in suite.parts:
+            of_first_model = next(iter(results.values()))[suite.name][part.name]
+            places = image_sets.setdefault(_image_set(suite, part, of_first_model), [])
+            places += ((model, suite.name, part.name) for model in results)
+    for name, places in image_sets.items():
+        predictions = [results[model][suite_name][part_name] for model, suite_name, part_name in places]
+        of_set = estimate_figures(predictions, name, resamples, seed)
+        for (model, suite_name, part_name), estimates in zip(places, of_set, strict=True):
+            figures[model][suite_name][part_name].update(estimates)
     return figures
 
 
@@ -78,15 +67,13 @@ def _image_set(suite: Suite, part: Part, predictions: Predictions) -> str:
     return image_set(suite.name, shared)
 
 
-def missing_parts(suite: Suite, parts: Sequence[str]) -> list[str]:
-    """Parts that a suite lacks of which there are figures of ``parts``: of ImageNet-C, and variants of ImageNet-V2."""
+def missing_parts(suite: Suite) -> list[str]:
+    """Parts that a suite lacks: of ImageNet-C's 15 x 5, where it has some of them, and of ImageNet-V2's variants."""
+    there = [part.name for part in suite.parts]
     if suite.name == 'imagenet-v2':
-        return [variant for variant in V2_VARIANTS if variant not in parts]
-    return [part for part in _WHOLE_IMAGENET_C if part not in parts] if _is_imagenet_c(suite, parts) else []
-
-
-def _is_imagenet_c(suite: Suite, parts: Sequence[str]) -> bool:
-    return suite.kind == 'corruption' and not set(parts).isdisjoint(_WHOLE_IMAGENET_C)
+        return [variant for variant in V2_VARIANTS if variant not in there]
+    is_imagenet_c = suite.kind == 'corruption' and not set(there).isdisjoint(_WHOLE_IMAGENET_C)
+    return [part for part in _WHOLE_IMAGENET_C if part not in there] if is_imagenet_c else []
 
 
 def _error(top1: Estimate) -> Estimate:
@@ -108,15 +95,13 @@ def add_whole(suite: Suite, figures: SuiteFigures, clean: Estimate | None) -> No
         headline = HEADLINE_PARTS.get(suite.name)
         figures[WHOLE] = dict(figures[headline]) if headline in figures else _mean_figures(list(figures.values()))
         return
-    of_imagenet_c = _is_imagenet_c(suite, list(figures))
     by_corruption: dict[str, list[Figures]] = {}
-    for part in figures:
-        if part in _WHOLE_IMAGENET_C or not of_imagenet_c:  # ImageNet-C has four more, which do not count
-            by_corruption.setdefault(part.rpartition('/')[0], []).append(figures[part])
+    for part, estimates in figures.items():
+        by_corruption.setdefault(part.rpartition('/')[0], []).append(estimates)
     means = {corruption: _mean_figures(parts) for corruption, parts in by_corruption.items()}
     total = _mean_figures(list(means.values()))
     errors = {corruption: _error(mean['top1']) for corruption, mean in means.items()}
-    whole = of_imagenet_c and not missing_parts(suite, list(figures))
+    whole = set(_WHOLE_IMAGENET_C) == set(figures)
     total['mce_unnormalized' if whole else 'mean_error'] = mean_estimate(list(errors.values()))
     if whole and suite.normalizer == 'alexnet':
         _add_normalized(means, total, errors, clean)
@@ -124,41 +109,26 @@ def add_whole(suite: Suite, figures: SuiteFigures, clean: Estimate | None) -> No
     figures[WHOLE] = total
 
 
-def has_classes_of(of_model: Mapping[str, Mapping[str, Predictions]], suite: str, clean: str) -> bool:
-    """Whether all parts of both suites are of the same classes; not so where a model lacks one of the suites."""
-    parts = [part for name in (suite, clean) for part in of_model.get(name, {}).values()]
-    return all(of_model.get(name) for name in (suite, clean)) and (
-        len({np.unique(part.label).tobytes() for part in parts}) == 1
-    )
+def have_same_classes(of_model: Mapping[str, Mapping[str, Predictions]], *suites: str) -> bool:
+    """Whether all parts of these suites are of the same classes."""
+    classes = {np.unique(part.label).tobytes() for suite in suites for part in of_model[suite].values()}
+    return len(classes) == 1
 
 
 def _add_normalized(
     means: dict[str, Figures], total: Figures, errors: Mapping[str, Estimate], clean: Estimate | None
 ) -> None:
-    names, values = list(errors), list(errors.values())
-    images = sum(value.images for value in values)
-    for name in names:
-        means[name]['ce'] = combine(lambda error, name=name: corruption_error(error, name), errors[name])
-    total['mce'] = combine(
-        lambda *error: mean_corruption_error(dict(zip(names, error, strict=True))), *values, images=images
-    )
-    if clean is None:
-        return
-    clean_error = _error(clean)
-    for name in names:
-        means[name]['relative_ce'] = combine(
-            lambda error, clean, name=name: relative_corruption_error(error, clean, name),
-            *(errors[name], clean_error),
-            images=errors[name].images,
-        )
-    total['relative_mce'] = combine(
-        lambda clean, *error: relative_mean_corruption_error(dict(zip(names, error, strict=True)), clean),
-        *(clean_error, *values),
-        images=images,
-    )
+    for name, error in errors.items():
+        means[name]['ce'] = combine(partial(corruption_error, corruption=name), error)
+        if clean is not None:
+            relative = partial(relative_corruption_error, corruption=name)
+            means[name]['relative_ce'] = combine(relative, error, _error(clean), images=error.images)
+    total['mce'] = mean_estimate([mean['ce'] for mean in means.values()])
+    if clean is not None:
+        total['relative_mce'] = mean_estimate([mean['relative_ce'] for mean in means.values()])
 
 
-def clean_suite(suites: Sequence[Suite], of: str | None = None) -> str | None:
+def clean_suite(suites: Sequence[Suite], of: str) -> str | None:
     """Name of the suite whose accuracy is the clean one for the suite ``of``, if there is one.
 
     For ImageNet-A and -R it is ImageNet val with their classes (``imagenet-a-clean``), else ``imagenet`` or the first
@@ -169,15 +139,3 @@ def clean_suite(suites: Sequence[Suite], of: str | None = None) -> str | None:
         if name in names:
             return name
     return next((name for name in names if not name.endswith('-clean')), None)
-
-
-def mean_ood(figures: Mapping[str, SuiteFigures], suites: Sequence[str]) -> Figures | None:
-    """Plain mean of top-1 over suites of shifted data; ``None`` if the model lacks one."""
-    if not suites or any(WHOLE not in figures.get(suite, {}) for suite in suites):
-        return None
-    return {'top1': mean_estimate([figures[suite][WHOLE]['top1'] for suite in suites])}
-
-
-def robustness_estimate(clean: Estimate, ood: Estimate, baseline: Baseline) -> Estimate:
-    """Effective robustness, in percentage points; the baseline is taken as it is, without an interval of its own."""
-    return combine(lambda x, y: effective_robustness(x, y, baseline), clean, ood, images=ood.images)

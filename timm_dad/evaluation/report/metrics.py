@@ -3,7 +3,7 @@
 Everything is in percent, 0 to 100, as papers print it; of mCE, 100 is AlexNet. Functions take numbers or arrays.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,55 +41,31 @@ def calibration_gaps(confidence: ArrayLike, correct: ArrayLike, bins: int = BINS
 
 
 def calibration_error(mean_gaps: ArrayLike) -> Any:
-    """Expected calibration error ``[...]`` of gaps ``[..., bins]`` averaged over images (empty bins count nothing)."""
-    return 100 * np.abs(mean_gaps).sum(axis=-1)
-
-
-def expected_calibration_error(confidence: ArrayLike, correct: ArrayLike, bins: int = BINS) -> float:
-    """ECE, in percent: mean distance of confidence and accuracy over equal-width bins, weighted by their images.
+    """ECE ``[...]``, in percent, of gaps ``[..., bins]`` averaged over images (empty bins count nothing).
 
     Source: Guo et al. 2017, arXiv:1706.04599, equation 3, with the 15 bins of their table 1; their edges are
     those of gpleiss/temperature_scaling.
     """
-    return float(calibration_error(calibration_gaps(confidence, correct, bins).mean(axis=0)))
+    return 100 * np.abs(mean_gaps).sum(axis=-1)
 
 
 def corruption_error(error: ArrayLike, corruption: str) -> Any:
-    """CE: mean error of a corruption over its five severities, in percent of AlexNet's."""
+    """CE: mean error of a corruption over its five severities, in percent of AlexNet's.
+
+    mCE is its mean over ImageNet-C's 15 corruptions.
+
+    Source: Hendrycks & Dietterich 2019, arXiv:1903.12261; google-research/augmix, imagenet.py.
+    """
     return 100 * np.asarray(error) / ALEXNET_ERRORS[corruption]
 
 
 def relative_corruption_error(error: ArrayLike, clean_error: ArrayLike, corruption: str) -> Any:
-    """Relative CE: what the corruption adds to the clean error, in percent of what it adds to AlexNet's."""
-    added = np.asarray(error) - np.asarray(clean_error)
-    return 100 * added / (ALEXNET_ERRORS[corruption] - ALEXNET_CLEAN_ERROR)
-
-
-def _check_whole(errors: Mapping[str, ArrayLike]) -> None:
-    if set(errors) != set(ALEXNET_ERRORS):
-        missing, more = set(ALEXNET_ERRORS) - set(errors), set(errors) - set(ALEXNET_ERRORS)
-        raise ValueError(
-            f'mCE is of the 15 corruptions of ImageNet-C: missing {sorted(missing)}, not of them {sorted(more)}; '
-            'give the plain mean of what is there another name'
-        )
-
-
-def mean_corruption_error(errors: Mapping[str, ArrayLike]) -> Any:
-    """mCE: mean over ImageNet-C's 15 corruptions of the error, in percent, over that of AlexNet, which is 100.
-
-    Source: Hendrycks & Dietterich 2019, arXiv:1903.12261; google-research/augmix, imagenet.py.
-    """
-    _check_whole(errors)
-    return np.mean([corruption_error(error, name) for name, error in errors.items()], axis=0)
-
-
-def relative_mean_corruption_error(errors: Mapping[str, ArrayLike], clean_error: ArrayLike) -> Any:
-    """Relative mCE: the same of the relative CE, with the top-1 error on ImageNet val, in percent.
+    """Relative CE: what the corruption adds to the error on ImageNet val, in percent of what it adds to AlexNet's.
 
     Source: Hendrycks & Dietterich 2019, arXiv:1903.12261; google-research/robustness_metrics.
     """
-    _check_whole(errors)
-    return np.mean([relative_corruption_error(error, clean_error, name) for name, error in errors.items()], axis=0)
+    added = np.asarray(error) - np.asarray(clean_error)
+    return 100 * added / (ALEXNET_ERRORS[corruption] - ALEXNET_CLEAN_ERROR)
 
 
 def logit(accuracy: ArrayLike) -> Array:
@@ -106,38 +82,31 @@ class Baseline:
     intercept: float
     models: int
 
-    def predict(self, clean: ArrayLike) -> Any:
-        """Expected OOD top-1, in percent, of clean top-1, in percent."""
+    def effective_robustness(self, clean: ArrayLike, ood: ArrayLike) -> Any:
+        """OOD top-1 above what the line expects of the clean one, in percentage points; both are in percent.
+
+        Source: Taori et al. 2020, arXiv:2007.00644.
+        """
         # 0 % and 100 % have no logit.
         expected = self.slope * logit(np.clip(clean, 1e-6, 100 - 1e-6)) + self.intercept
-        return 100 / (1 + np.exp(-expected))
+        return np.asarray(ood) - 100 / (1 + np.exp(-expected))
 
 
-def fit_baseline(clean: Sequence[float], ood: Sequence[float]) -> Baseline:
-    """Fit top-1 of models on shifted data to that on clean data ``[M]``, in percent, by least squares in logit space.
+def fit_baseline(models: Sequence[tuple[float, float]]) -> Baseline | None:
+    """Fit top-1 of models on shifted data to that on clean data, in percent, by least squares in logit space.
 
-    Models at 0 % or 100 %, which have no logit, are left out.
+    Args:
+        models: Clean and shifted top-1 of each; models at 0 % or 100 %, which have no logit, are left out.
 
-    Raises:
-        ValueError: If fewer than three models of different clean accuracy remain.
+    Returns:
+        The line; ``None`` if fewer than three models of different clean accuracy remain.
 
     Source: Taori et al. 2020, arXiv:2007.00644; modestyachts/imagenet-testbed,
     plotting/eff_robust_inspect_plot.py.
     """
-    points = np.array([clean, ood], np.float64)
-    points = points[:, ((points > 0) & (points < 100)).all(axis=0)]
-    if len(np.unique(points[0])) < 3:
-        raise ValueError(
-            'a baseline of effective robustness needs 3 models of different clean accuracy, none at 0 % or 100 %, '
-            f'got {len(np.unique(points[0]))}; evaluate more models or give --timm-results'
-        )
-    slope, intercept = np.polyfit(logit(points[0]), logit(points[1]), 1)
-    return Baseline(float(slope), float(intercept), points.shape[1])
-
-
-def effective_robustness(clean: ArrayLike, ood: ArrayLike, baseline: Baseline) -> Any:
-    """OOD top-1 above what the baseline expects of the clean one, in percentage points; both are in percent.
-
-    Source: Taori et al. 2020, arXiv:2007.00644.
-    """
-    return np.asarray(ood) - baseline.predict(clean)
+    points = np.array([pair for pair in models if 0 < min(pair) and max(pair) < 100], np.float64).reshape(-1, 2)
+    clean, ood = points.T
+    if len(np.unique(clean)) < 3:
+        return None
+    slope, intercept = np.polyfit(logit(clean), logit(ood), 1)
+    return Baseline(float(slope), float(intercept), len(points))

@@ -17,10 +17,6 @@ def notes(report: Mapping[str, Any]) -> list[str]:
 def _on_missing(report: Mapping[str, Any]) -> Iterator[str]:
     if report['missing_suites']:
         yield f'Not evaluated, because their data is not there: {", ".join(report["missing_suites"])}.'
-    for model in report['models']:
-        lacks = [suite for suite in report['suites'] if suite not in report['figures'][model]]
-        if lacks:
-            yield f'{model} was not evaluated on {", ".join(lacks)}.'
     for name, headline in HEADLINE_PARTS.items():
         facts = report['suites'].get(name, {'missing_parts': []})
         missing = facts['missing_parts']
@@ -46,7 +42,7 @@ def _on_corruptions(report: Mapping[str, Any]) -> Iterator[str]:
         if facts['normalizer'] == 'alexnet' and (fewest, most) != (_IMAGENET_C_IMAGES, _IMAGENET_C_IMAGES):
             images = f'{fewest:,}' if fewest == most else f'{fewest:,} to {most:,}'
             yield f'{name} has {images} images a part; published figures are of {_IMAGENET_C_IMAGES:,}.'
-        wholes = [of_model.get(name, {}).get(WHOLE, {}) for of_model in report['figures'].values()]
+        wholes = [of_model[name][WHOLE] for of_model in report['figures'].values()]
         if any('mce' in whole and 'relative_mce' not in whole for whole in wholes):
             yield (
                 f"No relative mCE on {name}: AlexNet's clean error is on ImageNet val, so it needs the suite "

@@ -1,7 +1,6 @@
 """How all plots look, and how they are written: equal input gives equal bytes."""
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from timm_dad.common.extras import require_extra
 from timm_dad.common.files import replacing
 
 # Colours that colour-blind readers can tell apart (Okabe & Ito); markers tell more models apart.
-COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
+_COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
 GREY = '#8c8c8c'
 _MARKERS = 'osD^vPX*'
 _RC = {
@@ -28,46 +27,42 @@ _DPI, _LETTERS_AN_INCH, _ROW_INCHES = 150, 14, 0.2
 
 
 @contextmanager
-def drawing() -> Iterator[None]:
-    """Draw and write in here, in this project's style, whatever the user's own; needs the extra ``eval``."""
-    matplotlib = require_extra('matplotlib', 'eval')
+def new_plot(
+    path: Path, title: str, panels: int, columns: int, size: tuple[float, float], **share: bool
+) -> Iterator[Any]:
+    """Yield the axes ``[rows, columns]`` of some panels, and write them as PNG with one legend for all.
+
+    ``size`` is that of a panel, in inches. The style is ours, whatever the user's own; there is no window and no global
+    state. It needs the extra ``eval``.
+    """
+    matplotlib, figures = (require_extra(name, 'eval') for name in ('matplotlib', 'matplotlib.figure'))
+    rows = -(-panels // columns)
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_RC)
-        yield
-
-
-def new_figure(width: float, height: float) -> Any:
-    """A figure, in inches, that makes room for its labels; no window, no global state."""
-    return require_extra('matplotlib.figure', 'eval').Figure((width, height), layout='constrained')
-
-
-def save_figure(figure: Any, path: Path) -> Path:
-    """Write a PNG; returns its path."""
-    with replacing(path) as temporary:
-        # The version of matplotlib would stand in the file.
-        figure.savefig(temporary, dpi=_DPI, metadata={'Software': None})
-    return path
+        figure = figures.Figure((max(6, size[0] * columns), size[1] * rows + 0.6), layout='constrained')
+        figure.suptitle(title, fontsize=11)
+        axes = figure.subplots(rows, columns, squeeze=False, **share)
+        for axis in axes.flat[panels:]:
+            axis.axis('off')
+        yield axes
+        _add_legend(figure, axes.flat)
+        with replacing(path) as temporary:
+            # The version of matplotlib would stand in the file.
+            figure.savefig(temporary, dpi=_DPI, metadata={'Software': None})
 
 
 def line_style(place: int) -> dict[str, str]:
     """Colour and marker of the model at this place of the report."""
-    return {'color': COLOURS[place % len(COLOURS)], 'marker': _MARKERS[place % len(_MARKERS)]}
+    return {'color': _COLOURS[place % len(_COLOURS)], 'marker': _MARKERS[place % len(_MARKERS)]}
 
 
-def add_legend(figure: Any, handles: Sequence[Any]) -> None:
+def _add_legend(figure: Any, axes: Iterable[Any]) -> None:
     """One legend for all panels, below them, in as many columns as fit; the figure grows by its height."""
-    longest = max(len(handle.get_label()) for handle in handles) + 6
+    by_label = {handle.get_label(): handle for axis in axes for handle in axis.get_legend_handles_labels()[0]}
+    handles = list(by_label.values())
+    longest = max(map(len, by_label)) + 6
     columns = min(len(handles), max(1, int(figure.get_figwidth() * _LETTERS_AN_INCH / longest)))
     rows = -(-len(handles) // columns)
     figure.set_figheight(figure.get_figheight() + _ROW_INCHES * rows)
     figure.legend(handles=handles, loc='outside lower center', ncols=columns)
-
-
-def slugs(names: Iterable[str]) -> dict[str, str]:
-    """Names as parts of files' names, each its own."""
-    found: dict[str, str] = {}
-    for place, name in enumerate(names):
-        plain = re.sub(r'[^\w.-]+', '-', name).strip('-.') or 'unnamed'
-        found[name] = f'{plain}-{place}' if plain in found.values() else plain
-    return found

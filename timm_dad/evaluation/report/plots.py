@@ -1,22 +1,20 @@
-"""Plots of ``timm-dad evaluate`` as PNG: severity curves, OOD against clean accuracy, change by class."""
+"""Plots of ``timm-dad evaluate`` as PNG: severity curves, and OOD against clean accuracy."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from timm_dad.evaluation.report.class_change import plot_class_change
-from timm_dad.evaluation.report.figures import HEADLINE_PARTS, WHOLE, Results
+from timm_dad.evaluation.report.figures import WHOLE, Results
 from timm_dad.evaluation.report.metrics import logit
-from timm_dad.evaluation.report.plot_style import GREY, add_legend, drawing, line_style, new_figure, save_figure, slugs
+from timm_dad.evaluation.report.plot_style import GREY, line_style, new_plot
 from timm_dad.evaluation.report.timm_results import TimmResults, baseline_points
 from timm_dad.evaluation.suites.suite import Suite
 
 Point = tuple[float, float, float]  # value, low, high
 
 _MAX_COLUMNS = 4
-_MAX_BANDS = 5  # bands of more models hide each other
 _CLEAN_SUFFIXES = ('-c-bar', '-3dcc', '-corrupted', '-c')
 _TICKS = (0.1, 0.5, 1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99, 99.5, 99.9)
 
@@ -28,63 +26,42 @@ def write_plots(
     folder: str | Path,
     timm_results: TimmResults | None = None,
 ) -> list[Path]:
-    """Write the plots that a report has data for: severity curves, OOD against clean, change by class.
+    """Write the plots that a report has data for: severity curves, and OOD against clean.
 
-    Returns the files: ``severity-SUITE.png``, ``classes-SUITE-MODEL.png`` (against the reference) and ``ood.png``, with
-    what timm publishes as points behind its line. ``ImportError`` if the extra ``eval`` is not installed.
+    Returns the files: ``severity-SUITE.png``, and ``ood.png`` with what timm publishes as points behind its line.
+    ``ImportError`` if the extra ``eval`` is not installed.
     """
     folder = Path(folder)
-    evaluated = [suite for suite in suites if suite.name in report['suites']]
-    names = slugs(suite.name for suite in evaluated)
     written = [
-        plot_severity(report, suite.name, folder / f'severity-{names[suite.name]}.png')
-        for suite in evaluated
-        if suite.kind == 'corruption'
+        plot_severity(report, suite, folder / f'severity-{suite}.png')
+        for suite, facts in report['suites'].items()
+        if facts['kind'] == 'corruption'
     ]
     if ood_pairs(report):
         written.append(plot_ood(report, folder / 'ood.png', timm_results))
-    for suite in evaluated:
-        if suite.kind != 'corruption':
-            written += _plot_changes(report, results, suite, folder / f'classes-{names[suite.name]}')
     return written
-
-
-def _plot_changes(report: Mapping[str, Any], results: Results, suite: Suite, prefix: Path) -> Iterator[Path]:
-    part = HEADLINE_PARTS.get(suite.name, suite.parts[0].name)
-    found = {model: of_model.get(suite.name, {}).get(part) for model, of_model in results.items()}
-    first = report['reference']
-    for model, name in slugs(report['models']).items():
-        reference, other = found[first], found[model]
-        if model != first and reference is not None and other is not None:
-            path = prefix.with_name(f'{prefix.name}-{name}.png')
-            yield plot_class_change(reference, other, path, (first, model), suite.name, suite.class_names)
 
 
 def plot_severity(report: Mapping[str, Any], suite: str, path: Path) -> Path:
     """Plot top-1 against severity into ``path``: a panel a corruption and one of their mean, a line a model.
 
-    Clean top-1 is severity 0 where the suite that ``suite`` is made from is in the report. Lines of up to five models
-    have their intervals as bands.
+    Clean top-1 is severity 0 where the suite that ``suite`` is made from is in the report. Intervals are bands.
     """
     grid = [part.rpartition('/') for part in report['suites'][suite]['parts']]
     corruptions = list(dict.fromkeys(corruption for corruption, _, _ in grid))
     severities = sorted({int(severity) for _, _, severity in grid})
     clean = next((suite.removesuffix(end) for end in _CLEAN_SUFFIXES if suite.endswith(end)), '')
-    columns = min(_MAX_COLUMNS, len(corruptions) + 1)
-    rows = -(-(len(corruptions) + 1) // columns)
-    with drawing():
-        figure = new_figure(max(6, 2.8 * columns), 2.1 * rows + 0.6)
-        axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-        for axis in axes.flat[len(corruptions) + 1 :]:
-            axis.axis('off')
+    panels = len(corruptions) + 1
+    columns, title = min(_MAX_COLUMNS, panels), f'{suite}: top-1 by severity'
+    with new_plot(path, title, panels, columns, (2.8, 2.1), sharex=True, sharey=True) as axes:
         for axis, title in zip(axes.flat, ['mean', *corruptions], strict=False):
             axis.set_title(title.replace('_', ' '), fontweight='bold' if title == 'mean' else 'normal')
             for place, model in enumerate(report['models']):
                 figures = report['figures'][model]
-                points = _curve(figures.get(suite, {}), corruptions if title == 'mean' else [title], severities)
+                points = _curve(figures[suite], corruptions if title == 'mean' else [title], severities)
                 if points and clean in figures:
                     points[0] = _point(figures[clean][WHOLE]['top1'])
-                _draw_curve(axis, points, place, model, with_band=len(report['models']) <= _MAX_BANDS)
+                _draw_curve(axis, points, place, model)
         axes.flat[0].set_xticks(severities if clean not in report['suites'] else [0, *severities])
         for axis in axes[:, 0]:
             axis.set_ylabel('top-1, %')
@@ -93,9 +70,7 @@ def plot_severity(report: Mapping[str, Any], suite: str, path: Path) -> Path:
             if last:
                 last[-1].set_xlabel('severity')
                 last[-1].tick_params(labelbottom=True)
-        figure.suptitle(f'{suite}: top-1 by severity', fontsize=11)
-        add_legend(figure, axes.flat[0].get_lines())
-        return save_figure(figure, path)
+    return path
 
 
 def _point(figure: Mapping[str, Any]) -> Point:
@@ -115,22 +90,18 @@ def _curve(figures: Mapping[str, Any], corruptions: Sequence[str], severities: S
     return curve
 
 
-def _draw_curve(axis: Any, points: Mapping[int, Point], place: int, label: str, with_band: bool) -> None:
+def _draw_curve(axis: Any, points: Mapping[int, Point], place: int, label: str) -> None:
     x = sorted(points)
     value, low, high = np.array([points[severity] for severity in x], np.float64).reshape(-1, 3).T
     style = line_style(place)
     axis.plot(x, value, label=label, markersize=4, linewidth=1.4, **style)
-    if with_band:
-        axis.fill_between(x, low, high, color=style['color'], alpha=0.15, linewidth=0)
+    axis.fill_between(x, low, high, color=style['color'], alpha=0.15, linewidth=0)
 
 
 def ood_pairs(report: Mapping[str, Any]) -> dict[str, str]:
-    """The clean suite of each suite of shifted data that at least one model was evaluated on, beside it."""
-    return {
-        suite: facts['clean']
-        for suite, facts in report['suites'].items()
-        if facts['kind'] == 'ood' and any({suite, facts['clean']} <= set(of) for of in report['figures'].values())
-    }
+    """The clean suite of each suite of shifted data, where there is one."""
+    suites = report['suites'].items()
+    return {suite: facts['clean'] for suite, facts in suites if facts['kind'] == 'ood' and facts['clean']}
 
 
 def plot_ood(report: Mapping[str, Any], path: Path, timm_results: TimmResults | None = None) -> Path:
@@ -140,25 +111,16 @@ def plot_ood(report: Mapping[str, Any], path: Path, timm_results: TimmResults | 
     """
     pairs = ood_pairs(report)
     columns = 2 if len(pairs) == 4 else min(3, len(pairs))
-    rows = -(-len(pairs) // columns)
-    with drawing():
-        figure = new_figure(max(6, 3.9 * columns), 3.6 * rows + 0.5)
-        axes = figure.subplots(rows, columns, squeeze=False)
-        for axis in axes.flat[len(pairs) :]:
-            axis.axis('off')
+    with new_plot(path, 'OOD against clean top-1, logit axes', len(pairs), columns, (3.9, 3.6)) as axes:
         for axis, (suite, clean) in zip(axes.flat, pairs.items(), strict=False):
             _draw_ood(axis, report, suite, clean, timm_results or {})
-        handles = {handle.get_label(): handle for axis in axes.flat for handle in axis.get_legend_handles_labels()[0]}
-        figure.suptitle('OOD against clean top-1, logit axes', fontsize=11)
-        add_legend(figure, list(handles.values()))
-        return save_figure(figure, path)
+    return path
 
 
 def _draw_ood(axis: Any, report: Mapping[str, Any], suite: str, clean: str, timm_results: TimmResults) -> None:
     points = {
         (place, model): [_point(figures[name][WHOLE]['top1']) for name in (clean, suite)]
         for place, (model, figures) in enumerate(report['figures'].items())
-        if clean in figures and suite in figures
     }
     line = report['baselines'].get(suite)
     listed = baseline_points(timm_results, clean, suite) if line and line['source'] == 'timm' else []

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from operator import sub
 from pathlib import Path
 from typing import Any
 
 from timm_dad.common.files import write_file
 from timm_dad.evaluation.predict import Predictions
-from timm_dad.evaluation.report.bootstrap import LEVEL, RESAMPLES, Estimate, combine
+from timm_dad.evaluation.report.bootstrap import LEVEL, RESAMPLES, Estimate, combine, mean_estimate
 from timm_dad.evaluation.report.figures import (
     ALEXNET_CLEAN,
     BASELINE_ABOVE,
@@ -19,10 +20,8 @@ from timm_dad.evaluation.report.figures import (
     add_whole,
     clean_suite,
     estimate_parts,
-    has_classes_of,
-    mean_ood,
+    have_same_classes,
     missing_parts,
-    robustness_estimate,
 )
 from timm_dad.evaluation.report.metrics import fit_baseline
 from timm_dad.evaluation.report.notes import notes
@@ -43,7 +42,6 @@ def build_report(
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
-    reference: str | None = None,
     missing: Sequence[str] = (),
     timm_results: TimmResults | None = None,
     timm_models: Mapping[str, tuple[str, int]] | None = None,
@@ -51,11 +49,10 @@ def build_report(
     """Compute all figures of some models on some suites.
 
     Args:
-        results: Predictions by model (the name shown), suite and part; a model may lack some.
+        results: Predictions by model (the name shown), suite and part.
         suites: What they are of, in the order of the report.
         resamples: Bootstrap resamples of the images; 0 gives no intervals.
         seed: Source of all randomness.
-        reference: The model that the others are compared with; the first by default.
         missing: Names of suites that were asked for and whose data is not there.
         timm_results: What timm publishes: shown beside, and the baseline of effective robustness.
         timm_models: timm's name (with its tag) and the input size of those models that are timm's.
@@ -63,33 +60,27 @@ def build_report(
     Returns:
         Settings, facts and ``notes``; ``figures[model][suite][part][figure]`` with ``value``, ``low``, ``high``
         (``None`` without resamples) and ``images``, in percent, where part ``*`` is the whole suite; ``differences`` to
-        the reference likewise; ``published[model][suite][figure]`` with ``value`` and ``difference`` (less timm's).
+        the first model likewise; ``published[model][suite][figure]`` with ``value`` and ``difference`` (less timm's).
 
     Raises:
-        ValueError: If there are no models, the reference is none of them, or models were given different images.
+        ValueError: If models were given different images.
     """
-    reference = _check(results, suites, reference)
+    reference, *others = results
     figures = estimate_parts(results, suites, resamples, seed)
-    with_results = [suite for suite in suites if any(suite.name in of_model for of_model in figures.values())]
+    ood = [suite.name for suite in suites if suite.kind == 'ood']
     for model, of_model in figures.items():
-        _add_wholes(of_model, with_results, results[model])
-    ood = [suite.name for suite in with_results if suite.kind == 'ood']
-    for of_model in figures.values():
-        if mean := mean_ood(of_model, ood):
-            of_model[MEAN_OOD] = {WHOLE: mean}
-    baselines = _add_robustness(figures, with_results, timm_results)
+        _add_wholes(of_model, suites, results[model])
+        if ood:
+            of_model[MEAN_OOD] = {WHOLE: {'top1': mean_estimate([of_model[name][WHOLE]['top1'] for name in ood])}}
+    baselines = _add_robustness(figures, suites, timm_results)
     report: Report = {
         'models': list(results),
         'reference': reference,
         'bootstrap': {'resamples': resamples, 'seed': seed, 'level': LEVEL},
-        'suites': {suite.name: _facts(suite, with_results, results) for suite in with_results},
+        'suites': {suite.name: _facts(suite, suites, results[reference]) for suite in suites},
         'missing_suites': list(missing),
         'figures': {model: _plain(of_model) for model, of_model in figures.items()},
-        'differences': {
-            model: _plain(_differences(of_model, figures[reference]))
-            for model, of_model in figures.items()
-            if model != reference
-        },
+        'differences': {model: _plain(_differences(figures[model], figures[reference])) for model in others},
         'published': _published(figures, timm_results or {}, timm_models or {}),
         'baselines': baselines,
     }
@@ -97,25 +88,17 @@ def build_report(
     return report
 
 
-def _check(results: Results, suites: Sequence[Suite], reference: str | None) -> str:
-    if not any(of_model for of_model in results.values()):
-        raise ValueError('a report needs predictions of at least one model, got none')
-    if reference is not None and reference not in results:
-        raise ValueError(f'--baseline must be one of the models {", ".join(results)}, got {reference!r}')
-    names = [suite.name for suite in suites]
-    if len(set(names)) < len(names) or MEAN_OOD in names:
-        raise ValueError(f'every suite needs a name of its own, and not {MEAN_OOD!r}, got {names}')
-    return reference or next(iter(results))
-
-
 def _add_wholes(
     of_model: dict[str, SuiteFigures], suites: Sequence[Suite], results: Mapping[str, Mapping[str, Predictions]]
 ) -> None:
     # Clean suites first: relative mCE needs ImageNet val.
     for suite in sorted(suites, key=lambda suite: suite.kind == 'corruption'):
-        if suite.name in of_model:
-            comparable = suite.normalizer is not None and has_classes_of(results, suite.name, ALEXNET_CLEAN)
-            add_whole(suite, of_model[suite.name], of_model[ALEXNET_CLEAN][WHOLE]['top1'] if comparable else None)
+        comparable = (
+            suite.normalizer is not None
+            and ALEXNET_CLEAN in of_model
+            and have_same_classes(results, suite.name, ALEXNET_CLEAN)
+        )
+        add_whole(suite, of_model[suite.name], of_model[ALEXNET_CLEAN][WHOLE]['top1'] if comparable else None)
 
 
 def _add_robustness(
@@ -130,25 +113,24 @@ def _add_robustness(
         tops = {
             model: (of_model[clean][WHOLE]['top1'], of_model[suite.name][WHOLE]['top1'])
             for model, of_model in figures.items()
-            if clean in of_model and suite.name in of_model and of_model[clean][WHOLE]['top1'].value > (above or -1)
+            if of_model[clean][WHOLE]['top1'].value > (above or -1)
         }
         # Of ImageNet-V2, timm publishes matched-frequency: no line for the mean of other variants.
-        headline = HEADLINE_PARTS.get(suite.name, WHOLE)
-        is_published = all(headline in figures[model][suite.name] for model in tops)
+        headline = HEADLINE_PARTS.get(suite.name)
+        is_published = headline is None or headline in [part.name for part in suite.parts]
         candidates = {
             'timm': baseline_points(timm_results or {}, clean, suite.name) if is_published else [],
             'models of this report': [(x.value, y.value) for x, y in tops.values()],
         }
         for source, points in candidates.items():
-            points = [point for point in points if point[0] > (above or -1)]
-            try:
-                baseline = fit_baseline([x for x, _ in points], [y for _, y in points])
-            except ValueError:  # too few models; where all are, there is no such figure, and the notes say so
+            baseline = fit_baseline([point for point in points if point[0] > (above or -1)])
+            if baseline is None:  # too few models; where all are, there is no such figure, and the notes say so
                 continue
             line = {'slope': _round(baseline.slope), 'intercept': _round(baseline.intercept), 'models': baseline.models}
             baselines[suite.name] = {'clean': clean, 'source': source, 'above': above, **line}
-            for model, pair in tops.items():
-                figures[model][suite.name][WHOLE]['effective_robustness'] = robustness_estimate(*pair, baseline)
+            for model, (x, y) in tops.items():
+                of_suite = figures[model][suite.name][WHOLE]
+                of_suite['effective_robustness'] = combine(baseline.effective_robustness, x, y, images=y.images)
             break
     return baselines
 
@@ -157,15 +139,13 @@ def _differences(figures: dict[str, SuiteFigures], reference: dict[str, SuiteFig
     return {
         suite: {
             part: {
-                name: combine(lambda a, b: a - b, estimate, reference[suite][part][name], images=estimate.images)
+                name: combine(sub, estimate, reference[suite][part][name], images=estimate.images)
                 for name, estimate in estimates.items()
                 if name in reference[suite][part]
             }
             for part, estimates in parts.items()
-            if part in reference[suite]
         }
         for suite, parts in figures.items()
-        if suite in reference
     }
 
 
@@ -190,9 +170,8 @@ def _published(
     published: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     for model, (name, size) in names.items():
         for suite, by_size in timm.get(name, {}).items():
-            parts = figures.get(model, {}).get(suite, {})
-            if size in by_size and (headline := HEADLINE_PARTS.get(suite, WHOLE)) in parts:
-                ours = parts[headline]
+            ours = figures[model].get(suite, {}).get(HEADLINE_PARTS.get(suite, WHOLE))
+            if ours and size in by_size:
                 published.setdefault(model, {})[suite] = {
                     figure: {'value': value, 'difference': _round(ours[figure].value - value)}
                     for figure, value in zip(('top1', 'top5'), by_size[size], strict=True)
@@ -200,16 +179,14 @@ def _published(
     return published
 
 
-def _facts(suite: Suite, suites: Sequence[Suite], results: Results) -> dict[str, Any]:
-    images = {name: len(one) for of_model in results.values() for name, one in of_model.get(suite.name, {}).items()}
-    parts = {part.name: images[part.name] for part in suite.parts if part.name in images}
+def _facts(suite: Suite, suites: Sequence[Suite], of_model: Mapping[str, Mapping[str, Predictions]]) -> dict[str, Any]:
     return {
         'kind': suite.kind,
         'clean': clean_suite(suites, suite.name),
         'normalizer': suite.normalizer,
         'corrupted_here': isinstance(suite.parts[0], CorruptedPart),
-        'parts': parts,
-        'missing_parts': missing_parts(suite, list(parts)),
+        'parts': {part.name: len(of_model[suite.name][part.name]) for part in suite.parts},
+        'missing_parts': missing_parts(suite),
     }
 
 

@@ -4,8 +4,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
+from timm_dad.common.spread import spread
 from timm_dad.evaluation.suites.suite import Chosen, FolderImages, Part, Suite
 
 _logger = logging.getLogger(__name__)
@@ -73,8 +72,7 @@ def attacked_suites(suite: Suite, attacks: Sequence[str], max_images: int | None
 def _attacked_part(suite: Suite, part: Part, attack: str, max_images: int | None) -> AttackedPart:
     dataset, name = part.dataset, image_set(suite.name, part.name)
     if max_images is not None and max_images < len(dataset):  # a set of its own, the same for all attacks
-        indices = np.linspace(0, len(dataset) - 1, max_images).round().astype(int).tolist()
-        dataset, name = Chosen(dataset, indices), f'{name}/{max_images}'
+        dataset, name = Chosen(dataset, spread(len(dataset), max_images)), f'{name}/{max_images}'
     return AttackedPart(name=part.name, dataset=dataset, image_set=name, attack=attack)
 
 

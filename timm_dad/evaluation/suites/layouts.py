@@ -94,30 +94,26 @@ def _v2_variant(folder: str) -> str:
     return next((name for name in V2_VARIANTS if re.sub(r'[-.]', '', name) == plain), '')
 
 
-def _class_folders(
-    part: str, letter: str = '', inside: Sequence[str] = (), *, kind: str = 'ood', resize: bool = True
-) -> Callable[[Place], Suite]:
-    """A layout of one part, ``WNID/*``, maybe in a folder; of all classes or of the subset ``letter``."""
-
-    def read(place: Place) -> Suite:
-        wnids = subset_wnids(letter) if letter else imagenet_wnids()
-        root = inner(place.root, inside)
-        parts = (Part(name=part, dataset=FolderImages(root, class_folders(place, root, wnids))),)
-        return Suite(name=place.name, kind=kind, parts=parts, class_names=wnids, num_classes=len(wnids), resize=resize)
-
-    return read
+def _read_class_folders(
+    place: Place, part: str, letter: str = '', inside: Sequence[str] = (), *, kind: str = 'ood', resize: bool = True
+) -> Suite:
+    """One part, ``WNID/*``, maybe in a folder; of all classes or of the subset ``letter``."""
+    wnids = subset_wnids(letter) if letter else imagenet_wnids()
+    root = inner(place.root, inside)
+    parts = (Part(name=part, dataset=FolderImages(root, class_folders(place, root, wnids))),)
+    return Suite(name=place.name, kind=kind, parts=parts, class_names=wnids, num_classes=len(wnids), resize=resize)
 
 
 LAYOUTS: dict[str, Callable[[Place], Suite]] = {
-    'imagenet': _class_folders('val', inside=VAL_NAMES, kind='clean'),
+    'imagenet': partial(_read_class_folders, part='val', inside=VAL_NAMES, kind='clean'),
     'imagenet-real': read_real,
     'imagenet-v2': read_v2,
     # hendrycks/natural-adv-examples README.md, eval.py
-    'imagenet-a': _class_folders('test', 'a'),
+    'imagenet-a': partial(_read_class_folders, part='test', letter='a'),
     # hendrycks/imagenet-r README.md, eval.py
-    'imagenet-r': _class_folders('test', 'r'),
+    'imagenet-r': partial(_read_class_folders, part='test', letter='r'),
     # HaohanWang/ImageNet-Sketch README.md; zipped in a folder
-    'imagenet-sketch': _class_folders('test', inside=('sketch',)),
+    'imagenet-sketch': partial(_read_class_folders, part='test', inside=('sketch',)),
     # hendrycks/robustness README.md, ImageNet-C/test.py (its 224 pixel images are not resized)
     'imagenet-c': partial(read_corruptions, names=CORRUPTIONS, normalizer='alexnet'),
     # facebookresearch/augmentation-corruption README.md, imagenet_c_bar/make_imagenet_c_bar.py
@@ -127,6 +123,6 @@ LAYOUTS: dict[str, Callable[[Place], Suite]] = {
     'imagenet-3dcc': partial(read_corruptions, names=THREE_D_CORRUPTIONS),
     # Cropped to 224 before the style was changed, and therefore not again: rgeirhos/Stylized-ImageNet
     # code/preprocess_imagenet.py, code/general.py; alibaba/easyrobust easyrobust/benchmarks/ood/stylized_imagenet.py
-    'stylized-imagenet': _class_folders('test', inside=VAL_NAMES, resize=False),
+    'stylized-imagenet': partial(_read_class_folders, part='test', inside=VAL_NAMES, resize=False),
     'objectnet': read_objectnet,
 }

@@ -6,30 +6,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from timm_dad.data.datasets import dataset_class_names, open_dataset
+from timm_dad.data.datasets import open_dataset
+from timm_dad.data.images import Source
 from timm_dad.demo.data import PREFIX as DEMO
 from timm_dad.evaluation.suites.class_folders import Place, folders, inner
 from timm_dad.evaluation.suites.layouts import LAYOUTS, VAL_NAMES
-from timm_dad.evaluation.suites.suite import DatasetImages, Part, Suite, check_pictures
+from timm_dad.evaluation.suites.suite import Part, Suite, check_pictures
 
 PUBLISHED = tuple(LAYOUTS)
 # Custom suites that are no shift: by name, and the demo's style that there is training data of.
 CLEAN_NAMES = ('clean', 'val', 'validation')
 CLEAN_DEMO = 'demo/noto'
 
-# Folders that archives unpack to and that others call them, without case, "-" and "_".
+# What archives unpack to and others call their folders, without case, "-" and "_"; ReaL's images are ImageNet's.
 _FOLDER_NAMES = {
-    'imagenet': ('imagenet', 'imagenet1k', 'imagenetval', 'ilsvrc2012'),
-    'imagenet-v2': ('imagenetv2',),
-    'imagenet-a': ('imageneta',),
-    'imagenet-r': ('imagenetr',),
-    'imagenet-sketch': ('imagenetsketch', 'sketch'),
-    'imagenet-c': ('imagenetc',),
-    'imagenet-c-bar': ('imagenetcbar',),
-    'imagenet-3dcc': ('imagenet3dcc',),
-    'stylized-imagenet': ('stylizedimagenet', 'imagenetstylized', 'imagenetstyle', 'imagenetstyletransferv2'),
-    'objectnet': ('objectnet1.0', 'objectnet'),
-}
+    'imagenet1k': 'imagenet', 'imagenetval': 'imagenet', 'ilsvrc2012': 'imagenet',
+    'sketch': 'imagenet-sketch',
+    'imagenetstylized': 'stylized-imagenet', 'imagenetstyle': 'stylized-imagenet',
+    'imagenetstyletransferv2': 'stylized-imagenet',
+    'objectnet1.0': 'objectnet',
+    **{name.replace('-', ''): name for name in PUBLISHED if name != 'imagenet-real'},
+}  # fmt: skip
 _READ_BY_INDEX = ('torch/', 'hfds/')
 _STREAMS = ('tfds/', 'wds/', 'hfids/')
 
@@ -62,11 +59,12 @@ def open_suite(name: str, path: str) -> Suite:
             raise ValueError(f'{name}={path}: there is no such folder')
         return LAYOUTS[name](Place(name, Path(path)))
     dataset = _open_custom(path, f'{name}={path}')
-    class_names = dataset_class_names(dataset) or getattr(dataset, 'classes', None)
+    source = Source(dataset)
+    class_names = source.class_names or getattr(dataset, 'classes', None)
     if not class_names or '' in class_names:  # '': timm's class of pictures that lie beside the class folders
         raise ValueError(f'{name}={path}: pictures must lie in one folder a class, or the data name its classes')
     kind = 'clean' if name in CLEAN_NAMES or path == CLEAN_DEMO else 'ood'
-    parts = (Part(name='test', dataset=DatasetImages(dataset)),)
+    parts = (Part(name='test', dataset=source),)
     return Suite(name=name, kind=kind, parts=parts, class_names=tuple(class_names), num_classes=len(class_names))
 
 
@@ -111,11 +109,11 @@ def find_suites(root: str | Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in folders(root):
         plain = re.sub('[-_]', '', folder.name.lower())
-        for name, plain_names in _FOLDER_NAMES.items():
-            if plain in plain_names:
-                if name in found:
-                    raise ValueError(f'{found[name]} and {folder} are both {name}: keep one, or name it as {name}=PATH')
-                found[name] = folder
+        name = _FOLDER_NAMES.get(plain)
+        if name in found:
+            raise ValueError(f'{found[name]} and {folder} are both {name}: keep one, or name it as {name}=PATH')
+        if name:
+            found[name] = folder
         if re.match(r'imagenetv2(matched|threshold|top)', plain):
             found.setdefault('imagenet-v2', root)
     if 'imagenet' in found and next(inner(found['imagenet'], VAL_NAMES).glob('*/ILSVRC2012_val_*'), None):

@@ -1,7 +1,6 @@
 """What ``timm-dad evaluate`` reads: suites, their parts, and pictures that say which file they are."""
 
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from timm.data import get_img_extensions
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from timm_dad.common.spread import spread
+from timm_dad.flags.rules import under_flag
 
-KINDS = ('clean', 'ood', 'corruption', 'adversarial')
 _MAX_CHECKED = 1000
 
 
@@ -25,7 +24,7 @@ class Part:
     """One set of pictures of a suite."""
 
     name: str  # in the suite, such as val, matched-frequency or gaussian_noise/3
-    # Gives (PIL image in RGB, label) by index, the file's name by filename(index); labels index the suite's classes.
+    # An item begins with a PIL image in RGB and its label among the suite's classes; filename(index) names its file.
     dataset: Any
     multi_labels: Sequence[Sequence[int]] | None = None  # all right labels of each image, where there are several
 
@@ -35,20 +34,13 @@ class Suite:
     """A benchmark: parts with the same classes, one or more, each with a name of its own."""
 
     name: str  # a published one, or the user's
-    kind: str  # one of KINDS
+    kind: str  # clean, ood, corruption or adversarial
     parts: tuple[Part, ...]
     class_names: tuple[str, ...] | None  # in the order of the labels, WordNet ids in ImageNet's suites
     num_classes: int
     resize: bool = True  # and crop as the model takes images; ImageNet-C and its like are cropped already
     groups: tuple[tuple[str, ...], ...] | None = None  # ImageNet's classes that count as each class (ObjectNet)
     normalizer: str | None = None  # model whose errors normalize those on corruptions: alexnet for ImageNet-C
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f'kind of suite {self.name} must be one of {KINDS}, got {self.kind!r}')
-        names = [part.name for part in self.parts]
-        if not names or len(set(names)) < len(names):
-            raise ValueError(f'suite {self.name} must have parts, each name once, got {names}')
 
 
 class FolderImages(Dataset[tuple[Image.Image, int]]):
@@ -93,49 +85,12 @@ class FolderImages(Dataset[tuple[Image.Image, int]]):
         return str(self.root / path) if absolute else path.as_posix()
 
 
-class DatasetImages(Dataset[tuple[Image.Image, int]]):
-    """Pictures of a data set of timm, torchvision or the demo; its transforms are not used where it reads files."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-        self._reader = getattr(dataset, 'reader', None)
-
-    def __len__(self) -> int:
-        """Number of pictures."""
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        """One picture in RGB and its label."""
-        if self._reader is None:
-            image, label = self.dataset[index]
-            return image.convert('RGB'), int(label)
-        file, label = self._reader[index][:2]
-        with closing(file):
-            return open_picture(file, self.filename(index)), int(label)
-
-    def filename(self, index: int, *, absolute: bool = False) -> str:
-        """File of a picture as timm names it, from the root on or with it; its number where there are no files."""
-        return str(index) if self._reader is None else str(self._reader.filename(index, absolute=absolute))
-
-
-class Chosen(Dataset[tuple[Any, Any]]):
+class Chosen(Subset[Any]):
     """Some images of a data set, by index, in this order."""
-
-    def __init__(self, dataset: Any, indices: Sequence[int]) -> None:
-        self.dataset, self.indices = dataset, indices
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
-        """One image and its label."""
-        image, label = self.dataset[self.indices[index]]
-        return image, label
 
     def filename(self, index: int, *, absolute: bool = False) -> str:
         """The image's file, as the data set names it."""
-        return str(self.dataset.filename(self.indices[index], absolute=absolute))
+        return str(self.dataset.filename(self.indices[index], absolute=absolute))  # type: ignore[attr-defined]
 
 
 def picture_names(folder: Path) -> list[str]:
@@ -162,10 +117,8 @@ def check_pictures(suite: Suite) -> None:
     count = max(2, _MAX_CHECKED // len(suite.parts))
     for part in suite.parts:
         for index in spread(len(part.dataset), count):
-            try:
-                image, _ = part.dataset[index]
-            except ValueError as error:
-                raise ValueError(f'{suite.name}, part {part.name}: {error}') from error
+            with under_flag(f'{suite.name}, part {part.name}:'):
+                image = part.dataset[index][0]
             sizes.setdefault(image.size, f'{part.name}: {part.dataset.filename(index)}')
     if not suite.resize and len(sizes) > 1:
         (size, file), (other, other_file) = list(sizes.items())[:2]
