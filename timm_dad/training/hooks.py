@@ -9,7 +9,8 @@ from timm.task import TrainingTask
 
 from timm_dad.method.augment import DADAugment
 from timm_dad.training.preview import PreviewHook
-from timm_dad.training.suites_hook import StudentSuites, SuitesHook
+from timm_dad.training.suites import StudentSuites
+from timm_dad.training.suites_hook import SuitesHook
 
 # Called with the epoch, from 0, once it is trained and before it is saved.
 Hook = Callable[[int], None]
@@ -46,11 +47,6 @@ def create_hooks(
     if augment is not None and loader_val is not None:
         hooks.append(PreviewHook(augment, task, loader_val, accelerator, folder, num_epochs, **preview))
     return hooks
-
-
-def is_due(epoch: int, interval: int, num_epochs: int) -> bool:
-    """Tell whether an epoch, from 0, is one of every ``interval``, or the last."""
-    return epoch + 1 == num_epochs or (epoch + 1) % interval == 0
 
 
 def format_results(results: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ from timm_dad.method.augment import DADAugment
 from timm_dad.method.task import DADTask
 from timm_dad.preview.image import describe_settings, preview_image, shown_names
 from timm_dad.preview.sheet import make_sheet, png_bytes
+from timm_dad.training.schedule import is_due
 
 _logger = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class PreviewHook:
 
     def __call__(self, epoch: int) -> None:
         """Write the sheet of an epoch, if it is due."""
-        due = self.interval and (epoch + 1 == self.num_epochs or (epoch + 1) % self.interval == 0)
+        due = self.interval and is_due(epoch, self.interval, self.num_epochs)
         if not due or not self.accelerator.is_main_process:
             return
         pixels = np.asarray(self._write(epoch, f'preview-{epoch}.png'))

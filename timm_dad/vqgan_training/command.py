@@ -55,7 +55,9 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     with contextlib.ExitStack() as stack:
         with user_errors(program):
             accelerator = create_accelerator(path, device=args.device, precision=amp_precision(args), seed=args.seed)
-            folder = RunFolder(path, accelerator, find_state, resume=bool(args.resume), flag='--output')
+            folder = stack.enter_context(
+                RunFolder(path, accelerator, find_state, resume=bool(args.resume), flag='--output')
+            )
             state = read_state(folder.resolve(args.resume))
             seed_all(args.seed, RUN)  # alike in all processes, which begin with the same weights
             dataset, dataset_val = open_images(args, '--train-split'), open_images(args, '--val-split')
@@ -70,7 +72,6 @@ def main(argv: Sequence[str]) -> dict[str, float]:
             trainer = create_trainer(args, vqgan, accelerator, steps, perceptual)
             interval = args.recovery_interval
             run = VQGANRun(trainer, batches, loader_val, folder, settings, recovery_interval=interval, state=state)
-            stack.enter_context(folder.held())
             folder.start(vars(args), run.epoch)
             _logger.info(
                 '%.1f M parameters, %d codes; %d px, steps %d to %d, %s; to %s',
