@@ -260,4 +260,5 @@ def _add_refused_args(parser: argparse.ArgumentParser) -> None:
     """Flags of timm that end with an error; here so that they do not end as unknown, and a config may name them."""
     for name, (default, *_) in REFUSED.items():
         aliases = ['--train-steps-per-epoch'] if name == 'train_batches_per_epoch' else []
-        parser.add_argument(written(name), *aliases, nargs='*', default=default, help=argparse.SUPPRESS)
+        values: dict[str, Any] = {'action': 'store_true'} if default is False else {'nargs': '*', 'default': default}
+        parser.add_argument(written(name), *aliases, help=argparse.SUPPRESS, **values)
