@@ -38,15 +38,16 @@ from timm_dad.method.augment import DADAugment
 from timm_dad.method.task import DADTask
 from timm_dad.training.batches import Batches, save_batch
 from timm_dad.training.checkpoint import Checkpoints
-from timm_dad.training.hooks import Hook, create_hooks, format_results
 from timm_dad.training.loaders import create_eval_loader, create_train_loader
 from timm_dad.training.meters import Meters, Metrics
 from timm_dad.training.overlap import prepared_ahead
+from timm_dad.training.preview import PreviewHook
 from timm_dad.training.resume import TrainState, find_newest, non_finite_in_one_line, open_checkpoint, resume_training
 from timm_dad.training.run_folder import RunFolder, check_resumed_flags
 from timm_dad.training.schedule import fast_forward, is_due, step_schedule
 from timm_dad.training.setup import create_accelerator
 from timm_dad.training.suites import StudentSuites, open_eval_suites
+from timm_dad.training.suites_hook import SuitesHook, format_results
 from timm_dad.training.validate import distribute_batch_norm, eval_model, validate
 
 _logger = logging.getLogger('train_dad')
@@ -71,7 +72,7 @@ def main(
     *,
     extra_views: ExtraViews | None = None,
     create_task: Callable[..., tuple[TrainingTask, DADAugment | None]] = create_task,
-    hooks: Sequence[Hook] = (),
+    hooks: Sequence[Callable[[int], None]] = (),
 ) -> dict[str, Any]:
     """Train as the command line says.
 
@@ -79,7 +80,7 @@ def main(
         argv: Command line without the program; ``sys.argv[1:]`` by default.
         extra_views: Gives the extra view of each image, with ``--dad-view random``; the image itself by default.
         create_task: Creates the task, as ``create_task`` of this module does.
-        hooks: Called with the epoch after each one.
+        hooks: Called with each epoch, from 0, once it is trained and before it is saved.
 
     Returns:
         ``best_metric``, ``output_dir``, and top-1 by data set in ``student`` and ``teacher`` (with ``--eval-suites``).
@@ -138,18 +139,21 @@ def main(
 
             folder.start(vars(args), state.epoch)
             init_trackers(args, accelerator, path.name)
-            own_hooks = create_hooks(
-                task, augment, student_suites, loader_val, accelerator, path, num_epochs,
-                **kwargs.hooks_kwargs(args, data.class_names),
-            )  # fmt: skip
+            own_hooks: list[SuitesHook | PreviewHook] = []
+            run = (task, accelerator, path, num_epochs)
+            if suites:
+                own_hooks.append(SuitesHook(student_suites, *run, **kwargs.suites_kwargs(args)))
+            if augment is not None and loader_val is not None:
+                showing = {'seed': args.seed, 'interval': args.dad_preview_interval, 'class_names': data.class_names}
+                own_hooks.append(PreviewHook(augment, loader_val, *run, **showing))
             _logger.info('%s: %d epochs of %d updates, to %s', args.model, num_epochs, updates_per_epoch, path)
 
         results: dict[str, Any] = {'output_dir': str(path)}
         for epoch in range(state.epoch, num_epochs):
             with non_finite_in_one_line(PROGRAM, path):
                 train_metrics = train_one_epoch(epoch, task, batches, optimizer, scheduler, checkpoints, state, args)
-            if not args.sync_bn:
-                distribute_batch_norm(task, world_size, args.dist_bn, ema=not args.model_ema_force_cpu)
+            mode = '' if args.sync_bn else args.dist_bn
+            distribute_batch_norm(task, world_size, mode, ema=not args.model_ema_force_cpu)
             for hook in (*own_hooks, *hooks):
                 hook(epoch)
             metric = None

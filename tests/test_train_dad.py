@@ -729,7 +729,7 @@ ALWAYS = ('dad', 'dad_view', 'dad_dir', 'eval_suites')
 
 # What train_one_epoch and its loop read themselves.
 TRAINING_FLAGS = """grad_accum_steps clip_grad clip_mode synchronize_step log_interval save_images dad_overlap
-    val_interval""".split()
+    val_interval dad_preview_interval seed""".split()
 LOSSES = ('BinaryCrossEntropy', 'JsdCrossEntropy', 'LabelSmoothingCrossEntropy', 'SoftTargetCrossEntropy')
 KD_TASKS = ('LogitDistillationTask', 'FeatureDistillationTask', 'TokenDistillationTask')
 
@@ -754,7 +754,7 @@ def factory_arguments(argv, monkeypatch):
         'schedule': scheduler_kwargs(args),
         'checkpoints': kwargs.checkpoint_kwargs(args, args.eval_metric, 1, 1),
         'resume': kwargs.resume_kwargs(args, 1),
-        'hooks': kwargs.hooks_kwargs(args, None),
+        'suites_hook': kwargs.suites_kwargs(args),
         'training': [getattr(args, name) for name in TRAINING_FLAGS],
         'pairs': [uses_pairs(args), args.dad_dir, args.dad_cache, args.dad_same_crop, args.dad_stored_logits],
     }

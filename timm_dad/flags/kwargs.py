@@ -1,7 +1,6 @@
 """Flags as keyword arguments of factories, as timm's ``optimizer_kwargs`` and ``scheduler_kwargs`` give them."""
 
 import argparse
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -103,16 +102,14 @@ def batches_kwargs(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def hooks_kwargs(args: argparse.Namespace, class_names: Sequence[str] | None) -> dict[str, Any]:
-    """Arguments of ``create_hooks``: what suites and previews need."""
-    evaluation = {
+def suites_kwargs(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of ``SuitesHook``."""
+    return {
         **_pick(args, 'workers', interval='eval_suites_interval'),
         'batch_size': args.validation_batch_size or args.batch_size,
         'use_ema': not args.model_ema_force_cpu,
         'seen': SEEN_STYLES if args.dad_teacher == 'demo' else (),
     }
-    preview = {**_pick(args, 'seed', interval='dad_preview_interval'), 'class_names': class_names}
-    return {'evaluation': evaluation, 'preview': preview}
 
 
 def checkpoint_kwargs(args: argparse.Namespace, metric: str, num_processes: int, num_batches: int) -> dict[str, Any]:

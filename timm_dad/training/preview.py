@@ -35,8 +35,8 @@ class PreviewHook:
 
     Args:
         augment: Makes the views.
-        task: Sets the attack of an epoch.
         loader: Validation data, of which a few images are shown.
+        task: Sets the attack of an epoch.
         accelerator: Processes and trackers; the main process writes.
         folder: Where to.
         num_epochs: Epochs of the training.
@@ -48,8 +48,8 @@ class PreviewHook:
     def __init__(
         self,
         augment: DADAugment,
-        task: TrainingTask,
         loader: Any,
+        task: TrainingTask,
         accelerator: Accelerator,
         folder: Path,
         num_epochs: int,
@@ -58,7 +58,7 @@ class PreviewHook:
         interval: int,
         class_names: Sequence[str] | None,
     ) -> None:
-        self.augment, self.task, self.loader = augment, task, loader
+        self.augment, self.loader, self.task = augment, loader, task
         self.accelerator, self.folder = accelerator, folder
         self.seed, self.interval, self.num_epochs, self.class_names = seed, interval, num_epochs, class_names
         blind = [tracker.name for tracker in accelerator.trackers if tracker.name not in PICTURE_TRACKERS]

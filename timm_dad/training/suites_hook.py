@@ -134,3 +134,10 @@ def format_suites(results: Mapping[str, Mapping[str, float]], seen: Sequence[str
         mark = ' (seen by the teacher)' if name in seen and 'teacher' in results else ''
         lines.append(f'{name + mark:<34}' + ''.join(f'{top1[name]:>10.1f}' for top1 in results.values()))
     return '\n'.join(lines)
+
+
+def format_results(results: Mapping[str, Any]) -> str:
+    """Format what hooks found at the end: that table, and where report and preview are."""
+    lines = [results['table']] if 'table' in results else []
+    lines += [f'{name.capitalize()}: {results[name]}' for name in ('report', 'preview') if name in results]
+    return '\n'.join(lines)
