@@ -29,24 +29,25 @@ from timm_dad.data.pairs import ExtraViews
 from timm_dad.flags import kwargs
 from timm_dad.flags.dad import build_task
 from timm_dad.flags.data import check_training_data, open_training_data
+from timm_dad.flags.objective import create_criterion, create_kd_task
 from timm_dad.flags.pairs import cached_set, open_dad_set, pair_dataset, uses_cache, uses_pairs
 from timm_dad.flags.rules import flag_errors
-from timm_dad.flags.student import create_student
-from timm_dad.flags.train import learning_rate, parse_args, run_path
+from timm_dad.flags.student import create_student, place_student, prepare_task
+from timm_dad.flags.train import init_trackers, learning_rate, parse_args, run_path
 from timm_dad.method.augment import DADAugment
 from timm_dad.method.task import DADTask
-from timm_dad.training.batches import Batches, create_batches, save_batch
+from timm_dad.training.batches import Batches, save_batch
 from timm_dad.training.checkpoint import Checkpoints
-from timm_dad.training.hooks import Hook, create_hooks, format_results, is_due
+from timm_dad.training.loaders import create_eval_loader, create_train_loader
 from timm_dad.training.meters import Meters, Metrics
-from timm_dad.training.objective import create_criterion, create_kd_task
-from timm_dad.training.optimization import StepConfig, fast_forward, prepare_task, step_schedule
 from timm_dad.training.overlap import prepared_ahead
+from timm_dad.training.preview import PreviewHook
 from timm_dad.training.resume import TrainState, find_newest, non_finite_in_one_line, open_checkpoint, resume_training
 from timm_dad.training.run_folder import RunFolder, check_resumed_flags
-from timm_dad.training.setup import create_accelerator, init_trackers, prepare_student
-from timm_dad.training.suites import open_eval_suites
-from timm_dad.training.suites_hook import StudentSuites
+from timm_dad.training.schedule import fast_forward, is_due, step_schedule
+from timm_dad.training.setup import create_accelerator
+from timm_dad.training.suites import StudentSuites, open_eval_suites
+from timm_dad.training.suites_hook import SuitesHook, format_results
 from timm_dad.training.validate import distribute_batch_norm, eval_model, validate
 
 _logger = logging.getLogger('train_dad')
@@ -58,11 +59,11 @@ def create_task(
     args: argparse.Namespace, student: nn.Module, device: torch.device, **dad: Any
 ) -> tuple[TrainingTask, DADAugment | None]:
     """Create plain classification, timm's distillation, or DAD; and what makes DAD views, if any are made."""
-    criterion = create_criterion(**kwargs.criterion_kwargs(args)).to(device)
+    criterion = create_criterion(args).to(device)
     if args.dad:
         return build_task(args, student, criterion=criterion, device=device, **dad)
     if args.kd_model_name:
-        return create_kd_task(student, criterion, device, **kwargs.kd_kwargs(args)), None
+        return create_kd_task(args, student, criterion, device), None
     return ClassificationTask(student, criterion, device=device, verbose=False), None
 
 
@@ -71,7 +72,7 @@ def main(
     *,
     extra_views: ExtraViews | None = None,
     create_task: Callable[..., tuple[TrainingTask, DADAugment | None]] = create_task,
-    hooks: Sequence[Hook] = (),
+    hooks: Sequence[Callable[[int], None]] = (),
 ) -> dict[str, Any]:
     """Train as the command line says.
 
@@ -79,7 +80,7 @@ def main(
         argv: Command line without the program; ``sys.argv[1:]`` by default.
         extra_views: Gives the extra view of each image, with ``--dad-view random``; the image itself by default.
         create_task: Creates the task, as ``create_task`` of this module does.
-        hooks: Called with the epoch after each one.
+        hooks: Called with each epoch, from 0, once it is trained and before it is saved.
 
     Returns:
         ``best_metric``, ``output_dir``, and top-1 by data set in ``student`` and ``teacher`` (with ``--eval-suites``).
@@ -92,7 +93,7 @@ def main(
             accelerator = create_accelerator(path, **kwargs.accelerator_kwargs(args))
             world_size = accelerator.num_processes
             seed_all(args.seed, RUN, 0, accelerator.process_index, 0)
-            folder = RunFolder(path, accelerator, find_newest, resume=bool(args.resume))
+            folder = stack.enter_context(RunFolder(path, accelerator, find_newest, resume=bool(args.resume)))
             path, resumed = folder.path, open_checkpoint(folder.resolve(args.resume))
             check_resumed_flags(resumed.flags if resumed else {}, vars(args), keep_optimizer=not args.no_resume_opt)
 
@@ -104,7 +105,7 @@ def main(
             check_training_data(data, args.num_classes)
             config = resolve_data_config(vars(args), model=student)
             dad_set = open_dad_set(args, tuple(config['input_size'][-2:]))
-            student = prepare_student(student, accelerator, **kwargs.student_kwargs(args))
+            student = place_student(args, student, accelerator)
             student_suites = StudentSuites(suites, student, config, args.num_classes, data.class_names)
             task, augment = create_task(
                 args, student, accelerator.device, data_config=config, class_names=data.class_names, dad_set=dad_set
@@ -115,8 +116,9 @@ def main(
             if uses_pairs(args) or extra_views is not None:
                 dataset = pair_dataset(args, dataset, config, dad_set=dad_set, extra_views=extra_views)
             with flag_errors('augmentation and loader flags (--aa, --mixup, --workers, ...)'):
-                loading = kwargs.batches_kwargs(args, config)
-                batches, loader_val = create_batches(dataset, data.val, accelerator, **loading)
+                loader = create_train_loader(dataset, accelerator, **kwargs.train_loader_kwargs(args, config))
+                batches = Batches(loader, accelerator, **kwargs.batches_kwargs(args))
+                loader_val = create_eval_loader(data.val, accelerator, **kwargs.eval_loader_kwargs(args, config))
 
             args.lr = learning_rate(args, world_size)
             with flag_errors('--opt, --opt-kwargs'):
@@ -125,7 +127,7 @@ def main(
             state = TrainState(Meters(accelerator))
             with flag_errors('--resume'):
                 resume_training(task, optimizer, state, resumed, **kwargs.resume_kwargs(args, world_size))
-            optimizer = prepare_task(task, optimizer, accelerator, resumed, **kwargs.prepare_kwargs(args))
+            optimizer = prepare_task(args, task, optimizer, accelerator, resumed.path if resumed else '')
             metric_name = args.eval_metric if loader_val is not None else 'loss'
             updates_per_epoch = math.ceil(len(batches) / args.grad_accum_steps)
             schedule = {**scheduler_kwargs(args, metric_name == 'loss'), 'updates_per_epoch': updates_per_epoch}
@@ -135,24 +137,23 @@ def main(
             checkpoints = Checkpoints(task, optimizer, scheduler, accelerator, path, args, **saving)
             checkpoints.restore(resumed, state)
 
-            stack.enter_context(folder.held())
-            folder.check_resolved(args.resume, resumed.path if resumed else '')
-            init_trackers(accelerator, vars(args), path.name, **kwargs.trackers_kwargs(args))
-            own_hooks = create_hooks(
-                task, augment, student_suites, loader_val, accelerator, path, num_epochs,
-                **kwargs.hooks_kwargs(args, data.class_names),
-            )  # fmt: skip
-            step = StepConfig(**kwargs.step_kwargs(args))
             folder.start(vars(args), state.epoch)
-            checkpoints.start(resumed=resumed is not None)
+            init_trackers(args, accelerator, path.name)
+            own_hooks: list[SuitesHook | PreviewHook] = []
+            run = (task, accelerator, path, num_epochs)
+            if suites:
+                own_hooks.append(SuitesHook(student_suites, *run, **kwargs.suites_kwargs(args)))
+            if augment is not None and loader_val is not None:
+                showing = {'seed': args.seed, 'interval': args.dad_preview_interval, 'class_names': data.class_names}
+                own_hooks.append(PreviewHook(augment, loader_val, *run, **showing))
             _logger.info('%s: %d epochs of %d updates, to %s', args.model, num_epochs, updates_per_epoch, path)
 
         results: dict[str, Any] = {'output_dir': str(path)}
         for epoch in range(state.epoch, num_epochs):
             with non_finite_in_one_line(PROGRAM, path):
-                train_metrics = train_one_epoch(epoch, task, batches, optimizer, scheduler, checkpoints, state, step)
-            if not args.sync_bn:
-                distribute_batch_norm(task, world_size, args.dist_bn, ema=not args.model_ema_force_cpu)
+                train_metrics = train_one_epoch(epoch, task, batches, optimizer, scheduler, checkpoints, state, args)
+            mode = '' if args.sync_bn else args.dist_bn
+            distribute_batch_norm(task, world_size, mode, ema=not args.model_ema_force_cpu)
             for hook in (*own_hooks, *hooks):
                 hook(epoch)
             metric = None
@@ -179,7 +180,7 @@ def train_one_epoch(
     scheduler: Any,
     checkpoints: Checkpoints,
     state: TrainState,
-    config: StepConfig,
+    args: argparse.Namespace,
 ) -> Metrics:
     """Train for one pass over the data, from ``state.batch`` on; returns the means of all parts of the loss."""
     accelerator, meters = checkpoints.accelerator, state.meters
@@ -187,16 +188,16 @@ def train_one_epoch(
         task.set_epoch(epoch, state.batch)
     task.train()
     optimizer.zero_grad()
-    num_batches, updates_per_epoch = len(batches), math.ceil(len(batches) / config.accum_steps)
+    num_batches, updates_per_epoch = len(batches), math.ceil(len(batches) / args.grad_accum_steps)
     source: Iterator[Any] = batches.of_epoch(epoch, state.batch)
-    if config.overlap and isinstance(task, DADTask):
+    if args.dad_overlap and isinstance(task, DADTask):
         source = prepared_ahead(source, task)
     bar = tqdm(
         source, f'Epoch {epoch}', num_batches, False, disable=not accelerator.is_main_process, initial=state.batch
     )
     for batch_idx, input, target, *prepared in bar:
-        first_of_update = batch_idx - batch_idx % config.accum_steps
-        of_update = min(config.accum_steps, num_batches - first_of_update)
+        first_of_update = batch_idx - batch_idx % args.grad_accum_steps
+        of_update = min(args.grad_accum_steps, num_batches - first_of_update)
         need_update = batch_idx + 1 == first_of_update + of_update
         with contextlib.nullcontext() if need_update else task.no_sync():
             result = task(input, target, *prepared)
@@ -205,12 +206,12 @@ def train_one_epoch(
         if not need_update:
             continue
         meters.read()  # once an update, and before a loss that is not finite reaches the weights
-        num_updates = epoch * updates_per_epoch + batch_idx // config.accum_steps + 1
-        update(task, optimizer, scheduler, accelerator, num_updates, meters.means['loss'], config)
+        num_updates = epoch * updates_per_epoch + batch_idx // args.grad_accum_steps + 1
+        update(task, optimizer, scheduler, accelerator, num_updates, meters.means['loss'], args)
         checkpoints.save_recovery(epoch, batch_idx, meters)
-        if (batch_idx + 1) % (config.log_interval * config.accum_steps) == 0:
+        if (batch_idx + 1) % (args.log_interval * args.grad_accum_steps) == 0:
             bar.set_postfix({name: f'{mean:.3f}' for name, mean in meters.means.items()})
-            if config.save_images and accelerator.is_main_process:
+            if args.save_images and accelerator.is_main_process:
                 save_batch(input, checkpoints.folder / f'train-batch-{batch_idx}.jpg')
     meters.read()
     metrics = meters.reduce()
@@ -226,18 +227,18 @@ def update(
     accelerator: Accelerator,
     num_updates: int,
     loss: float,
-    config: StepConfig,
+    args: argparse.Namespace,
 ) -> None:
     """Clip, step, and what follows a step: moving average and schedule."""
-    if config.clip_grad is not None:
+    if args.clip_grad is not None:
         if accelerator.scaler is not None:  # there is none for fp16 on a CPU
             accelerator.unscale_gradients(optimizer)
-        parameters = task.get_clip_parameters(exclude_head=config.clip_mode == 'agc')
-        utils.dispatch_clip_grad(parameters, value=config.clip_grad, mode=config.clip_mode)
+        parameters = task.get_clip_parameters(exclude_head=args.clip_mode == 'agc')
+        utils.dispatch_clip_grad(parameters, value=args.clip_grad, mode=args.clip_mode)
     optimizer.step()
     optimizer.zero_grad()
     task.update_ema(step=num_updates)
-    if config.synchronize and accelerator.device.type == 'cuda':
+    if args.synchronize_step and accelerator.device.type == 'cuda':
         torch.cuda.synchronize()
     scheduler.step_update(num_updates=num_updates, metric=loss)
 

@@ -238,7 +238,7 @@ def test_mixed_pairs_have_one_partner_weight_and_box(greys, tmp_path, no_prefetc
                        *(['--no-prefetcher'] if no_prefetcher else [])])  # fmt: skip
     loader = build(folder(greys), '--dad-dir', str(tmp_path / 'set'), '--batch-size', '6', '--workers', '0', *more,
                    *(['--no-prefetcher'] if no_prefetcher else []))  # fmt: skip
-    batches = Batches(loader, Accelerator(cpu=True), **kwargs.batches_kwargs(args, DATA_CONFIG)['batches'])
+    batches = Batches(loader, Accelerator(cpu=True), **kwargs.batches_kwargs(args))
     assert (batches.mixup_fn is None) == (not no_prefetcher)
     mixed = 0
     for _, input, target in batches.of_epoch(0):
@@ -266,7 +266,7 @@ def test_pairs_of_a_stream_are_mixed_as_pairs_without_the_prefetcher(greys, work
     wds = create_dataset('wds/x', root=str(write_wds(greys)), split='train', is_training=True, batch_size=6)
     more = ('--dad-view', 'random', '--batch-size', '6', '--mixup', '0.8', '--no-prefetcher', '--workers', str(workers))
     args = parse_args([*FLAGS, '--data-dir', 'x', *more])
-    batches = Batches(build(wds, *more), Accelerator(cpu=True), **kwargs.batches_kwargs(args, DATA_CONFIG)['batches'])
+    batches = Batches(build(wds, *more), Accelerator(cpu=True), **kwargs.batches_kwargs(args))
     assert isinstance(batches.mixup_fn, PairMixup)
     for _, _, target in batches.of_epoch(0):
         assert torch.equal(*target.chunk(2))  # both views of an image have one partner and weight

@@ -26,13 +26,13 @@ def report(results):
     return build_report(results, SUITES, resamples=20)
 
 
-def test_files_and_their_bytes(tmp_path, report, results):
-    files = write_plots(report, results, SUITES, tmp_path / 'a')
+def test_files_and_their_bytes(tmp_path, report):
+    files = write_plots(report, tmp_path / 'a')
     names = ['severity-noto-corrupted.png', 'ood.png']
     assert [path.name for path in files] == names
     assert sorted(path.name for path in (tmp_path / 'a').iterdir()) == sorted(names)
     with matplotlib.rc_context({'font.size': 20, 'axes.facecolor': 'red'}):  # the user's own settings
-        again = write_plots(report, results, SUITES, tmp_path / 'b')
+        again = write_plots(report, tmp_path / 'b')
     for first, second in zip(files, again, strict=True):
         assert first.read_bytes() == second.read_bytes(), first.name
         with Image.open(first) as picture:
@@ -78,13 +78,13 @@ def test_points_of_timm_are_shown_behind_the_line(tmp_path):
 def test_nothing_to_plot(tmp_path):
     suites = [suite('noto', 'clean')]
     results = results_of({'m': 0.5}, suites)
-    assert write_plots(build_report(results, suites, resamples=0), results, suites, tmp_path) == []
+    assert write_plots(build_report(results, suites, resamples=0), tmp_path) == []
 
 
 def test_shifted_suites_without_a_clean_one_have_no_plot(tmp_path):
     report = build_report(results_of(MODELS, SUITES[1:]), SUITES[1:], resamples=0)
     assert ood_pairs(report) == {}
-    names = [path.name for path in write_plots(report, {}, SUITES[1:], tmp_path)]
+    names = [path.name for path in write_plots(report, tmp_path)]
     assert names == ['severity-noto-corrupted.png']
 
 

@@ -26,8 +26,8 @@ def test_another_optimizer_begins_anew_with_no_resume_opt():
 def test_changed_flags_are_named_old_and_new_and_the_old_file_is_kept(tmp_path, caplog):
     caplog.set_level('INFO', logger='timm_dad')  # a test before may have set it as another process does
     folder = RunFolder(tmp_path / 'run', Accelerator(), find_newest, resume=True)
-    assert not (tmp_path / 'run').exists()  # made when it is held
-    with folder.held():
+    with folder:
+        assert not (tmp_path / 'run').exists()  # made when it starts
         folder.start({'lr': 0.1, 'epochs': 3, 'resume': ''}, 0)
         folder.start({'lr': 0.1, 'epochs': 3, 'resume': 'auto'}, 1)
         assert 'changed' not in caplog.text
@@ -42,17 +42,31 @@ def test_changed_flags_are_named_old_and_new_and_the_old_file_is_kept(tmp_path, 
 def test_rows_of_epochs_that_are_trained_again_are_dropped(tmp_path):
     folder = RunFolder(tmp_path, Accelerator(), find_newest, resume=True)
     (tmp_path / 'summary.csv').write_bytes(b'epoch,loss\r\n0,3\r\n1,2\r\n2,1\r\n')
-    with folder.held():
+    with folder:
         folder.start({}, 1)
     assert (tmp_path / 'summary.csv').read_bytes() == b'epoch,loss\r\n0,3\r\n'
 
 
-def test_a_folder_in_which_another_run_went_on_is_refused(tmp_path):
-    newest = ['a.pth.tar']
-    folder = RunFolder(tmp_path, Accelerator(), lambda _: newest[0], resume=True)
-    path = folder.resolve('auto')
-    folder.check_resolved('auto', path)
-    newest[0] = 'b.pth.tar'
-    with pytest.raises(ValueError, match=r'another run went on in .* meanwhile: start again'):
-        folder.check_resolved('auto', path)
-    folder.check_resolved('a.pth.tar', path)  # a file that was named is taken
+def test_a_folder_that_another_run_makes_meanwhile_is_refused(tmp_path):
+    path, newest = tmp_path / 'run', ['']
+    with RunFolder(path, Accelerator(), lambda _: newest[0], resume=True) as folder:
+        assert folder.resolve('auto') == ''
+        with RunFolder(path, Accelerator(), lambda _: newest[0], resume=True) as other:
+            other.start({}, 0)
+            with pytest.raises(ValueError, match='is in use by another run'):
+                folder.start({}, 0)
+        newest[0] = 'last.pth.tar'
+        with pytest.raises(ValueError, match='holds an older run'):
+            folder.start({}, 0)
+
+
+def test_a_folder_that_is_there_is_held_from_the_beginning(tmp_path):
+    with RunFolder(tmp_path, Accelerator(), lambda _: 'last.pth.tar', resume=True) as folder:
+        assert folder.resolve('auto') == 'last.pth.tar'
+        with pytest.raises(ValueError, match='is in use by another run'):
+            RunFolder(tmp_path, Accelerator(), lambda _: '', resume=True).__enter__()
+        folder.start({}, 0)
+    with RunFolder(tmp_path, Accelerator(), lambda _: '', resume=True):
+        pass
+    with pytest.raises(ValueError, match='holds an older run; name another folder, or --resume auto'):
+        RunFolder(tmp_path, Accelerator(), lambda _: 'last.pth.tar', resume=False).__enter__()

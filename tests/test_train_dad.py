@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -27,16 +28,16 @@ from timm.utils import CheckpointSaver
 
 import train_dad
 from timm_dad.demo.data import DEMO_VQGAN
-from timm_dad.flags import kwargs
-from timm_dad.flags.checks import REFUSED
+from timm_dad.flags import kwargs, objective
 from timm_dad.flags.dad import loss_config, schedule_config
 from timm_dad.flags.data import open_training_data
 from timm_dad.flags.pairs import uses_pairs
-from timm_dad.flags.student import create_student
+from timm_dad.flags.student import create_student, place_student, prepare_task
+from timm_dad.flags.timm import REFUSED
 from timm_dad.flags.train import create_parser, learning_rate, parse_args
 from timm_dad.flags.views import attack_config
 from timm_dad.preview.image import preview_image
-from timm_dad.training import objective, setup
+from timm_dad.training import setup
 from timm_dad.training.resume import find_newest
 from timm_dad.training.run_folder import RunFolder
 
@@ -360,7 +361,8 @@ def test_bad_pictures_are_named_before_anything_is_written(pictures, tmp_path, c
 
 
 def test_a_folder_in_use_and_a_folder_of_an_older_run_are_refused(pictures, tmp_path, capsys):
-    with RunFolder(tmp_path / 'run', Accelerator(), find_newest, resume=False).held():
+    (tmp_path / 'run').mkdir()
+    with RunFolder(tmp_path / 'run', Accelerator(), find_newest, resume=False):
         holder = subprocess.run(
             [sys.executable, REPO / 'train_dad.py', *flags(pictures, tmp_path)], capture_output=True, text=True
         )
@@ -725,6 +727,13 @@ BY_RUN = {
 ALWAYS = ('dad', 'dad_view', 'dad_dir', 'eval_suites')
 
 
+# What train_one_epoch and its loop read themselves.
+TRAINING_FLAGS = """grad_accum_steps clip_grad clip_mode synchronize_step log_interval save_images dad_overlap
+    val_interval dad_preview_interval seed""".split()
+LOSSES = ('BinaryCrossEntropy', 'JsdCrossEntropy', 'LabelSmoothingCrossEntropy', 'SoftTargetCrossEntropy')
+KD_TASKS = ('LogitDistillationTask', 'FeatureDistillationTask', 'TokenDistillationTask')
+
+
 def factory_arguments(argv, monkeypatch):
     """All that factories get for a command line, but what they build."""
     seen = []
@@ -736,22 +745,29 @@ def factory_arguments(argv, monkeypatch):
     args = parse_args(argv)
     config = resolve_data_config(vars(args))
     found = {
-        'loading': kwargs.batches_kwargs(args, config),
+        'loading': [kwargs.train_loader_kwargs(args, config), kwargs.eval_loader_kwargs(args, config)],
+        'accelerator': kwargs.accelerator_kwargs(args),
+        'batches': kwargs.batches_kwargs(args),
         'data': [args.data_dir, args.dataset, args.train_split, args.val_split, args.class_map],
         'suites': args.eval_suites,
         'optimizer': [optimizer_kwargs(cfg=args), args.opt_kwargs, learning_rate(args, 1)],
         'schedule': scheduler_kwargs(args),
         'checkpoints': kwargs.checkpoint_kwargs(args, args.eval_metric, 1, 1),
         'resume': kwargs.resume_kwargs(args, 1),
-        'hooks': kwargs.hooks_kwargs(args, None),
-        'step': kwargs.step_kwargs(args),
-        'val_interval': args.val_interval,
+        'suites_hook': kwargs.suites_kwargs(args),
+        'training': [getattr(args, name) for name in TRAINING_FLAGS],
         'pairs': [uses_pairs(args), args.dad_dir, args.dad_cache, args.dad_same_crop, args.dad_stored_logits],
     }
-    for name in ('accelerator', 'student', 'prepare', 'criterion', 'kd', 'trackers'):
-        found[name] = getattr(kwargs, f'{name}_kwargs')(args)
+    accelerator, placed, task = MagicMock(device='cpu', num_processes=1), MagicMock(), MagicMock()
+    place_student(args, placed, accelerator)
+    prepare_task(args, task, None, accelerator)
+    found['prepared'] = [placed.mock_calls, task.mock_calls]
     with monkeypatch.context() as patch:
         patch.setattr('timm_dad.flags.student.create_model', create_model)
+        for name in (*LOSSES, *KD_TASKS):
+            patch.setattr(objective, name, lambda name=name, **arguments: seen.append((name, arguments)))
+        objective.create_criterion(args)
+        objective.create_kd_task(args, None, None, None)
         student = create_student(args)
     head = student.get_classifier().weight.std() > 0.1, student.get_classifier().bias.sum() > 0
     found['model'] = [seen, args.grad_checkpointing, args.split_bn, head]
@@ -859,15 +875,14 @@ def test_switches_reach_timm(monkeypatch, tmp_path):
 
 def test_kd_flags_reach_timm(monkeypatch):
     seen = []
-    for name in ('LogitDistillationTask', 'FeatureDistillationTask', 'TokenDistillationTask'):
+    for name in KD_TASKS:
         monkeypatch.setattr(objective, name, lambda name=name, **kwargs: seen.append((name, kwargs)))
     common = ['--data-dir', 'x', '--kd-model-name', 'resnet18']
     for more in (
         ['--kd-loss-type', 'other'],
         ['--kd-distill-type', 'feature', '--kd-student-feature-dim', '8', '--kd-teacher-feature-dim', '9'],
     ):
-        arguments = kwargs.kd_kwargs(parse_args([*common, *more]))
-        objective.create_kd_task(None, None, torch.device('cpu'), **arguments)
+        objective.create_kd_task(parse_args([*common, *more]), None, None, torch.device('cpu'))
     (logit, logit_flags), (feature, feature_flags) = seen
     assert (logit, feature) == ('LogitDistillationTask', 'FeatureDistillationTask')
     assert logit_flags['loss_type'] == 'other'

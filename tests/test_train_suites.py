@@ -3,32 +3,26 @@
 import csv
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import timm
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from folders import CLASSES, write_pictures
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from timm.data import ImageNetInfo
+from timm.task import ClassificationTask
 from torch import nn
 
 import train_dad
-from timm_dad.data.images import Frame
 from timm_dad.evaluation.predict import EvalConfig
 from timm_dad.evaluation.suites.suite import Part, Suite
 from timm_dad.teachers.teacher import Teacher
-from timm_dad.training.on_pixels import OnPixels, fixed_size, resize_notes
-from timm_dad.training.suites import (
-    accuracies,
-    add_rows,
-    evaluate_on_suites,
-    match_suite,
-    open_eval_suites,
-    write_suite_report,
-)
+from timm_dad.training.suites import OnPixels, StudentSuites, match_suite, open_eval_suites
 from timm_dad.training.suites_hook import SuitesHook
 
 WNIDS = list(ImageNetInfo().label_names())
@@ -106,41 +100,43 @@ class ByRed(nn.Module):
         return -((x_norm[:, 0].mean(dim=(1, 2))[:, None] - torch.arange(6)) ** 2) * self.scale
 
 
-def predict(suites, indices, labels=('student',), **more):
-    models = {label: OnPixels(ByRed(), (0, 0, 0), (1 / 255, 1, 1)).train() for label in labels}
-    cut = Frame(size=(8, 8))
-    config = EvalConfig(workers=0, batch_size=2)
-    return evaluate_on_suites(models, suites, indices, cut, config, torch.device('cpu'), **more)
+CONFIG = {'input_size': (3, 8, 8), 'mean': (0, 0, 0), 'std': (1 / 255, 1, 1), 'interpolation': 'bicubic', 'crop_pct': 1}
+EVALUATION = EvalConfig(workers=0, batch_size=2)
+CPU = torch.device('cpu')
 
 
-def figures(suites, indices):
-    return accuracies(predict(suites, indices))['student']
+def by_red(suites):
+    return StudentSuites(suites, ByRed(), CONFIG, 6, 'abcdef')
 
 
-def test_figures_are_of_the_suites_classes_and_the_mean_of_its_parts():
+def hook(suites, folder):
+    task = ClassificationTask(ByRed(), nn.CrossEntropyLoss(), device=CPU, verbose=False)
+    more = {'batch_size': 2, 'workers': 0, 'interval': 0, 'use_ema': True, 'seen': ()}
+    return SuitesHook(by_red(suites), task, Accelerator(), folder, 1, **more)
+
+
+def figures(suites, folder):
+    hook(suites, folder).at_end()
+    with open(folder / 'suites.csv', newline='') as file:
+        return {row['suite']: (float(row['top1']), float(row['top5'])) for row in csv.DictReader(file)}
+
+
+def test_figures_are_of_the_suites_classes_and_the_mean_of_its_parts(tmp_path):
     parts = (Part(name='x', dataset=Pictures([0, 1, 2, 3])), Part(name='y', dataset=Pictures([0, 1, 1, 1])))
-    whole = Suite(name='whole', kind='ood', parts=parts, class_names=None, num_classes=6)
     # Of the classes 0 and 2 alone, picture 1 lies between them, and the first of two equals is taken.
-    two = Suite(
-        name='two', kind='ood', class_names=None, num_classes=2, parts=(Part(name='x', dataset=Pictures([0, 0, 1, 1])),)
-    )
-    found = figures([whole, two], {'whole': None, 'two': [0, 2]})
+    two = (Part(name='x', dataset=Pictures([0, 0, 1, 1])),)
+    found = figures([suite(tuple('abcdef'), name='whole', parts=parts), suite(('a', 'c'), parts=two)], tmp_path)
     assert found['whole'] == (75.0, 100.0)
-    assert found['two'][0] in (75.0, 100.0)
-    assert found['two'][1] == 100.0
+    assert found['a'][0] in (75.0, 100.0)
+    assert found['a'][1] == 100.0
 
 
-def test_of_imagenet_v2_the_figure_is_that_of_matched_frequency():
+def test_of_imagenet_v2_the_figure_is_that_of_matched_frequency(tmp_path):
     parts = (
         Part(name='matched-frequency', dataset=Pictures([0, 1, 2, 1])),
         Part(name='top-images', dataset=Pictures([1, 0, 0, 0])),
     )
-    v2 = Suite(name='imagenet-v2', kind='ood', parts=parts, class_names=None, num_classes=6)
-    assert figures([v2], {'imagenet-v2': None})['imagenet-v2'] == (75.0, 100.0)
-    for all_parts, names in ((True, ['matched-frequency', 'top-images']), (False, ['matched-frequency'])):
-        found = predict([v2], {'imagenet-v2': None}, all_parts=all_parts)
-        assert list(found['student']['imagenet-v2']) == names
-        assert accuracies(found)['student']['imagenet-v2'] == (75.0, 100.0)
+    assert figures([suite(None, 6, name='imagenet-v2', parts=parts)], tmp_path)['imagenet-v2'] == (75.0, 100.0)
 
 
 # --- sizes ----------------------------------------------------------------------------------------------------------
@@ -155,31 +151,30 @@ def uncut(**more):
     return suite(None, 4, name='imagenet-c', parts=(Part(name='fog/1', dataset=Squares([0, 1])),), resize=False, **more)
 
 
-@pytest.mark.parametrize(('name', 'declared', 'expected'), [
-    ('test_resnet', False, None),
-    ('test_vit', True, (32, 32)),
-    ('test_vit', False, (32, 32)),  # found by trying
+NOTE = 'student takes images of 32 x 32 alone: those of imagenet-c, 48 x 40, are resized for it.'
+
+
+@pytest.mark.parametrize(('name', 'cfg', 'resized'), [
+    ('test_resnet', {'fixed_input_size': False}, False),
+    ('test_vit', {'fixed_input_size': True}, True),
+    ('test_vit', None, True),  # nothing is known of it
 ])  # fmt: skip
-def test_pictures_that_go_in_uncut_are_resized_for_networks_of_one_size_alone(name, declared, expected, caplog):
+def test_pictures_that_go_in_uncut_are_resized_for_networks_of_one_size_alone(name, cfg, resized, caplog):
     student = timm.create_model(name, num_classes=4, **({'img_size': 32} if 'vit' in name else {}))
-    student.pretrained_cfg = {'fixed_input_size': declared}
-    before = {key: value.clone() for key, value in student.state_dict().items()}
-    assert fixed_size(student, [uncut()], (32, 32)) == expected
-    assert ('imagenet-c holds pictures of 48 x 40, which go in uncut; the student takes 32 x 32' in caplog.text) is (
-        expected is not None
-    )
+    student.pretrained_cfg = cfg
+    suites = StudentSuites([uncut()], student, {**CONFIG, 'input_size': (3, 32, 32)}, 4, None)
+    assert (NOTE in caplog.text) is resized
+    assert suites.notes == [NOTE] * resized
     assert student.training
-    assert all(torch.equal(value, before[key]) for key, value in student.state_dict().items())
-    network = OnPixels(student, (0, 0, 0), (1, 1, 1), expected)
-    config, cut = EvalConfig(workers=0), Frame(size=(32, 32))
-    found = evaluate_on_suites({'s': network}, [uncut()], {'imagenet-c': None}, cut, config, torch.device('cpu'))
-    assert len(found['s']['imagenet-c']['fog/1']) == 2
+    found = suites.evaluate(student, None, EVALUATION, CPU)
+    assert len(found['student']['imagenet-c']['fog/1']) == 2
 
 
-def test_a_network_of_one_size_is_not_tried_where_all_pictures_have_it():
-    student = timm.create_model('test_vit', num_classes=4, img_size=(40, 48))
-    assert fixed_size(student, [uncut()], (40, 48)) is None
-    assert fixed_size(student, [suite(None, 4, parts=uncut().parts)], (32, 32)) is None  # cut like all others
+@pytest.mark.parametrize('size', [(40, 48), (32, 32)])
+def test_nothing_is_said_where_pictures_have_the_size_or_are_cut_to_it(size):
+    student = timm.create_model('test_vit', num_classes=4, img_size=size)
+    opened = uncut() if size == (40, 48) else suite(None, 4, parts=uncut().parts)
+    assert StudentSuites([opened], student, {**CONFIG, 'input_size': (3, *size)}, 4, None).notes == []
 
 
 def test_resized_pictures_are_those_that_a_teacher_gets():
@@ -199,18 +194,18 @@ def test_resized_pictures_are_those_that_a_teacher_gets():
 def test_the_report_is_that_of_evaluate_with_a_note_on_sizes(tmp_path, monkeypatch, caplog):
     parts = (Part(name='x', dataset=Pictures([0, 1, 2, 1])),)
     suites = [suite(None, 6, name=name, kind=kind, parts=parts) for name, kind in (('val', 'clean'), ('a', 'ood'))]
-    results = predict(suites, {'val': None, 'a': None}, ('student', 'teacher'))
-    files = write_suite_report(results, suites, tmp_path)
-    assert {file.name for file in files} >= {'report.json', 'report.csv', 'report.md', 'ood.png'}
+    writer = hook([*suites, uncut()], tmp_path)
+    teacher = OnPixels(ByRed(), CONFIG['mean'], CONFIG['std'])
+    predictions = writer.suites.evaluate(ByRed(), teacher, EVALUATION, CPU)
+    writer._write_report(predictions)
+    assert {path.name for path in tmp_path.iterdir()} >= {'report.json', 'report.csv', 'report.md', 'ood.png'}
     report = json.loads((tmp_path / 'report.json').read_text())
     assert report['figures']['teacher']['val']['*']['top1']['value'] == 75.0
     assert report['differences']['teacher']['a']['*']['top1']['value'] == 0.0
+    assert 'student takes images of 8 x 8 alone: those of imagenet-c, 48 x 40, are resized for it.' in report['notes']
     monkeypatch.setitem(sys.modules, 'matplotlib', None)
-    assert len(write_suite_report(results, suites, tmp_path)) == 3
+    writer._write_report(predictions)
     assert 'No plots of the suites: matplotlib is missing' in caplog.text
-    write_suite_report(predict([uncut()], {'imagenet-c': None}), [uncut()], tmp_path, (8, 8))
-    (note,) = resize_notes([uncut()], (8, 8))
-    assert note in json.loads((tmp_path / 'report.json').read_text())['notes']
 
 
 def test_the_student_is_not_frozen():
@@ -221,16 +216,14 @@ def test_the_student_is_not_frozen():
     assert all(parameter.requires_grad for parameter in network.parameters())
 
 
-def test_rows_of_an_epoch_are_replaced():
-    text = add_rows('', 1, {'student': {'a': (50.0, 75.0), 'b': (12.34567, 100.0)}})
-    assert text.splitlines() == [
-        'epoch,model,suite,top1,top5',
-        '1,student,a,50.0000,75.0000',
-        '1,student,b,12.3457,100.0000',
-    ]
-    text = add_rows(text, 1, {'student': {'a': (60.0, 80.0)}, 'teacher': {'a': (70.0, 90.0)}})
-    text = add_rows(text, 2, {'student': {'a': (61.0, 80.0)}})
-    assert [row['top1'] for row in csv.DictReader(text.splitlines())] == ['60.0000', '12.3457', '70.0000', '61.0000']
+def test_rows_of_an_epoch_are_replaced(tmp_path):
+    suites = [suite(None, 6, parts=(Part(name='x', dataset=Pictures([0, 1, 2, 1])),))]
+    (tmp_path / 'suites.csv').write_bytes(b'epoch,model,suite,top1,top5\r\n-1,student,a,1,2\r\n0,student,a,3,4\r\n')
+    for _ in range(2):
+        hook(suites, tmp_path).at_end()
+        assert (tmp_path / 'suites.csv').read_text().splitlines() == [
+            'epoch,model,suite,top1,top5', '-1,student,a,1,2', '0,student,a,75.0000,100.0000'
+        ]  # fmt: skip
 
 
 def test_a_suite_that_is_not_there():
@@ -303,16 +296,11 @@ def test_training_does_not_notice_and_a_resumed_run_has_the_same_rows(pictures, 
 
 
 def test_the_last_epoch_is_evaluated_once(pictures, tmp_path, monkeypatch):
-    called, evaluate = [], SuitesHook._evaluate
-
-    def count(self, *, all_parts=True, **more):
-        called.append(all_parts)
-        return evaluate(self, all_parts=all_parts, **more)
-
-    monkeypatch.setattr(SuitesHook, '_evaluate', count)
+    called, evaluate = [], StudentSuites.evaluate
+    monkeypatch.setattr(StudentSuites, 'evaluate', lambda *args: called.append(1) or evaluate(*args))
     suites = ('--eval-suites', f'again={pictures}', '--eval-suites-interval', 1, '--epochs', 2)
     train_dad.main(flags(pictures, tmp_path, *suites))
-    assert called == [False, True]  # the named parts after epoch 0, all at the end
+    assert len(called) == 2
     assert [row['epoch'] for row in rows(tmp_path)] == ['0', '1']
 
 
@@ -322,7 +310,7 @@ def test_a_student_of_one_size_on_pictures_that_go_in_uncut(pictures, tmp_path, 
     more = ('--eval-suites', 'imagenet-c=there', '--eval-suites-interval', interval, '--epochs', 2)
     train_dad.main(flags(pictures, tmp_path, *more, '--model', 'test_vit'))
     assert [row['epoch'] for row in rows(tmp_path)] == ['0', '1'][-1 - interval :]
-    assert 'and they are resized to that' in (tmp_path / 'run' / 'report.md').read_text().replace('\n', ' ')
+    assert 'are resized for it' in (tmp_path / 'run' / 'report.md').read_text().replace('\n', ' ')
 
 
 def test_a_student_of_imagenets_classes_is_masked_on_imagenet_a(tmp_path, monkeypatch):
@@ -342,8 +330,8 @@ def test_a_student_of_imagenets_classes_is_masked_on_imagenet_a(tmp_path, monkey
         # All images are the first of the 200 classes, were it not for a class outside.
         student.get_classifier().weight.zero_()
         student.get_classifier().bias[[outside, index[0]]] = torch.tensor([9.0, 5.0])
-    network = OnPixels(student, (0, 0, 0), (1, 1, 1))
-    config, cut = EvalConfig(workers=0), Frame(size=(32, 32))
-    for indices, expected in (({suite.name: index}, 0.5), ({suite.name: None}, 0.0)):
-        found = evaluate_on_suites({'student': network}, [suite], indices, cut, config, torch.device('cpu'))
-        assert accuracies(found)['student']['imagenet-a'][0] == expected
+    config = {**CONFIG, 'input_size': (3, 32, 32)}
+    for opened, expected in ((suite, 0.5), (replace(suite, class_names=None), 0.0)):
+        found = StudentSuites([opened], student, config, 1000, None).evaluate(student, None, EVALUATION, CPU)
+        (part,) = found['student']['imagenet-a'].values()
+        assert 100 * part.correct.mean() == expected

@@ -35,17 +35,17 @@ from timm_dad.flags import kwargs
 from timm_dad.flags.data import check_training_data, open_training_data
 from timm_dad.flags.pairs import cached_set, open_dad_set, pair_dataset, uses_cache, uses_pairs
 from timm_dad.flags.rules import check_values, flag_errors
-from timm_dad.flags.student import create_student
+from timm_dad.flags.student import create_student, place_student, prepare_task
 from timm_dad.flags.train import learning_rate, parse_args
 from timm_dad.method.augment import DADAugment
 from timm_dad.method.schedule import DADSchedule
 from timm_dad.method.task import DADTask
-from timm_dad.training.batches import create_batches
+from timm_dad.training.batches import Batches
 from timm_dad.training.checkpoint import Checkpoints
+from timm_dad.training.loaders import create_train_loader
 from timm_dad.training.meters import Meters, NonFiniteLossError
-from timm_dad.training.optimization import StepConfig, prepare_task
 from timm_dad.training.resume import TrainState
-from timm_dad.training.setup import create_accelerator, prepare_student
+from timm_dad.training.setup import create_accelerator
 
 PROGRAM = 'timm-dad info'
 WARMUP = 2
@@ -109,7 +109,7 @@ def make_report(args: argparse.Namespace, gpus: int = 1, images: int | None = No
     check_training_data(data, args.num_classes)
     config = resolve_data_config(vars(args), model=student)
     dad_set = open_dad_set(args, tuple(config['input_size'][-2:]))
-    student = prepare_student(student, accelerator, **kwargs.student_kwargs(args))
+    student = place_student(args, student, accelerator)
     device = accelerator.device
     task, augment = train_dad.create_task(
         args, student, device, data_config=config, class_names=data.class_names, dad_set=dad_set
@@ -135,7 +135,8 @@ def make_report(args: argparse.Namespace, gpus: int = 1, images: int | None = No
         if uses_pairs(args):
             dataset = pair_dataset(args, dataset, config, dad_set=dad_set)
         with flag_errors('augmentation and loader flags (--aa, --mixup, --workers, ...)'):
-            train_batches, _ = create_batches(dataset, None, accelerator, **kwargs.batches_kwargs(args, config))
+            loader = create_train_loader(dataset, accelerator, **kwargs.train_loader_kwargs(args, config))
+            train_batches = Batches(loader, accelerator, **kwargs.batches_kwargs(args))
         train, num_epochs = _create_training(args, task, accelerator, len(train_batches))
         shares = task.schedule.shares(num_epochs) if isinstance(task, DADTask) else {'training': 1.0}
         report['batches'] = {}
@@ -195,17 +196,16 @@ def _create_training(
     args.lr = learning_rate(args, 1)
     with flag_errors('--opt, --opt-kwargs'):
         optimizer = create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=args), **args.opt_kwargs)
-    optimizer = prepare_task(task, optimizer, accelerator, None, **kwargs.prepare_kwargs(args))
+    optimizer = prepare_task(args, task, optimizer, accelerator)
     schedule = {**scheduler_kwargs(args, True), 'updates_per_epoch': math.ceil(num_batches / args.grad_accum_steps)}
     scheduler, num_epochs = create_scheduler_v2(optimizer, **schedule)
     saving = kwargs.checkpoint_kwargs(args, 'loss', 1, num_batches)
     checkpoints = Checkpoints(task, optimizer, scheduler, accelerator, Path(), args, **saving)
-    step = StepConfig(**kwargs.step_kwargs(args))
 
     def train(batches: Any) -> None:
         state = TrainState(Meters(accelerator))
         try:
-            train_dad.train_one_epoch(0, task, batches, optimizer, scheduler, checkpoints, state, step)
+            train_dad.train_one_epoch(0, task, batches, optimizer, scheduler, checkpoints, state, args)
         except NonFiniteLossError as error:
             raise ValueError(f'{error}; lower --lr or set --clip-grad') from error
 

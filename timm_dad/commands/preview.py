@@ -1,7 +1,6 @@
 """``timm-dad preview``: DAD views of a few images of any data set, as a PNG sheet and an HTML page."""
 
 import argparse
-import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -142,8 +141,7 @@ def choose_images(args: argparse.Namespace, source: Source) -> list[tuple[int, S
     if source.streams:
         if args.index:
             raise ValueError(f'--index needs data with an index, not a stream ({args.dataset}): use --images')
-        first = itertools.islice(source.dataset, args.images or _DEFAULT_IMAGES)
-        read = [(index, source.of_pixels(image, label)) for index, (image, label) in enumerate(first)]
+        read = list(source.some(args.images or _DEFAULT_IMAGES).items())
         if len(read) < (args.images or 1):
             raise ValueError(f'--images must be at most {len(read)}, the images of the data, got {args.images}')
         return read

@@ -1,6 +1,7 @@
 """One way to seed: by all that a draw may depend on."""
 
 import random
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,3 +36,16 @@ def seed_sample(*key: int) -> None:
     torch.default_generator.manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)
+
+
+def random_states() -> tuple[Any, Any, torch.Tensor]:
+    """Where random, numpy and torch's generator of the CPU are."""
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+
+def set_random_states(states: tuple[Any, Any, torch.Tensor]) -> None:
+    """Put them back to where ``random_states`` found them."""
+    of_random, of_numpy, of_torch = states
+    random.setstate(of_random)
+    np.random.set_state(of_numpy)
+    torch.set_rng_state(of_torch)

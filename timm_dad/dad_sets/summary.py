@@ -2,7 +2,6 @@
 
 import base64
 import io
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from timm_dad.common.files import write_file
-from timm_dad.common.spread import spread
 from timm_dad.dad_sets.formats import place_of, wds_info
 from timm_dad.dad_sets.manifest import (
     INDEX,
@@ -24,7 +22,7 @@ from timm_dad.dad_sets.manifest import (
 )
 from timm_dad.dad_sets.read import DADSet
 from timm_dad.dad_sets.shards import ShardedFolder
-from timm_dad.data.images import Frame, Source, SourceImage
+from timm_dad.data.images import Frame, Source
 from timm_dad.method.augment import DADAugment
 
 CONTACT_SHEET = 'contact_sheet.png'
@@ -116,20 +114,12 @@ def format_summary(summary: dict[str, Any], root: Path) -> str:
     )
 
 
-def _first_images(source: Source, indices: Sequence[int]) -> dict[int, SourceImage]:
-    if not source.streams:
-        return {index: source.read(index) for index in indices}
-    return {index: Source.of_pixels(*pair) for index, pair in zip(indices, source.dataset, strict=False)}
-
-
 def contact_sheet(dad_set: DADSet, source: Source, frame: Frame) -> bytes:
     """A PNG of images beside their first DAD view, spread evenly over the data set (the first ones of a stream)."""
-    count, transform = min(_PAIRS, dad_set.num_images), frame.transform()
-    indices = list(range(count)) if source.streams else spread(dad_set.num_images, count)
-    images = _first_images(source, indices)
+    images, transform = source.some(_PAIRS), frame.transform()
     names, font = source.class_names, ImageFont.load_default(10)
     step_x, step_y = 2 * _CELL + _MARGIN + 4, _CELL + _TEXT
-    size = (_MARGIN + min(count, _COLUMNS) * step_x, _MARGIN + -(-count // _COLUMNS) * step_y)
+    size = (_MARGIN + min(len(images), _COLUMNS) * step_x, _MARGIN + -(-len(images) // _COLUMNS) * step_y)
     sheet = Image.new('RGB', size, 'white')
     draw = ImageDraw.Draw(sheet)
     for place, (index, image) in enumerate(images.items()):

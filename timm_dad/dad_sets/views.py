@@ -3,16 +3,12 @@
 Views made once are the paper's own mode (Zhou et al. 2023, arXiv:2311.01441, section 3.3).
 """
 
-from typing import Literal
-
 import numpy as np
 from PIL import Image
 
 from timm_dad.dad_sets.logits import encode_target
 from timm_dad.dad_sets.read import DADSet
 from timm_dad.data.images import Source
-
-_SIDES: tuple[Literal['left', 'right'], ...] = ('left', 'right')
 
 
 class SetViews:
@@ -47,7 +43,7 @@ class PictureIndex:
     def find(self, image: Image.Image, label: int) -> int:
         """Index in the set of a picture with this label; ``ValueError`` if there is none, or with another label."""
         key = _key(Source.of_pixels(image, label).sha256)
-        first, last = (int(self.keys.searchsorted(key, side)) for side in _SIDES)
+        first, last = int(self.keys.searchsorted(key, 'left')), int(self.keys.searchsorted(key, 'right'))
         for place in range(first, last):
             if self.labels[place] == label:
                 return int(self.order[place])

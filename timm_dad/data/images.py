@@ -146,11 +146,15 @@ class Source:
 
     def sample(self) -> str:
         """Hash of some images and labels: 32, spread evenly, or the first 8 of a stream."""
-        if self.streams:
-            images = [self.of_pixels(*pair) for pair in itertools.islice(self.dataset, 8)]
-        else:
-            images = [self.read(index) for index in spread(len(self), 32)]
+        images = self.some(8 if self.streams else 32).values()
         return hashlib.sha256(repr([(image.sha256, image.label) for image in images]).encode()).hexdigest()
+
+    def some(self, count: int) -> dict[int, SourceImage]:
+        """So many images by index, all if there are fewer: spread evenly, or the first ones of a stream."""
+        if self.streams:
+            first = itertools.islice(self.dataset, count)
+            return {index: self.of_pixels(*pair) for index, pair in enumerate(first)}
+        return {index: self.read(index) for index in spread(len(self), count)}
 
 
 def _key(text: str) -> int:

@@ -3,17 +3,14 @@
 ``[first views of all; ...; extra views of all]``, as timm collates ``AugMixDataset``.
 """
 
-import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-import numpy as np
-import torch
 from PIL import Image
 from timm.data import IterableImageDataset
-from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+from timm_dad.common.seeds import random_states, set_random_states
 from timm_dad.data.images import Source
 
 Transform = Callable[[Any], Any]
@@ -66,12 +63,12 @@ class PairTransform:
             return image, second
         if not self.same_draws:
             return *self._views(image, self.num_splits), *self._views(second, 1)
-        before = _random_states()
+        before = random_states()
         views = self._views(image, self.num_splits)
-        after = _random_states()
-        _set_random_states(*before)
+        after = random_states()
+        set_random_states(before)
         views += self._views(second, 1)
-        _set_random_states(*after)
+        set_random_states(after)
         return tuple(views)
 
     def _views(self, image: Any, count: int) -> list[Any]:
@@ -81,16 +78,6 @@ class PairTransform:
         base, augmentation, normalize = self.transform
         image = base(image)
         return [normalize(image), *(normalize(augmentation(image)) for _ in range(count - 1))]
-
-
-def _random_states() -> tuple[Any, Any, Tensor]:
-    return random.getstate(), np.random.get_state(), torch.get_rng_state()
-
-
-def _set_random_states(of_random: Any, of_numpy: Any, of_torch: Tensor) -> None:
-    random.setstate(of_random)
-    np.random.set_state(of_numpy)
-    torch.set_rng_state(of_torch)
 
 
 class DADPairs(Dataset[tuple[Any, int]]):

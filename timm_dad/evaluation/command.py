@@ -102,7 +102,7 @@ def write_all(
     )  # fmt: skip
     report['notes'] += evaluation.notes
     files = write_report(report, args.output)
-    files += write_plots(report, evaluation.results, suites, args.output, published)
+    files += write_plots(report, args.output, published)
     print(format_markdown(report))
     print(f'Files in {args.output}: {" ".join(file.name for file in files)}, predictions')
     return report

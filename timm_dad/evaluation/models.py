@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from timm.data import resolve_data_config
 from timm.models import load_checkpoint
-from torch import Tensor
+from torch import Tensor, nn
 
 from timm_dad.common.hashing import content_hash
 from timm_dad.data.images import Frame
@@ -210,16 +210,19 @@ def frame_of(teacher: Teacher, use_train_size: bool = False) -> Frame:
     )
 
 
-def uncut_network(teacher: Teacher) -> Callable[[Tensor], Tensor] | None:
-    """A teacher without its resizing, where its network takes images of any size (open_clip's, and several, do not)."""
-    visual: Any = getattr(teacher.model, 'visual', teacher.model)
-    cfg: Any = getattr(visual, 'pretrained_cfg', None)
-    # Not where timm's config or patch embedding fixes the size.
+def takes_any_size(network: nn.Module) -> bool:
+    """Whether a network takes images of any size: no, where timm's config or patch embedding fixes it."""
+    cfg: Any = getattr(network, 'pretrained_cfg', None)  # open_clip's have none, and take one size
     strict = any(
         getattr(module, 'strict_img_size', False) and getattr(module, 'img_size', None) is not None
-        for module in visual.modules()
+        for module in network.modules()
     )
-    if not cfg or cfg.get('fixed_input_size') or strict:
+    return bool(cfg) and not cfg.get('fixed_input_size') and not strict
+
+
+def uncut_network(teacher: Teacher) -> Callable[[Tensor], Tensor] | None:
+    """A teacher without its resizing, where its network takes images of any size (open_clip's, and several, do not)."""
+    if not takes_any_size(getattr(teacher.model, 'visual', teacher.model)):
         return None
 
     def network(x_pix: Tensor) -> Tensor:

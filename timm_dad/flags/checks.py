@@ -10,28 +10,10 @@ from timm_dad.flags.execution import device_rule
 from timm_dad.flags.kwargs import mixes, num_channels
 from timm_dad.flags.pairs import uses_pairs
 from timm_dad.flags.rules import check_rules, check_values, written
+from timm_dad.flags.timm import REFUSED
 
 # What timm's create_scheduler_v2 knows; it takes any other name without a word.
 SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'plateau', 'poly')
-
-_NAFLEX_FLAGS = """naflex_loader naflex_train_seq_lens naflex_max_seq_len naflex_patch_sizes naflex_patch_size_probs
-    naflex_loss_scale naflex_patchify_channels_first""".split()
-_RESOLUTION_FLAGS = """train_img_sizes train_batch_sizes train_size_probs train_size_schedule train_size_schedule_spread
-    train_size_random_mix variable_batch_loss_scale""".split()
-# timm's flags that make no sense here: why, and what to do instead.
-REFUSED = {
-    'torchscript': ('PyTorch deprecates TorchScript', 'use --torchcompile'),
-    'device_modules': ('Accelerate chooses the device', 'run `accelerate config`'),
-    'tta': ("timm's loaders make no copies of an image, so it would average different images", 'leave it out'),
-    'train_batches_per_epoch': ('an epoch is one pass over the data', 'use --epoch-repeats'),
-    **dict.fromkeys(
-        _NAFLEX_FLAGS, ('NaFlex batches are patches, and the DAD view is made from images', 'use --img-size')
-    ),
-    **dict.fromkeys(
-        _RESOLUTION_FLAGS,
-        ('the image size is fixed during a training', 'use --img-size, or a second training at another size'),
-    ),
-}
 
 _AT_LEAST_1 = """batch_size validation_batch_size grad_accum_steps epochs log_interval val_interval checkpoint_hist
     num_classes img_size recount""".split()
@@ -67,7 +49,7 @@ def check_args(args: argparse.Namespace, chosen: set[str]) -> None:
     Raises:
         ValueError: If a flag makes no sense here, has a bad value, or lacks the one it depends on.
     """
-    for name, (reason, fix) in REFUSED.items():
+    for name, (_, reason, fix) in REFUSED.items():
         if name in chosen:
             raise ValueError(f'{written(name)} does not work here: {reason}; {fix}')
     check_ranges(args)

@@ -1,7 +1,6 @@
 """Flags as keyword arguments of factories, as timm's ``optimizer_kwargs`` and ``scheduler_kwargs`` give them."""
 
 import argparse
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -79,24 +78,6 @@ def eval_loader_kwargs(args: argparse.Namespace, data_config: dict[str, Any]) ->
     }
 
 
-def criterion_kwargs(args: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of ``create_criterion``."""
-    picked = _pick(
-        args, 'smoothing', 'bce_sum', 'bce_pos_weight', bce='bce_loss', bce_target_threshold='bce_target_thresh'
-    )
-    return {**picked, 'mixed': mixes(args), 'jsd_splits': args.aug_splits if args.jsd_loss else 0}
-
-
-def kd_kwargs(args: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of ``create_kd_task``."""
-    picked = _pick(
-        args, 'distill_loss_weight', 'task_loss_weight', teacher_model='kd_model_name', kind='kd_distill_type',
-        loss_type='kd_loss_type', temperature='kd_temperature', student_feature_dim='kd_student_feature_dim',
-        teacher_feature_dim='kd_teacher_feature_dim', token_distill_type='kd_token_distill_type',
-    )  # fmt: skip
-    return {**picked, 'dtype': torch_dtype(args.model_dtype)}
-
-
 def amp_precision(args: argparse.Namespace) -> str:
     """The precision of ``--amp`` and ``--amp-dtype`` as Accelerate names it."""
     return {'float16': 'fp16', 'bfloat16': 'bf16'}[args.amp_dtype] if args.amp else 'no'
@@ -112,46 +93,23 @@ def accelerator_kwargs(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def student_kwargs(args: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of ``prepare_student``."""
-    return {**_pick(args, 'channels_last', sync_batch_norm='sync_bn'), 'dtype': torch_dtype(args.model_dtype)}
-
-
-def batches_kwargs(args: argparse.Namespace, data_config: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of ``create_batches``; ``data_config`` is of ``timm.data.resolve_data_config``."""
-    batches = {
+def batches_kwargs(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of ``Batches``."""
+    return {
         **_pick(args, 'seed', 'mixup_off_epoch', 'channels_last'),
         'mixup': mixup_kwargs(args) if args.no_prefetcher else None,
         'dtype': torch_dtype(args.model_dtype),
     }
-    train, val = train_loader_kwargs(args, data_config), eval_loader_kwargs(args, data_config)
-    return {'train': train, 'val': val, 'batches': batches}
 
 
-def prepare_kwargs(args: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of ``prepare_task``: the moving average, and how the student is compiled."""
-    ema = _pick(args, decay='model_ema_decay', use_warmup='model_ema_warmup')
-    if args.model_ema_force_cpu:
-        ema['device'] = torch.device('cpu')
-    compiled = _pick(args, backend='torchcompile', mode='torchcompile_mode')
-    return {'ema': ema if args.model_ema else None, 'compiled': compiled if args.torchcompile else None}
-
-
-def trackers_kwargs(args: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of ``init_trackers``."""
-    return {**_pick(args, tags='wandb_tags', resume_id='wandb_resume_id'), 'project': args.wandb_project or 'timm-dad'}
-
-
-def hooks_kwargs(args: argparse.Namespace, class_names: Sequence[str] | None) -> dict[str, Any]:
-    """Arguments of ``create_hooks``: what suites and previews need."""
-    evaluation = {
+def suites_kwargs(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of ``SuitesHook``."""
+    return {
         **_pick(args, 'workers', interval='eval_suites_interval'),
         'batch_size': args.validation_batch_size or args.batch_size,
         'use_ema': not args.model_ema_force_cpu,
         'seen': SEEN_STYLES if args.dad_teacher == 'demo' else (),
     }
-    preview = {**_pick(args, 'seed', interval='dad_preview_interval'), 'class_names': class_names}
-    return {'evaluation': evaluation, 'preview': preview}
 
 
 def checkpoint_kwargs(args: argparse.Namespace, metric: str, num_processes: int, num_batches: int) -> dict[str, Any]:
@@ -171,11 +129,3 @@ def resume_kwargs(args: argparse.Namespace, num_processes: int) -> dict[str, Any
         'images_per_batch': args.batch_size * num_processes,
         'keep_optimizer': not args.no_resume_opt,
     }
-
-
-def step_kwargs(args: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of ``StepConfig``."""
-    return _pick(
-        args, 'clip_grad', 'clip_mode', 'log_interval', 'save_images', accum_steps='grad_accum_steps',
-        synchronize='synchronize_step', overlap='dad_overlap',
-    )  # fmt: skip

@@ -1,14 +1,17 @@
 """The student that the flags ask for: to train it, or to load a checkpoint of its run later."""
 
 import argparse
+from typing import Any
 
 import timm
 import torch
-from timm.layers import convert_splitbn_model
+from accelerate import Accelerator
+from timm.layers import convert_splitbn_model, convert_sync_batchnorm
 from timm.models import create_model
+from timm.task import TrainingTask, load_task_ema_checkpoint
 from torch import nn
 
-from timm_dad.flags.kwargs import num_channels
+from timm_dad.flags.kwargs import num_channels, torch_dtype
 from timm_dad.flags.rules import check_file_args, flag_errors
 from timm_dad.method.splits import add_splits
 
@@ -47,6 +50,45 @@ def create_student(args: argparse.Namespace) -> nn.Module:
         if args.dad:
             add_splits(student, (args.aug_splits or 1) + 1)
     return student
+
+
+def place_student(args: argparse.Namespace, student: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """Move the student to its device, precision and memory layout, with batch norm over processes if asked for."""
+    student.to(device=accelerator.device, dtype=torch_dtype(args.model_dtype))
+    if args.channels_last:
+        student.to(memory_format=torch.channels_last)
+    if args.sync_bn and accelerator.num_processes > 1:
+        student = convert_sync_batchnorm(student)
+    return student
+
+
+def prepare_task(
+    args: argparse.Namespace, task: TrainingTask, optimizer: Any, accelerator: Accelerator, resumed: str = ''
+) -> Any:
+    """Track a moving average and compile the student if asked for, and give student and optimizer to Accelerate.
+
+    Args:
+        args: Flags.
+        task: The training task.
+        optimizer: Of the student.
+        accelerator: Device, processes and precision.
+        resumed: The checkpoint whose moving average goes on, if there is one.
+
+    Returns:
+        The optimizer, prepared.
+    """
+    if args.model_ema:
+        place = {'device': torch.device('cpu')} if args.model_ema_force_cpu else {}
+        task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup, **place)
+        if resumed:
+            load_task_ema_checkpoint(task, resumed)
+    if args.torchcompile:
+        compiling = {'backend': args.torchcompile, 'mode': args.torchcompile_mode}
+        task.compile(**compiling)
+        if task.has_ema():
+            task.compile_ema(**compiling)
+    task.trainable_module = accelerator.prepare_model(task.trainable_module)
+    return accelerator.prepare_optimizer(optimizer)
 
 
 def create_untrained_student(args: argparse.Namespace) -> nn.Module:

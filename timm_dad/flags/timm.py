@@ -11,6 +11,33 @@ from timm.utils import ParseKwargs
 
 from timm_dad.flags.data import add_source_args
 from timm_dad.flags.execution import add_device_arg
+from timm_dad.flags.rules import written
+
+_NAFLEX = ('NaFlex batches are patches, and the DAD view is made from images', 'use --img-size')
+_RESOLUTION = (
+    'the image size is fixed during a training', 'use --img-size, or a second training at another size'
+)  # fmt: skip
+# timm's flags that make no sense here: their default, why, and what to do instead.
+REFUSED: dict[str, tuple[Any, str, str]] = {
+    'torchscript': (False, 'PyTorch deprecates TorchScript', 'use --torchcompile'),
+    'device_modules': (None, 'Accelerate chooses the device', 'run `accelerate config`'),
+    'tta': (0, "timm's loaders make no copies of an image, so it would average different images", 'leave it out'),
+    'train_batches_per_epoch': (None, 'an epoch is one pass over the data', 'use --epoch-repeats'),
+    'naflex_loader': (False, *_NAFLEX),
+    'naflex_train_seq_lens': ([128, 256, 576, 784, 1024], *_NAFLEX),
+    'naflex_max_seq_len': (576, *_NAFLEX),
+    'naflex_patch_sizes': (None, *_NAFLEX),
+    'naflex_patch_size_probs': (None, *_NAFLEX),
+    'naflex_loss_scale': ('linear', *_NAFLEX),
+    'naflex_patchify_channels_first': (False, *_NAFLEX),
+    'train_img_sizes': (None, *_RESOLUTION),
+    'train_batch_sizes': (None, *_RESOLUTION),
+    'train_size_probs': (None, *_RESOLUTION),
+    'train_size_schedule': ('constant', *_RESOLUTION),
+    'train_size_schedule_spread': (0.65, *_RESOLUTION),
+    'train_size_random_mix': (0.1, *_RESOLUTION),
+    'variable_batch_loss_scale': ('none', *_RESOLUTION),
+}
 
 
 def add_timm_args(parser: argparse.ArgumentParser) -> None:
@@ -73,9 +100,7 @@ def _add_model_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--head-init-scale', type=float, help='scale of the initial head')
     group.add_argument('--head-init-bias', type=float, help='initial bias of the head')
     group.add_argument('--torchcompile-mode', metavar='MODE', help='mode of --torchcompile')
-    scripting = group.add_mutually_exclusive_group()
-    scripting.add_argument('--torchscript', action='store_true', help=argparse.SUPPRESS)
-    scripting.add_argument('--torchcompile', nargs='?', const='inductor', metavar='BACKEND', help='compile the student')
+    group.add_argument('--torchcompile', nargs='?', const='inductor', metavar='BACKEND', help='compile the student')
     group = parser.add_argument_group('Device')
     add_device_arg(group)
     group.add_argument('--amp', action='store_true', help='mixed precision for the student')
@@ -84,7 +109,6 @@ def _add_model_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--no-ddp-bb', action='store_true', help='do not broadcast buffers between processes')
     group.add_argument('--synchronize-step', action='store_true', help='wait for the device after each step')
     group.add_argument('--local_rank', default=0, type=int, help='set by old launchers; must be what they say')
-    group.add_argument('--device-modules', nargs='+', help=argparse.SUPPRESS)
 
 
 def _add_optimizer_args(parser: argparse.ArgumentParser) -> None:
@@ -233,30 +257,8 @@ def _add_misc_args(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_refused_args(parser: argparse.ArgumentParser) -> None:
-    """Flags of timm that end with an error; here so that they do not end as unknown."""
-    ints: dict[str, Any] = {'type': int, 'nargs': '+'}
-    floats: dict[str, Any] = {'type': float, 'nargs': '+'}
-    scales = ('none', 'sqrt', 'linear')
-    refused: dict[str, dict[str, Any]] = {
-        'tta': {'type': int, 'default': 0},
-        'naflex_loader': {'action': 'store_true'},
-        'naflex_train_seq_lens': {**ints, 'default': [128, 256, 576, 784, 1024]},
-        'naflex_max_seq_len': {'type': int, 'default': 576},
-        'naflex_patch_sizes': ints,
-        'naflex_patch_size_probs': floats,
-        'naflex_loss_scale': {'default': 'linear', 'choices': scales},
-        'naflex_patchify_channels_first': {'action': 'store_true'},
-        'train_img_sizes': ints,
-        'train_batch_sizes': ints,
-        'train_size_probs': floats,
-        'train_size_schedule': {'default': 'constant', 'choices': ('constant', 'progressive')},
-        'train_size_schedule_spread': {'type': float, 'default': 0.65},
-        'train_size_random_mix': {'type': float, 'default': 0.1},
-        'train_batches_per_epoch': {'type': int},
-        'variable_batch_loss_scale': {'default': 'none', 'choices': scales},
-    }
-    for name, options in refused.items():
-        names = ['--' + name.replace('_', '-')]
-        if name == 'train_batches_per_epoch':
-            names.append('--train-steps-per-epoch')
-        parser.add_argument(*names, help=argparse.SUPPRESS, **options)
+    """Flags of timm that end with an error; here so that they do not end as unknown, and a config may name them."""
+    for name, (default, *_) in REFUSED.items():
+        aliases = ['--train-steps-per-epoch'] if name == 'train_batches_per_epoch' else []
+        values: dict[str, Any] = {'action': 'store_true'} if default is False else {'nargs': '*', 'default': default}
+        parser.add_argument(written(name), *aliases, help=argparse.SUPPRESS, **values)

@@ -9,6 +9,7 @@ from typing import Any
 import timm
 import torch
 import yaml
+from accelerate import Accelerator
 from timm.models import safe_model_name
 from timm.utils import ParseKwargs
 
@@ -95,6 +96,17 @@ def run_path(args: argparse.Namespace) -> Path:
         size = args.img_size or (args.input_size or (cfg.input_size if cfg else (224,)))[-1]
         name = f'{datetime.now().strftime("%Y%m%d-%H%M%S")}-{safe_model_name(args.model)}-{size}'
     return Path(args.output or './output/train') / name
+
+
+def init_trackers(args: argparse.Namespace, accelerator: Accelerator, run_name: str) -> None:
+    """Begin a run in the trackers, if there are any; they keep the flags."""
+    if not accelerator.log_with:
+        return
+    wandb = {'name': run_name, 'tags': args.wandb_tags}
+    if args.wandb_resume_id:
+        wandb.update(id=args.wandb_resume_id, resume='must')
+    flags = {name: flag if isinstance(flag, int | float | str) else str(flag) for name, flag in vars(args).items()}
+    accelerator.init_trackers(args.wandb_project or 'timm-dad', flags, {'wandb': wandb})
 
 
 def learning_rate(args: argparse.Namespace, num_processes: int) -> float:

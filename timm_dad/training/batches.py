@@ -8,37 +8,14 @@ from typing import Any
 import torch
 import torchvision
 from accelerate import Accelerator, skip_first_batches
+from timm.data import Mixup
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from timm_dad.common.seeds import RUN, STEP, seed_all
 from timm_dad.data.pairs import DADPairs, PairStream
 from timm_dad.data.seeded import SeededErasing, SeededSamples
-from timm_dad.training.loaders import create_eval_loader, create_mixup, create_train_loader, set_epoch, unwrapped
-
-
-def create_batches(
-    dataset: Any,
-    dataset_val: Any,
-    accelerator: Accelerator,
-    *,
-    train: Mapping[str, Any],
-    val: Mapping[str, Any],
-    batches: Mapping[str, Any],
-) -> tuple['Batches', Any]:
-    """Create the training batches and, with validation data, its loader.
-
-    Args:
-        dataset: Training data.
-        dataset_val: Validation data, if there is any.
-        accelerator: Device and processes.
-        train: Arguments of ``create_train_loader``.
-        val: Arguments of ``create_eval_loader``.
-        batches: Arguments of ``Batches``.
-    """
-    loader = create_train_loader(dataset, accelerator, **train)
-    loader_val = None if dataset_val is None else create_eval_loader(dataset_val, accelerator, **val)
-    return Batches(loader, accelerator, **batches), loader_val
+from timm_dad.training.loaders import PairMixup, set_epoch, unwrapped
 
 
 class Batches:
@@ -71,7 +48,8 @@ class Batches:
         self.loader, self.accelerator, self.seed = loader, accelerator, seed
         self.dtype, self.channels_last, self.mixup_off_epoch = dtype, channels_last, mixup_off_epoch
         dataset = loader.dataset.dataset if isinstance(loader.dataset, SeededSamples) else loader.dataset
-        self.mixup_fn = create_mixup(mixup, pairs=isinstance(dataset, DADPairs | PairStream))
+        mixer = PairMixup if isinstance(dataset, DADPairs | PairStream) else Mixup
+        self.mixup_fn = None if mixup is None else mixer(**mixup)
         self.streams = isinstance(loader.dataset, IterableDataset)
 
     def __len__(self) -> int:

@@ -1,7 +1,7 @@
 """Checkpoints by timm's saver, and what an exact resume needs beside them: the position in the epoch."""
 
 import argparse
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,27 +63,21 @@ class Checkpoints:
     num_batches: int
     accum_steps: int = 1
     recovery_interval: int = 0
-    saver: CheckpointSaver | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self._task = _TaskWithProgress(self.task)
-
-    def start(self, *, resumed: bool) -> None:
-        """Create timm's saver in the main process; it goes on with the history in the folder of a resumed run."""
-        if not self.accelerator.is_main_process:
-            return
-        self.saver = CheckpointSaver(
-            model=self.task.trainable_module,
-            optimizer=self.optimizer,
-            args=self.flags,
-            task=self._task,
-            checkpoint_dir=str(self.folder),
-            recovery_dir=str(self.folder),
-            decreasing=self.decreasing,
-            max_history=self.history,
-        )
-        if resumed:
-            _restore_history(self.saver, self.folder)
+        self.saver = None
+        if self.accelerator.is_main_process:
+            self.saver = CheckpointSaver(
+                model=self.task.trainable_module,
+                optimizer=self.optimizer,
+                args=self.flags,
+                task=self._task,
+                checkpoint_dir=str(self.folder),
+                recovery_dir=str(self.folder),
+                decreasing=self.decreasing,
+                max_history=self.history,
+            )
 
     def save_epoch(self, epoch: int, metric: float) -> dict[str, Any]:
         """Write ``last`` and, by its metric, a numbered checkpoint.
@@ -131,7 +125,7 @@ class Checkpoints:
         }
 
     def restore(self, resumed: Resumed | None, state: TrainState) -> None:
-        """Give the loss scaler, batch norm, plateau and meters what a checkpoint holds of them.
+        """Give a run what a checkpoint holds of loss scaler, batch norm, plateau and meters, and its folder's history.
 
         Args:
             resumed: The checkpoint, if there is one.
@@ -139,6 +133,8 @@ class Checkpoints:
         """
         if resumed is None:
             return
+        if self.saver is not None:
+            _restore_history(self.saver, self.folder)
         progress, accelerator = resumed.progress, self.accelerator
         if progress.get('scaler') and accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(progress['scaler'])

@@ -38,18 +38,6 @@ class PairCollateMixup(FastCollateMixup):  # type: ignore[misc]
         return torch.cat(mixed.chunk(2, dim=1)), torch.cat([soft, soft])
 
 
-def create_mixup(mixup: Settings | None, *, pairs: bool) -> Mixup | None:
-    """Create what mixes batches, where the loader does not.
-
-    Args:
-        mixup: Arguments of timm's ``Mixup``; ``None`` for no mixing.
-        pairs: Whether batches hold pairs of views.
-    """
-    if mixup is None:
-        return None
-    return (PairMixup if pairs else Mixup)(**mixup)
-
-
 def create_collate(mixup: Settings | None, *, pairs: bool, views: bool, prefetcher: bool) -> Any:
     """Create what collates training images where timm's default does not: mixing, or several views of an image.
 
@@ -139,13 +127,9 @@ def create_train_loader(
 
 
 def create_eval_loader(dataset: Any, accelerator: Accelerator, **settings: Any) -> Any:
-    """Create timm's evaluation loader; each process has every ``num_processes``-th image.
-
-    Args:
-        dataset: Data; its ``transform`` is set.
-        accelerator: Processes and device.
-        **settings: Passed on to timm's ``create_loader``.
-    """
+    """Create timm's evaluation loader; each process has every ``num_processes``-th image. ``None`` without data."""
+    if dataset is None:
+        return None
     return create_loader(dataset, distributed=accelerator.num_processes > 1, device=accelerator.device, **settings)
 
 

@@ -1,13 +1,12 @@
 """DAD views of the next batch on a CUDA stream of their own, while the student is at this one."""
 
-import random
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from timm_dad.common.seeds import random_states, set_random_states
 from timm_dad.method.task import DADTask, Prepared
 
 Batch = tuple[int, Tensor, Tensor]
@@ -30,7 +29,8 @@ def prepared_ahead(batches: Iterator[Batch], task: DADTask) -> Iterator[tuple[in
     waiting: tuple[tuple[int, Tensor, Tensor, Prepared], Any, Any] | None = None
     for index, input, target in batches:
         prepared, done = _prepare(task, input, target, stream)
-        now = (index, input, target, prepared), _generators(), done
+        generators = random_states(), None if stream is None else torch.cuda.get_rng_state()
+        now = (index, input, target, prepared), generators, done
         if waiting is not None:
             yield _ready(*waiting, stream)
         waiting = now
@@ -54,20 +54,13 @@ def _prepare(task: DADTask, input: Tensor, target: Tensor, stream: Any) -> tuple
 
 def _ready(batch: tuple[int, Tensor, Tensor, Prepared], generators: Any, done: Any, stream: Any) -> Any:
     """The batch, once its views are there, with the random generators as they were left."""
-    random_state, numpy_state, torch_state, cuda_states = generators
-    random.setstate(random_state)
-    np.random.set_state(numpy_state)
-    torch.set_rng_state(torch_state)
+    of_cpu, of_cuda = generators
+    set_random_states(of_cpu)
     if stream is not None:
-        torch.cuda.set_rng_state(cuda_states)
+        torch.cuda.set_rng_state(of_cuda)
         current = torch.cuda.current_stream()
         current.wait_event(done)
         extra = batch[3].extra
         for tensor in (batch[3].logits, *(vars(extra).values() if extra is not None else ())):
             tensor.record_stream(current)
     return batch
-
-
-def _generators() -> Any:
-    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda

@@ -21,6 +21,7 @@ from timm_dad.method.augment import DADAugment
 from timm_dad.method.task import DADTask
 from timm_dad.preview.image import describe_settings, preview_image, shown_names
 from timm_dad.preview.sheet import make_sheet, png_bytes
+from timm_dad.training.schedule import is_due
 
 _logger = logging.getLogger(__name__)
 
@@ -34,8 +35,8 @@ class PreviewHook:
 
     Args:
         augment: Makes the views.
-        task: Sets the attack of an epoch.
         loader: Validation data, of which a few images are shown.
+        task: Sets the attack of an epoch.
         accelerator: Processes and trackers; the main process writes.
         folder: Where to.
         num_epochs: Epochs of the training.
@@ -47,8 +48,8 @@ class PreviewHook:
     def __init__(
         self,
         augment: DADAugment,
-        task: TrainingTask,
         loader: Any,
+        task: TrainingTask,
         accelerator: Accelerator,
         folder: Path,
         num_epochs: int,
@@ -57,7 +58,7 @@ class PreviewHook:
         interval: int,
         class_names: Sequence[str] | None,
     ) -> None:
-        self.augment, self.task, self.loader = augment, task, loader
+        self.augment, self.loader, self.task = augment, loader, task
         self.accelerator, self.folder = accelerator, folder
         self.seed, self.interval, self.num_epochs, self.class_names = seed, interval, num_epochs, class_names
         blind = [tracker.name for tracker in accelerator.trackers if tracker.name not in PICTURE_TRACKERS]
@@ -66,7 +67,7 @@ class PreviewHook:
 
     def __call__(self, epoch: int) -> None:
         """Write the sheet of an epoch, if it is due."""
-        due = self.interval and (epoch + 1 == self.num_epochs or (epoch + 1) % self.interval == 0)
+        due = self.interval and is_due(epoch, self.interval, self.num_epochs)
         if not due or not self.accelerator.is_main_process:
             return
         pixels = np.asarray(self._write(epoch, f'preview-{epoch}.png'))

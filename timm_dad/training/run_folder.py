@@ -1,9 +1,8 @@
 """The folder of a run: held by one run at a time, with its flags and its summary."""
 
-import contextlib
 import csv
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from filelock import FileLock, Timeout
 from timm import utils
 
 from timm_dad.common.files import write_file
+from timm_dad.flags.rules import written
 
 _logger = logging.getLogger(__name__)
 
@@ -26,10 +26,10 @@ _FIXED = ('model', 'num_classes', 'in_chans', 'opt')
 
 
 class RunFolder:
-    """The folder of a run.
+    """The folder of a run, held against other runs: from ``with`` on if it is there, else from ``start`` on.
 
     Args:
-        path: The folder. It is made when it is held, not before.
+        path: The folder.
         accelerator: Processes and trackers; the main process holds the folder and writes to it.
         find_run: Names a file of an older run in a folder; empty if there is none.
         resume: Whether an older run is to go on.
@@ -53,17 +53,24 @@ class RunFolder:
         self.path, self.accelerator, self.flag = named[0], accelerator, flag
         self._find_run, self._resume = find_run, resume
         self._lock = FileLock(self.path / '.lock')
-        if self._take(make=False):
-            self._lock.release()
 
-    def _take(self, *, make: bool) -> bool:
-        """Take the lock, unless the folder is not there; raises in all processes if it cannot be had."""
+    def __enter__(self) -> 'RunFolder':
+        """Hold the folder, if it is there."""
+        self._hold(only_if=self.path.is_dir(), resume=self._resume)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let go of it."""
+        self._lock.release()
+
+    def _hold(self, *, only_if: bool, resume: bool) -> None:
+        """Take the lock, and make the folder for it; raises in all processes if it cannot be had."""
         refusal = ['']
-        if self.accelerator.is_main_process and (make or self.path.is_dir()):
+        if self.accelerator.is_main_process and only_if:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
                 self._lock.acquire(timeout=0)
-                if self._find_run(self.path) and not self._resume:
+                if self._find_run(self.path) and not resume:
                     self._lock.release()
                     refusal = ['holds an older run; name another folder, or --resume auto']
             except Timeout:
@@ -73,40 +80,17 @@ class RunFolder:
         broadcast_object_list(refusal)  # no process waits for one that stopped
         if refusal[0]:
             raise ValueError(f'{self.flag}: {self.path} {refusal[0]}')
-        return bool(self._lock.is_locked)
-
-    def check_resolved(self, resume: str, path: str) -> None:
-        """Refuse to go on from a checkpoint that another run has passed before this one held the folder.
-
-        Raises:
-            ValueError: If ``auto`` is another checkpoint now than ``path``.
-        """
-        if resume == 'auto' and self._newest() != path:
-            raise ValueError(f'{self.flag}: another run went on in {self.path} meanwhile: start again')
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator['RunFolder']:
-        """Make the folder and hold it against other runs."""
-        self._take(make=True)
-        try:
-            yield self
-        finally:
-            self._lock.release()
 
     def resolve(self, resume: str) -> str:
         """Path of ``--resume``; ``auto`` is the newest checkpoint of this folder, if there is one, in all processes."""
         if resume != 'auto':
             return resume
-        newest = self._newest()
-        _logger.info('--resume auto: %s', newest or f'no checkpoint in {self.path}, starting')
-        return newest
-
-    def _newest(self) -> str:
         newest = [self._find_run(self.path) if self.accelerator.is_main_process else '']
         broadcast_object_list(newest)
+        _logger.info('--resume auto: %s', newest[0] or f'no checkpoint in {self.path}, starting')
         return newest[0]
 
-    def start(self, flags: Mapping[str, Any], epoch: int, summaries: Sequence[str] = (SUMMARY, SUITES)) -> None:
+    def start(self, flags: Mapping[str, Any], epoch: int) -> None:
         """Write the flags, and cut the summaries where the run begins; the main process does.
 
         Flags of an older run stay beside the new ones, and what changed is logged in one line.
@@ -114,20 +98,18 @@ class RunFolder:
         Args:
             flags: Plain values by name.
             epoch: Epoch from which on it is trained.
-            summaries: Files whose rows from that epoch on are dropped.
         """
+        self._hold(only_if=not self._lock.is_locked, resume=False)  # what another run made meanwhile is its own
         if not self.accelerator.is_main_process:
             return
         path, text = self.path / ARGS, yaml.safe_dump(dict(flags), default_flow_style=False)
-        if path.exists() and path.read_text() != text:
-            before = yaml.safe_load(path.read_text()) or {}
-            changed = changed_flags(before, yaml.safe_load(text))
-            if changed:
-                _logger.info('Flags that changed since: %s', ', '.join(changed))
-                number = 1 + len(list(self.path.glob('args-*.yaml')))
-                write_file(self.path / f'args-{number}.yaml', path.read_bytes())
+        changed = changed_flags(yaml.safe_load(path.read_text()) or {}, yaml.safe_load(text)) if path.exists() else []
+        if changed:
+            _logger.info('Flags that changed since: %s', ', '.join(changed))
+            number = 1 + len(list(self.path.glob('args-*.yaml')))
+            write_file(self.path / f'args-{number}.yaml', path.read_bytes())
         write_file(path, text)
-        for name in summaries:
+        for name in (SUMMARY, SUITES):
             cut_summary(self.path / name, epoch)
 
     def log_epoch(
@@ -157,7 +139,7 @@ class RunFolder:
 def changed_flags(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What changed between the flags of two runs, as ``--flag old -> new``."""
     return [
-        f'--{name.replace("_", "-")} {before[name]} -> {now[name]}'
+        f'{written(name)} {before[name]} -> {now[name]}'
         for name in sorted(before.keys() & now.keys() - _INCIDENTAL)
         if before[name] != now[name]
     ]
@@ -179,7 +161,7 @@ def check_resumed_flags(before: Mapping[str, Any], now: Mapping[str, Any], *, ke
         if None in (old, new) or old == new or (name == 'opt' and not keep_optimizer):
             continue
         raise ValueError(
-            f'--{name.replace("_", "-")} must be what the resumed run has, {old}, got {new}: '
+            f'{written(name)} must be what the resumed run has, {old}, got {new}: '
             + ('or give --no-resume-opt' if name == 'opt' else 'leave it as it was, or start another run')
         )
 

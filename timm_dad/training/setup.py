@@ -1,27 +1,14 @@
-"""Device, processes, precision and trackers of a training."""
+"""Device, processes and precision of a training."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs
 from timm import utils
-from timm.layers import convert_sync_batchnorm, set_fast_norm
-from torch import nn
-
-
-def _set_backends(fuser: str, fast_norm: bool) -> None:
-    """Set process-wide switches of torch and timm."""
-    if torch.cuda.is_available():
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
-    if fuser:
-        utils.set_jit_fuser(fuser)
-    if fast_norm:
-        set_fast_norm()
+from timm.layers import set_fast_norm
 
 
 def _check_device(device: str) -> None:
@@ -63,8 +50,14 @@ def create_accelerator(
     Raises:
         ValueError: If the device is missing, or Accelerate is configured for what this trainer does not do.
     """
-    _set_backends(fuser, fast_norm)
     _check_device(device)
+    if torch.cuda.is_available():
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+    if fuser:
+        utils.set_jit_fuser(fuser)
+    if fast_norm:
+        set_fast_norm()
     if device.startswith('cuda:'):
         torch.cuda.set_device(device)
     try:
@@ -85,48 +78,3 @@ def create_accelerator(
         raise ValueError(f'--log-with: {", ".join(sorted(missing))} is not installed, or no tracker of Accelerate')
     accelerator.native_amp = precision != 'no'  # Accelerate leaves fp16 out on a CPU without a word; torch can do it
     return accelerator
-
-
-def prepare_student(
-    student: nn.Module,
-    accelerator: Accelerator,
-    *,
-    dtype: torch.dtype = torch.float32,
-    channels_last: bool = False,
-    sync_batch_norm: bool = False,
-) -> nn.Module:
-    """Move the student to its device, precision and memory layout, with batch norm over processes where asked for."""
-    student.to(device=accelerator.device, dtype=dtype)
-    if channels_last:
-        student.to(memory_format=torch.channels_last)
-    if sync_batch_norm and accelerator.num_processes > 1:
-        student = convert_sync_batchnorm(student)
-    return student
-
-
-def init_trackers(
-    accelerator: Accelerator,
-    flags: Mapping[str, Any],
-    run_name: str,
-    *,
-    project: str,
-    tags: Sequence[str],
-    resume_id: str,
-) -> None:
-    """Begin a run in the trackers, if there are any.
-
-    Args:
-        accelerator: Has the trackers.
-        flags: Flags of the run, which they keep.
-        run_name: What W&B calls the run.
-        project: Name of the project.
-        tags: Tags for W&B.
-        resume_id: W&B's run to go on with.
-    """
-    if not accelerator.log_with:
-        return
-    values = {name: value if isinstance(value, int | float | str) else str(value) for name, value in flags.items()}
-    wandb: dict[str, Any] = {'name': run_name, 'tags': tags}
-    if resume_id:
-        wandb.update(id=resume_id, resume='must')
-    accelerator.init_trackers(project, values, {'wandb': wandb})

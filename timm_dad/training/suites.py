@@ -1,33 +1,27 @@
-"""Suites for a student in training: which of its classes they have, and where its figures go."""
+"""The suites of ``--eval-suites``, and how a student in training takes their images and classes."""
 
-import csv
-import io
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from timm.data import ImageNetInfo
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+from timm_dad.common.pixels import PixelNorm
 from timm_dad.data.images import Frame
-from timm_dad.evaluation.models import EvalModel
+from timm_dad.evaluation.evaluate import resize_note
+from timm_dad.evaluation.models import EvalModel, takes_any_size
 from timm_dad.evaluation.predict import EvalConfig, Predictions, evaluate_part
-from timm_dad.evaluation.report.figures import HEADLINE_PARTS, MEAN_OOD, Results
-from timm_dad.evaluation.report.plots import write_plots
-from timm_dad.evaluation.report.write import build_report, write_report
+from timm_dad.evaluation.report.figures import MEAN_OOD, Results
 from timm_dad.evaluation.suites.open import open_suites
 from timm_dad.evaluation.suites.suite import Suite
 from timm_dad.flags.rules import under_flag
-from timm_dad.training.on_pixels import FLAG, resize_notes
 
-COLUMNS = ('epoch', 'model', 'suite', 'top1', 'top5')
+FLAG = '--eval-suites'
 
 _logger = logging.getLogger(__name__)
-
-# Top-1 and top-5, in percent, by model and suite.
-SuiteResults = dict[str, dict[str, tuple[float, float]]]
 
 
 def open_eval_suites(texts: Sequence[str]) -> list[Suite]:
@@ -64,134 +58,126 @@ def match_suite(suite: Suite, num_classes: int, class_names: Sequence[str] | Non
     names = imagenet if suite.groups is not None else suite.class_names
     count = num_classes if names is None else len(names)
     known = class_names or (imagenet if num_classes == len(imagenet) else None)
+    wrong_count = ValueError(
+        f'{FLAG} {suite.name}: data must have as many classes as --num-classes, {num_classes}, got {count} (or classes '
+        'of the training data alone)'
+    )
     if names is None or known is None:
         if count != num_classes:
-            raise ValueError(_wrong_count(suite, num_classes, count))
+            raise wrong_count
         return None
     position = {name: index for index, name in enumerate(known)}
     missing = [name for name in names if name not in position]
     if missing and count != num_classes:
-        raise ValueError(_wrong_count(suite, num_classes, count))
+        raise wrong_count
     if missing:
         raise ValueError(f'{FLAG} {suite.name}: data must have classes of the training data; {missing[:4]} are none')
     index = [position[name] for name in names]
     return None if index == list(range(num_classes)) else index
 
 
-def _wrong_count(suite: Suite, num_classes: int, count: int) -> str:
-    return (
-        f'{FLAG} {suite.name}: data must have as many classes as --num-classes, {num_classes}, got {count} (or classes '
-        'of the training data alone)'
-    )
-
-
-def evaluate_on_suites(
-    models: Mapping[str, nn.Module],
-    suites: Sequence[Suite],
-    indices: Mapping[str, list[int] | None],
-    frame: Frame,
-    config: EvalConfig,
-    device: torch.device,
-    *,
-    all_parts: bool = True,
-) -> dict[str, dict[str, dict[str, Predictions]]]:
-    """Evaluate networks of the same classes on suites; all processes take part, and all get the answers.
+class OnPixels(nn.Module):
+    """A network in training, on [0, 1] pixels; nothing of it is changed or frozen.
 
     Args:
-        models: Networks on [0, 1] pixels, by name.
-        suites: The suites.
-        indices: Of each suite, what ``match_suite`` says.
-        frame: How images are framed, for all networks.
-        config: Batches and workers.
-        device: Where the networks are.
-        all_parts: Leave out no part; else of a suite that has a part that goes by its name that one alone.
-
-    Returns:
-        Predictions by model, suite and part.
+        network: Maps normalized images to logits.
+        mean: Its normalization.
+        std: Its normalization.
+        size: Height and width that images of another size get, as a teacher's do; by default they go in as they are.
+        interpolation: How they get it: ``bilinear``, all else is ``bicubic``.
     """
-    results: dict[str, dict[str, dict[str, Predictions]]] = {label: {} for label in models}
-    for label, network in models.items():
-        network.eval()
-        for suite in suites:
-            model = EvalModel(name=label, network=_masked(network, indices[suite.name]), frame=frame)
-            named = [part for part in suite.parts if part.name == HEADLINE_PARTS.get(suite.name)]
-            parts = suite.parts if all_parts or not named else named
-            results[label][suite.name] = {
-                part.name: evaluate_part(model, suite, part, config, device) for part in parts
-            }
-    return results
+
+    def __init__(
+        self,
+        network: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        size: tuple[int, int] | None = None,
+        interpolation: str = 'bicubic',
+    ) -> None:
+        super().__init__()
+        self.network, self.size = network, size
+        self.interpolation = 'bilinear' if interpolation == 'bilinear' else 'bicubic'
+        self.norm = PixelNorm(mean, std)
+
+    def forward(self, x_pix: Tensor) -> Tensor:
+        """Logits ``[B, K]`` of images ``[B, 3, H, W]`` in [0, 1]."""
+        dtype = next(self.network.parameters()).dtype
+        if self.size is not None and tuple(x_pix.shape[-2:]) != self.size:
+            x_pix = F.interpolate(x_pix, self.size, mode=self.interpolation, antialias=True).clamp(0, 1)
+        logits: Tensor = self.network(self.norm.normalize(x_pix).to(dtype))
+        return logits
 
 
-def _masked(network: nn.Module, index: list[int] | None) -> Any:
+class StudentSuites:
+    """Suites, and how a student takes them.
+
+    Args:
+        suites: Of ``open_eval_suites``.
+        student: The student, on its device.
+        data_config: Size, crop and normalization of validation, of ``timm.data.resolve_data_config``.
+        num_classes: Classes of the student.
+        class_names: Names of its training data's classes, if they have any.
+
+    Attributes:
+        notes: Sentences on suites whose pictures go in as they are elsewhere, and are resized here.
+
+    Raises:
+        ValueError: If the student does not know the classes of a suite.
+    """
+
+    def __init__(
+        self,
+        suites: Sequence[Suite],
+        student: nn.Module,
+        data_config: Mapping[str, Any],
+        num_classes: int,
+        class_names: Sequence[str] | None,
+    ) -> None:
+        self.suites = suites
+        self._outputs = {suite.name: match_suite(suite, num_classes, class_names) for suite in suites}
+        self._norm = {name: data_config[name] for name in ('mean', 'std', 'interpolation')}
+        self._frame = Frame(
+            size=tuple(data_config['input_size'][-2:]),
+            interpolation=data_config['interpolation'],
+            crop_pct=data_config['crop_pct'],
+        )
+        uncut = student if takes_any_size(student) else None
+        self._size = self._frame.size if uncut is None else None
+        model = EvalModel(name='student', network=student, frame=self._frame, uncut_network=uncut)
+        self.notes = [note for suite in suites if (note := resize_note(model, suite))]
+        for note in self.notes:
+            _logger.warning('%s: %s', FLAG, note)
+
+    def evaluate(
+        self, student: nn.Module, teacher: nn.Module | None, config: EvalConfig, device: torch.device
+    ) -> Results:
+        """Evaluate student and teacher on all suites; all processes take part, and all get the answers.
+
+        Args:
+            student: Maps normalized images to logits; it is put into evaluation mode.
+            teacher: The same classes, on [0, 1] pixels; ``None`` for the student alone.
+            config: Batches and workers.
+            device: Where they are to be.
+
+        Returns:
+            Predictions by model (``student``, ``teacher``), suite and part.
+        """
+        networks: dict[str, nn.Module] = {'student': OnPixels(student, size=self._size, **self._norm)}
+        if teacher is not None:
+            networks['teacher'] = teacher
+        results: dict[str, dict[str, dict[str, Predictions]]] = {label: {} for label in networks}
+        for label, network in networks.items():
+            network.to(device).eval()
+            for suite in self.suites:
+                of_suite = select_outputs(network, self._outputs[suite.name])
+                model = EvalModel(name=label, network=of_suite, frame=self._frame)
+                results[label][suite.name] = {
+                    part.name: evaluate_part(model, suite, part, config, device) for part in suite.parts
+                }
+        return results
+
+
+def select_outputs(network: nn.Module, index: list[int] | None) -> Any:
+    """The network with these of its outputs; all of them by default."""
     return network if index is None else lambda x_pix: network(x_pix)[:, index]
-
-
-def accuracies(results: Results) -> SuiteResults:
-    """Top-1 and top-5; of a suite of several parts those of the part that goes by its name, or their mean.
-
-    Args:
-        results: Of ``evaluate_on_suites``.
-    """
-    found: SuiteResults = {}
-    for label, of_model in results.items():
-        found[label] = {}
-        for suite, parts in of_model.items():
-            chosen = [part for name, part in parts.items() if name == HEADLINE_PARTS.get(suite)] or parts.values()
-            top1, top5 = (
-                100 * sum(float(getattr(one, name).mean()) for one in chosen) / len(chosen)
-                for name in ('correct', 'correct5')
-            )
-            found[label][suite] = top1, top5
-    return found
-
-
-def write_suite_report(
-    results: Results, suites: Sequence[Suite], folder: Path, size: tuple[int, int] | None = None
-) -> list[Path]:
-    """Write the report of ``timm-dad evaluate``, and its plots where matplotlib is installed.
-
-    Args:
-        results: Of ``evaluate_on_suites``.
-        suites: The suites.
-        folder: Where to.
-        size: Of ``fixed_size``.
-
-    Returns:
-        The files.
-    """
-    report = build_report(results, suites)
-    report['notes'] += resize_notes(suites, size)
-    files = write_report(report, folder)
-    try:
-        return files + write_plots(report, results, suites, folder)
-    except ImportError as error:
-        _logger.warning('No plots of the suites: %s', error)
-        return files
-
-
-def add_rows(text: str, epoch: int, results: SuiteResults) -> str:
-    """Rows of an epoch, in ``suites.csv``.
-
-    Args:
-        text: What the file holds; empty if there is none.
-        epoch: The epoch; its rows of the same model and suite are replaced.
-        results: Of ``evaluate_on_suites``.
-
-    Returns:
-        What the file is to hold.
-    """
-    rows = {(row['epoch'], row['model'], row['suite']): row for row in csv.DictReader(text.splitlines())}
-    for model, of_model in results.items():
-        for suite, (top1, top5) in of_model.items():
-            values = (str(epoch), model, suite, f'{top1:.4f}', f'{top5:.4f}')
-            rows[values[:3]] = dict(zip(COLUMNS, values, strict=True))
-    file = io.StringIO()
-    writer = csv.DictWriter(file, COLUMNS)
-    writer.writeheader()
-    writer.writerows(rows.values())
-    return file.getvalue()
-
-
-def read_rows(path: Path) -> str:
-    """Text of ``suites.csv``, line ends as they are; empty if there is none."""
-    return path.read_bytes().decode() if path.exists() else ''

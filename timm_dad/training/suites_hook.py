@@ -1,5 +1,6 @@
 """The hook of ``--eval-suites``: evaluate the student while it is trained, and student and teacher at the end."""
 
+import csv
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,55 +8,19 @@ from typing import Any
 
 from accelerate import Accelerator
 from timm.task import TrainingTask
-from torch import nn
 
-from timm_dad.common.files import write_file
-from timm_dad.data.images import Frame
 from timm_dad.evaluation.predict import EvalConfig
-from timm_dad.evaluation.report.figures import Results
-from timm_dad.evaluation.suites.suite import Suite
+from timm_dad.evaluation.report.figures import MEAN_OOD, WHOLE, Results
+from timm_dad.evaluation.report.plots import write_plots
+from timm_dad.evaluation.report.write import build_report, write_report
 from timm_dad.method.task import DADTask
-from timm_dad.training.on_pixels import OnPixels, fixed_size
-from timm_dad.training.run_folder import SUITES
-from timm_dad.training.suites import (
-    SuiteResults,
-    accuracies,
-    add_rows,
-    evaluate_on_suites,
-    match_suite,
-    read_rows,
-    write_suite_report,
-)
+from timm_dad.training.run_folder import SUITES, cut_summary
+from timm_dad.training.suites import StudentSuites
 from timm_dad.training.validate import eval_model
 
+FIGURES = ('top1', 'top5')
+
 _logger = logging.getLogger(__name__)
-
-
-class StudentSuites:
-    """Suites, and how a student takes them.
-
-    Args:
-        suites: Of ``open_eval_suites``.
-        student: The student, on its device.
-        data_config: Size, crop and normalization of validation, of ``timm.data.resolve_data_config``.
-        num_classes: Classes of the student.
-        class_names: Names of its training data's classes, if they have any.
-
-    Raises:
-        ValueError: If the student does not know the classes of a suite.
-    """
-
-    def __init__(
-        self,
-        suites: Sequence[Suite],
-        student: nn.Module,
-        data_config: Mapping[str, Any],
-        num_classes: int,
-        class_names: Sequence[str] | None,
-    ) -> None:
-        self.suites, self.data_config = suites, data_config
-        self.indices = {suite.name: match_suite(suite, num_classes, class_names) for suite in suites}
-        self.size = fixed_size(student, suites, tuple(data_config['input_size'][-2:]))
 
 
 class SuitesHook:
@@ -88,15 +53,14 @@ class SuitesHook:
         use_ema: bool,
         seen: Sequence[str],
     ) -> None:
-        self.fitted, self.suites, self.task = suites, suites.suites, task
-        self.accelerator, self.folder, self.num_epochs = accelerator, folder, num_epochs
-        self.interval, self.use_ema, self.seen = interval, use_ema, seen
+        self.suites, self.task, self.accelerator, self.folder = suites, task, accelerator, folder
+        self.num_epochs, self.interval, self.use_ema, self.seen = num_epochs, interval, use_ema, seen
         self.config = EvalConfig(batch_size=batch_size, workers=workers)
 
     def __call__(self, epoch: int) -> None:
         """Evaluate the student after an epoch, if it is due; after the last one ``at_end`` does."""
         if self.interval and (epoch + 1) % self.interval == 0 and epoch + 1 < self.num_epochs:
-            self._log(epoch, accuracies(self._evaluate(all_parts=False)))
+            self._log(epoch, self._evaluate())
 
     def at_end(self) -> dict[str, Any]:
         """Evaluate student and teacher, and write the report.
@@ -104,52 +68,58 @@ class SuitesHook:
         Returns:
             Top-1 by suite as ``student`` and, with a teacher, ``teacher``; the path of the report, and a table.
         """
-        if isinstance(self.task, DADTask) and self.task.teacher is not None:
-            predictions = self._evaluate(teacher=self.task.teacher)
-        else:
-            predictions = self._evaluate()
-        found = accuracies(predictions)
-        self._log(max(0, self.num_epochs - 1), found)
-        results = {label: {name: top1 for name, (top1, _) in named.items()} for label, named in found.items()}
+        predictions = self._evaluate(with_teacher=True)
+        found = self._log(max(0, self.num_epochs - 1), predictions)
         if self.accelerator.is_main_process:
-            write_suite_report(predictions, self.suites, self.folder, self.fitted.size)
+            self._write_report(predictions)
+        results = {model: {suite: values['top1'] for suite, values in named.items()} for model, named in found.items()}
         return {**results, 'table': format_suites(results, self.seen), 'report': str(self.folder / 'report.md')}
 
-    def _evaluate(self, *, teacher: nn.Module | None = None, all_parts: bool = True) -> Results:
-        config = self.fitted.data_config
-        network = eval_model(self.task, use_ema=self.use_ema)
-        student = OnPixels(network, config['mean'], config['std'], self.fitted.size, config['interpolation'])
-        models: dict[str, nn.Module] = {'student': student, **({} if teacher is None else {'teacher': teacher})}
-        device = self.accelerator.device
-        frame = Frame(
-            size=tuple(config['input_size'][-2:]),
-            interpolation=config['interpolation'],
-            crop_pct=config['crop_pct'],
-        )
-        return evaluate_on_suites(
-            {label: model.to(device) for label, model in models.items()},
-            self.suites,
-            self.fitted.indices,
-            frame,
-            self.config,
-            device,
-            all_parts=all_parts,
-        )
+    def _evaluate(self, *, with_teacher: bool = False) -> Results:
+        teacher = self.task.teacher if with_teacher and isinstance(self.task, DADTask) else None
+        student = eval_model(self.task, use_ema=self.use_ema)
+        return self.suites.evaluate(student, teacher, self.config, self.accelerator.device)
 
-    def _log(self, epoch: int, results: SuiteResults) -> None:
-        """Figures into ``suites.csv``, the trackers and the log."""
-        figures = {
-            f'suites/{name}/{label}_{figure}': value
-            for label, named in results.items()
-            for name, values in named.items()
-            for figure, value in zip(('top1', 'top5'), values, strict=True)
+    def _log(self, epoch: int, predictions: Results) -> dict[str, dict[str, dict[str, float]]]:
+        """Give top-1 and top-5 to ``suites.csv``, the trackers and the log; returns them by model and suite."""
+        figures = build_report(predictions, self.suites.suites, resamples=0)['figures']
+        found = {
+            model: {
+                suite: {figure: parts[WHOLE][figure]['value'] for figure in FIGURES}
+                for suite, parts in of_model.items()
+                if suite != MEAN_OOD
+            }
+            for model, of_model in figures.items()
         }
-        self.accelerator.log(figures, step=epoch)
+        rows = [(model, suite, values) for model, of_model in found.items() for suite, values in of_model.items()]
+        logged = {
+            f'suites/{suite}/{model}_{figure}': value
+            for model, suite, values in rows
+            for figure, value in values.items()
+        }
+        self.accelerator.log(logged, step=epoch)
         if self.accelerator.is_main_process:
             path = self.folder / SUITES
-            write_file(path, add_rows(read_rows(path), epoch, results))
-            student = '  '.join(f'{name} {values[0]:.1f}' for name, values in results['student'].items())
+            cut_summary(path, epoch)  # a run that is resumed at its end evaluates its last epoch again
+            with path.open('a', newline='') as file:
+                writer = csv.writer(file)
+                if not file.tell():
+                    writer.writerow(('epoch', 'model', 'suite', *FIGURES))
+                for model, suite, values in rows:
+                    writer.writerow((epoch, model, suite, *(f'{value:.4f}' for value in values.values())))
+            student = '  '.join(f'{suite} {values["top1"]:.1f}' for suite, values in found['student'].items())
             _logger.info('Epoch %d: top-1 on suites: %s', epoch, student)
+        return found
+
+    def _write_report(self, predictions: Results) -> None:
+        """Write the report of ``timm-dad evaluate``, and its plots where matplotlib is installed."""
+        report = build_report(predictions, self.suites.suites)
+        report['notes'] += self.suites.notes
+        write_report(report, self.folder)
+        try:
+            write_plots(report, self.folder)
+        except ImportError as error:
+            _logger.warning('No plots of the suites: %s', error)
 
 
 def format_suites(results: Mapping[str, Mapping[str, float]], seen: Sequence[str] = ()) -> str:
@@ -163,4 +133,11 @@ def format_suites(results: Mapping[str, Mapping[str, float]], seen: Sequence[str
     for name in results['student']:
         mark = ' (seen by the teacher)' if name in seen and 'teacher' in results else ''
         lines.append(f'{name + mark:<34}' + ''.join(f'{top1[name]:>10.1f}' for top1 in results.values()))
+    return '\n'.join(lines)
+
+
+def format_results(results: Mapping[str, Any]) -> str:
+    """Format what hooks found at the end: that table, and where report and preview are."""
+    lines = [results['table']] if 'table' in results else []
+    lines += [f'{name.capitalize()}: {results[name]}' for name in ('report', 'preview') if name in results]
     return '\n'.join(lines)

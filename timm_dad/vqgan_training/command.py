@@ -54,7 +54,9 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     with contextlib.ExitStack() as stack:
         with user_errors(program):
             accelerator = create_accelerator(path, device=args.device, precision=amp_precision(args), seed=args.seed)
-            folder = RunFolder(path, accelerator, find_state, resume=bool(args.resume), flag='--output')
+            folder = stack.enter_context(
+                RunFolder(path, accelerator, find_state, resume=bool(args.resume), flag='--output')
+            )
             seed_all(args.seed, RUN)  # alike in all processes, which begin with the same weights
             dataset, dataset_val = open_images(args, '--train-split'), open_images(args, '--val-split')
             vqgan = create_vqgan(args)
@@ -65,7 +67,6 @@ def main(argv: Sequence[str]) -> dict[str, float]:
             trainer = create_trainer(args, vqgan, accelerator, steps)
             run = VQGANRun(trainer, batches, loader_val, folder, settings, args.recovery_interval)
             run.resume(folder.resolve(args.resume))
-            stack.enter_context(folder.held())
             folder.start(vars(args), run.epoch)
             size = describe(trainer.vqgan, args.img_size)
             _logger.info('VQGAN of %s; steps %d to %d, to %s', size, trainer.steps_done, steps, path)

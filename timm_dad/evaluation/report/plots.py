@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from timm_dad.evaluation.report.figures import WHOLE, Results
+from timm_dad.evaluation.report.figures import WHOLE
 from timm_dad.evaluation.report.metrics import logit
 from timm_dad.evaluation.report.plot_style import GREY, line_style, new_plot
 from timm_dad.evaluation.report.timm_results import TimmResults, baseline_points
-from timm_dad.evaluation.suites.suite import Suite
 
 Point = tuple[float, float, float]  # value, low, high
 
@@ -19,13 +18,7 @@ _CLEAN_SUFFIXES = ('-c-bar', '-3dcc', '-corrupted', '-c')
 _TICKS = (0.1, 0.5, 1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99, 99.5, 99.9)
 
 
-def write_plots(
-    report: Mapping[str, Any],
-    results: Results,
-    suites: Sequence[Suite],
-    folder: str | Path,
-    timm_results: TimmResults | None = None,
-) -> list[Path]:
+def write_plots(report: Mapping[str, Any], folder: str | Path, timm_results: TimmResults | None = None) -> list[Path]:
     """Write the plots that a report has data for: severity curves, and OOD against clean.
 
     Returns the files: ``severity-SUITE.png``, and ``ood.png`` with what timm publishes as points behind its line.

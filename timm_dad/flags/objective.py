@@ -1,0 +1,54 @@
+"""What a training minimizes: timm's task losses and its own distillation, the baselines of DAD."""
+
+import argparse
+from typing import Any
+
+import torch
+from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.task import FeatureDistillationTask, LogitDistillationTask, TokenDistillationTask, TrainingTask
+from torch import nn
+
+from timm_dad.flags.kwargs import mixes, torch_dtype
+
+
+def create_criterion(args: argparse.Namespace) -> nn.Module:
+    """Create the task loss as timm's train.py chooses it."""
+    bce: dict[str, Any] = {
+        'target_threshold': args.bce_target_thresh,
+        'sum_classes': args.bce_sum,
+        'pos_weight': args.bce_pos_weight,
+    }
+    if args.jsd_loss:
+        criterion: nn.Module = JsdCrossEntropy(num_splits=args.aug_splits, smoothing=args.smoothing)
+    elif mixes(args):  # targets are soft, and smoothed already
+        criterion = BinaryCrossEntropy(**bce) if args.bce_loss else SoftTargetCrossEntropy()
+    elif args.bce_loss:
+        criterion = BinaryCrossEntropy(smoothing=args.smoothing, **bce)
+    elif args.smoothing:
+        criterion = LabelSmoothingCrossEntropy(smoothing=args.smoothing)
+    else:
+        criterion = nn.CrossEntropyLoss()
+    return criterion
+
+
+def create_kd_task(
+    args: argparse.Namespace, student: nn.Module, criterion: nn.Module, device: torch.device
+) -> TrainingTask:
+    """Create timm's own distillation, the baseline that DAD is compared with."""
+    common: dict[str, Any] = {
+        'student_model': student,
+        'teacher_model': args.kd_model_name,
+        'criterion': criterion,
+        'distill_loss_weight': args.distill_loss_weight,
+        'task_loss_weight': args.task_loss_weight,
+        'device': device,
+        'dtype': torch_dtype(args.model_dtype),
+        'verbose': False,
+    }
+    if args.kd_distill_type == 'logit':
+        return LogitDistillationTask(loss_type=args.kd_loss_type, temperature=args.kd_temperature, **common)
+    if args.kd_distill_type == 'feature':
+        return FeatureDistillationTask(
+            student_feature_dim=args.kd_student_feature_dim, teacher_feature_dim=args.kd_teacher_feature_dim, **common
+        )
+    return TokenDistillationTask(distill_type=args.kd_token_distill_type, temperature=args.kd_temperature, **common)
