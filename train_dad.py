@@ -108,8 +108,9 @@ def main(
             student = place_student(args, student, accelerator)
             student_suites = StudentSuites(suites, student, config, args.num_classes, data.class_names)
             task, augment = create_task(
-                args, student, accelerator.device, data_config=config, class_names=data.class_names, dad_set=dad_set
-            )
+                args, student, accelerator.device, data_config=config, class_names=data.class_names,
+                dataset=data.train, dad_set=dad_set,
+            )  # fmt: skip
             if augment is not None and uses_cache(args):
                 dad_set = stack.enter_context(cached_set(args, augment, data.train, config, accelerator))
             dataset = data.train

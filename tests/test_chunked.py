@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from timm_dad.method.attack import AttackConfig
-from timm_dad.method.augment import ATTACK_FROM, DADAugment
+from timm_dad.method.augment import DADAugment
 from timm_dad.method.chunked import Chunked
+from timm_dad.method.pixel_space import ATTACK_FROM
 
 TARGET = torch.tensor([0, 1, 2, 3])
 

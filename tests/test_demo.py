@@ -173,7 +173,8 @@ def test_flags_of_the_dad_view_are_its_arms_alone(flags):
         args = parse_args(run.arm_flags(arm, flags.split()))
         assert args.dad == (arm != 'plain')
         assert args.epochs == (3 if 'epochs' in flags else 56)
-        assert args.dad_eps == (0.5 if arm == 'dad' and '--dad-eps' in flags else 0.1)
+        eps = None if arm == 'plain' else 0.5 if arm == 'dad' and '--dad-eps' in flags else 0.1
+        assert args.dad_eps == eps
 
 
 @pytest.mark.parametrize(

@@ -246,7 +246,9 @@ def test_codes_are_counted_over_batches(teacher, vqgan):
     assert found['clean']['perplexity'] == pytest.approx(math.exp(-(p[p > 0] * p[p > 0].log()).sum()))
     assert found['changed_without_attack'] == pytest.approx((again != codes).double().mean().item(), abs=0.01)
     generators = [torch.Generator().manual_seed(view_seed(0, index, 0)) for index in range(4)]
-    attacked = views.augment.attack_centre(Centre(vqgan(batch.x_pix), codes), batch.label, generator=generators)
+    attacked = views.augment.attack_centre(
+        Centre(vqgan(batch.x_pix), batch.x_pix.shape[-2:], codes), batch.label, generator=generators
+    )
     assert found['DAD']['used'] == len(attacked.dad_codes.unique())
     assert found['changed'] == pytest.approx((attacked.dad_codes != codes).double().mean().item(), abs=0.01)
 

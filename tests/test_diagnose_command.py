@@ -9,13 +9,15 @@ import torch
 from folders import write_pictures
 from safetensors.torch import save_file
 from test_generate import _wds
+from tiny import save_tiny
 from torch import nn
 
 from timm_dad.cli import main as cli
 from timm_dad.commands.generate import main as generate
-from timm_dad.demo.data import class_names
+from timm_dad.demo.data import DEMO_VQGAN, class_names
 from timm_dad.diagnosis.command import create_parser, main, make_frame, parse_args
 from timm_dad.teachers.teacher import INTERPOLATIONS
+from timm_dad.vqgan.load import load_vqgan
 
 DEMO = '--dataset demo/noto --ood demo/twemoji --dad-teacher demo --dad-vqgan demo'.split()
 STUDENT = '--img-size 32 --student timm:test_resnet/ROOT/student.safetensors'.split()
@@ -131,6 +133,7 @@ CHANGES = {
     '--dad-templates': ('ROOT/templates.txt', 'risks'),
     '--dad-precision': ('bf16', 'risks'),
     '--dad-attack-from': ('input', 'risks'),
+    '--dad-attack': ('latent', 'risks'),
     '--distance': ('sliced', 'distances'),
     '--splits': ('2', 'distances'),
     '--seed': ('1', 'risks'),
@@ -159,6 +162,19 @@ def test_interpolation_is_that_of_resizing(root):
 def test_flags_of_a_strong_attack(root, flags):
     before = run(root, 'strong', *STRONG, *flags[:-1] if flags[-1] == '--dad-keep-label' else ())
     assert run(root, 'stronger', *STRONG, *flags)['risks']['DAD'] != before['risks']['DAD']
+
+
+@pytest.mark.slow
+def test_flags_of_attacks_on_latents_and_codes(root):
+    latent, codes = ('--dad-attack', 'latent'), ('--dad-attack', 'codes')
+    save_tiny(load_vqgan(DEMO_VQGAN), root / 'tiny.safetensors')
+    for attack, *flags in (
+        (latent, ('--dad-start-size', '1'), ('--dad-gradient-vqgan', 'ROOT/tiny.safetensors')),
+        (codes, ('--dad-neighbours', '2'), ('--dad-candidates', '1')),
+    ):
+        before = run(root, 'attack', *attack)['risks']['DAD']
+        for flag in flags:
+            assert run(root, 'other', *attack, *flag)['risks']['DAD'] != before, flag
 
 
 @pytest.mark.slow

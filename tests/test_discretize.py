@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_leaves
 
 from timm_dad.common.extras import require_extra
 from timm_dad.vqgan.load import load_vqgan
-from timm_dad.vqgan.model import VQGAN, VQGANConfig, likeliest_codes, nearest_codes
+from timm_dad.vqgan.model import VQGAN, VQGANConfig
+from timm_dad.vqgan.nearest import likeliest_codes, nearest_codes
 
 
 class LargestTensor(TorchDispatchMode):

@@ -140,7 +140,8 @@ def reference_views(source, num_views, seed, batch_size, shard_size, augment=AUG
             pairs = [source.dataset[index] for index in indices]
             x_pix = torch.stack([transform(image.convert('RGB')) for image, _ in pairs])
             target = torch.tensor([label for _, label in pairs])
-            centre = Centre(*augment.vqgan.reconstruct(x_pix))
+            x_vq, codes = augment.vqgan.reconstruct(x_pix)
+            centre = Centre(x_vq, x_pix.shape[-2:], codes)
             views = []
             for view in range(num_views):
                 own = [torch.Generator().manual_seed(view_seed(seed, index, view)) for index in indices]

@@ -62,13 +62,15 @@ def online(tmp_path_factory):
 
 def test_parts_are_counted(cached, online):
     parts = cached['parts']
-    assert set(parts) == {'student', 'teacher', 'vqgan'}
+    assert set(parts) == {'student', 'teacher', 'vqgan', 'DAD view'}
     assert online['parts'] == parts
     models = {'student': timm.create_model('test_resnet', num_classes=16), 'vqgan': load_vqgan(DEMO_VQGAN)}
     for name, model in models.items():
         assert parts[name]['parameters'] == sum(value.numel() for value in model.parameters())
     assert parts['vqgan']['forward'] > 0
     assert 'backward' not in parts['vqgan']
+    teacher = 2 * parts['teacher']['forward'] + parts['teacher']['backward']
+    assert parts['DAD view']['forward'] == pytest.approx(2 * parts['vqgan']['forward'] + teacher, rel=0.01)
     assert parts['student']['backward'] == pytest.approx(2 * parts['student']['forward'], rel=0.1)
     assert parts['teacher']['backward'] == pytest.approx(parts['teacher']['forward'], rel=0.1)
 
@@ -86,7 +88,7 @@ def test_time_and_memory_are_measured(name, request):
     for batch in report['batches'].values():
         assert batch['work'] > 0
         assert batch['wait'] > 0
-    assert report['peak_memory'] > sum(4 * part['parameters'] for part in report['parts'].values())
+    assert report['peak_memory'] > sum(4 * part.get('parameters', 0) for part in report['parts'].values())
 
 
 def test_a_batch_takes_longer_where_views_are_made(online):

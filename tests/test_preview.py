@@ -5,6 +5,8 @@ import torch
 
 from timm_dad.method.attack import AttackConfig
 from timm_dad.method.augment import Centre, DADAugment
+from timm_dad.method.code_space import CodeAttackConfig
+from timm_dad.method.latent_space import LatentAttackConfig
 from timm_dad.preview.image import (
     describe_means,
     describe_settings,
@@ -31,7 +33,8 @@ def test_the_views_are_those_of_the_augmentation(augment, x_pix):
     image = make(augment, x_pix[0])
     x_vq, vq_codes = augment.vqgan.reconstruct(x_pix[:1])
     generators = [torch.Generator().manual_seed(3)]
-    views = augment.attack_centre(Centre(x_vq, vq_codes), torch.tensor([1]), generator=generators)
+    centre = Centre(x_vq, (16, 16), codes=vq_codes)
+    views = augment.attack_centre(centre, torch.tensor([1]), generator=generators)
     for mine, theirs in (
         (image.x_pix, x_pix[0]),
         (image.x_vq, x_vq[0]),
@@ -48,8 +51,8 @@ def test_the_views_are_those_of_the_augmentation(augment, x_pix):
 
 def test_the_numbers_are_of_those_views(augment, x_pix):
     image = make(augment, x_pix[0])
-    assert 0 < image.l2 <= 1 + 1e-5
-    assert image.l2 == pytest.approx((image.x_adv - image.x_vq).square().sum().sqrt().item())
+    assert 0 < image.distance <= 1 + 1e-5
+    assert image.distance == pytest.approx((image.x_adv - image.x_vq).square().sum().sqrt().item())
     assert image.psnr_vq == pytest.approx(-10 * (x_pix[0] - image.x_vq).square().mean().log10().item(), abs=1e-4)
     assert image.psnr_dad == pytest.approx(-10 * (x_pix[0] - image.x_dad).square().mean().log10().item(), abs=1e-4)
     assert torch.equal(image.changed, image.vq_codes != image.dad_codes)
@@ -111,7 +114,7 @@ def test_settings_and_means_in_a_line(augment, x_pix):
     images = [make(augment, x_pix[index], label=index) for index in range(3)]
     means = describe_means(images)
     assert means.startswith(f'mean of 3: PSNR to x of Q(x) {sum(image.psnr_vq for image in images) / 3:.1f} dB')
-    assert f'L2 {sum(image.l2 for image in images) / 3:.3f}' in means
+    assert f'L2 {sum(image.distance for image in images) / 3:.3f}' in means
     assert f'codes changed {sum(share(image.changed) for image in images) / 3:.1%}' in means
     right = [sum(image.probs[view].argmax().item() == image.label for image in images) for view in images[0].probs]
     assert means.endswith(f'teacher right on x {right[0]}, Q(x) {right[1]}, x_dad {right[2]}')
@@ -120,3 +123,16 @@ def test_settings_and_means_in_a_line(augment, x_pix):
 def test_names_for_readers():
     assert shown_names(None, 3) == ['0', '1', '2']
     assert shown_names(['cat', 'n01440764', 'n99999999'], 3) == ['cat', 'tench', 'n99999999']
+
+
+@pytest.mark.parametrize('attack', [LatentAttackConfig(), CodeAttackConfig(neighbours=8)])
+def test_other_spaces_are_shown_by_what_they_did_to_the_picture(teacher, vqgan, x_pix, attack):
+    augment = DADAugment(teacher, vqgan, mean=(0, 0, 0), std=(1, 1, 1), attack=attack)
+    image = make(augment, x_pix[0])
+    torch.testing.assert_close(image.perturbation, image.x_dad - image.x_vq)
+    assert torch.equal(image.calm_codes, image.vq_codes)
+    assert torch.equal(image.changed, image.changed_by_attack)
+    share = image.changed.float().mean().item()
+    assert image.distance == pytest.approx(share if attack.space == 'codes' else attack.eps)
+    assert describe_settings(augment).startswith(f'attack: {"codes" if attack.space == "codes" else "latents"}, ')
+    assert f'{image.measure} {image.distance:.3f}' in describe_means([image])

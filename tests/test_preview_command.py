@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from test_generate import _wds
 from test_generate_command import _write_hfds
+from tiny import save_tiny
 from torch import nn
 
 from timm_dad.cli import main as cli
@@ -48,6 +49,8 @@ def files(tmp_path_factory):
             params = {'ddconfig': DDCONFIG, 'n_embed': 32, 'embed_dim': 4}
             content = {'model': {'target': 'taming.models.vqgan.VQModel', 'params': params}}
             (root / f'vqgan{seed}.yaml').write_text(yaml.safe_dump(content))
+            if seed == 1:
+                save_tiny(vqgan, root / 'tiny.safetensors')
     (root / 'map.txt').write_text('tree\nfish\ndog\ncat\n')
     (root / 'teacher.json').write_text(json.dumps({'cat': 3, 'dog': 2, 'fish': 1, 'tree': 0}))
     (root / 'names.txt').write_text('tool\nvehicle\nanimal\nplant\n')
@@ -62,6 +65,8 @@ def flags(files, output, *more, **changes):
         'dad_teacher': f'timm:test_resnet/{files / "teacher1.safetensors"}',
         'dad_vqgan': files / 'vqgan1.safetensors', 'dad_eps': 2, 'dad_step_size': 2, 'device': 'cpu', **changes,
     }  # fmt: skip
+    if 'codes' in more and '--dad-attack' in more:  # whose radius is another, and which has no step size
+        values.update(dad_eps=changes.get('dad_eps'), dad_step_size=changes.get('dad_step_size'))
     given = [[f'--{name.replace("_", "-")}', str(value)] for name, value in values.items() if value is not None]
     return [word for flag in given for word in flag] + [str(word).format(files=files) for word in more]
 
@@ -94,6 +99,7 @@ TWO = ('--dad-teacher', f'{TEACHER}1.safetensors', f'{TEACHER}2.safetensors')
 HFDS = ('--dataset', 'hfds/{files}/hfds', '--data-dir', '{files}/cache', '--split', 'train')
 WDS = ('--dataset', 'wds/', '--data-dir', '{files}/wds', '--split', 'train')
 CLIP = ('--dad-teacher', 'demo', '--img-size', '32')
+CODES = ('--dad-attack', 'codes', '--dad-neighbours', '8')
 CHANGES = {
     'data_dir': ((), ('--data-dir', '{files}/other')),
     'split': ((), ('--split', 'train')),
@@ -120,6 +126,11 @@ CHANGES = {
     'dad_random_start': ((), ('--dad-random-start', '0')),
     'dad_keep_label': ((), ('--dad-keep-label',)),
     'dad_attack_from': ((), ('--dad-attack-from', 'input')),
+    'dad_attack': ((), ('--dad-attack', 'latent')),
+    'dad_start_size': (('--dad-attack', 'latent'), ('--dad-start-size', '1')),
+    'dad_gradient_vqgan': (('--dad-attack', 'latent'), ('--dad-gradient-vqgan', '{files}/tiny.safetensors')),
+    'dad_neighbours': (CODES, ('--dad-neighbours', '2')),
+    'dad_candidates': (CODES, ('--dad-candidates', '1')),
 }
 ERRORS = {
     'num_classes': (('--num-classes', '5'), '--num-classes must be 4, the classes of the data, got 5'),

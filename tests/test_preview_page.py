@@ -89,7 +89,7 @@ def test_the_table_holds_the_numbers(image):  # noqa: F811
     assert rows['probability of the label'] == ['70.0 %', '10.0 %', '', '5.0 %', '']
     # A third of the entries is off by 0.5 and 0.75.
     assert rows['PSNR to x'] == ['', '10.8 dB', '', '7.3 dB', '']
-    assert rows['L2'][2] == f'{image.l2:.4f}'
+    assert rows['L2'][2] == f'{image.distance:.4f}'
     assert rows['shown amplified by'][2] == '25'
     assert rows['codes changed'][4] == '2 of 6 (33.3 %)'
     assert rows['by the attack'][4] == '1 of 6 (16.7 %)'

@@ -46,6 +46,8 @@ def image():
         x_vq=x_vq,
         x0=x_vq,
         x_adv=x_vq + torch.linspace(-0.01, 0.02, 72).view(3, 4, 6),
+        distance=0.1,
+        space='pixels',
         x_dad=x_dad,
         vq_codes=torch.tensor([[1, 2, 3], [4, 5, 6]]),
         dad_codes=torch.tensor([[1, 9, 3], [4, 5, 7]]),

@@ -32,7 +32,8 @@ from timm_dad.vqgan.presets import PRESETS
 REPO = Path(__file__).parents[1]
 TIMM_SRC = os.environ.get('TIMM_SRC', '')
 DAD = ('--dad', '--dad-teacher', 'demo', '--dad-vqgan', 'demo')
-DATA_CONFIG = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5), 'input_size': (3, 32, 32)}
+SIZE = {'input_size': (3, 32, 32), 'interpolation': 'bicubic', 'crop_pct': 1.0}
+DATA_CONFIG = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5), **SIZE}
 
 # The places of the patch, and little more.
 SCRIPT = """
@@ -244,6 +245,8 @@ def test_a_flag_may_be_abbreviated_as_timm_allows_it(parse, capsys):
     [
         (),
         ('--naflex-loader', '--train-img-sizes', '32', '--mixup', '0.2'),
+        (*DAD, '--dad-recipe', 'latent', '--mixup', '0.2'),
+        (*DAD, '--dad-recipe', 'latent', '--reprob', '0.2', '--no-prefetcher'),
         (*DAD, '--mixup', '0.2', '--use-multi-epochs-loader'),
         (*DAD[:3], '--dad-view', 'random', '--mixup', '0.2', '--no-prefetcher'),
         (*DAD[:3], '--dad-view', 'random', '--mixup', '0.2'),

@@ -25,6 +25,7 @@ from timm.data import resolve_data_config
 from timm.optim import optimizer_kwargs
 from timm.scheduler import scheduler_kwargs
 from timm.utils import CheckpointSaver
+from tiny import save_tiny
 
 import train_dad
 from timm_dad.demo.data import DEMO_VQGAN
@@ -40,6 +41,7 @@ from timm_dad.preview.image import preview_image
 from timm_dad.training import setup
 from timm_dad.training.resume import find_newest
 from timm_dad.training.run_folder import RunFolder
+from timm_dad.vqgan.load import load_vqgan
 
 REPO = Path(train_dad.__file__).parent
 
@@ -60,6 +62,7 @@ def flags(pictures, output, *more):
 
 
 DAD = ('--dad', '--dad-teacher', 'demo', '--dad-vqgan', 'demo')
+LATENT, CODES = (*DAD, '--dad-attack', 'latent'), (*DAD, '--dad-attack', 'codes')
 SET = ('--dad', '--dad-dir', '{dad_set}')
 
 
@@ -621,6 +624,14 @@ VARIANTS = {
     'dad_kd_weight': (DAD, ('--dad-kd-weight', '1')),
     'dad_weight': (DAD, ('--dad-weight', '1')),
     'dad_attack_from': (DAD, ('--dad-attack-from', 'input')),
+    'dad_attack': (DAD, ('--dad-attack', 'latent')),
+    'dad_start_size': (LATENT, ('--dad-start-size', '1')),
+    'dad_gradient_vqgan': (LATENT, ('--dad-gradient-vqgan', '{tiny}')),
+    'dad_neighbours': (CODES, ('--dad-neighbours', '2')),
+    'dad_candidates': (CODES, ('--dad-candidates', '1')),
+    'dad_view_aug': ((*DAD, '--aa', 'rand-m9'), ('--dad-view-aug', 'base')),
+    'dad_recipe': (DAD, ('--dad-recipe', 'latent')),
+    'dad_extra_task_weight': (DAD, ('--dad-extra-task-weight', '1')),
     'dad_prob': (DAD, ('--dad-prob', '0.3')),
     'dad_every': (DAD, ('--dad-every', '2')),
     'dad_replay': ((*DAD, '--dad-every', '2'), ('--dad-replay', '8')),
@@ -638,6 +649,7 @@ ELSEWHERE = {
     'data': 'test_the_folder_may_be_positional',
     'synchronize_step': 'test_gpu.py',
     'dad_overlap': 'test_gpu.py',
+    'dad_look': 'test_first_look.py',
     'dad_compile': 'test_compiled_and_in_pieces_it_is_the_same_training',
     'dad_micro_batch': 'test_compiled_and_in_pieces_it_is_the_same_training',
     **dict.fromkeys(REFUSED, 'test_flags_that_make_no_sense_here_say_so'),
@@ -690,6 +702,7 @@ def things(pictures, tmp_path_factory):
     state['post_quant_conv.weight'] = -state['post_quant_conv.weight']
     save_file(state, root / 'vqgan.safetensors')
     (root / 'vqgan.yaml').write_text(DEMO_VQGAN.with_suffix('.yaml').read_text())
+    save_tiny(load_vqgan(DEMO_VQGAN), root / 'tiny.safetensors')
     return {
         'pictures': pictures,
         'other': root / 'other',
@@ -702,6 +715,7 @@ def things(pictures, tmp_path_factory):
         'templates': root / 'templates.txt',
         'teacher_classes': root / 'teacher_classes.csv',
         'vqgan': root / 'vqgan.safetensors',
+        'tiny': root / 'tiny.safetensors',
         'dad_set': sets['a'],
         'other_set': sets['b'],
     }
@@ -732,6 +746,7 @@ TRAINING_FLAGS = """grad_accum_steps clip_grad clip_mode synchronize_step log_in
     val_interval dad_preview_interval seed""".split()
 LOSSES = ('BinaryCrossEntropy', 'JsdCrossEntropy', 'LabelSmoothingCrossEntropy', 'SoftTargetCrossEntropy')
 KD_TASKS = ('LogitDistillationTask', 'FeatureDistillationTask', 'TokenDistillationTask')
+PAIRS = ('dir', 'cache', 'same_crop', 'stored_logits', 'view_aug')
 
 
 def factory_arguments(argv, monkeypatch):
@@ -756,7 +771,7 @@ def factory_arguments(argv, monkeypatch):
         'resume': kwargs.resume_kwargs(args, 1),
         'suites_hook': kwargs.suites_kwargs(args),
         'training': [getattr(args, name) for name in TRAINING_FLAGS],
-        'pairs': [uses_pairs(args), args.dad_dir, args.dad_cache, args.dad_same_crop, args.dad_stored_logits],
+        'pairs': [uses_pairs(args), *(getattr(args, f'dad_{name}') for name in PAIRS)],
     }
     accelerator, placed, task = MagicMock(device='cpu', num_processes=1), MagicMock(), MagicMock()
     place_student(args, placed, accelerator)
@@ -772,7 +787,10 @@ def factory_arguments(argv, monkeypatch):
     head = student.get_classifier().weight.std() > 0.1, student.get_classifier().bias.sum() > 0
     found['model'] = [seen, args.grad_checkpointing, args.split_bn, head]
     if args.dad:
-        views = [getattr(args, f'dad_{name}') for name in ('vqgan', 'precision', 'keep_label', 'attack_from')]
+        views = [
+            getattr(args, f'dad_{name}')
+            for name in ('vqgan', 'precision', 'keep_label', 'attack_from', 'gradient_vqgan')
+        ]
         found['dad'] = [attack_config(args), loss_config(args), schedule_config(args), args.dad_view, views]
         teacher = ('teacher', 'teacher_weights', 'teacher_checkpoint', 'classnames', 'templates', 'class_map')
         found['teacher'] = [getattr(args, f'dad_{name}') for name in teacher]
@@ -968,7 +986,7 @@ def test_previews_show_the_attack_of_their_epoch_in_folder_and_trackers(pictures
     assert [image.label for image in first] == [dataset[index][1] for index in (0, 2, 4, 6, 8, 11)]
     for a, b, c in zip(first, second, last, strict=True):
         assert torch.equal(a.x_pix, b.x_pix)
-        assert 1 < a.l2 <= 2 + 1e-4 < b.l2
+        assert 1 < a.distance <= 2 + 1e-4 < b.distance
         assert torch.equal(b.x_dad, c.x_dad)
     sheets = [np.asarray(Image.open(tmp_path / 'run' / f'preview-{epoch}.png')) for epoch in (0, 1)]
     events = EventAccumulator(str(next((tmp_path / 'run' / 'timm-dad').glob('**/events*')))).Reload()

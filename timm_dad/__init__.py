@@ -14,20 +14,25 @@ if TYPE_CHECKING:
     from timm_dad.frozen.prepare import prepare_frozen
     from timm_dad.method.attack import AttackConfig, ascend
     from timm_dad.method.augment import DADAugment, DADViews
+    from timm_dad.method.code_space import CodeAttackConfig
+    from timm_dad.method.latent_space import LatentAttackConfig
     from timm_dad.method.loss import DADLoss, DADLossConfig
     from timm_dad.method.task import DADTask
     from timm_dad.teachers.teacher import Teacher, create_open_clip_teacher, create_timm_teacher
     from timm_dad.vqgan.load import load_vqgan
-    from timm_dad.vqgan.model import VQGAN, VQGANConfig, nearest_codes
+    from timm_dad.vqgan.model import VQGAN, VQGANConfig
+    from timm_dad.vqgan.nearest import nearest_codes
 
 __all__ = [
     'VQGAN',
     'AttackConfig',
+    'CodeAttackConfig',
     'DADAugment',
     'DADLoss',
     'DADLossConfig',
     'DADTask',
     'DADViews',
+    'LatentAttackConfig',
     'Teacher',
     'VQGANConfig',
     'add_dad_args',
@@ -44,11 +49,14 @@ _MODULES = {
     'frozen.prepare': ('prepare_frozen',),
     'method.attack': ('AttackConfig', 'ascend'),
     'method.augment': ('DADAugment', 'DADViews'),
+    'method.code_space': ('CodeAttackConfig',),
+    'method.latent_space': ('LatentAttackConfig',),
     'method.loss': ('DADLoss', 'DADLossConfig'),
     'method.task': ('DADTask',),
     'teachers.teacher': ('Teacher', 'create_open_clip_teacher', 'create_timm_teacher'),
     'vqgan.load': ('load_vqgan',),
-    'vqgan.model': ('VQGAN', 'VQGANConfig', 'nearest_codes'),
+    'vqgan.model': ('VQGAN', 'VQGANConfig'),
+    'vqgan.nearest': ('nearest_codes',),
 }
 
 

@@ -61,9 +61,13 @@ def _check_train_script(args: argparse.Namespace) -> None:
             '--dad does not go with --train-img-sizes: the size of the DAD view is fixed; use --img-size',
         ),
         (
-            not (args.dad_dir and mixes(args) and args.no_prefetcher),
-            '--dad-dir with --mixup or --cutmix needs the prefetcher: without it clean images would be mixed with DAD '
-            'views of others; leave --no-prefetcher out',
+            not ((args.dad_dir or args.dad_view_aug == 'base') and mixes(args) and args.no_prefetcher),
+            '--mixup or --cutmix needs the prefetcher with --dad-dir and --dad-view-aug base: without it images would '
+            'be mixed with extra views of others; leave --no-prefetcher out',
+        ),
+        (
+            not (args.dad_view_aug == 'base' and args.reprob and not args.no_prefetcher),
+            '--dad-view-aug base with --reprob needs --no-prefetcher: the prefetcher of timm erases of all views',
         ),
     )
     check_rules(rules)
@@ -72,7 +76,9 @@ def _check_train_script(args: argparse.Namespace) -> None:
 def pair_views(
     args: argparse.Namespace, dataset: Any, data_config: Mapping[str, Any], collate_fn: Any
 ) -> tuple[Any, Any]:
-    """Let the training data give an extra view of every image, where ``--dad-dir`` or ``--dad-view random`` ask for it.
+    """Let the training data give a second picture of every image, where a flag asks for it.
+
+    ``--dad-dir`` and ``--dad-view random`` do, and ``--dad-view-aug base``, for the picture that a DAD view is made of.
 
     Args:
         args: Flags.
@@ -94,7 +100,7 @@ def pair_views(
         dad_set = open_dad_set(args, tuple(data_config['input_size'][-2:]))
         pairs = pair_dataset(args, dataset, data_config, dad_set=dad_set)
         mixup, prefetcher = mixup_kwargs(args), not args.no_prefetcher
-        return pairs, create_collate(mixup, pairs=True, views=True, prefetcher=prefetcher)
+        return pairs, create_collate(mixup, pairs.views, views=True, prefetcher=prefetcher)
 
 
 def create_task(
@@ -132,6 +138,7 @@ def create_task(
             model,
             data_config,
             dataset_class_names(dataset),
+            dataset=dataset,
             dad_set=dad_set,
             criterion=criterion,
             device=device,

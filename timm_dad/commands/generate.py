@@ -3,7 +3,6 @@
 import argparse
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,17 @@ from timm_dad.dad_sets.manifest import FORMAT_VERSION
 from timm_dad.dad_sets.summary import format_summary
 from timm_dad.data.datasets import check_images
 from timm_dad.data.images import Source
+from timm_dad.flags.attack import attack_config, describe_attack
 from timm_dad.flags.data import add_data_args, check_data_args, create_dataset, data_flag, number_of_classes
 from timm_dad.flags.execution import add_execution_args, device_rule, pick_device
 from timm_dad.flags.fields import add_fields, from_flags
 from timm_dad.flags.frame import add_frame_args, create_frame, frame_rules
+from timm_dad.flags.pairs import load_vqgan_by_spec
 from timm_dad.flags.rules import check_rules, given_flags, parse_checked
 from timm_dad.flags.teacher import TEACHER_FLAGS, check_teacher_args, create_teacher, teacher_specs
 from timm_dad.flags.views import (
     NO_VQGAN,
     add_view_args,
-    attack_config,
     check_view_args,
     create_augment,
     create_vqgan,
@@ -145,7 +145,7 @@ def build_models(
     settings = {
         'teacher': {'fingerprint': teacher.fingerprint(), 'flags': teacher_flags},
         'vqgan': {'fingerprint': vqgan.fingerprint(), 'spec': args.dad_vqgan, 'strict_size': args.dad_strict_size},
-        'attack': {**asdict(attack_config(args)), 'keep_label': args.dad_keep_label},
+        'attack': {**describe_attack(attack_config(args)), 'keep_label': args.dad_keep_label},
         'precision': args.dad_precision,
         **_other_rounding(args),
     }
@@ -158,10 +158,17 @@ def build_models(
 def _other_rounding(args: argparse.Namespace) -> dict[str, Any]:
     """What else decides the bytes of a set, where it is not as sets were always made."""
     return {
+        **_gradient_vqgan(args),
         **({'attack_from': args.dad_attack_from} if args.dad_attack_from != 'reconstruction' else {}),
         **({'micro_batch': args.dad_micro_batch} if args.dad_micro_batch else {}),
         **({'compiled': True} if args.dad_compile else {}),
     }
+
+
+def _gradient_vqgan(args: argparse.Namespace) -> dict[str, Any]:
+    if not args.dad_gradient_vqgan:
+        return {}
+    return {'gradient_vqgan': load_vqgan_by_spec(args.dad_gradient_vqgan, flag='--dad-gradient-vqgan').fingerprint()}
 
 
 def describe_data(args: argparse.Namespace, source: Source) -> dict[str, Any]:

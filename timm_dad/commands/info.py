@@ -165,7 +165,8 @@ def count_parts(task: TrainingTask, augment: DADAugment | None, x_norm: Tensor) 
 
     Args:
         task: The training task, before its student is compiled.
-        augment: Makes DAD views, if any are made; the teacher's backward is its gradient at the input then.
+        augment: Makes DAD views, if any are made; the teacher's backward is its gradient at the input then, and
+            ``DAD view`` is all that is computed for one, with the gradients of its attack.
         x_norm: An image ``[1, C, H, W]`` as the student takes it.
     """
     networks = {
@@ -186,6 +187,8 @@ def count_parts(task: TrainingTask, augment: DADAugment | None, x_norm: Tensor) 
         x_pix = augment.norm.to_pixels(x_norm)
         with torch.no_grad():
             parts['vqgan']['forward'] = count_macs(lambda: augment.vqgan.reconstruct(x_pix))
+        label = torch.zeros(1, dtype=torch.long, device=x_pix.device)
+        parts['DAD view'] = {'forward': count_macs(lambda: augment.make_views(x_pix, label))}
     return parts
 
 

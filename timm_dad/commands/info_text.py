@@ -30,7 +30,8 @@ def format_report(report: Mapping[str, Any]) -> str:
     ]
     for name, part in report['parts'].items():
         forward, backward = (f'{part[way] / 1e9:.4g}' if way in part else '-' for way in ('forward', 'backward'))
-        lines.append(f'{name:<10}{part["parameters"] / 1e6:>11.2f} M{forward:>16}{backward:>16}')
+        parameters = f'{part["parameters"] / 1e6:.2f} M' if 'parameters' in part else '-'
+        lines.append(f'{name:<10}{parameters:>13}{forward:>16}{backward:>16}')
     lines.append('')
     if 'making' in report:
         making = report['making']

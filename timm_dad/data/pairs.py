@@ -8,12 +8,26 @@ from typing import Any, Protocol
 
 from PIL import Image
 from timm.data import IterableImageDataset
+from timm.data.auto_augment import AugMixAugment, AutoAugment, RandAugment
+from timm.data.random_erasing import RandomErasing
 from torch.utils.data import Dataset, IterableDataset
+from torchvision import transforms
 
 from timm_dad.common.seeds import random_states, set_random_states
 from timm_dad.data.images import Source
 
 Transform = Callable[[Any], Any]
+
+# What timm's training transform holds beside crop, flip and the way to a tensor.
+_AUGMENTATIONS = (
+    AutoAugment,
+    AugMixAugment,
+    RandAugment,
+    RandomErasing,
+    transforms.ColorJitter,
+    transforms.RandomApply,
+    transforms.RandomGrayscale,
+)
 
 
 class ExtraViews(Protocol):
@@ -47,12 +61,19 @@ class PairTransform:
         num_splits: Augmentation splits of the image (AugMix); the second picture gets their base transform alone.
         frame: Brings the image to the part of it that its second picture shows, before anything else.
         same_draws: Both get the same random numbers: one crop, one flip, ...
+        base_alone: The second picture gets crop and flip alone, whatever else the image gets.
 
     Source: timm ``AugMixDataset``, whose three transforms and splits these are.
     """
 
-    def __init__(self, num_splits: int = 1, frame: Transform | None = None, same_draws: bool = False) -> None:
-        self.num_splits, self.frame, self.same_draws = num_splits, frame, same_draws
+    def __init__(
+        self,
+        num_splits: int = 1,
+        frame: Transform | None = None,
+        same_draws: bool = False,
+        base_alone: bool = False,
+    ) -> None:
+        self.num_splits, self.frame, self.same_draws, self.base_alone = num_splits, frame, same_draws, base_alone
         self.transform: Transform | Sequence[Transform] | None = None
 
     def __call__(self, image: Any, second: Any) -> tuple[Any, ...]:
@@ -62,22 +83,34 @@ class PairTransform:
         if self.transform is None:
             return image, second
         if not self.same_draws:
-            return *self._views(image, self.num_splits), *self._views(second, 1)
+            return *self._views(image), self._extra(second)
         before = random_states()
-        views = self._views(image, self.num_splits)
+        views = self._views(image)
         after = random_states()
         set_random_states(before)
-        views += self._views(second, 1)
+        extra = self._extra(second)
         set_random_states(after)
-        return tuple(views)
+        return *views, extra
 
-    def _views(self, image: Any, count: int) -> list[Any]:
+    def _views(self, image: Any) -> list[Any]:
         if not isinstance(self.transform, Sequence):
             assert self.transform is not None
             return [self.transform(image)]
         base, augmentation, normalize = self.transform
         image = base(image)
-        return [normalize(image), *(normalize(augmentation(image)) for _ in range(count - 1))]
+        return [normalize(image), *(normalize(augmentation(image)) for _ in range(self.num_splits - 1))]
+
+    def _extra(self, second: Any) -> Any:
+        if not isinstance(self.transform, Sequence):
+            stages: list[Any] = [self.transform]
+        else:
+            base, _, normalize = self.transform
+            stages = [base, normalize]
+        for stage in stages:
+            for step in getattr(stage, 'transforms', [stage]):
+                if not (self.base_alone and isinstance(step, _AUGMENTATIONS)):
+                    second = step(second)
+        return second
 
 
 class DADPairs(Dataset[tuple[Any, int]]):
@@ -140,3 +173,8 @@ class PairStream(IterableImageDataset):  # type: ignore[misc]
         super().set_epoch(count)
         if hasattr(self.extra_views, 'set_epoch'):
             self.extra_views.set_epoch(count)
+
+
+def pair_views(dataset: Any) -> PairTransform | None:
+    """How the pairs of a data set are augmented, if it is one of pairs."""
+    return dataset.views if isinstance(dataset, DADPairs | PairStream) else None

@@ -79,11 +79,14 @@ class Positions(Sampler[tuple[int, int]]):
 class SeededErasing:
     """timm's random erasing of a batch on the device, seeded by the position of each image in the epoch.
 
-    A batch is ``[num_views * B, 3, H, W]``, all first views before all second ones; processes take turns by batches.
+    A batch is ``[num_views * B, 3, H, W]``, all first views before all second ones; processes take turns by batches. Of
+    the last ``spared`` views nothing is erased.
     """
 
-    def __init__(self, erasing: RandomErasing, seed: int, num_views: int, rank: int, num_processes: int) -> None:
-        self.erasing, self.seed, self.num_views = erasing, seed, num_views
+    def __init__(
+        self, erasing: RandomErasing, seed: int, num_views: int, rank: int, num_processes: int, *, spared: int = 0
+    ) -> None:
+        self.erasing, self.seed, self.num_views, self.spared = erasing, seed, num_views, spared
         self.rank, self.num_processes = rank, num_processes
         self.begin(0, 0)
 
@@ -96,7 +99,7 @@ class SeededErasing:
         count = len(input) // self.num_views
         first = (self.batch * self.num_processes + self.rank) * count
         clean = len(input) // self.erasing.num_splits if self.erasing.num_splits > 1 else 0
-        for row in range(clean, len(input)):
+        for row in range(clean, len(input) - self.spared * count):
             view, place = divmod(row, count)
             seed_all(self.seed, ERASING, self.epoch, first + place, view)
             self.erasing(input[row])

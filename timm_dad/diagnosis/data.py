@@ -135,13 +135,8 @@ class MadeViews:
     @torch.no_grad()
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """Views ``[B, 3, H, W]`` in [0, 1], by name."""
-        vqgan = self.augment.vqgan
         centre = self.augment.find_centre(batch.x_pix, batch.label)
-        vq = self.augment.reconstruct(batch.x_pix) if centre.codes is None else centre
-        x_vq, vq_codes = vq.x0, vq.codes
-        assert vq_codes is not None
-        # Without an attack: those of x, if that is where it starts, or of Q(x) encoded again.
-        calm_codes = vq_codes if vq is not centre else self.augment.chunked(vqgan.encode_to_codes, x_vq)
+        x_vq, vq_codes, calm_codes = self.augment.unattacked(batch.x_pix, centre)
         generators = [torch.Generator().manual_seed(view_seed(self.seed, index, 0)) for index in batch.indices]
         views = self.augment.attack_centre(centre, batch.label, generator=generators)
         for row, codes in enumerate((vq_codes, views.dad_codes)):

@@ -6,9 +6,10 @@ import os
 import torch
 from timm.optim import list_optimizers
 
+from timm_dad.flags.attack import DISAGREEMENT
 from timm_dad.flags.execution import device_rule
 from timm_dad.flags.kwargs import mixes, num_channels
-from timm_dad.flags.pairs import uses_pairs
+from timm_dad.flags.pairs import makes_views
 from timm_dad.flags.rules import check_rules, check_values, written
 from timm_dad.flags.timm import REFUSED
 
@@ -102,7 +103,12 @@ def check_extra_args(args: argparse.Namespace) -> None:
         (not previews or args.val_split, '--dad-preview-interval shows validation images: it needs --val-split'),
         (not overlaps or args.device.startswith('cuda'),
          f'--dad-overlap needs a CUDA device, got --device {args.device}'),
-        (not overlaps or not uses_pairs(args),
+        (not overlaps or makes_views(args),
          '--dad-overlap is for DAD views that are made while training: leave it out'),
+        (not overlaps or args.dad_attack != DISAGREEMENT,
+         '--dad-overlap makes views beside the step of the student, which --dad-attack disagreement asks: leave one of '
+         'them out'),
+        (not previews or args.dad_attack != DISAGREEMENT,
+         '--dad-preview-interval shows views without a student: leave it out with --dad-attack disagreement'),
     )  # fmt: skip
     check_rules(rules)

@@ -1,18 +1,21 @@
 """The flags ``--dad ...``, and the task that they build."""
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from timm_dad.common.errors import is_main_process
 from timm_dad.dad_sets.logits import StoredLogits
 from timm_dad.dad_sets.match import check_teacher
 from timm_dad.dad_sets.read import DADSet
+from timm_dad.data.images import Source
 from timm_dad.flags.fields import add_fields, dad_flags, from_flags
 from timm_dad.flags.kwargs import num_channels
-from timm_dad.flags.pairs import add_pair_args, check_pair_args, uses_cache, uses_pairs
+from timm_dad.flags.pairs import add_pair_args, check_pair_args, makes_views, training_frame, uses_cache, uses_pairs
+from timm_dad.flags.recipe import add_recipe_arg, apply_recipe
 from timm_dad.flags.rules import check_rules, under_flag, written
 from timm_dad.flags.teacher import check_teacher_args, create_teacher
 from timm_dad.flags.views import NO_VQGAN, add_view_args, check_view_args, create_augment, create_vqgan, prepare_models
@@ -20,8 +23,9 @@ from timm_dad.method.augment import DADAugment
 from timm_dad.method.loss import DADLossConfig
 from timm_dad.method.schedule import DADSchedule
 from timm_dad.method.task import DADTask
+from timm_dad.preview.first_look import first_pictures, log_look, look
 
-_LOSS = {**dad_flags('temperature', 'task_weight', 'kd_weight'), 'dad_weight': 'dad_weight'}
+_LOSS = {**dad_flags('temperature', 'task_weight', 'kd_weight', 'extra_task_weight'), 'dad_weight': 'dad_weight'}
 _SCHEDULE = dad_flags('prob', 'every', 'replay', 'warmup_epochs', 'off_epoch', 'eps_sched', 'eps_start')
 
 
@@ -29,7 +33,12 @@ def add_dad_args(parser: argparse.ArgumentParser) -> None:
     """Add the group ``--dad ...`` to a parser; defaults are those of the config dataclasses."""
     group = parser.add_argument_group('Discrete Adversarial Distillation')
     group.add_argument('--dad', action=argparse.BooleanOptionalAction, default=False, help='train with DAD')
+    add_recipe_arg(group)
     add_view_args(group)
+    group.add_argument(
+        '--dad-look', type=int, default=64, metavar='N',
+        help='training pictures to look at before training, to warn where DAD can teach nothing (default: 64; 0: none)',
+    )  # fmt: skip
     add_pair_args(group)
     add_fields(group, DADSchedule, _SCHEDULE)
     add_fields(group, DADLossConfig, _LOSS)
@@ -45,8 +54,13 @@ def schedule_config(args: argparse.Namespace) -> DADSchedule:
     return from_flags(DADSchedule, args, {**_SCHEDULE, 'epochs': 'epochs'})
 
 
-def check_dad_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
-    """Check the group before anything is built; flags ``given`` on the command line must not be ignored.
+def check_dad_args(args: argparse.Namespace, given: Mapping[str, Any], configured: Collection[str] = ()) -> None:
+    """Apply the recipe, and check the group before anything is built.
+
+    Args:
+        args: Flags; what the recipe and the attack leave to their defaults is filled in.
+        given: Flags of the command line, which must not be ignored.
+        configured: Flags of a config file.
 
     Raises:
         ValueError: If a flag has a bad value, is missing, or would be ignored.
@@ -56,7 +70,8 @@ def check_dad_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
             if name.startswith('dad_'):
                 raise ValueError(f'{written(name)} needs --dad')
         return
-    check_view_args(args)
+    apply_recipe(args, add_dad_args, {*given, *configured})
+    check_view_args(args, has_student=True)
     loss_config(args)
     schedule = schedule_config(args)
     check_pair_args(args, given)
@@ -65,13 +80,18 @@ def check_dad_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
     channels, constant = num_channels(args), args.dad_eps_sched == 'constant'
     rules = (
         (args.dad_view != 'dad' or args.dad_dir or args.dad_vqgan, NO_VQGAN),
+        (args.dad_look >= 0, f'--dad-look must be 0 or more, got {args.dad_look}'),
+        (not (args.dad_extra_task_weight and args.jsd_loss),
+         '--dad-extra-task-weight is a task loss of one view, and --jsd-loss one of several: leave one of them out'),
         (not args.kd_model_name, '--kd-model-name is another distillation than --dad: give one of them'),
         (channels == 3, f'--dad needs images of 3 channels, got {channels}'),
         (constant or not uses_cache(args),
          '--dad-eps-sched changes the attack by epoch, and cached views are made once: leave --dad-cache out'),
         (not args.dad_replay or args.dad_every > 1 or args.dad_prob < 1,
          '--dad-replay is for batches without fresh DAD views: it needs --dad-every or --dad-prob'),
-        (not (args.dad_replay and uses_pairs(args)),
+        (not (args.dad_replay and args.dad_extra_task_weight),
+         '--dad-replay keeps views without labels, and --dad-extra-task-weight needs these: leave one of them out'),
+        (not args.dad_replay or makes_views(args),
          '--dad-replay keeps views that are made while training: leave it out with --dad-dir, --dad-cache and '
          '--dad-view random'),
         (not args.dad_eps_start or not constant, '--dad-eps-start needs --dad-eps-sched linear or cosine'),
@@ -90,6 +110,7 @@ def build_task(
     data_config: Mapping[str, Any],
     class_names: Sequence[str] | None,
     *,
+    dataset: Any = None,
     dad_set: DADSet | None = None,
     criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
     device: torch.device,
@@ -102,6 +123,7 @@ def build_task(
         student: The model to train.
         data_config: Size and normalization of the batches, of ``timm.data.resolve_data_config``.
         class_names: Names of the data's classes (folders), if it has any.
+        dataset: Training data, to look at some pictures of with ``--dad-look``.
         dad_set: The set of ``--dad-dir``: its views need no VQGAN, and its logits no teacher.
         criterion: Task loss.
         device: Where it runs.
@@ -129,7 +151,8 @@ def build_task(
     task = DADTask(
         student,
         teacher,
-        None if uses_pairs(args) else augment,  # with --dad-cache the batches bring its views
+        augment if makes_views(args) else None,  # with --dad-cache the batches bring its views
+        apart=makes_views(args) and uses_pairs(args),
         stored=stored,
         criterion=criterion,
         loss=loss_config(args),
@@ -142,4 +165,7 @@ def build_task(
         device=device,
         verbose=verbose,
     )
+    if augment is not None and dataset is not None and args.dad_look and is_main_process():
+        source, frame = Source(dataset), training_frame(data_config)
+        log_look(look(augment, *first_pictures(source, frame, args.dad_look, device), seed=args.seed))
     return task, augment

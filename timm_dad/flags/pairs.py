@@ -18,14 +18,19 @@ from timm_dad.dad_sets.views import SetViews
 from timm_dad.data.images import Frame, Source
 from timm_dad.data.pairs import DADPairs, ExtraViews, PairStream, PairTransform, SameImage
 from timm_dad.demo.data import DEMO_VQGAN
+from timm_dad.flags.attack import ATTACK_FLAGS, DISAGREEMENT
 from timm_dad.flags.rules import check_rules, under_flag, written
 from timm_dad.method.augment import DADAugment
 from timm_dad.vqgan.load import load_vqgan
 from timm_dad.vqgan.model import VQGAN
 
 # Flags that shape the DAD view: useless where the extra view is a random one, or was made before.
-VIEW_FLAGS = """dad_vqgan dad_strict_size dad_eps dad_step_size dad_num_steps dad_norm dad_random_start dad_keep_label
-    dad_attack_from dad_cache dad_eps_sched dad_eps_start""".split()
+VIEW_FLAGS = (
+    'dad_vqgan', 'dad_strict_size', *ATTACK_FLAGS, 'dad_keep_label', 'dad_cache', 'dad_eps_sched', 'dad_eps_start',
+)  # fmt: skip
+
+
+VIEW_AUGS = ('full', 'base')
 
 
 def add_pair_args(group: Any) -> None:
@@ -45,6 +50,12 @@ def add_pair_args(group: Any) -> None:
         help='one random crop, flip, ... for image and DAD view (--dad-dir or --dad-cache; default: one for each)',
     )  # fmt: skip
     group.add_argument(
+        '--dad-view-aug', choices=VIEW_AUGS, default=VIEW_AUGS[0],
+        help='what the extra view gets: full: RandAugment, color jitter, erasing, mixing, ... like the image (a DAD '
+        'view made in the training step is made of the augmented image); base: crop and flip alone (and it is made '
+        'before the rest)',
+    )  # fmt: skip
+    group.add_argument(
         '--dad-stored-logits', action='store_true',
         help="take the teacher's logits from --dad-dir, and load no teacher; without random augmentation",
     )  # fmt: skip
@@ -56,8 +67,13 @@ def uses_cache(args: argparse.Namespace) -> bool:
 
 
 def uses_pairs(args: argparse.Namespace) -> bool:
-    """Whether the batches of the task hold an extra view of every image, and the task makes none."""
-    return bool(args.dad and (args.dad_view == 'random' or args.dad_dir or args.dad_cache))
+    """Whether batches hold two pictures of every image: it and its extra view, or what its DAD view is made of."""
+    return bool(args.dad and (args.dad_view_aug == 'base' or not makes_views(args)))
+
+
+def makes_views(args: argparse.Namespace) -> bool:
+    """Whether DAD views are made in the training step."""
+    return bool(args.dad and args.dad_view == 'dad' and not args.dad_dir and not args.dad_cache)
 
 
 def check_pair_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
@@ -76,6 +92,10 @@ def check_pair_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
         (not args.dad_same_crop or args.dad_dir or uses_cache(args),
          '--dad-same-crop is for DAD views that were made before: it needs --dad-dir or --dad-cache'),
         (not args.dad_stored_logits or args.dad_dir, '--dad-stored-logits needs --dad-dir'),
+        ('dad_look' not in given or makes_views(args) or uses_cache(args),
+         '--dad-look looks at DAD views that are made here: leave it out with --dad-dir and --dad-view random'),
+        (args.dad_attack != DISAGREEMENT or makes_views(args),
+         '--dad-attack disagreement is made in the training step, where the student is: leave --dad-cache out'),
         (not (uses_pairs(args) and args.aug_splits and args.resplit),
          '--resplit counts the splits of --aug-splits alone, and here the batch holds an extra view too: leave one '
          'of them out'),
@@ -178,7 +198,8 @@ def pair_dataset(
         dataset: Training data, as timm creates it.
         data_config: Of ``timm.data.resolve_data_config``.
         dad_set: From ``open_dad_set`` or ``cached_set``: extra views are its views.
-        extra_views: Gives the extra views otherwise; by default they are the images themselves, augmented again.
+        extra_views: Gives the extra views otherwise; by default they are the images themselves, augmented again, or, to
+            make DAD views of, cropped and flipped alike.
 
     Raises:
         ValueError: If the data is not what the set was made of, or is a stream that cannot be had in this way, or
@@ -195,7 +216,12 @@ def pair_dataset(
         with under_flag('--dad-cache:' if uses_cache(args) else f'--dad-dir {args.dad_dir}:'):
             check_data(dad_set, source)
         extra = SetViews(dad_set, source, coded=args.dad_stored_logits)
-    views = PairTransform(args.aug_splits or 1, _frame(args, dad_set), args.dad_same_crop)
+    views = PairTransform(
+        args.aug_splits or 1,
+        _frame(args, dad_set),
+        same_draws=args.dad_same_crop or makes_views(args),
+        base_alone=args.dad_view_aug == 'base',
+    )
     return PairStream(dataset, extra, views) if streams else DADPairs(source, extra, views)
 
 
@@ -205,6 +231,15 @@ def _frame(args: argparse.Namespace, dad_set: DADSet | None) -> Any:
         return None
     views = dad_set.settings['views']
     return Frame(size=dad_set.size, interpolation=views['interpolation'], crop_pct=views['crop_pct']).transform()
+
+
+def training_frame(data_config: Mapping[str, Any]) -> Frame:
+    """The part of a training picture that validation would show, without a border."""
+    return Frame(
+        size=tuple(data_config['input_size'][-2:]),
+        interpolation=data_config['interpolation'],
+        crop_pct=min(1.0, data_config['crop_pct']),
+    )
 
 
 @contextmanager
@@ -223,11 +258,7 @@ def cached_set(
     if isinstance(dataset, IterableDataset):
         raise ValueError('--dad-cache needs data with an index, not a stream')
     config = GenerateConfig(
-        frame=Frame(
-            size=tuple(data_config['input_size'][-2:]),
-            interpolation=data_config['interpolation'],
-            crop_pct=min(1.0, data_config['crop_pct']),
-        ),
+        frame=training_frame(data_config),
         files=FormatConfig(format='wds'),
         num_views=args.dad_cache,
         seed=args.seed,

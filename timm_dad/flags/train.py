@@ -81,7 +81,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         args.device = 'cpu'
     try:
         check_args(args, chosen)
-        check_dad_args(args, explicit)
+        check_dad_args(args, explicit, from_config)
         check_extra_args(args)
     except ValueError as error:
         parser.error(str(error))

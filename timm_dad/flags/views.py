@@ -6,20 +6,18 @@ from typing import Any
 
 import torch
 
-from timm_dad.flags.fields import add_fields, dad_flags, from_flags
+from timm_dad.flags.attack import DISAGREEMENT, add_attack_args, attack_config, fill_in_attack
 from timm_dad.flags.pairs import load_vqgan_by_spec
 from timm_dad.flags.rules import naming_flag, under_flag
 from timm_dad.flags.teacher import add_teacher_args
 from timm_dad.frozen.precision import fastest_precision
 from timm_dad.frozen.prepare import PRECISIONS, prepare_frozen
-from timm_dad.method.attack import AttackConfig
-from timm_dad.method.augment import ATTACK_FROM, DADAugment
+from timm_dad.method.augment import DADAugment
 from timm_dad.method.chunked import Chunked
 from timm_dad.teachers.teacher import Teacher
 from timm_dad.vqgan.model import VQGAN
 from timm_dad.vqgan.presets import PRESETS
 
-_ATTACK = dad_flags('norm', 'eps', 'step_size', 'num_steps', 'random_start')
 NO_VQGAN = f'--dad-vqgan must name the weights of a VQGAN, demo, or one of {", ".join(PRESETS)}'
 
 
@@ -46,22 +44,15 @@ def add_view_args(group: Any) -> None:
         '--dad-micro-batch', type=int, default=0, metavar='N',
         help='images that teacher and VQGAN take at a time (default: what fits in memory)',
     )  # fmt: skip
-    add_fields(group, AttackConfig, _ATTACK)
-    group.add_argument(
-        '--dad-attack-from', choices=ATTACK_FROM, default=ATTACK_FROM[0],
-        help="attack Q(x), as the paper, or the input itself: one pass of the VQGAN and one of the teacher less",
-    )  # fmt: skip
+    add_attack_args(group)
     group.add_argument('--dad-keep-label', action='store_true', help='take Q(x) where the teacher loses the label')
 
 
-def attack_config(args: argparse.Namespace) -> AttackConfig:
-    """The attack that the flags ask for; ``ValueError`` names the flag."""
-    return from_flags(AttackConfig, args, _ATTACK)
-
-
-def check_view_args(args: argparse.Namespace) -> None:
-    """Check the flags that need no model; ``ValueError`` names the flag."""
-    attack_config(args)
+def check_view_args(args: argparse.Namespace, *, has_student: bool = False) -> None:
+    """Check the flags that need no model, and fill in the attack's defaults; ``ValueError`` names the flag."""
+    if args.dad_attack == DISAGREEMENT and not has_student:
+        raise ValueError('--dad-attack disagreement needs the student: it is for the training step alone')
+    fill_in_attack(args)
     with naming_flag({'micro_batch': 'dad_micro_batch'}):
         Chunked(args.dad_micro_batch)
 
@@ -110,14 +101,24 @@ def create_augment(
     mean: Sequence[float] = (0, 0, 0),
     std: Sequence[float] = (1, 1, 1),
 ) -> DADAugment:
-    """The augmentation that makes DAD views, of [0, 1] pixels by default."""
-    return DADAugment(
-        teacher,
-        vqgan,
-        mean=mean,
-        std=std,
-        attack=attack_config(args),
-        keep_label=args.dad_keep_label,
-        attack_from=args.dad_attack_from,
-        micro_batch=args.dad_micro_batch,
-    )
+    """The augmentation that makes DAD views, of [0, 1] pixels by default; its models are prepared.
+
+    Raises:
+        ValueError: If the VQGANs do not fit the attack.
+    """
+    gradient_vqgan = None
+    if args.dad_gradient_vqgan:
+        gradient_vqgan = load_vqgan_by_spec(args.dad_gradient_vqgan, flag='--dad-gradient-vqgan')
+        prepare_frozen(teacher, gradient_vqgan, args.dad_precision, vqgan.codebook.device, compile=args.dad_compile)
+    with under_flag('--dad-attack:'):
+        return DADAugment(
+            teacher,
+            vqgan,
+            mean=mean,
+            std=std,
+            attack=attack_config(args),
+            keep_label=args.dad_keep_label,
+            attack_from=args.dad_attack_from,
+            gradient_vqgan=gradient_vqgan,
+            micro_batch=args.dad_micro_batch,
+        )

@@ -1,10 +1,12 @@
 """The attack: ascend any per-image loss inside an L2 or Linf ball (Zhou et al. 2023, arXiv:2311.01441, section 3.3).
 
-It knows no model. DAD gives it the teacher's cross-entropy, DAT (Mao et al. 2022, arXiv:2209.07735) the student's.
+It knows no model and no space. DAD gives it the teacher's cross-entropy, DAT (Mao et al. 2022, arXiv:2209.07735) the
+student's; a ball may be one of images, in [0, 1] pixel units, or of a VQGAN's latents, in parts of their length.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,13 +14,11 @@ from torch import Tensor
 from timm_dad.common.options import option
 
 NORMS = ('l2', 'linf')
-# Largest radius that makes sense in [0, 1] pixel units, per norm.
-_MAX_RADIUS = {'l2': 5.0, 'linf': 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttackConfig:
-    """Attack settings, in [0, 1] pixel units; the defaults are DAD's released ones.
+    """Attack on images, in [0, 1] pixel units; the defaults are DAD's released ones.
 
     Raises:
         ValueError: If a value is out of range.
@@ -32,23 +32,55 @@ class AttackConfig:
     norm: str = option('l2', 'norm of the attack', choices=NORMS)
     random_start: float = option(0.8, 'probability that an image starts from a random point of the ball')
 
+    space: ClassVar[str] = 'pixels'
+    unit: ClassVar[str] = '[0, 1] pixel units'
+
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
             raise ValueError(f'norm must be one of {NORMS}, got {self.norm!r}')
         for name in ('eps', 'step_size'):
-            value, limit = getattr(self, name), _MAX_RADIUS[self.norm]
-            if not 0 <= value <= limit:
-                raise ValueError(
-                    f'{name} is in [0, 1] pixel units, from 0 to {limit:g} for {self.norm}, got {value} '
-                    f'({value:g}/255 = {value / 255:.3f}?)'
-                )
+            self.check_length(name, getattr(self, name))
         if self.num_steps < 0:
             raise ValueError(f'num_steps must be 0 or more, got {self.num_steps}')
         if not 0 <= self.random_start <= 1:
             raise ValueError(f'random_start is a probability, from 0 to 1, got {self.random_start}')
 
+    @property
+    def ascends(self) -> bool:
+        """Whether gradients move the image."""
+        return self.num_steps > 0 and self.eps > 0 and self.step_size > 0
 
-def _per_image(values: Tensor, like: Tensor) -> Tensor:
+    @property
+    def max_eps(self) -> float:
+        """Largest radius that makes sense."""
+        return {'l2': 5.0, 'linf': 1.0}[self.norm]
+
+    def check_length(self, name: str, value: float) -> None:
+        """Raise ``ValueError`` unless a radius or step is in range."""
+        if not 0 <= value <= self.max_eps:
+            raise ValueError(
+                f'{name} is in {self.unit}, from 0 to {self.max_eps:g} for {self.norm}, got {value} '
+                f'({value:g}/255 = {value / 255:.3f}?)'
+            )
+
+    def scaled(self, eps: float) -> 'AttackConfig':
+        """The same attack with another radius, its step in proportion."""
+        return replace(self, eps=eps, step_size=self.step_size * eps / self.eps if self.eps else 0.0)
+
+    def lengths(self, centre: Tensor) -> Tensor:
+        """What radii are parts of, for each image: 1 for pixels ``[B, 1, 1, 1]``."""
+        return torch.ones(len(centre), 1, 1, 1, device=centre.device)
+
+    def start_radius(self, radius: Tensor) -> Tensor:
+        """How far from its centre a random start is, in a ball of a radius."""
+        return radius
+
+    def clip(self, point: Tensor) -> Tensor:
+        """Bring a point back to the space: images have values in [0, 1]."""
+        return point.clamp(0, 1)
+
+
+def per_image(values: Tensor, like: Tensor) -> Tensor:
     """``[B]`` to ``[B, 1, 1, 1]`` on the device of ``like``."""
     return values.to(like.device, torch.float32).view(-1, 1, 1, 1)
 
@@ -72,32 +104,32 @@ def unit(direction: Tensor, norm: str) -> Tensor:
     return direction / length.clamp_min(1.0)
 
 
-def project(x_adv: Tensor, x_pix: Tensor, eps: Tensor, norm: str) -> Tensor:
-    """Nearest point of the ball around ``x_pix``, then clipped to [0, 1].
+def project(point: Tensor, centre: Tensor, radius: Tensor, norm: str) -> Tensor:
+    """Nearest point of the ball around ``centre``.
 
     Args:
-        x_adv: Images ``[B, 3, H, W]``, any range.
-        x_pix: Centres ``[B, 3, H, W]``, range [0, 1].
-        eps: Radii ``[B, 1, 1, 1]``, in [0, 1] pixel units.
+        point: Points ``[B, C, H, W]``.
+        centre: Centres, same shape.
+        radius: Radii ``[B, 1, 1, 1]``.
         norm: ``l2`` or ``linf``.
 
     Returns:
-        Images, same shape, range [0, 1]. Clipping moves a pixel towards its centre, so the result stays in the ball.
+        Points, same shape.
     """
-    delta = x_adv - x_pix
+    delta = point - centre
     if norm == 'linf':
-        delta = torch.minimum(torch.maximum(delta, -eps), eps)
+        delta = torch.minimum(torch.maximum(delta, -radius), radius)
     else:
         length = torch.linalg.vector_norm(delta, dim=(1, 2, 3), keepdim=True)
-        delta = delta * (eps / length.clamp_min(torch.finfo(torch.float32).tiny)).clamp(max=1.0)
-    return (x_pix + delta).clamp(0, 1)
+        delta = delta * (radius / length.clamp_min(torch.finfo(torch.float32).tiny)).clamp(max=1.0)
+    return centre + delta
 
 
 # Source of randomness: one for the batch, or one an image, so that an image's draw does not depend on its batch.
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
-def _draw(sample: Callable[..., Tensor], shape: Sequence[int], device: torch.device, generator: Generators) -> Tensor:
+def draw(sample: Callable[..., Tensor], shape: Sequence[int], device: torch.device, generator: Generators) -> Tensor:
     """``sample`` of ``shape`` ``[B, ...]``, from one generator on the device or one an image on any device."""
     if generator is None or isinstance(generator, torch.Generator):
         return sample(tuple(shape), device=device, generator=generator)
@@ -105,35 +137,35 @@ def _draw(sample: Callable[..., Tensor], shape: Sequence[int], device: torch.dev
     return torch.stack(draws).to(device)
 
 
-def random_start(x_pix: Tensor, eps: Tensor, config: AttackConfig, generator: Generators) -> Tensor:
+def random_start(centre: Tensor, radius: Tensor, config: AttackConfig, generator: Generators) -> Tensor:
     """Move each image, with probability ``config.random_start``, to a random point of its ball.
 
-    The point is on the sphere for ``l2`` (as released) and uniform in the cube for ``linf``.
+    The point is on a sphere for ``l2`` (as released, that of the ball) and uniform in the cube for ``linf``.
 
     Args:
-        x_pix: Images ``[B, 3, H, W]``, range [0, 1].
-        eps: Radii ``[B, 1, 1, 1]``, in [0, 1] pixel units.
+        centre: Images ``[B, 3, H, W]`` in [0, 1], or whatever ``config`` attacks.
+        radius: Radii ``[B, 1, 1, 1]``, of ``radii``.
         config: Norm and probability.
-        generator: Source of randomness on the device of ``x_pix``, or a list of one an image, on any device; torch's
+        generator: Source of randomness on the device of ``centre``, or a list of one an image, on any device; torch's
             global one by default.
 
     Returns:
-        Images, same shape, range [0, 1].
+        Points, same shape and range.
     """
     if config.norm == 'linf':
-        noise = _draw(torch.rand, x_pix.shape, x_pix.device, generator) * 2 - 1
+        noise = draw(torch.rand, centre.shape, centre.device, generator) * 2 - 1
     else:
-        noise = unit(_draw(torch.randn, x_pix.shape, x_pix.device, generator), 'l2')
-    moved = _draw(torch.rand, x_pix.shape[:1], x_pix.device, generator) < config.random_start
-    return (x_pix + _per_image(moved, x_pix) * eps * noise).clamp(0, 1)
+        noise = unit(draw(torch.randn, centre.shape, centre.device, generator), 'l2')
+    moved = draw(torch.rand, centre.shape[:1], centre.device, generator) < config.random_start
+    return config.clip(centre + per_image(moved, centre) * config.start_radius(radius) * noise)
 
 
 def input_gradient(loss_fn: Callable[[Tensor], Tensor], x_pix: Tensor) -> Tensor:
     """Direction in which each image's loss grows fastest, up to a positive factor an image.
 
     Args:
-        loss_fn: Maps ``[B, 3, H, W]`` in [0, 1] to one loss per image ``[B]``, differentiable in its argument.
-        x_pix: Images ``[B, 3, H, W]``, range [0, 1].
+        loss_fn: As ``ascend`` takes it.
+        x_pix: Images ``[B, 3, H, W]``, range [0, 1], or latents.
 
     Returns:
         Gradients of log(loss), same shape.
@@ -143,7 +175,7 @@ def input_gradient(loss_fn: Callable[[Tensor], Tensor], x_pix: Tensor) -> Tensor
     """
     x_pix = x_pix.detach().requires_grad_(True)
     with torch.enable_grad():
-        loss = loss_fn(x_pix)
+        loss = loss_fn(x_pix.view_as(x_pix))  # torch's FLOP counter does not take a leaf as input of a module
         loss = loss.to(torch.promote_types(loss.dtype, torch.float32))
     if loss.shape != (len(x_pix),):
         raise ValueError(f'loss_fn must return one loss per image [{len(x_pix)}], got shape {tuple(loss.shape)}')
@@ -154,37 +186,41 @@ def input_gradient(loss_fn: Callable[[Tensor], Tensor], x_pix: Tensor) -> Tensor
     return gradient
 
 
-def radii(x_pix: Tensor, config: AttackConfig, eps: Tensor | None = None) -> Tensor:
+def radii(centre: Tensor, config: AttackConfig, eps: Tensor | None = None) -> Tensor:
     """Radius of each image's ball.
 
     Args:
-        x_pix: Images ``[B, 3, H, W]``.
+        centre: Images ``[B, 3, H, W]``, or whatever ``config`` attacks.
         config: The attack; its ``eps`` is taken by default.
-        eps: One radius per image ``[B]``, in [0, 1] pixel units.
+        eps: One radius per image ``[B]``, in the unit of ``config``.
 
     Returns:
-        Radii ``[B, 1, 1, 1]``, fp32, on the device of ``x_pix``.
+        Radii ``[B, 1, 1, 1]``, fp32, on the device of ``centre``.
 
     Raises:
-        ValueError: If ``x_pix`` is not 4-D, or ``eps`` is not ``[B]`` or is out of range.
+        ValueError: If ``centre`` is not 4-D, or ``eps`` is not ``[B]`` or is out of range.
     """
-    if x_pix.ndim != 4:
-        raise ValueError(f'x_pix must be [B, 3, H, W], got shape {tuple(x_pix.shape)}')
+    if centre.ndim != 4:
+        raise ValueError(f'images must be [B, 3, H, W], got shape {tuple(centre.shape)}')
     if eps is None:
-        return torch.full((len(x_pix), 1, 1, 1), config.eps, device=x_pix.device)
-    if eps.shape != (len(x_pix),):
-        raise ValueError(f'eps must hold one radius per image [{len(x_pix)}], got shape {tuple(eps.shape)}')
-    limit = _MAX_RADIUS[config.norm]
-    if not ((eps >= 0) & (eps <= limit)).all():
-        raise ValueError(f'eps is in [0, 1] pixel units, from 0 to {limit:g} for {config.norm}, got {eps.tolist()}')
+        return config.eps * config.lengths(centre)
+    check_budget(eps, len(centre), config.max_eps, config.unit)
     if not config.eps and bool((eps > 0).any()) and config.num_steps:
         raise ValueError('eps per image scales the step by eps / config.eps, so config.eps must not be 0')
-    return _per_image(eps, x_pix)
+    return per_image(eps, centre) * config.lengths(centre)
+
+
+def check_budget(eps: Tensor, count: int, most: float, unit: str) -> None:
+    """Raise ``ValueError`` unless ``eps`` holds one budget an image ``[B]``, from 0 to ``most``."""
+    if eps.shape != (count,):
+        raise ValueError(f'eps must hold one value per image [{count}], got shape {tuple(eps.shape)}')
+    if not ((eps >= 0) & (eps <= most)).all():
+        raise ValueError(f'eps is in {unit}, from 0 to {most:g}, got {eps.tolist()}')
 
 
 def ascend(
     loss_fn: Callable[[Tensor], Tensor],
-    x_pix: Tensor,
+    centre: Tensor,
     config: AttackConfig,
     *,
     eps: Tensor | None = None,
@@ -192,36 +228,37 @@ def ascend(
     start: Tensor | None = None,
     gradient: Tensor | None = None,
 ) -> Tensor:
-    """Ascend ``loss_fn`` inside the ball around ``x_pix``.
+    """Ascend ``loss_fn`` inside the ball around ``centre``.
 
     Args:
         loss_fn: Maps ``[B, 3, H, W]`` in [0, 1] to one loss per image ``[B]``, differentiable in its argument. Its
             gradient is taken relative to its value, so in fp16 it should vanish no faster than its gradient does.
-        x_pix: Images ``[B, 3, H, W]``, range [0, 1], any memory format.
-        config: Radius, steps and norm, in pixel units.
+        centre: Images ``[B, 3, H, W]``, range [0, 1], any memory format; with a ``LatentAttackConfig`` latents
+            ``[B, D, h, w]``, which ``loss_fn`` takes then.
+        config: Radius, steps and norm.
         eps: One radius per image ``[B]`` in place of ``config.eps``; ``config.step_size`` scales along, so
             ``config.eps`` must not be 0.
-        generator: Source of randomness on the device of ``x_pix``, or a list of one an image, on any device; torch's
+        generator: Source of randomness on the device of ``centre``, or a list of one an image, on any device; torch's
             global one by default.
         start: Where each image begins, inside its ball; drawn by ``random_start`` by default.
-        gradient: From ``input_gradient`` at ``x_pix``, if it is known: the first step takes it, though a random start
-            begins beside ``x_pix``.
+        gradient: From ``input_gradient`` at ``centre``, if it is known: the first step takes it, though a random start
+            begins beside ``centre``.
 
     Returns:
         Perturbed images, same shape, memory format and range, fp32, detached.
 
     Raises:
-        ValueError: If ``x_pix`` is not 4-D, ``eps`` is not ``[B]`` or is out of range, or ``loss_fn`` does not return
+        ValueError: If ``centre`` is not 4-D, ``eps`` is not ``[B]`` or is out of range, or ``loss_fn`` does not return
             ``[B]``.
 
     Source: Zhou et al. 2023, arXiv:2311.01441, section 3.3.
     """
-    radius = radii(x_pix, config, eps)
-    x_pix = x_pix.detach().float()
+    radius = radii(centre, config, eps)
+    centre = centre.detach().float()
     step = radius * (config.step_size / config.eps) if config.eps else torch.zeros_like(radius)
-    x_adv = random_start(x_pix, radius, config, generator) if start is None else start
+    point = random_start(centre, radius, config, generator) if start is None else start
     for index in range(config.num_steps):
         if index or gradient is None:
-            gradient = input_gradient(loss_fn, x_adv)
-        x_adv = project(x_adv + step * unit(gradient, config.norm), x_pix, radius, config.norm)
-    return x_adv.detach()
+            gradient = input_gradient(loss_fn, point)
+        point = config.clip(project(point + step * unit(gradient, config.norm), centre, radius, config.norm))
+    return point.detach()

@@ -1,5 +1,6 @@
 """``DADAugment``: a batch augmentation that adds the DAD view (Zhou et al. 2023, arXiv:2311.01441, section 3.3)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,34 +8,25 @@ import torch
 from torch import Tensor
 
 from timm_dad.common.pixels import PixelNorm
-from timm_dad.method.attack import AttackConfig, Generators, ascend, input_gradient, radii, random_start
+from timm_dad.method.attack import AttackConfig, Generators
 from timm_dad.method.chunked import Chunked
+from timm_dad.method.code_space import CodeAttackConfig, CodeSpace
+from timm_dad.method.latent_space import LatentAttackConfig, LatentSpace
 from timm_dad.method.loss import hard_labels, teacher_cross_entropy
+from timm_dad.method.pixel_space import PixelSpace
+from timm_dad.method.space import Centre, Objective, Space
 from timm_dad.teachers.teacher import Teacher
 from timm_dad.vqgan.model import VQGAN
 
-ATTACK_FROM = ('reconstruction', 'input')
+AnyAttack = AttackConfig | CodeAttackConfig
 
 
 @dataclass(frozen=True)
-class Centre:
-    """What all DAD views of a batch share.
+class Reconstruction:
+    """``Q(x)`` ``[B, 3, H, W]`` in [0, 1], and its codes ``[B, h, w]``."""
 
-    Args:
-        x0: Centres of the balls ``[B, 3, H, W]`` in [0, 1]: ``Q(x)`` or, with ``attack_from`` input, ``x``.
-        codes: Codes of ``Q(x)`` ``[B, h, w]``, where ``x0`` is that.
-        logits: Teacher's logits ``[B, K]`` on ``x``, where ``x0`` is that.
-        gradient: Gradient of the teacher's loss there, as ``ascend`` takes it, if the attack has a step.
-    """
-
-    x0: Tensor
-    codes: Tensor | None = None
-    logits: Tensor | None = None
-    gradient: Tensor | None = None
-
-    def __len__(self) -> int:
-        """Images."""
-        return len(self.x0)
+    x_vq: Tensor
+    codes: Tensor
 
 
 @dataclass(frozen=True)
@@ -42,17 +34,20 @@ class DADViews:
     """A batch on its way from the image to its DAD view; pixels ``[B, 3, H, W]`` in [0, 1].
 
     Args:
-        x0: Where the attack starts: reconstructions ``Q(x)`` or, with ``attack_from`` input, the images.
+        x0: Where the attack starts: reconstructions ``Q(x)`` or, with ``attack_from`` input, the images; of an attack
+            on latents these ``[B, D, h, w]``, and of one on codes the codes ``[B, h, w]`` of ``Q(x)``.
         x_adv: The perturbed ``x0``, before it is discretized.
+        distance: How far it is from ``x0`` ``[B]``, in the unit of the attack's ``eps``.
         x_dad: The DAD view.
         dad_codes: Codes of the DAD view ``[B, h, w]``.
         dad_logits: Teacher's logits ``[B, K]`` on ``x_dad``.
-        kept: Where the teacher predicts the label on ``Q(x_adv)`` ``[B]``, bool.
+        kept: Where the teacher predicts the label on what became of ``x_adv`` ``[B]``, bool.
         clean_logits: Teacher's logits ``[B, K]`` on the images, with ``attack_from`` input.
     """
 
     x0: Tensor
     x_adv: Tensor
+    distance: Tensor
     x_dad: Tensor
     dad_codes: Tensor
     dad_logits: Tensor
@@ -68,15 +63,18 @@ class DADAugment:
         vqgan: Frozen VQGAN.
         mean: Normalization of the batches, per channel, in [0, 1] pixel units.
         std: Normalization of the batches, per channel, in [0, 1] pixel units.
-        attack: Attack settings.
-        keep_label: Keep ``Q(x_adv)`` only where the teacher still predicts the label, else take ``Q(x)``.
-        attack_from: ``reconstruction``: attack ``Q(x)``, as the paper. ``input``: attack ``x`` itself, which saves a
-            pass through the VQGAN, and takes the gradient of the first step at ``x``, before the random start: it comes
-            of the forward that ``x`` needs for its distillation anyway.
+        attack: Attack settings; their class says in which space: ``AttackConfig`` (pixels, by default),
+            ``LatentAttackConfig`` or ``CodeAttackConfig``.
+        keep_label: Keep the attacked image only where the teacher still predicts the label on it, else take ``Q(x)``.
+        attack_from: Of an attack on pixels. ``reconstruction``: attack ``Q(x)``, as the paper. ``input``: attack ``x``
+            itself, which saves a pass through the VQGAN, and takes the gradient of the first step at ``x``, before the
+            random start: it comes of the forward that ``x`` needs for its distillation anyway.
+        gradient_vqgan: Frozen VQGAN with the same codebook, whose decoder the gradient of an attack on latents or codes
+            goes through; a tiny one is cheaper. ``vqgan`` by default.
         micro_batch: Images at a time; 0: as many as fit in memory.
 
     Raises:
-        ValueError: If ``attack_from`` or ``micro_batch`` is out of range.
+        ValueError: If ``attack_from`` or ``micro_batch`` is out of range, or the VQGANs do not fit the attack.
 
     Example:
         >>> dad = DADAugment(teacher, vqgan, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -90,20 +88,62 @@ class DADAugment:
         *,
         mean: Sequence[float],
         std: Sequence[float],
-        attack: AttackConfig | None = None,
+        attack: AnyAttack | None = None,
         keep_label: bool = False,
         attack_from: str = 'reconstruction',
+        gradient_vqgan: VQGAN | None = None,
         micro_batch: int = 0,
     ) -> None:
-        if attack_from not in ATTACK_FROM:
-            raise ValueError(f'attack_from must be one of {ATTACK_FROM}, got {attack_from!r}')
         self.teacher = teacher
         self.vqgan = vqgan
+        self.gradient_vqgan = gradient_vqgan
         self.norm = PixelNorm(mean, std)
-        self.attack = attack or AttackConfig()
         self.keep_label = keep_label
         self.attack_from = attack_from
         self.chunked = Chunked(micro_batch)
+        self.objective: Objective | None = None
+        self.space = self._create_space(attack or AttackConfig())
+        self._is_first = True
+
+    def _create_space(self, attack: AnyAttack) -> Space:
+        if isinstance(attack, AttackConfig) and not isinstance(attack, LatentAttackConfig):
+            if self.gradient_vqgan is not None:
+                raise ValueError('gradient_vqgan is for attacks on latents or codes: none goes through it to pixels')
+            return PixelSpace(self.teacher, self.vqgan, attack, self._ascended, self.attack_from)
+        if self.attack_from != 'reconstruction':
+            raise ValueError(f'attack_from is for attacks on pixels: leave it out with one on {attack.space}')
+        if not isinstance(self.vqgan, VQGAN):
+            raise ValueError(f'attacks on {attack.space} need the codebook of a timm_dad.VQGAN, got {type(self.vqgan)}')
+        decoder = self.gradient_vqgan
+        if decoder is not None and not torch.equal(decoder.codebook.cpu(), self.vqgan.codebook.cpu()):
+            raise ValueError(
+                'gradient_vqgan must have the codebook of the VQGAN: timm-dad vqgan distill makes such a one'
+            )
+        if isinstance(attack, LatentAttackConfig):
+            return LatentSpace(self.vqgan, attack, self._ascended, decoder)
+        return CodeSpace(self.vqgan, attack, self._ascended, decoder)
+
+    @property
+    def attack(self) -> AnyAttack:
+        """The attack; another one of the same space may be set."""
+        attack: AnyAttack = self.space.config
+        return attack
+
+    @attack.setter
+    def attack(self, attack: AnyAttack) -> None:
+        if attack.space != self.attack.space:
+            raise ValueError(
+                f'the attack is one on {self.attack.space}, got one on {attack.space}: make another DADAugment'
+            )
+        self.space.config = attack
+
+    def _ascended(self, x_pix: Tensor, target: Tensor) -> Tensor:
+        """The loss of each image ``[B]`` that the attack ascends."""
+        if self.objective is not None:
+            return self.objective(x_pix, target)
+        if getattr(self.attack, 'objective', 'cross_entropy') != 'cross_entropy':
+            raise ValueError('objective disagreement needs the student: DADTask brings it; no views are made before')
+        return teacher_cross_entropy(self.teacher(x_pix), target)
 
     def make_views(self, x_pix: Tensor, target: Tensor, eps: Tensor | None = None) -> DADViews:
         """Reconstruct, attack, discretize.
@@ -127,9 +167,21 @@ class DADAugment:
         return logits
 
     @torch.no_grad()
-    def reconstruct(self, x_pix: Tensor) -> Centre:
-        """``Q(x)`` of images ``[B, 3, H, W]`` in [0, 1] and its codes, as the centre of an attack from it."""
-        return self.chunked(self._centre_at_reconstruction, x_pix)
+    def unattacked(self, x_pix: Tensor, centre: Centre) -> tuple[Tensor, Tensor, Tensor]:
+        """What would be without an attack.
+
+        Args:
+            x_pix: Images ``[B, 3, H, W]``, range [0, 1].
+            centre: From ``find_centre`` of them.
+
+        Returns:
+            ``Q(x)`` ``[B, 3, H, W]``, its codes ``[B, h, w]``, and the codes of a DAD view that no attack has changed:
+            of an attack that starts at ``Q(x)`` those of ``Q(x)`` encoded once more, which need not be the same.
+        """
+        if isinstance(self.space, PixelSpace) and centre.codes is not None:
+            return centre.x0, centre.codes, self.chunked(self.vqgan.encode_to_codes, centre.x0)
+        found: Reconstruction = self.chunked(lambda x: Reconstruction(*self.vqgan.reconstruct(x)), x_pix)
+        return found.x_vq, found.codes, found.codes
 
     @torch.no_grad()
     def find_centre(self, x_pix: Tensor, target: Tensor) -> Centre:
@@ -145,27 +197,7 @@ class DADAugment:
         Raises:
             ValueError: As ``make_views``.
         """
-        if self.attack_from == 'reconstruction':
-            return self.reconstruct(x_pix)
-        return self.chunked(self._centre_at_input, x_pix, target)
-
-    def _centre_at_reconstruction(self, x_pix: Tensor) -> Centre:
-        x_vq, codes = self.vqgan.reconstruct(x_pix)
-        return Centre(x_vq, codes=codes)
-
-    def _centre_at_input(self, x_pix: Tensor, target: Tensor) -> Centre:
-        x_pix = x_pix.detach().float()
-        if not self.attack.num_steps:
-            return Centre(x_pix, logits=self.teacher(x_pix))
-        answers = []
-
-        def loss_fn(x: Tensor) -> Tensor:
-            answers.append(self.teacher(x))
-            return teacher_cross_entropy(answers[0], target)
-
-        with torch.autocast(x_pix.device.type, enabled=False):
-            gradient = input_gradient(loss_fn, x_pix)
-        return Centre(x_pix, logits=answers[0].detach(), gradient=gradient)
+        return self.chunked(self.space.find_centre, x_pix, target)
 
     @torch.no_grad()
     def attack_centre(
@@ -181,32 +213,42 @@ class DADAugment:
 
         Returns:
             The DAD view and what was on the way to it, all detached.
+
+        Raises:
+            ValueError: If the attack moves no image of the first batch: its gradients are zero, or not finite.
         """
         # Drawn for all images at once: no view depends on the size of the pieces.
-        start = random_start(centre.x0.float(), radii(centre.x0, self.attack, eps), self.attack, generator)
-        return self.chunked(self._attack, centre, start, target, eps)
+        start = self.space.start(centre, eps, generator)
+        views = self.chunked(self._attack, centre, start, target, eps, pixels=math.prod(centre.size))
+        if self._is_first and eps is None:  # a look waits for the device
+            self._is_first = False
+            if self.space.is_stuck(centre, start, views.x_adv):
+                raise ValueError(
+                    "the attack moves no image: the gradients of the teacher's loss are zero or not finite; take bf16 "
+                    'or fp32 where precision is fp16, and see that teacher and VQGAN are trained'
+                )
+        return views
 
     def _attack(self, centre: Centre, start: Tensor, target: Tensor, eps: Tensor | None) -> DADViews:
-        x0 = centre.x0
-        with torch.autocast(x0.device.type, enabled=False):
-            x_adv = ascend(
-                lambda x: teacher_cross_entropy(self.teacher(x), target),
-                x0,
-                self.attack,
-                eps=eps,
-                start=start,
-                gradient=centre.gradient,
-            )
-            x_dad, dad_codes = self.vqgan.reconstruct(x_adv)
+        space = self.space
+        with torch.autocast(centre.x0.device.type, enabled=False):
+            x_adv = space.attack(centre, start, target, eps)
+            x_dad, dad_codes = space.discretize(x_adv, centre.size)
             dad_logits = self.teacher(x_dad)
             kept = dad_logits.argmax(dim=-1) == hard_labels(target)
             if self.keep_label and not bool(kept.all()):
                 lost = ~kept
-                x_vq, codes = (
-                    self.vqgan.reconstruct(x0[lost]) if centre.codes is None else (x0[lost], centre.codes[lost])
-                )
+                x_vq, codes = self._unattacked(centre, lost)
                 x_dad[lost], dad_codes[lost], dad_logits[lost] = x_vq, codes, self.teacher(x_vq)
-        return DADViews(x0, x_adv, x_dad, dad_codes, dad_logits, kept, centre.logits)
+        return DADViews(
+            centre.x0, x_adv, space.distance(centre, x_adv), x_dad, dad_codes, dad_logits, kept, centre.logits
+        )
+
+    def _unattacked(self, centre: Centre, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """``Q(x)`` and its codes, of some images."""
+        if isinstance(self.space, PixelSpace) and centre.codes is not None:
+            return centre.x0[rows], centre.codes[rows]
+        return self.space.discretize(centre.x0[rows], centre.size)
 
     def __call__(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Append the DAD view of every image, in the layout of timm's augmentation splits.

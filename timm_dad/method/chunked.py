@@ -35,22 +35,23 @@ class Chunked:
         self.automatic = not size
         self.size = size
 
-    def __call__(self, function: Callable[..., T], *batch: Any) -> T:
+    def __call__(self, function: Callable[..., T], *batch: Any, pixels: int = 0) -> T:
         """Call ``function(*batch)`` in pieces.
 
         Args:
             function: Maps rows of a batch to rows of a batch.
-            *batch: Tensors of ``B`` rows, dataclasses of such, or ``None``; the first has rows.
+            *batch: Tensors of ``B`` rows, dataclasses of such, or what has no rows; the first has rows.
+            pixels: Pixels of an image, where the first is no image.
 
         Returns:
-            What one call would return: a tensor or a dataclass of tensors and ``None``.
+            What one call would return: a tensor or a dataclass of tensors and of what has no rows.
 
         Raises:
             RuntimeError: Of the device, if memory runs out with one image or with the size that was asked for.
         """
         count = len(batch[0])
         while True:
-            size = self.size or self._most(batch[0]) or count
+            size = self.size or self._most(batch[0], pixels) or count
             try:
                 pieces = [
                     function(*(_rows(value, slice(first, first + size)) for value in batch))
@@ -67,21 +68,28 @@ class Chunked:
                 'Out of memory with %d images at once: teacher and VQGAN take %d from now on', size, self.size
             )
 
-    def _most(self, value: Any) -> int:
+    def _most(self, value: Any, pixels: int) -> int:
         """Images that are taken at once where nobody said; 0: all."""
         first = value if isinstance(value, Tensor) else next(iter(vars(value).values()))
-        return max(1, _CPU_PIXELS // first[0, 0].numel()) if first.is_cpu and first.ndim == 4 else 0
+        pixels = pixels or (first[0, 0].numel() if first.ndim == 4 else 0)
+        return max(1, _CPU_PIXELS // pixels) if first.is_cpu and pixels else 0
 
 
 def _rows(value: Any, rows: slice) -> Any:
-    if value is None or isinstance(value, Tensor):
-        return None if value is None else value[rows]
-    return dataclasses.replace(value, **{name: _rows(part, rows) for name, part in vars(value).items()})
+    if isinstance(value, Tensor):
+        return value[rows]
+    if not dataclasses.is_dataclass(value):
+        return value
+    parts = {name: _rows(part, rows) for name, part in vars(value).items()}
+    return dataclasses.replace(value, **parts)  # type: ignore[type-var]
 
 
 def _joined(pieces: list[Any]) -> Any:
     first = pieces[0]
-    if first is None or isinstance(first, Tensor):
-        return None if first is None else torch.cat(pieces)
+    if isinstance(first, Tensor):
+        return torch.cat(pieces)
+    if not dataclasses.is_dataclass(first):
+        return first
     names = vars(first)
-    return dataclasses.replace(first, **{name: _joined([getattr(piece, name) for piece in pieces]) for name in names})
+    parts = {name: _joined([getattr(piece, name) for piece in pieces]) for name in names}
+    return dataclasses.replace(first, **parts)  # type: ignore[type-var]

@@ -12,7 +12,7 @@ from timm_dad.common.options import option
 
 @dataclass(frozen=True, kw_only=True)
 class DADLossConfig:
-    """Weights of ``task * CE + kd * T^2 KL(t(x) || s(x)) + dad * T^2 KL(t(x_dad) || s(x_dad))``.
+    """Weights of ``task CE(x) + extra_task CE(x_dad) + kd T^2 KL(t(x) || s(x)) + dad T^2 KL(t(x_dad) || s(x_dad))``.
 
     Raises:
         ValueError: If the temperature is not positive or a weight is negative.
@@ -24,11 +24,12 @@ class DADLossConfig:
     task_weight: float = option(1.0, 'weight of the task loss')
     kd_weight: float = option(0.5, 'weight of the distillation on the clean view')
     dad_weight: float = option(0.5, 'weight of the distillation on the extra view')
+    extra_task_weight: float = option(0.0, 'weight of the task loss on the extra view, with the label of its image')
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < float('inf'):
             raise ValueError(f'temperature must be positive, got {self.temperature}')
-        for name in ('task_weight', 'kd_weight', 'dad_weight'):
+        for name in ('task_weight', 'kd_weight', 'dad_weight', 'extra_task_weight'):
             if not getattr(self, name) >= 0:
                 raise ValueError(f'{name} must be 0 or more, got {getattr(self, name)}')
 
@@ -75,6 +76,7 @@ class DADLoss(nn.Module):
         teacher_dad_logits: Tensor | None,
         target: Tensor,
         dad_scale: float = 1.0,
+        dad_target: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Compute the loss and its parts.
 
@@ -84,10 +86,12 @@ class DADLoss(nn.Module):
             student_dad_logits: Student on the DAD view ``[B, K]``; ``None`` without one.
             teacher_dad_logits: Teacher on the DAD view ``[B, K]``; ``None`` without one.
             target: What the criterion takes with ``student_logits``: class indices or soft targets.
-            dad_scale: Factor of the DAD weight, for a warm-up.
+            dad_scale: Factor of the weights of the DAD view, for a warm-up.
+            dad_target: Targets of the DAD view, like ``target``; needed with ``extra_task_weight``.
 
         Returns:
-            Scalars ``loss`` (weighted sum), ``task_loss``, ``kd_loss`` and ``dad_loss`` (each before its weight).
+            Scalars ``loss`` (weighted sum), ``task_loss``, ``kd_loss`` and ``dad_loss`` (each before its weight), and
+            with ``extra_task_weight`` ``extra_task_loss``.
 
         Raises:
             ValueError: If the logits of student and teacher differ in shape.
@@ -104,7 +108,14 @@ class DADLoss(nn.Module):
         kd_loss, *dad_losses = (distillation_loss(student, teacher, config.temperature) for student, teacher in pairs)
         dad_loss = dad_losses[0] if dad_losses else torch.zeros_like(kd_loss)
         loss = config.task_weight * task_loss + config.kd_weight * kd_loss + dad_scale * config.dad_weight * dad_loss
-        return {'loss': loss, 'task_loss': task_loss, 'kd_loss': kd_loss, 'dad_loss': dad_loss}
+        parts = {'task_loss': task_loss, 'kd_loss': kd_loss, 'dad_loss': dad_loss}
+        if config.extra_task_weight:
+            extra = torch.zeros_like(kd_loss)
+            if student_dad_logits is not None and dad_target is not None:
+                extra = self.criterion(student_dad_logits, dad_target)
+            parts['extra_task_loss'] = extra
+            loss = loss + dad_scale * config.extra_task_weight * extra
+        return {'loss': loss, **parts}
 
 
 def teacher_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:

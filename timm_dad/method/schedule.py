@@ -1,10 +1,11 @@
 """When and how hard: the DAD view's probability, weight and attack budget by epoch, as timm schedules mixup."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from timm_dad.common.options import option
 from timm_dad.method.attack import AttackConfig
+from timm_dad.method.code_space import CodeAttackConfig
 
 EPS_SCHEDULES = ('constant', 'linear', 'cosine')
 
@@ -27,7 +28,7 @@ class DADSchedule:
     eps_sched: str = option(
         'constant', 'how radius and step of the attack rise to their values over --epochs', choices=EPS_SCHEDULES
     )
-    eps_start: float = option(0.0, 'radius that they rise from, in [0, 1] pixel units')
+    eps_start: float = option(0.0, 'radius that they rise from, in the unit of the attack')
     epochs: int = option(0, 'epochs over which the radius rises; needed where it does')
 
     def __post_init__(self) -> None:
@@ -72,7 +73,7 @@ class DADSchedule:
         shares = {'view': view, 'replayed': replayed, 'none': 1 - view - replayed}
         return {name: share for name, share in shares.items() if share > 1e-9}
 
-    def attack(self, full: AttackConfig, epoch: int) -> AttackConfig:
+    def attack(self, full: AttackConfig | CodeAttackConfig, epoch: int) -> AttackConfig | CodeAttackConfig:
         """Attack of an epoch: radius between ``eps_start`` and the full one, the step in proportion.
 
         Args:
@@ -90,4 +91,4 @@ class DADSchedule:
         if self.eps_sched == 'cosine':
             progress = (1 - math.cos(math.pi * progress)) / 2
         eps = self.eps_start + (full.eps - self.eps_start) * progress
-        return replace(full, eps=eps, step_size=full.step_size * eps / full.eps)
+        return full.scaled(eps)

@@ -2,8 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +12,8 @@ from torch import Tensor, nn
 from timm_dad.common.pixels import PixelNorm
 from timm_dad.method.augment import DADAugment
 from timm_dad.method.chunked import Chunked
+from timm_dad.method.disagreement import Disagreement
+from timm_dad.method.extra import ExtraView, Prepared, StoredAnswers
 from timm_dad.method.loss import DADLoss, DADLossConfig, hard_labels
 from timm_dad.method.replay import ReplayCache
 from timm_dad.method.schedule import DADSchedule
@@ -20,33 +21,6 @@ from timm_dad.method.splits import add_splits
 from timm_dad.teachers.teacher import Teacher
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ExtraView:
-    """Extra view of a batch ``[B, 3, H, W]``, the teacher's logits on it, and where it predicts the label there."""
-
-    x_norm: Tensor
-    logits: Tensor
-    kept: Tensor
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Of a batch, the teacher's logits on the clean images ``[B, K]``, and the extra view, if it gets one."""
-
-    logits: Tensor
-    extra: ExtraView | None
-
-
-class StoredAnswers(Protocol):
-    """The teacher's answers, made before training; targets say which."""
-
-    def labels(self, coded: Tensor) -> Tensor:
-        """Class indices of targets ``[B]``."""
-
-    def read(self, coded: Tensor) -> tuple[Tensor, Tensor]:
-        """Teacher's logits ``[B, K]`` on the images and on their extra views."""
 
 
 class DADTask(TrainingTask):  # type: ignore[misc]
@@ -59,7 +33,9 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         student_model: The model to train; maps normalized images to logits ``[B, K]``.
         teacher: Frozen teacher; ``None`` with ``stored``.
         augment: Makes the DAD view from the clean view. ``None``: batches are pairs, they hold the extra views of all
-            images after all else (DAD views made before, or random ones: the equal-compute control).
+            images after all else (DAD views made before, or random ones: the control at equal compute).
+        apart: With ``augment``: it makes the DAD view from pictures that batches hold after all else, one for every
+            image, and not from the clean images (which may be augmented more).
         stored: The teacher's logits, of pairs whose targets are ``encode_target``'s.
         criterion: Task loss on all that the batch holds but extra views; ``nn.CrossEntropyLoss()`` by default.
         loss: Temperature and weights.
@@ -88,6 +64,7 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         teacher: Teacher | None,
         augment: DADAugment | None,
         *,
+        apart: bool = False,
         stored: StoredAnswers | None = None,
         criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
         loss: DADLossConfig | None = None,
@@ -109,15 +86,12 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         norm = PixelNorm(mean, std)
         if augment is not None and not augment.norm.equals(norm):
             raise ValueError('augment must have the normalization of the student: pass both the same mean and std')
-        if (teacher is None) == (stored is None):
-            raise ValueError('the logits to distil are of a teacher or stored: pass one of teacher and stored')
-        if stored is not None and augment is not None:
-            raise ValueError('stored logits are of views that were made before: pass no augment with them')
         self.trainable_module = student_model
         self.stored = stored
         self.teacher = teacher and teacher.eval().requires_grad_(False).to(self.device)
         self.vqgan = augment.vqgan.eval().requires_grad_(False).to(self.device) if augment else None
-        self.augment = augment
+        self.augment, self.apart = augment, apart
+        self.pairs = augment is None or apart
         self.full_attack = augment.attack if augment else None
         self.chunked = augment.chunked if augment else Chunked(micro_batch)
         self.norm = norm
@@ -125,14 +99,32 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         self.schedule = schedule or DADSchedule()
         self.num_splits = num_splits
         self.seed = seed
-        if self.schedule.replay and augment is None:
-            raise ValueError('replay keeps DAD views that are made here: pass augment with it')
+        self._check_parts()
         self.replay = ReplayCache(self.schedule.replay) if self.schedule.replay else None
+        if augment is not None and getattr(augment.attack, 'objective', '') == 'disagreement':
+            assert self.teacher is not None
+            augment.objective = Disagreement(student_model, self.teacher, norm, self.loss.config.temperature)
         if add_splits(student_model, num_splits + 1) and not self.schedule.always:
             raise ValueError('split batch norm needs a DAD view in every batch: always must hold for the schedule')
         self.set_epoch(0)
         if verbose:
             _logger.info('DAD: %s, %s, %s', self.loss.config, self.full_attack, self.schedule)
+
+    def _check_parts(self) -> None:
+        replays, makes = bool(self.schedule.replay), self.augment is not None
+        rules = (
+            ((self.teacher is None) != (self.stored is None),
+             'the logits to distil are of a teacher or stored: pass one of teacher and stored'),
+            (self.stored is None or not makes,
+             'stored logits are of views that were made before: pass no augment with them'),
+            (not self.apart or makes, 'apart says what augment makes DAD views from: pass an augment with it'),
+            (not replays or makes, 'replay keeps DAD views that are made here: pass augment with it'),
+            (not (replays and self.loss.config.extra_task_weight),
+             'replay keeps views without labels: extra_task_weight must be 0 with it'),
+        )  # fmt: skip
+        for holds, message in rules:
+            if not holds:
+                raise ValueError(message)
 
     def set_epoch(self, epoch: int, batch: int = 0) -> None:
         """Set weight and attack budget of the DAD view for an epoch, from 0, and the batch that comes next in it."""
@@ -195,7 +187,7 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         Returns:
             - ``loss``: training loss, a scalar
             - ``output``: student logits ``[num_splits * B, K]``, on all but extra views
-            - ``task_loss``, ``kd_loss``, ``dad_loss``: its parts before their weights, scalars
+            - ``task_loss``, ``kd_loss``, ``dad_loss``, ...: its parts before their weights, scalars
             - ``teacher_kept``: fraction of images on whose DAD view the teacher predicts the label, a scalar
 
             Without a DAD view (schedule) ``dad_loss`` and ``teacher_kept`` are 0.
@@ -203,7 +195,7 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         Raises:
             ValueError: If the batch does not hold whole splits.
         """
-        num_views = self.num_splits + (self.augment is None)
+        num_views = self.num_splits + self.pairs
         if len(input) % num_views:
             raise ValueError(f'a batch of {num_views} views must be a multiple of that, got {len(input)} images')
         num_images = len(input) // num_views
@@ -217,9 +209,10 @@ class DADTask(TrainingTask):  # type: ignore[misc]
             return {**parts, 'output': output, 'teacher_kept': torch.zeros_like(parts['loss'])}
 
         # One forward for all views: one set of batch statistics, and one backward under DistributedDataParallel.
-        views = torch.cat([input, extra.x_norm]) if self.augment else input
+        views = torch.cat([input[:own], extra.x_norm]) if self.augment else input
         output, student_dad_logits = self.trainable_module(views).split([own, num_images])
-        parts = self.loss(output, logits, student_dad_logits, extra.logits, label[:own], self.dad_weight)
+        dad_label = label[own:] if self.pairs else label[:num_images]
+        parts = self.loss(output, logits, student_dad_logits, extra.logits, label[:own], self.dad_weight, dad_label)
         return {**parts, 'output': output, 'teacher_kept': extra.kept.float().mean()}
 
     @torch.no_grad()
@@ -233,21 +226,22 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         Returns:
             The teacher's logits and the extra view.
         """
-        num_images = len(input) // (self.num_splits + (self.augment is None))
+        num_images = len(input) // (self.num_splits + self.pairs)
         label = target if self.stored is None else self.stored.labels(target)
         fresh = self._wants_fresh_view()
         if self.augment is not None:
-            return self._make_extra(input[:num_images], label[:num_images], fresh)
+            base = slice(-num_images, None) if self.apart else slice(num_images)
+            return self._make_extra(input[:num_images], input[base], label[base], fresh)
         return self._take_extra(input, target, label[num_images * self.num_splits :], fresh)
 
-    def _make_extra(self, clean: Tensor, label: Tensor, fresh: bool) -> Prepared:
-        """Teacher's logits of clean images ``[B, 3, H, W]``, and their DAD view or ones of before."""
+    def _make_extra(self, clean: Tensor, base: Tensor, label: Tensor, fresh: bool) -> Prepared:
+        """Teacher's logits of clean images ``[B, 3, H, W]``, and DAD views of ``base`` or ones of before."""
         assert self.augment is not None
         x_pix = self.norm.to_pixels(clean)
         logits: Tensor | None = None
         if fresh:
-            views = self.augment.make_views(x_pix, label)
-            logits, extra = views.clean_logits, (views.x_dad, views.dad_logits, views.kept)
+            views = self.augment.make_views(self.norm.to_pixels(base) if self.apart else x_pix, label)
+            logits, extra = None if self.apart else views.clean_logits, (views.x_dad, views.dad_logits, views.kept)
             if self.replay is not None:
                 self.replay.add(*extra)
         elif self.replay is not None and self.dad_weight:

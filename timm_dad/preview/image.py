@@ -11,7 +11,12 @@ from timm.data import ImageNetInfo
 from torch import Tensor
 
 from timm_dad.common.pixels import psnr
-from timm_dad.method.augment import DADAugment
+from timm_dad.method.augment import AnyAttack, DADAugment
+from timm_dad.method.code_space import CodeAttackConfig
+from timm_dad.method.latent_space import LatentAttackConfig
+
+# How far an attack moved an image, by its space; the page says more.
+_MEASURES = {'pixels': 'L2', 'latent': 'L2 / ||z||', 'codes': 'codes replaced'}
 
 
 def share(mask: Tensor) -> float:
@@ -27,24 +32,26 @@ class PreviewImage:
     label: int
     x_pix: Tensor
     x_vq: Tensor  # Q(x)
-    x0: Tensor  # where the attack starts: Q(x), or x itself
+    x0: Tensor  # where the attack starts, in its space: Q(x), x itself, latents or codes
     x_adv: Tensor
+    distance: float  # of x_adv from x0
+    space: str  # of the attack: pixels, latent or codes
     x_dad: Tensor
     vq_codes: Tensor  # of x_vq
     dad_codes: Tensor  # of x_dad
-    calm_codes: Tensor  # that x_dad would have without an attack: of x0 (Q(x) encoded again)
+    calm_codes: Tensor  # that x_dad would have without an attack
     factor: int  # pixels of one code along a side
     probs: dict[str, Tensor]  # the teacher's softmax [K] on x, Q(x) and x_dad
 
     @property
     def perturbation(self) -> Tensor:
-        """What the attack added to ``x0``, before it was discretized ``[3, H, W]``."""
-        return self.x_adv - self.x0
+        """What the attack added ``[3, H, W]``: to ``x0`` before it was discretized; in another space to ``Q(x)``."""
+        return self.x_adv - self.x0 if self.space == 'pixels' else self.x_dad - self.x_vq
 
     @property
-    def l2(self) -> float:
-        """Its L2 norm over the whole image, in [0, 1] pixel units."""
-        return float(self.perturbation.norm())
+    def measure(self) -> str:
+        """What ``distance`` is called."""
+        return _MEASURES[self.space]
 
     @property
     def changed(self) -> Tensor:
@@ -94,12 +101,7 @@ def preview_image(augment: DADAugment, x_pix: Tensor, label: int, *, title: str,
     device = vqgan.codebook.device
     batch, target = x_pix.to(device)[None], torch.tensor([label], device=device)
     centre = augment.find_centre(batch, target)
-    if centre.codes is None:
-        x_vq, vq_codes = vqgan.reconstruct(batch)
-        calm_codes = vq_codes  # of x, where the attack starts
-    else:
-        x_vq, vq_codes = centre.x0, centre.codes
-        calm_codes = vqgan.encode_to_codes(x_vq)
+    x_vq, vq_codes, calm_codes = augment.unattacked(batch, centre)
     # The generator is on the CPU, so that every device draws alike.
     views = augment.attack_centre(centre, target, generator=[torch.Generator().manual_seed(seed)])
     if augment.keep_label and not bool(views.kept):  # then x_dad is Q(x), whatever the attack did
@@ -110,28 +112,47 @@ def preview_image(augment: DADAugment, x_pix: Tensor, label: int, *, title: str,
     images = {'x_pix': batch, 'x_vq': x_vq, 'x0': centre.x0, 'x_adv': views.x_adv, 'x_dad': views.x_dad}
     codes = {'vq_codes': vq_codes, 'dad_codes': views.dad_codes, 'calm_codes': calm_codes}
     tensors = {name: own[0].cpu() for name, own in {**images, **codes}.items()}
-    return PreviewImage(title=title, label=label, factor=vqgan.config.factor, probs=probs, **tensors)
+    return PreviewImage(
+        title=title,
+        label=label,
+        factor=vqgan.config.factor,
+        probs=probs,
+        distance=views.distance.item(),
+        space=augment.attack.space,
+        **tensors,
+    )
 
 
 def describe_settings(augment: DADAugment) -> str:
     """Attack and codebook in a line."""
-    attack, config = augment.attack, augment.vqgan.config
-    steps = f'{attack.num_steps} step{"" if attack.num_steps == 1 else "s"} of {attack.step_size:g}'
-    start = f'random start with probability {attack.random_start:g}'
+    config = augment.vqgan.config
     origin = '' if augment.attack_from == 'reconstruction' else ', from the input'
     kept = '; where the teacher loses the label x_dad is Q(x)' if augment.keep_label else ''
     codes = f'{config.n_embed} codes of {config.factor} x {config.factor} pixels'
-    return f'attack: {attack.norm}, eps {attack.eps:g}, {steps}, {start}{origin}{kept}; VQGAN: {codes}'
+    return f'attack: {_describe_attack(augment.attack)}{origin}{kept}; VQGAN: {codes}'
+
+
+def _describe_attack(attack: AnyAttack) -> str:
+    if isinstance(attack, CodeAttackConfig):
+        which = 'that raise the loss most' if attack.num_steps else 'at random'
+        return f'codes, {attack.eps:g} of them replaced by ones of the {attack.neighbours} nearest, {which}'
+    steps = f'{attack.num_steps} step{"" if attack.num_steps == 1 else "s"} of {attack.step_size:g}'
+    start = f'random start with probability {attack.random_start:g}'
+    of = f'latents, {attack.norm}' if isinstance(attack, LatentAttackConfig) else attack.norm
+    return f'{of}, eps {attack.eps:g}, {steps}, {start}'
 
 
 def describe_means(images: Sequence[PreviewImage]) -> str:
     """The numbers of all images in a line: means, and how often the teacher's answer is the label."""
-    numbers = [(own.psnr_vq, own.psnr_dad, own.l2, share(own.changed), share(own.changed_by_attack)) for own in images]
-    psnr_vq, psnr_dad, l2, changed, by_attack = (mean(values) for values in zip(*numbers, strict=True))
+    numbers = [
+        (own.psnr_vq, own.psnr_dad, own.distance, share(own.changed), share(own.changed_by_attack)) for own in images
+    ]
+    psnr_vq, psnr_dad, distance, changed, by_attack = (mean(values) for values in zip(*numbers, strict=True))
     right = [f'{view} {sum(own.is_right(view) for own in images)}' for view in ('x', 'Q(x)', 'x_dad')]
     return (
-        f'mean of {len(images)}: PSNR to x of Q(x) {psnr_vq:.1f} dB, of x_dad {psnr_dad:.1f} dB; L2 {l2:.3f}; codes '
-        f'changed {changed:.1%}, by the attack {by_attack:.1%}; teacher right on {", ".join(right)}'
+        f'mean of {len(images)}: PSNR to x of Q(x) {psnr_vq:.1f} dB, of x_dad {psnr_dad:.1f} dB; '
+        f'{images[0].measure} {distance:.3f}; codes changed {changed:.1%}, by the attack {by_attack:.1%}; '
+        f'teacher right on {", ".join(right)}'
     )
 
 

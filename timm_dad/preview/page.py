@@ -35,15 +35,25 @@ img.shrunk { image-rendering: auto; }
 _LEGEND = (
     ('x', 'the image'),
     ('Q(x)', 'its reconstruction by the VQGAN, where the attack starts (with --dad-attack-from input: at x)'),
-    ('perturbation', 'what the attack added, around grey, amplified until its largest entry is black or white'),
+    (
+        'perturbation',
+        'what the attack added, around grey, amplified until its largest entry is black or white; of an attack on '
+        'latents or codes x_dad - Q(x)',
+    ),
     ('x_dad', 'the DAD view: the perturbed reconstruction after the VQGAN'),
     (
         'codes of x_dad',
         'a fixed colour for every code, pale where it is that of Q(x); a black line around what the attack changed',
     ),
-    ('by the attack', 'codes of x_dad that are others than without an attack: those of Q(x) encoded once more'),
+    (
+        'by the attack',
+        'codes of x_dad that are others than without an attack: those of Q(x), of an attack on pixels encoded once '
+        'more',
+    ),
     ('PSNR', 'peak signal-to-noise ratio to x, in dB'),
     ('L2', 'norm of the perturbation over the whole image, in [0, 1] pixel units'),
+    ('L2 / ||z||', 'norm of what an attack added to the latents, as a part of their own'),
+    ('codes replaced', 'part of the codes that an attack on codes replaced'),
     ('✓', "the label among the teacher's likeliest classes"),
 )
 
@@ -73,7 +83,7 @@ def _section(image: PreviewImage, class_names: Sequence[str]) -> str:
     rows += [
         _row('probability of the label', share),
         _row('PSNR to x', ['', decibel(image.psnr_vq), '', decibel(image.psnr_dad), '']),
-        _row('L2', ['', '', f'{image.l2:.4f}', '', '']),
+        _row(image.measure, ['', '', f'{image.distance:.4f}', '', '']),
         _row('shown amplified by', ['', '', f'{amplification(image.perturbation):.3g}', '', '']),
         _row('codes changed', ['', '', '', '', '{} ({})'.format(*counted(image.changed))]),
         _row('by the attack', ['', '', '', '', '{} ({})'.format(*counted(image.changed_by_attack))]),

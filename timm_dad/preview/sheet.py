@@ -136,7 +136,7 @@ def _texts(image: PreviewImage, class_names: Sequence[str]) -> list[list[tuple[s
     return [
         answers('x'),
         [*answers('Q(x)'), ('PSNR to x', decibel(image.psnr_vq), 'black')],
-        [('L2', f'{image.l2:.3f}', 'black'), ('shown amplified by', f'{factor:.3g}', 'black')],
+        [(image.measure, f'{image.distance:.3f}', 'black'), ('shown amplified by', f'{factor:.3g}', 'black')],
         [*answers('x_dad'), ('PSNR to x', decibel(image.psnr_dad), 'black')],
         [('codes changed', changed, 'black'), ('', of_all, 'black'), ('by the attack', by_attack, 'black')],
     ]

@@ -8,14 +8,13 @@ from typing import Any
 import torch
 import torchvision
 from accelerate import Accelerator, skip_first_batches
-from timm.data import Mixup
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from timm_dad.common.seeds import RUN, STEP, seed_all
-from timm_dad.data.pairs import DADPairs, PairStream
+from timm_dad.data.pairs import pair_views
 from timm_dad.data.seeded import SeededErasing, SeededSamples
-from timm_dad.training.loaders import PairMixup, set_epoch, unwrapped
+from timm_dad.training.loaders import create_mixup, set_epoch, unwrapped
 
 
 class Batches:
@@ -48,8 +47,7 @@ class Batches:
         self.loader, self.accelerator, self.seed = loader, accelerator, seed
         self.dtype, self.channels_last, self.mixup_off_epoch = dtype, channels_last, mixup_off_epoch
         dataset = loader.dataset.dataset if isinstance(loader.dataset, SeededSamples) else loader.dataset
-        mixer = PairMixup if isinstance(dataset, DADPairs | PairStream) else Mixup
-        self.mixup_fn = None if mixup is None else mixer(**mixup)
+        self.mixup_fn = create_mixup(mixup, pair_views(dataset))
         self.streams = isinstance(loader.dataset, IterableDataset)
 
     def __len__(self) -> int:

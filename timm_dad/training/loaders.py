@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader
+from timm.data.mixup import mixup_target
 from torch.utils.data import IterableDataset
 
 from timm_dad.data.datasets import collate_views
-from timm_dad.data.pairs import DADPairs, PairStream
+from timm_dad.data.pairs import PairTransform, pair_views
 from timm_dad.data.seeded import Positions, SeededErasing, SeededSamples
 
 Settings = Mapping[str, Any]
@@ -18,32 +19,63 @@ Settings = Mapping[str, Any]
 class PairMixup(Mixup):  # type: ignore[misc]
     """Mixup / CutMix of a batch of two views: both views of an image get one partner, weight and box.
 
-    Clean images are mixed with clean ones and extra views with second ones.
+    Clean images are mixed with clean ones and extra views with extra ones; with ``base_alone`` these are not mixed.
     """
+
+    base_alone = False
 
     def __call__(self, input: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mix ``[2B, 3, H, W]`` and ``[2B]`` to ``[2B, 3, H, W]`` and soft targets ``[2B, K]``."""
+        (clean, extra), label = input.chunk(2), target[: len(target) // 2]
+        if self.base_alone:
+            mixed, soft = super().__call__(clean, label)
+            return torch.cat([mixed, extra]), torch.cat([soft, unmixed(self, label)])
         # As channels of one image, what happens to one view happens to the other.
-        mixed, soft = super().__call__(torch.cat(input.chunk(2), dim=1), target[: len(target) // 2])
+        mixed, soft = super().__call__(torch.cat([clean, extra], dim=1), label)
         return torch.cat(mixed.chunk(2, dim=1)), torch.cat([soft, soft])
 
 
 class PairCollateMixup(FastCollateMixup):  # type: ignore[misc]
     """``PairMixup`` while collating, for loaders with timm's prefetcher."""
 
+    base_alone = False
+
     def __call__(self, batch: Any, _: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Mix pairs of two views ``[3, H, W]`` uint8 and a class index to ``[2B, 3, H, W]`` and ``[2B, K]``."""
-        stacked = [(torch.cat([torch.as_tensor(view) for view in views]), target) for views, target in batch]
-        mixed, soft = super().__call__(stacked)
+        pairs = [([torch.as_tensor(view) for view in views], target) for views, target in batch]
+        if self.base_alone:
+            mixed, soft = super().__call__([(clean, target) for (clean, _), target in pairs])
+            extra = torch.stack([view for (_, view), _ in pairs])
+            label = torch.tensor([target for _, target in pairs])
+            return torch.cat([mixed, extra]), torch.cat([soft, unmixed(self, label)])
+        mixed, soft = super().__call__([(torch.cat(views), target) for views, target in pairs])
         return torch.cat(mixed.chunk(2, dim=1)), torch.cat([soft, soft])
 
 
-def create_collate(mixup: Settings | None, *, pairs: bool, views: bool, prefetcher: bool) -> Any:
+def unmixed(mixup: Mixup, label: torch.Tensor) -> torch.Tensor:
+    """Soft targets ``[B, K]`` of class indices ``[B]``, smoothed as those that are mixed."""
+    soft: torch.Tensor = mixup_target(label, mixup.num_classes, 1.0, mixup.label_smoothing)
+    return soft
+
+
+def create_mixup(mixup: Settings | None, pairs: PairTransform | None) -> Mixup | None:
+    """Create what mixes batches, where the loader does not.
+
+    Args:
+        mixup: Arguments of timm's ``Mixup``; ``None`` for no mixing.
+        pairs: How pairs of views are augmented, where batches hold them.
+    """
+    if mixup is None:
+        return None
+    return _create(Mixup, PairMixup, mixup, pairs)
+
+
+def create_collate(mixup: Settings | None, pairs: PairTransform | None, *, views: bool, prefetcher: bool) -> Any:
     """Create what collates training images where timm's default does not: mixing, or several views of an image.
 
     Args:
         mixup: Arguments of timm's ``Mixup``; ``None`` for no mixing.
-        pairs: Whether samples are pairs of views.
+        pairs: How pairs of views are augmented, where samples are such.
         views: Whether samples are several views, pairs among them.
         prefetcher: Whether timm's prefetcher takes the batches; without it mixing comes after collating.
     """
@@ -51,7 +83,15 @@ def create_collate(mixup: Settings | None, *, pairs: bool, views: bool, prefetch
         return collate_views if views else None
     if mixup is None:
         return None
-    return (PairCollateMixup if pairs else FastCollateMixup)(**mixup)
+    return _create(FastCollateMixup, PairCollateMixup, mixup, pairs)
+
+
+def _create(one: Any, two: Any, mixup: Settings, pairs: PairTransform | None) -> Any:
+    if pairs is None:
+        return one(**mixup)
+    mixing = two(**mixup)
+    mixing.base_alone = pairs.base_alone
+    return mixing
 
 
 def create_train_loader(
@@ -85,7 +125,7 @@ def create_train_loader(
         ValueError: If the data cannot give one batch, or an argument does not fit the data or the number of processes.
     """
     streams = isinstance(dataset, IterableDataset)
-    pairs = isinstance(dataset, DADPairs | PairStream)
+    pairs = pair_views(dataset)
     if num_aug_repeats and (streams or accelerator.num_processes == 1):
         raise ValueError(f'--aug-repeats needs several processes and data with an index, got {num_aug_repeats}')
     if num_aug_splits and streams:
@@ -96,18 +136,18 @@ def create_train_loader(
             'them; leave it out'
         )
     by_timm = streams or bool(num_aug_repeats)
-    if num_aug_splits and not pairs:
+    if num_aug_splits and pairs is None:
         dataset = AugMixDataset(dataset, num_splits=num_aug_splits)
     if not streams:
         dataset = SeededSamples(dataset, seed)
-    views = bool(num_aug_splits) or pairs
+    views = bool(num_aug_splits) or pairs is not None
     loader = create_loader(
         dataset,
         is_training=True,
         num_aug_repeats=num_aug_repeats,
         num_aug_splits=num_aug_splits,
         use_prefetcher=use_prefetcher,
-        collate_fn=create_collate(mixup, pairs=pairs, views=views, prefetcher=use_prefetcher),
+        collate_fn=create_collate(mixup, pairs, views=views, prefetcher=use_prefetcher),
         distributed=by_timm and accelerator.num_processes > 1,
         device=accelerator.device,
         **settings,
@@ -117,7 +157,9 @@ def create_train_loader(
         batches = unwrapped(loader).batch_sampler
         batches.sampler = Positions(batches.sampler, *processes)
     if getattr(loader, 'random_erasing', None) is not None:
-        loader.random_erasing = SeededErasing(loader.random_erasing, seed, (num_aug_splits or 1) + pairs, *processes)
+        num_views = (num_aug_splits or 1) + (pairs is not None)
+        spared = int(pairs is not None and pairs.base_alone)
+        loader.random_erasing = SeededErasing(loader.random_erasing, seed, num_views, *processes, spared=spared)
     if not by_timm:
         loader = _shard(accelerator, loader)
     if not len(loader):

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from timm_dad.common.seeds import random_states, set_random_states
-from timm_dad.method.task import DADTask, Prepared
+from timm_dad.method.extra import Prepared
+from timm_dad.method.task import DADTask
 
 Batch = tuple[int, Tensor, Tensor]
 

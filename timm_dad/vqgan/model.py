@@ -5,8 +5,7 @@ In DAD it is ``Q(x) = decode(nearest_code(encode(x)))`` (Zhou et al. 2023, arXiv
 
 import contextlib
 import io
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,9 +16,9 @@ from torch import Tensor, nn
 
 from timm_dad.common.extras import require_extra
 from timm_dad.common.hashing import content_hash
+from timm_dad.vqgan.nearest import likeliest_codes, nearest_codes
 from timm_dad.vqgan.tiny import TinyDecoder, TinyEncoder
 
-_MAX_BLOCK = 2**22  # floats in one block of the distance matrix: 16 MiB in fp32
 _TOLERANCE = 1e-3  # pixels may leave [0, 1] by this much: rounding
 
 # Quantizer and networks of each class that a YAML's model.target may name: of taming, latent-diffusion, and our own.
@@ -92,53 +91,6 @@ class VQGANConfig:
         target = f'timm_dad.tiny_vqgan.Tiny{name}' if self.networks == 'tiny' else f'taming.models.vqgan.{name}'
         params = {'embed_dim': self.embed_dim, 'n_embed': self.n_embed, 'ddconfig': dict(self.ddconfig)}
         return yaml.safe_dump({'model': {'target': target, 'params': params}}, sort_keys=False)
-
-
-def nearest_codes(z: Tensor, codebook: Tensor) -> Tensor:
-    """Index of the code with the smallest squared distance to each vector.
-
-    The arithmetic is that of taming's ``VectorQuantizer``, in blocks of rows of one size: no one-hot matrix is built,
-    and of the ``[N, n_embed]`` distances never more than 16 MiB at once.
-
-    Args:
-        z: Vectors ``[N, embed_dim]``, fp32.
-        codebook: Codes ``[n_embed, embed_dim]``, fp32.
-
-    Returns:
-        Code indices ``[N]``, int64, in ``0 .. n_embed - 1``.
-
-    Raises:
-        ValueError: If the last dimensions differ.
-
-    Source: Esser et al. 2021, arXiv:2012.09841, equation 2.
-    """
-    if z.ndim != 2 or codebook.ndim != 2 or z.shape[1] != codebook.shape[1]:
-        raise ValueError(f'z [N, D] and codebook [K, D] need one D, got {tuple(z.shape)} and {tuple(codebook.shape)}')
-    codebook_sq = (codebook**2).sum(dim=1)
-
-    def nearest(block: Tensor) -> Tensor:
-        distance = (block**2).sum(dim=1, keepdim=True) + codebook_sq
-        return distance.sub_(block @ codebook.t(), alpha=2).argmin(dim=1)
-
-    return _in_blocks(nearest, z, len(codebook))
-
-
-def likeliest_codes(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Index ``[N]`` of the largest logit of each vector ``[N, D]``, as in taming's ``GumbelQuantize``.
-
-    NOTE: in evaluation too, taming's draws the code from the softmax of the logits (Gumbel noise of temperature 1). We
-    take its mode, so that ``Q`` is a function.
-    """
-    return _in_blocks(lambda block: nn.functional.linear(block, weight, bias).argmax(dim=1), z, len(weight))
-
-
-def _in_blocks(codes_of: Callable[[Tensor], Tensor], z: Tensor, n_embed: int) -> Tensor:
-    """Codes of the rows of ``z``, so many rows at once that their ``n_embed`` scores each stay in ``_MAX_BLOCK``."""
-    codes = torch.empty(len(z), dtype=torch.long, device=z.device)
-    blocks = max(1, math.ceil(len(z) * n_embed / _MAX_BLOCK))
-    for block, out in zip(z.tensor_split(blocks), codes.tensor_split(blocks), strict=True):
-        out.copy_(codes_of(block))
-    return codes
 
 
 def _create_networks(config: VQGANConfig) -> tuple[nn.Module, nn.Module]:
@@ -236,16 +188,36 @@ class VQGAN(nn.Module):
 
     def codes_of(self, z: Tensor) -> Tensor:
         """Indices of the nearest (or, with a Gumbel quantizer, likeliest) codes ``[B, h, w]``, int64, of latents."""
-        z = z.float()
         batch, dim, height, width = z.shape
-        z_flat = z.permute(0, 2, 3, 1).reshape(-1, dim)
+        z_flat = z.float().permute(0, 2, 3, 1).reshape(-1, dim)
         with torch.autocast(z.device.type, enabled=False):
             if self.config.quantizer == 'gumbel':
-                weight, bias = (value.float() for value in self.quantize.get_submodule('proj').parameters())
-                codes = likeliest_codes(z_flat, weight.flatten(1), bias)
+                codes = likeliest_codes(z_flat, *self._projection())
             else:
                 codes = nearest_codes(z_flat, self.codebook.float())
         return codes.view(batch, height, width)
+
+    def _projection(self) -> tuple[Tensor, Tensor]:
+        """Weight ``[n_embed, embed_dim]`` and bias ``[n_embed]`` of a Gumbel quantizer."""
+        weight, bias = (value.float() for value in self.quantize.get_submodule('proj').parameters())
+        return weight.flatten(1), bias
+
+    def embed(self, codes: Tensor) -> Tensor:
+        """Quantized latents ``[B, embed_dim, h, w]`` of code indices ``[B, h, w]``."""
+        return nn.functional.embedding(codes, self.codebook).permute(0, 3, 1, 2).contiguous()
+
+    def quantize_straight_through(self, z: Tensor) -> Tensor:
+        """Quantized latents of latents ``[B, embed_dim, h, w]``, whose gradient passes as if nothing were rounded.
+
+        The gradient of a Gumbel quantizer, whose latents are no neighbours of codes, is that of the mean code under the
+        softmax of the logits (Jang et al. 2017, arXiv:1611.01144, section 2.2).
+        """
+        z_q = self.embed(self.codes_of(z.detach())).to(z.dtype)
+        if self.config.quantizer == 'gumbel':
+            weight, bias = (value.to(z.dtype) for value in self._projection())
+            logits = nn.functional.conv2d(z, weight[:, :, None, None], bias)
+            z = nn.functional.conv2d(logits.softmax(dim=1), self.codebook.to(z.dtype).t()[:, :, None, None])
+        return z + (z_q - z).detach()
 
     def decode(self, z: Tensor) -> Tensor:
         """Images ``[B, 3, h * factor, w * factor]``, nominally [0, 1], of latents ``[B, embed_dim, h, w]``."""
@@ -255,8 +227,7 @@ class VQGAN(nn.Module):
 
     def decode_codes(self, codes: Tensor) -> Tensor:
         """Images ``[B, 3, h * factor, w * factor]``, range [0, 1], of code indices ``[B, h, w]``."""
-        z = nn.functional.embedding(codes, self.codebook).permute(0, 3, 1, 2).contiguous()
-        return self.decode(z).clamp(0, 1)
+        return self.decode(self.embed(codes)).clamp(0, 1)
 
     @torch.no_grad()
     def forward(self, x_pix: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from timm_dad.common.options import option
 from timm_dad.common.pixels import psnr
-from timm_dad.vqgan.model import VQGAN, nearest_codes
+from timm_dad.vqgan.model import VQGAN
+from timm_dad.vqgan.nearest import nearest_codes
 from timm_dad.vqgan_training.measure import MOST_PSNR, mean_over_images
 from timm_dad.vqgan_training.optimize import OptimizerConfig, Trainer
 from timm_dad.vqgan_training.perceptual import Perceptual, picture_loss

@@ -1,0 +1,137 @@
+"""The flags of attacks in every space, and recipes: defaults, rules, and what is refused before anything is built."""
+
+import argparse
+
+import pytest
+
+from timm_dad.commands.generate import parse_args as parse_generate
+from timm_dad.commands.preview import parse_args as parse_preview
+from timm_dad.flags.attack import attack_config, describe_attack
+from timm_dad.flags.dad import add_dad_args, loss_config
+from timm_dad.flags.recipe import RECIPES
+from timm_dad.flags.train import parse_args
+from timm_dad.method.attack import AttackConfig
+from timm_dad.method.code_space import CodeAttackConfig
+from timm_dad.method.latent_space import LatentAttackConfig
+from timm_dad.method.loss import DADLossConfig
+
+ONLINE = ('--dataset', 'demo/noto', '--num-classes', '16', '--img-size', '32', '--dad', '--dad-teacher', 'demo')
+DAD = (*ONLINE, '--dad-vqgan', 'demo')
+
+
+def parse(*more):
+    return parse_args([*DAD, *more])
+
+
+@pytest.mark.parametrize(
+    ('kind', 'config'),
+    [
+        ('pixels', AttackConfig()),
+        ('latent', LatentAttackConfig()),
+        ('codes', CodeAttackConfig()),
+        ('disagreement', LatentAttackConfig(objective='disagreement')),
+    ],
+)
+def test_defaults_are_those_of_the_space(kind, config):
+    args = parse('--dad-attack', kind)
+    assert attack_config(args) == config
+    # What a run keeps in args.yaml says the values, not that they were left out.
+    assert args.dad_eps == config.eps
+    assert args.dad_num_steps == config.num_steps
+    assert args.dad_neighbours == getattr(config, 'neighbours', None)
+    assert args.dad_start_size == getattr(config, 'start_size', None)
+
+
+def test_values_are_those_of_the_flags():
+    flags = '--dad-eps 0.3 --dad-step-size 0.2 --dad-num-steps 3 --dad-random-start 0.5 --dad-start-size 1'
+    expected = LatentAttackConfig(eps=0.3, step_size=0.2, num_steps=3, random_start=0.5, start_size=1.0)
+    assert attack_config(parse('--dad-attack', 'latent', *flags.split())) == expected
+    flags = '--dad-eps 0.1 --dad-num-steps 0 --dad-neighbours 4 --dad-candidates 1'
+    expected = CodeAttackConfig(eps=0.1, num_steps=0, neighbours=4, candidates=1.0)
+    assert attack_config(parse('--dad-attack', 'codes', *flags.split())) == expected
+
+
+@pytest.mark.parametrize(
+    ('more', 'message'),
+    [
+        ('--dad-attack latent --dad-eps 0.03137', '--dad-eps of --dad-attack latent is a part of the length of the'),
+        ('--dad-attack latent --dad-eps 5', '--dad-eps: eps is in parts of the length of the latents, from 0 to 2'),
+        ('--dad-attack latent --dad-norm linf', '--dad-norm: norm must be l2 in the latent space'),
+        ('--dad-attack latent --dad-attack-from input', '--dad-attack-from is for --dad-attack pixels, got latent'),
+        ('--dad-attack latent --dad-neighbours 4', '--dad-neighbours is for --dad-attack codes, got latent'),
+        ('--dad-attack codes --dad-step-size 1', '--dad-step-size is for --dad-attack pixels and latent, got codes'),
+        ('--dad-attack codes --dad-norm l2', '--dad-norm is for --dad-attack pixels and latent, got codes'),
+        ('--dad-attack codes --dad-eps 0.9', '--dad-candidates: candidates is a part of the codes, from eps'),
+        ('--dad-start-size 1', '--dad-start-size is for --dad-attack latent, got pixels'),
+        ('--dad-gradient-vqgan demo', '--dad-gradient-vqgan is for --dad-attack latent, codes and disagreement'),
+        ('--dad-attack disagreement --dad-cache 2', '--dad-attack disagreement is made in the training step'),
+        ('--dad-attack disagreement --dad-preview-interval 1', '--dad-preview-interval shows views without a student'),
+        ('--dad-view random --dad-attack latent', '--dad-attack shapes the DAD view and needs --dad-view dad'),
+        ('--dad-extra-task-weight -1', '--dad-extra-task-weight: extra_task_weight must be 0 or more'),
+        ('--dad-extra-task-weight 1 --aug-splits 2 --jsd-loss', '--dad-extra-task-weight is a task loss of one view'),
+        ('--dad-extra-task-weight 1 --dad-every 2 --dad-replay 8', '--dad-replay keeps views without labels'),
+        ('--dad-view random --dad-look 8', '--dad-look looks at DAD views that are made here: leave it out'),
+        ('--dad-look -1', '--dad-look must be 0 or more, got -1'),
+        ('--dad-eps-sched linear --dad-attack latent --dad-eps-start 0.6', '--dad-eps-start must be at most --dad-eps'),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_told_with_flag_rule_and_value(more, message, capsys):
+    argv = [*(ONLINE if 'random' in more else DAD), *more.split()]
+    with pytest.raises(SystemExit):
+        parse_args(argv)
+    assert message in capsys.readouterr().err.replace('\n', ' ')
+
+
+@pytest.mark.parametrize('parse_command', [parse_generate, parse_preview])
+def test_views_that_are_made_without_a_student_have_none_to_disagree_with(parse_command, capsys, tmp_path):
+    argv = ['--dataset', 'demo/noto', '--dad-teacher', 'demo', '--dad-vqgan', 'demo', '--img-size', '32']
+    argv += ['--output', str(tmp_path / 'out'), '--dad-attack', 'disagreement']
+    with pytest.raises(SystemExit):
+        parse_command(argv)
+    assert '--dad-attack disagreement needs the student' in capsys.readouterr().err
+
+
+def test_the_help_says_the_defaults_of_each_space():
+    parser = argparse.ArgumentParser()
+    add_dad_args(parser)
+    text = ' '.join(parser.format_help().split())
+    assert '(default: pixels 0.1, latent 0.5, codes 0.25)' in text
+    assert '(default: codes 32)' in text
+
+
+def test_sets_of_before_there_were_spaces_have_the_same_attack():
+    assert describe_attack(AttackConfig()) == {
+        'eps': 0.1, 'step_size': 0.01, 'num_steps': 1, 'norm': 'l2', 'random_start': 0.8,
+    }  # fmt: skip
+    assert describe_attack(LatentAttackConfig())['space'] == 'latent'
+
+
+def test_paper_is_the_default_recipe():
+    assert parse() == parse('--dad-recipe', 'paper')
+    assert loss_config(parse()) == DADLossConfig(temperature=4.0, task_weight=1.0, kd_weight=0.5, dad_weight=0.5)
+
+
+def test_released_weighs_both_views_alike():
+    """0.75 CE + 0.25 T^2 KL on the batch of clean and DAD images: means over both, so each view has half."""
+    config = loss_config(parse('--dad-recipe', 'released'))
+    assert config.task_weight == config.extra_task_weight == 0.75 / 2
+    assert config.kd_weight == config.dad_weight == 0.25 / 2
+    assert config.temperature == 4.0
+
+
+def test_latent_attacks_latents_of_pictures_that_are_not_augmented_further():
+    args = parse('--dad-recipe', 'latent')
+    assert attack_config(args) == LatentAttackConfig()
+    assert args.dad_view_aug == 'base'
+
+
+def test_a_flag_overrides_the_recipe_even_with_its_own_default(tmp_path):
+    for name, flags in RECIPES.items():
+        for flag, value in flags.items():
+            default = getattr(parse(), flag)
+            assert default != value
+            written = f'--{flag.replace("_", "-")}'
+            assert getattr(parse('--dad-recipe', name, written, str(default)), flag) == default
+    (tmp_path / 'config.yaml').write_text('dad_weight: 0.5\ndad_recipe: latent\n')
+    args = parse('--config', str(tmp_path / 'config.yaml'))
+    assert (args.dad_recipe, args.dad_weight, args.dad_attack) == ('latent', 0.5, 'latent')

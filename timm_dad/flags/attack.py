@@ -1,0 +1,100 @@
+"""The flags of the attack: one config for each of the spaces in which it may move an image."""
+
+import argparse
+import dataclasses
+from typing import Any
+
+from timm_dad.flags.fields import field_kwargs
+from timm_dad.flags.rules import naming_flag, written
+from timm_dad.method.attack import AttackConfig
+from timm_dad.method.augment import AnyAttack
+from timm_dad.method.code_space import CodeAttackConfig
+from timm_dad.method.latent_space import LatentAttackConfig
+from timm_dad.method.pixel_space import ATTACK_FROM
+
+_CONFIGS: dict[str, type[AnyAttack]] = {
+    'pixels': AttackConfig,
+    'latent': LatentAttackConfig,
+    'codes': CodeAttackConfig,
+}
+DISAGREEMENT = 'disagreement'
+_FIELDS = (
+    'norm', 'eps', 'step_size', 'num_steps', 'random_start', 'start_size', 'neighbours', 'candidates',
+)  # fmt: skip
+ATTACK_FLAGS = ('dad_attack', *(f'dad_{name}' for name in _FIELDS), 'dad_attack_from', 'dad_gradient_vqgan')
+# Relative radii below this change hardly a code: they are meant as radii of pixels.
+_LEAST_RELATIVE = 0.05
+
+
+def add_attack_args(group: Any) -> None:
+    """Add the flags to a group of a parser; where a default depends on the space, it is filled in by the checks."""
+    group.add_argument(
+        '--dad-attack', choices=(*_CONFIGS, DISAGREEMENT), default='pixels',
+        help='what the attack moves: pixels (as the paper), latents of the VQGAN, or its codes; disagreement: latents, '
+        'to where teacher and student differ most (made in the training step alone)',
+    )  # fmt: skip
+    for name in _FIELDS:
+        owners = {space: field_kwargs(config, name) for space, config in _CONFIGS.items() if name in _names(config)}
+        first = dict(next(iter(owners.values())))
+        told = dict.fromkeys(kwargs['help'] for kwargs in owners.values())
+        defaults = [f'{space} {kwargs["default"]}' for space, kwargs in owners.items()]
+        first.update(default=None, help=f'{"; or ".join(told)} (default: {", ".join(defaults)})')
+        group.add_argument(written(f'dad_{name}'), **first)
+    group.add_argument(
+        '--dad-attack-from', choices=ATTACK_FROM, default=ATTACK_FROM[0],
+        help='attack Q(x), as the paper, or the input itself: one pass of the VQGAN and one of the teacher less '
+        '(of --dad-attack pixels)',
+    )  # fmt: skip
+    group.add_argument(
+        '--dad-gradient-vqgan', metavar='SPEC',
+        help='VQGAN with the same codebook whose decoder the gradient goes through, such as a tiny one of timm-dad '
+        'vqgan distill (of --dad-attack latent, codes and disagreement; default: that of --dad-vqgan)',
+    )  # fmt: skip
+
+
+def _names(config: type[AnyAttack]) -> set[str]:
+    return {field.name for field in dataclasses.fields(config)}
+
+
+def attack_config(args: argparse.Namespace) -> AnyAttack:
+    """The attack that the flags ask for.
+
+    Raises:
+        ValueError: If a flag is out of range, or is not one of this attack; it names the flag.
+    """
+    kind = args.dad_attack
+    config = LatentAttackConfig if kind == DISAGREEMENT else _CONFIGS[kind]
+    given = {name: f'dad_{name}' for name in _FIELDS if getattr(args, f'dad_{name}') is not None}
+    for name, flag in given.items():
+        if name not in _names(config):
+            spaces = [space for space, other in _CONFIGS.items() if name in _names(other)]
+            raise ValueError(f'{written(flag)} is for --dad-attack {" and ".join(spaces)}, got {kind}: leave it out')
+    relative = config is LatentAttackConfig
+    if relative and args.dad_eps is not None and 0 < args.dad_eps < _LEAST_RELATIVE:
+        raise ValueError(
+            f'--dad-eps of --dad-attack {kind} is a part of the length of the latents, 0 or from {_LEAST_RELATIVE} to '
+            f'2, got {args.dad_eps:g}, which is one of pixels: try 0.5'
+        )
+    if kind != 'pixels' and args.dad_attack_from != ATTACK_FROM[0]:
+        raise ValueError(f'--dad-attack-from is for --dad-attack pixels, got {kind}: leave it out')
+    if kind == 'pixels' and args.dad_gradient_vqgan:
+        raise ValueError('--dad-gradient-vqgan is for --dad-attack latent, codes and disagreement: leave it out')
+    values: dict[str, Any] = {name: getattr(args, flag) for name, flag in given.items()}
+    if kind == DISAGREEMENT:
+        values['objective'] = DISAGREEMENT
+    with naming_flag({name: f'dad_{name}' for name in _FIELDS}):
+        return config(**values)
+
+
+def fill_in_attack(args: argparse.Namespace) -> None:
+    """Check the flags, and fill in the defaults of the attack that they name; ``ValueError`` names the flag."""
+    config = attack_config(args)
+    for name in _FIELDS:
+        if hasattr(config, name):
+            setattr(args, f'dad_{name}', getattr(config, name))
+
+
+def describe_attack(config: AnyAttack) -> dict[str, Any]:
+    """What a set keeps of its attack."""
+    space = {} if config.space == 'pixels' else {'space': config.space}  # as sets were before there were spaces
+    return {**dataclasses.asdict(config), **space}

@@ -1,0 +1,51 @@
+"""``--dad-recipe``: defaults of several flags at once, which any of these flags overrides."""
+
+import argparse
+from collections.abc import Callable, Collection
+from typing import Any
+
+from timm_dad.flags.rules import written
+
+# `paper`: the loss of the paper and of the released code's `calculate_kd_loss`, which are the defaults.
+# `released`: what the released training loop does, 0.75 CE + 0.25 T^2 KL of clean and DAD images alike.
+# `latent`: an attack in the latent space, on pictures without further augmentation (benchmarks/evidence).
+RECIPES: dict[str, dict[str, Any]] = {
+    'paper': {},
+    'released': {
+        'dad_task_weight': 0.375,
+        'dad_extra_task_weight': 0.375,
+        'dad_kd_weight': 0.125,
+        'dad_weight': 0.125,
+    },
+    'latent': {'dad_attack': 'latent', 'dad_view_aug': 'base', 'dad_weight': 1.5},
+}
+
+
+def add_recipe_arg(group: Any) -> None:
+    """Add the flag to a group of a parser."""
+    sets = '; '.join(
+        f'{name}: {", ".join(f"{written(flag)} {value}" for flag, value in flags.items())}'
+        for name, flags in RECIPES.items()
+        if flags
+    )
+    group.add_argument(
+        '--dad-recipe', choices=tuple(RECIPES), default='paper',
+        help=f'defaults of the flags below that are not given; {sets}',
+    )  # fmt: skip
+
+
+def apply_recipe(
+    args: argparse.Namespace, add_args: Callable[[argparse.ArgumentParser], None], given: Collection[str]
+) -> None:
+    """Set the flags of the recipe that have their default and are not ``given``.
+
+    Args:
+        args: Flags, which are changed.
+        add_args: Adds all of them to a parser.
+        given: Flags of command line and config file.
+    """
+    parser = argparse.ArgumentParser(add_help=False)
+    add_args(parser)
+    for name, value in RECIPES[args.dad_recipe].items():
+        if name not in given and getattr(args, name) == parser.get_default(name):
+            setattr(args, name, value)

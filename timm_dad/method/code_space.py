@@ -1,0 +1,145 @@
+"""The attack on codes: replace some of an image's codes by near ones that raise the loss most, to first order.
+
+HotFlip (Ebrahimi et al. 2018, arXiv:1712.06751) for codes in place of characters: one gradient at the quantized latents
+says what each replacement gains.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from timm_dad.common.options import option
+from timm_dad.method.attack import Generators, check_budget, draw, input_gradient, per_image
+from timm_dad.method.space import Centre, Objective
+from timm_dad.vqgan.model import VQGAN
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeAttackConfig:
+    """Attack on the codes of an image.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    eps: float = option(0.25, 'part of the codes of an image that are replaced')
+    num_steps: int = option(1, 'gradients; 0 replaces by random codes among the nearest')
+    neighbours: int = option(32, 'nearest codes that a code may be replaced by', metavar='K')
+    candidates: float = option(0.5, 'part of the positions, drawn anew for a view, that may be replaced')
+
+    space: ClassVar[str] = 'codes'
+    unit: ClassVar[str] = 'parts of the codes of an image'
+    max_eps: ClassVar[float] = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eps <= 1:
+            raise ValueError(f'eps is in {self.unit}, from 0 to 1, got {self.eps} (try 0.25)')
+        if self.num_steps not in (0, 1):
+            raise ValueError(f'num_steps must be 0 (random codes) or 1 for codes, got {self.num_steps}')
+        if self.neighbours < 1:
+            raise ValueError(f'neighbours must be 1 or more, got {self.neighbours}')
+        if not self.eps <= self.candidates <= 1:
+            raise ValueError(f'candidates is a part of the codes, from eps ({self.eps:g}) to 1, got {self.candidates}')
+
+    def scaled(self, eps: float) -> 'CodeAttackConfig':
+        """The same attack with another part of the codes replaced."""
+        return replace(self, eps=eps)
+
+
+class CodeSpace:
+    """Codes ``[B, h, w]`` of a VQGAN.
+
+    Args:
+        vqgan: Frozen VQGAN.
+        config: The attack.
+        objective: What it ascends.
+        gradient_vqgan: One with the same codebook whose decoder the gradient goes through; ``vqgan`` by default.
+
+    Raises:
+        ValueError: If the codebook has not so many neighbours.
+    """
+
+    def __init__(
+        self, vqgan: VQGAN, config: CodeAttackConfig, objective: Objective, gradient_vqgan: VQGAN | None = None
+    ) -> None:
+        if config.neighbours >= len(vqgan.codebook):
+            raise ValueError(
+                f'neighbours must be at most {len(vqgan.codebook) - 1}, the other codes of the codebook, got '
+                f'{config.neighbours}'
+            )
+        self.vqgan, self.config, self.objective = vqgan, config, objective
+        self.gradient_vqgan = gradient_vqgan or vqgan
+
+    def find_centre(self, x_pix: Tensor, target: Tensor) -> Centre:
+        """The codes of images and the gradient at their quantized latents, which all views of an image share."""
+        height, width = size = tuple(x_pix.shape[-2:])
+        codes = self.vqgan.encode_to_codes(x_pix)
+        if not self.config.num_steps:
+            return Centre(codes, size, codes=codes)
+
+        def loss_fn(z: Tensor) -> Tensor:
+            return self.objective(self.gradient_vqgan.decode(z)[..., :height, :width], target)
+
+        with torch.autocast(x_pix.device.type, enabled=False):
+            gradient = input_gradient(loss_fn, self.vqgan.embed(codes).float())
+        return Centre(codes, size, codes=codes, gradient=gradient)
+
+    def start(self, centre: Centre, eps: Tensor | None, generator: Generators) -> Tensor:
+        """Uniform numbers ``[B, 2, h, w]``: which positions are candidates, and for a random replacement which code."""
+        if eps is not None:
+            check_budget(eps, len(centre), self.config.candidates, self.config.unit)
+        shape = (len(centre), 2, *centre.x0.shape[1:])
+        return draw(torch.rand, shape, centre.x0.device, generator)
+
+    def attack(self, centre: Centre, start: Tensor, target: Tensor, eps: Tensor | None) -> Tensor:
+        """Codes, some of them replaced: the same number in each image of one budget."""
+        codes, (order, choice) = centre.x0.flatten(1), start.flatten(2).unbind(1)
+        near = self._neighbours(codes)  # [B, N, K]
+        if centre.gradient is None:
+            gain = order  # any order will do
+            chosen = (choice * near.shape[-1]).long()[..., None]
+        else:
+            gradient = torch.nan_to_num(centre.gradient.float(), nan=0.0, posinf=0.0, neginf=0.0)
+            at = gradient.flatten(2).transpose(1, 2)  # [B, N, D]
+            codebook = self.vqgan.codebook.float()
+            gains = torch.einsum('bnd,bnkd->bnk', at, codebook[near] - codebook[codes][:, :, None])
+            gain, chosen = gains.max(dim=-1, keepdim=True)
+            gain = gain[..., 0]
+        count = codes.shape[1]
+        candidates = _ranks(order) < round(self.config.candidates * count)
+        budget = torch.full((len(codes),), self.config.eps, device=codes.device) if eps is None else eps
+        most = (per_image(budget, codes).flatten(1) * count).round()
+        best = _ranks(gain.masked_fill(~candidates, -torch.inf)) < most
+        swapped = near.gather(-1, chosen)[..., 0]
+        if centre.gradient is not None:
+            best &= gain > 0  # nothing is replaced to lower the loss
+        return torch.where(best & candidates, swapped, codes).view(centre.x0.shape)
+
+    def _neighbours(self, codes: Tensor) -> Tensor:
+        """The nearest other codes ``[B, N, K]`` of codes ``[B, N]``."""
+        codebook = self.vqgan.codebook.float()
+        used, place = codes.unique(return_inverse=True)
+        distance = torch.cdist(codebook[used], codebook, compute_mode='donot_use_mm_for_euclid_dist')
+        distance.scatter_(1, used[:, None], torch.inf)  # a code is no neighbour of itself
+        return distance.topk(self.config.neighbours, largest=False).indices[place]
+
+    def discretize(self, point: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Decoded images of codes, and the codes."""
+        return self.vqgan.decode_codes(point)[..., : size[0], : size[1]], point.clone()
+
+    def is_stuck(self, centre: Centre, start: Tensor, point: Tensor) -> bool:
+        """Whether the gradient says of no replacement what it gains."""
+        gradient = centre.gradient
+        return gradient is not None and not bool((gradient.isfinite() & (gradient != 0)).any())
+
+    def distance(self, centre: Centre, point: Tensor) -> Tensor:
+        """The part of the codes that were replaced."""
+        return (point != centre.x0).float().flatten(1).mean(dim=1)
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """Place of each entry ``[B, N]`` in its row, from the largest on, which is 0."""
+    return values.argsort(dim=1, descending=True, stable=True).argsort(dim=1)

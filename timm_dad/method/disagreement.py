@@ -1,0 +1,33 @@
+"""Where teacher and student differ most: an objective of attacks that are made in the training step."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from timm_dad.common.pixels import PixelNorm
+from timm_dad.teachers.teacher import Teacher
+
+
+class Disagreement:
+    """``T^2 KL(t(x) || s(x))`` of each image, with the student in evaluation mode.
+
+    Args:
+        student: The student, which is trained on; no gradient reaches its parameters.
+        teacher: Frozen teacher.
+        norm: The student's normalization.
+        temperature: ``T``.
+    """
+
+    def __init__(self, student: nn.Module, teacher: Teacher, norm: PixelNorm, temperature: float) -> None:
+        self.student, self.teacher, self.norm, self.temperature = student, teacher, norm, temperature
+
+    def __call__(self, x_pix: Tensor, target: Tensor) -> Tensor:
+        """Losses ``[B]``, fp32, of images ``[B, 3, H, W]`` in [0, 1]; ``target`` does not matter."""
+        modes = [(module, module.training) for module in self.student.modules()]
+        self.student.eval()
+        try:
+            logits = self.student(self.norm.normalize(x_pix)), self.teacher(x_pix)
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        student, teacher = (F.log_softmax(own.float() / self.temperature, dim=-1) for own in logits)
+        return F.kl_div(student, teacher, reduction='none', log_target=True).sum(dim=-1) * self.temperature**2

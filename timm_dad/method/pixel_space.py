@@ -1,0 +1,89 @@
+"""The attack on pixels, as the paper has it: reconstruct, perturb, discretize (Zhou et al. 2023, section 3.3)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from timm_dad.method.attack import AttackConfig, Generators, ascend, input_gradient, radii, random_start
+from timm_dad.method.loss import teacher_cross_entropy
+from timm_dad.method.space import Centre, Objective
+from timm_dad.teachers.teacher import Teacher
+from timm_dad.vqgan.model import VQGAN
+
+ATTACK_FROM = ('reconstruction', 'input')
+
+
+class PixelSpace:
+    """Images in [0, 1]. No gradient goes through the VQGAN, which counts as the identity.
+
+    Args:
+        teacher: Frozen teacher.
+        vqgan: Frozen VQGAN.
+        config: The attack.
+        objective: What it ascends.
+        attack_from: ``reconstruction`` or ``input``, as ``DADAugment`` says.
+
+    Raises:
+        ValueError: If ``attack_from`` is none of these.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        vqgan: VQGAN,
+        config: AttackConfig,
+        objective: Objective,
+        attack_from: str = 'reconstruction',
+    ) -> None:
+        if attack_from not in ATTACK_FROM:
+            raise ValueError(f'attack_from must be one of {ATTACK_FROM}, got {attack_from!r}')
+        self.teacher, self.vqgan, self.config, self.objective = teacher, vqgan, config, objective
+        self.from_input = attack_from == 'input'
+
+    def find_centre(self, x_pix: Tensor, target: Tensor) -> Centre:
+        """``Q(x)``, or the images themselves with the teacher's answer and the gradient there."""
+        size = tuple(x_pix.shape[-2:])
+        if not self.from_input:
+            x_vq, codes = self.vqgan.reconstruct(x_pix)
+            return Centre(x_vq, size, codes=codes)
+        x_pix = x_pix.detach().float()
+        if not self.config.num_steps:
+            return Centre(x_pix, size, logits=self.teacher(x_pix))
+        answers = []
+
+        def loss_fn(x: Tensor) -> Tensor:
+            answers.append(self.teacher(x))
+            return teacher_cross_entropy(answers[0], target)
+
+        with torch.autocast(x_pix.device.type, enabled=False):
+            gradient = input_gradient(loss_fn, x_pix)
+        return Centre(x_pix, size, logits=answers[0].detach(), gradient=gradient)
+
+    def start(self, centre: Centre, eps: Tensor | None, generator: Generators) -> Tensor:
+        """Random points of the balls."""
+        return random_start(centre.x0.float(), radii(centre.x0, self.config, eps), self.config, generator)
+
+    def attack(self, centre: Centre, start: Tensor, target: Tensor, eps: Tensor | None) -> Tensor:
+        """Perturbed images."""
+        return ascend(
+            lambda x: self.objective(x, target),
+            centre.x0,
+            self.config,
+            eps=eps,
+            start=start,
+            gradient=centre.gradient,
+        )
+
+    def discretize(self, point: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """``Q`` of images, and its codes."""
+        return self.vqgan.reconstruct(point)
+
+    def is_stuck(self, centre: Centre, start: Tensor, point: Tensor) -> bool:
+        """Whether no image left its start."""
+        return self.config.ascends and torch.equal(point, start)
+
+    def distance(self, centre: Centre, point: Tensor) -> Tensor:
+        """L2 over the whole image, in [0, 1] pixel units, whatever the norm of the attack."""
+        length: Tensor = torch.linalg.vector_norm(point - centre.x0, dim=(1, 2, 3))
+        return length

@@ -1,0 +1,131 @@
+"""A look at some pictures before training: whether teacher, VQGAN and attack can teach anything."""
+
+import contextlib
+import itertools
+import logging
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.transforms.functional import to_tensor
+
+from timm_dad.common.pixels import psnr
+from timm_dad.common.spread import spread
+from timm_dad.data.images import Frame, Source
+from timm_dad.method.augment import DADAugment
+
+_logger = logging.getLogger(__name__)
+
+# An attack that changes fewer codes than one of 200 leaves DAD views what reconstructions are.
+_LEAST_CHANGED = 0.005
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstLook:
+    """What teacher, VQGAN and attack make of some pictures.
+
+    Args:
+        count: Pictures.
+        num_classes: Classes.
+        right: On how many of them the teacher predicts the label, for ``x``, ``Q(x)`` and ``x_dad``.
+        psnr: Mean PSNR of ``Q(x)`` to ``x``, in dB.
+        changed: Share of the codes that the attack changes.
+    """
+
+    count: int
+    num_classes: int
+    right: tuple[int, int, int]
+    psnr: float
+    changed: float
+
+    @property
+    def chance(self) -> float:
+        """As many as guessing is right on, at most: two standard deviations above its mean."""
+        share = 1 / self.num_classes
+        return self.count * share + 2 * math.sqrt(self.count * share * (1 - share))
+
+    def __str__(self) -> str:
+        """All numbers in a line."""
+        x, x_vq, x_dad = (f'{own / self.count:.0%}' for own in self.right)
+        return (
+            f'DAD on {self.count} pictures: teacher right on x {x}, Q(x) {x_vq}, x_dad {x_dad}; PSNR of Q(x) '
+            f'{self.psnr:.1f} dB; codes changed by the attack {self.changed:.1%}'
+        )
+
+    def problem(self) -> str | None:
+        """What to change where DAD cannot work; ``None`` where nothing is seen."""
+        x, x_vq, _ = self.right
+        if x <= self.chance:
+            return (
+                f'the teacher is right on {x} of {self.count} pictures, no more than chance: give one that knows these '
+                'classes, or see that they are named and ordered as it has them (docs/teachers.md)'
+            )
+        if x_vq <= self.chance:
+            return (
+                f'the teacher is right on {x} of {self.count} pictures and on {x_vq} of their reconstructions, no more '
+                'than chance: the VQGAN loses what is in them; give --dad-vqgan one for such pictures (docs/vqgan.md)'
+            )
+        if self.changed < _LEAST_CHANGED:
+            return (
+                f'the attack changes {self.changed:.1%} of the codes, so DAD views are reconstructions: give '
+                '--dad-attack latent, or a larger --dad-eps and --dad-step-size (docs/attacks.md)'
+            )
+        return None
+
+
+def first_pictures(source: Source, frame: Frame, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Pictures ``[N, 3, H, W]`` in [0, 1] and labels ``[N]``: spread over a data set, or the first ones of a stream.
+
+    Args:
+        source: Training data.
+        frame: What is taken of a picture.
+        count: How many, at most; such as do not decode are left out.
+        device: Where to put them.
+    """
+    if source.streams:
+        read = [source.of_pixels(*pair) for pair in itertools.islice(source.dataset, count)]
+    else:
+        read = []
+        for index in spread(len(source), count):
+            with contextlib.suppress(ValueError):
+                read.append(source.read(index))
+    transform = frame.transform()
+    x_pix = torch.stack([to_tensor(transform(image.image)) for image in read])
+    return x_pix.to(device), torch.tensor([image.label for image in read], device=device)
+
+
+@torch.no_grad()
+def look(augment: DADAugment, x_pix: Tensor, target: Tensor, *, seed: int) -> FirstLook:
+    """Make the DAD views of some pictures; torch's global generator stays as it is.
+
+    Args:
+        augment: Makes the views.
+        x_pix: Pictures ``[N, 3, H, W]`` in [0, 1], on the device of the models.
+        target: Class indices ``[N]``.
+        seed: Seed of the random starts.
+    """
+    centre = augment.find_centre(x_pix, target)
+    x_vq, _, calm_codes = augment.unattacked(x_pix, centre)
+    generators = [torch.Generator().manual_seed(seed + place) for place in range(len(x_pix))]
+    views = augment.attack_centre(centre, target, generator=generators)
+    answers = (augment.ask_teacher(x_pix), augment.ask_teacher(x_vq), views.dad_logits)
+    changed = views.dad_codes != calm_codes
+    if augment.keep_label:  # where the label is lost the view is Q(x), whatever the attack did
+        changed = changed[views.kept]
+    x, vq, dad = (int((logits.argmax(dim=-1) == target).sum()) for logits in answers)
+    return FirstLook(
+        count=len(x_pix),
+        num_classes=augment.teacher.num_classes,
+        right=(x, vq, dad),
+        psnr=psnr(x_pix, x_vq, most=100.0).mean().item(),
+        changed=changed.float().mean().item() if len(changed) else 0.0,
+    )
+
+
+def log_look(found: FirstLook) -> None:
+    """Log the numbers, and what to change where DAD cannot work."""
+    _logger.info('%s', found)
+    problem = found.problem()
+    if problem:
+        _logger.warning('DAD will teach little: %s', problem)
