@@ -128,6 +128,19 @@ def figure_table(results: dict[str, Any]) -> str:
     return markdown(['figure', 'against', 'to reach', 'median (lowest to highest)', 'reached', 'behind it'], rows)
 
 
+def attack_table(results: dict[str, Any]) -> str:
+    """What a DAD view costs by the space of its attack, of ``attacks.py``."""
+    rows = []
+    for key, entry in results.items():
+        if key.startswith('attacks, '):
+            _, precision, *name, device = key.split(', ')
+            numbers = entry['numbers']
+            rate = f'{numbers["images_per_second"]:.3g}, {device} in {precision}'
+            rows.append([', '.join(name), f'{numbers["gmacs"]:.0f}', rate, format_value(entry)])
+    header = ['a DAD view, attack on', 'GMACs an image', 'images per second', 'against pixels, from Q(x)']
+    return markdown(header, sorted(rows, key=lambda row: float(row[1])))
+
+
 def run_table(results: dict[str, Any]) -> str:
     """Commands that made them, where and when."""
     rows = []
@@ -174,7 +187,7 @@ def tables() -> dict[Path, dict[str, str]]:
     results = read(RESULTS)
     return {
         README: {'figures': figure_table(results), 'runs': run_table(results)},
-        SPEED: projection_tables(read(HERE / 'projection.json')),
+        SPEED: {**projection_tables(read(HERE / 'projection.json')), 'attacks': attack_table(results)},
     }
 
 

@@ -6,6 +6,10 @@ from dataclasses import replace
 from train import Job
 from views import RELEASED, Views
 
+from timm_dad.method.augment import AnyAttack
+from timm_dad.method.code_space import CodeAttackConfig
+from timm_dad.method.latent_space import LatentAttackConfig
+
 SEEDS = (0, 1, 2, 3, 4)
 
 # Both views weigh the same in the rows with one; weight 1.5 was chosen on fxemoji (study `ablation`, docs/demo.md).
@@ -110,6 +114,49 @@ def _speed() -> list[Job]:
     return [*jobs, replace(ROWS[CONTROL], study='speed', row='2 random views')]
 
 
+LONG = ('--epochs', '96', '--val-interval', '96')
+BASE = ('--dad-view-aug', 'base')
+LATENT, CODES = LatentAttackConfig(), CodeAttackConfig()
+
+
+def _latent_settings() -> list[Job]:
+    """Radius, steps and neighbours, chosen on fxemoji with seeds of their own."""
+    base = Job(study='latent settings', row='', seed=0, flags=(*DAD, *LONG))
+    attacks: dict[str, AnyAttack] = {
+        f'latent, eps {eps:g}, {steps} step{"s" * (steps > 1)}': LatentAttackConfig(
+            eps=eps, step_size=eps, num_steps=steps
+        )
+        for eps in (0.25, 0.5, 1.0)
+        for steps in (1, 3)
+    }
+    for neighbours in (8, 32):
+        attacks[f'codes, {neighbours} nearest'] = CodeAttackConfig(neighbours=neighbours)
+    return [replace(base, row=row, views=Views(attack=attack)) for row, attack in attacks.items()]
+
+
+def _latent() -> list[Job]:
+    """Every way to make the second view, and what augmentations do to it: on both views, or on the clean one alone."""
+    job = Job(study='latent', row='', seed=0)
+    second: dict[str, tuple[tuple[str, ...], Views | None]] = {
+        CONTROL: (RANDOM_VIEW, None),
+        'KD + Q(x)': (DAD, Views(kind='reconstruction', count=1)),
+        'KD + latent noise': (DAD, Views(attack=replace(LATENT, num_steps=0, start_size=1.0))),
+        'KD + random codes': (DAD, Views(attack=replace(CODES, num_steps=0))),
+        'DAD pixels (paper)': (DAD, Views()),
+        'DAD latent': (DAD, Views(attack=LATENT)),
+        'DAD codes': (DAD, Views(attack=CODES)),
+    }
+    jobs = [replace(job, row=row, flags=(*flags, *LONG), views=views) for row, (flags, views) in second.items()]
+    jobs += [replace(job, row='plain', flags=LONG), replace(job, row='KD, weight 2', flags=(*ONE_VIEW_TWICE, *LONG))]
+    for name, more in MIXED.items():
+        for row in (CONTROL, 'DAD latent'):
+            flags, views = second[row]
+            both = replace(job, row=f'{row} + {name} on both', flags=(*flags, *LONG, *more), views=views)
+            clean = replace(both, row=f'{row} + {name} on clean', flags=(*both.flags, *BASE))
+            jobs += [both, clean]
+    return jobs
+
+
 STUDIES: dict[str, tuple[list[Job], Sequence[int]]] = {
     'rates': (_rates(), (100, 101, 102)),
     'main': (_main(), SEEDS),
@@ -117,6 +164,8 @@ STUDIES: dict[str, tuple[list[Job], Sequence[int]]] = {
     'teachers': (_variants('teachers', ('KD', CONTROL, 'DAD'), teacher=('weak', 'medium')), SEEDS),
     'vqgans': (_variants('vqgans', ('DAD', 'KD + Q(x)'), vqgan=('f2',)), SEEDS),
     'ablation': (_ablation(), SEEDS),
+    'latent settings': (_latent_settings(), (100, 101)),
+    'latent': (_latent(), SEEDS),
     'speed': (_speed(), SEEDS),
 }
 

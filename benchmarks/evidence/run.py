@@ -124,13 +124,14 @@ def main() -> None:
     parser.add_argument('--work', type=Path, default=Path('output/evidence'), help='folder of what is built on the way')
     parser.add_argument('--results', type=Path, default=RESULTS, help='file of the results')
     parser.add_argument('--studies', nargs='+', choices=tuple(STUDIES), default=tuple(STUDIES), help='what to run')
+    parser.add_argument('--rows', nargs='+', metavar='ROW', help='rows of them to run; all by default')
     parser.add_argument('--workers', type=int, default=1, help='processes, of one thread each')
     parser.add_argument('--tables-only', action='store_true', help='run nothing')
     args = parser.parse_args()
     if not (args.source / 'noto.npz').is_file():
         parser.error(f'--source must be the folder of emoji64 with noto.npz and the other styles, got {args.source}')
     torch.set_num_threads(1)
-    jobs = all_jobs(args.studies)
+    jobs = [job for job in all_jobs(args.studies) if args.rows is None or job.row in args.rows]
     if not args.tables_only:
         (args.work / 'claims').mkdir(parents=True, exist_ok=True)
         others = [

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from timm_dad import VQGAN, AttackConfig, DADAugment, Teacher
 from timm_dad.common.files import replacing
 from timm_dad.method.attack import ascend
-from timm_dad.method.augment import Centre
+from timm_dad.method.augment import AnyAttack
 from timm_dad.method.loss import teacher_cross_entropy
 
 BATCH_SIZE = 64
@@ -31,14 +31,14 @@ class Views:
         count: Views of each picture.
         start: Where the attack starts: ``Q(x)`` or ``x``.
         keep_label: The label filter of ``--dad-keep-label``.
-        attack: The attack; the released one by default.
+        attack: The attack, in any space; the released one by default.
     """
 
     kind: str = 'dad'
     count: int = 4
     start: str = 'Q(x)'
     keep_label: bool = False
-    attack: AttackConfig = field(default_factory=AttackConfig)
+    attack: AnyAttack = field(default_factory=AttackConfig)
 
     def key(self, *more: object) -> str:
         """Name of these views in the cache."""
@@ -64,11 +64,12 @@ def make_views(views: Views, x: np.ndarray, y: np.ndarray, models: tuple[Teacher
 def _views_of_batch(views: Views, x_pix: Tensor, target: Tensor, teacher: Teacher, vqgan: VQGAN) -> list[Tensor]:
     zero_one = {'mean': (0, 0, 0), 'std': (1, 1, 1)}
     augment = DADAugment(teacher, vqgan, **zero_one, attack=views.attack, keep_label=views.keep_label)
-    x_vq, codes = vqgan.reconstruct(x_pix)
     if views.kind == 'reconstruction':
-        return [x_vq]
-    start = x_vq if views.start == 'Q(x)' else x_pix
-    found = [augment.attack_centre(Centre(start, codes=codes), target).x_dad for _ in range(views.count)]
+        return [vqgan(x_pix)]
+    centre = augment.find_centre(x_pix, target)
+    if views.start == 'x':
+        centre = replace(centre, x0=x_pix)
+    found = [augment.attack_centre(centre, target).x_dad for _ in range(views.count)]
     if views.kind == 'noise':
         return [add_noise(x_pix, (x_dad - x_pix).flatten(1).norm(dim=1)) for x_dad in found]
     return found

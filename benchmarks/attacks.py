@@ -1,0 +1,88 @@
+#!/usr/bin/env python3
+"""What a DAD view costs by the space of its attack: multiply-adds, and images per second against the attack on pixels.
+
+Same weights and images, in turn in one process. `tiny` is an untrained tiny decoder with the same codebook, which the
+gradient goes through (`--dad-gradient-vqgan`); what it costs does not depend on its weights.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import harness
+import results
+import torch
+import workload
+from torch import Tensor
+
+from timm_dad import VQGAN, CodeAttackConfig, DADAugment, LatentAttackConfig, prepare_frozen
+from timm_dad.common.macs import count_macs
+
+PIXELS = 'pixels, from Q(x)'
+
+
+def tiny_like(vqgan: VQGAN) -> VQGAN:
+    """A tiny VQGAN of 64 channels with the codebook of another."""
+    ddconfig = {**vqgan.config.ddconfig, 'ch': 64, 'ch_mult': [1] * len(vqgan.config.ddconfig['ch_mult'])}
+    ddconfig.update(attn_resolutions=[], num_res_blocks=1)
+    tiny = VQGAN(replace(vqgan.config, ddconfig=ddconfig, networks='tiny')).eval()
+    with torch.no_grad():
+        tiny.codebook.copy_(vqgan.codebook)
+    return tiny
+
+
+def make_attacks(args: argparse.Namespace) -> dict[str, DADAugment]:
+    """Ways to make a DAD view, by name."""
+    vqgan, teacher = workload.build_vqgan(args.vqgan), workload.build_teacher(args.teacher)
+    tiny = tiny_like(vqgan)
+    for model in (vqgan, tiny):
+        prepare_frozen(teacher, model, args.precision, torch.device(args.device), compile=args.compile)
+    norm: dict[str, Any] = {'mean': (0.5,) * 3, 'std': (0.5,) * 3}
+    latent, codes = LatentAttackConfig(), CodeAttackConfig()
+    return {
+        PIXELS: DADAugment(teacher, vqgan, **norm),
+        'pixels, from x': DADAugment(teacher, vqgan, **norm, attack_from='input'),
+        'latent': DADAugment(teacher, vqgan, **norm, attack=latent),
+        'latent, gradient through tiny': DADAugment(teacher, vqgan, **norm, attack=latent, gradient_vqgan=tiny),
+        'codes': DADAugment(teacher, vqgan, **norm, attack=codes),
+        'latent noise': DADAugment(teacher, vqgan, **norm, attack=replace(latent, num_steps=0)),
+    }
+
+
+def main() -> None:
+    """Count and time all of them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    harness.add_flags(parser, rounds=3)
+    workload.add_flags(parser, batch_size=2)
+    parser.add_argument('--precision', choices=('fp32', 'bf16', 'fp16'), default='bf16', help='of all networks')
+    args = parser.parse_args()
+    device = harness.start(args)
+    workload.shrink(args)
+    attacks = make_attacks(args)
+    x_pix, target = workload.images(args.batch_size, args.img_size, device)
+
+    def call(augment: DADAugment, x_pix: Tensor = x_pix, target: Tensor = target) -> Callable[[], Any]:
+        return lambda: augment.make_views(x_pix, target)
+
+    macs = {name: count_macs(call(augment, x_pix[:1], target[:1])) for name, augment in attacks.items()}
+    taken = harness.in_rounds({name: call(augment) for name, augment in attacks.items()}, args.rounds, device)
+    for name, seconds in taken.items():
+        value, low, high = harness.ratio(taken[PIXELS], seconds)
+        rate = args.batch_size / sorted(seconds)[len(seconds) // 2]
+        figure = results.Figure(
+            figure=f'images per second, making DAD images, attack on {name}, {args.precision}, {device.type}',
+            against=f'attack on {PIXELS}',
+            value=value,
+            low=low,
+            high=high,
+            detail=f'{macs[name] / 1e9:.4g} GMACs and {rate:.3g} images/s; {args.rounds} rounds of batches of '
+            f'{args.batch_size} at {args.img_size} px',
+            numbers={'gmacs': macs[name] / 1e9, 'images_per_second': rate},
+        )
+        key = f'attacks, {args.precision}, {name}, {args.device}'
+        results.write(args.results, key, figure, harness.command(), results.machine(args.device, args.threads))
+
+
+if __name__ == '__main__':
+    main()
