@@ -3,11 +3,12 @@
 import argparse
 
 import pytest
+import yaml
 
 from timm_dad.commands.generate import parse_args as parse_generate
 from timm_dad.commands.preview import parse_args as parse_preview
 from timm_dad.flags.attack import attack_config, describe_attack
-from timm_dad.flags.dad import add_dad_args, loss_config
+from timm_dad.flags.dad import add_dad_args, check_dad_args, loss_config
 from timm_dad.flags.recipe import RECIPES
 from timm_dad.flags.train import parse_args
 from timm_dad.method.attack import AttackConfig
@@ -71,6 +72,7 @@ def test_values_are_those_of_the_flags():
         ('--dad-extra-task-weight 1 --aug-splits 2 --jsd-loss', '--dad-extra-task-weight is a task loss of one view'),
         ('--dad-extra-task-weight 1 --dad-every 2 --dad-replay 8', '--dad-replay keeps views without labels'),
         ('--dad-view random --dad-look 8', '--dad-look looks at DAD views that are made here: leave it out'),
+        ('--dad-view-aug base --resplit --reprob 0.2', '--resplit spares the first view and --dad-view-aug base'),
         ('--dad-look -1', '--dad-look must be 0 or more, got -1'),
         ('--dad-eps-sched linear --dad-attack latent --dad-eps-start 0.6', '--dad-eps-start must be at most --dad-eps'),
     ],
@@ -135,3 +137,30 @@ def test_a_flag_overrides_the_recipe_even_with_its_own_default(tmp_path):
     (tmp_path / 'config.yaml').write_text('dad_weight: 0.5\ndad_recipe: latent\n')
     args = parse('--config', str(tmp_path / 'config.yaml'))
     assert (args.dad_recipe, args.dad_weight, args.dad_attack) == ('latent', 0.5, 'latent')
+
+
+def test_a_recipe_of_the_command_line_overrides_a_file(tmp_path):
+    """The demo's file has a weight, and an args.yaml has every flag."""
+    assert loss_config(parse_args(['--dad-recipe', 'released'])).dad_weight == 0.125
+    assert parse_args([]).dad_weight == 1.5
+    (tmp_path / 'args.yaml').write_text(yaml.safe_dump(vars(parse())))
+    args = parse_args(['--config', str(tmp_path / 'args.yaml'), '--dad-recipe', 'latent'])
+    assert attack_config(args) == LatentAttackConfig()
+    assert (args.dad_view_aug, args.dad_weight) == ('base', 1.5)
+
+
+@pytest.mark.parametrize('config', [LatentAttackConfig(), CodeAttackConfig()])
+def test_radii_of_a_file_are_those_of_its_own_attack(tmp_path, config):
+    (tmp_path / 'args.yaml').write_text(yaml.safe_dump(vars(parse('--dad-eps', '0.3'))))
+    args = ['--config', str(tmp_path / 'args.yaml')]
+    assert attack_config(parse_args(args)).eps == 0.3
+    assert attack_config(parse_args([*args, '--dad-attack', config.space])) == config
+    assert attack_config(parse_args([*args, '--dad-attack', config.space, '--dad-eps', '0.2'])).eps == 0.2
+
+
+def test_values_of_a_file_that_argparse_does_not_see():
+    args = parse()
+    for name, message in (('dad_attack', '--dad-attack must be one of'), ('dad_recipe', '--dad-recipe must be one of')):
+        changed = argparse.Namespace(**{**vars(args), name: 'foo'})
+        with pytest.raises(ValueError, match=f"{message}.*'foo'"):
+            check_dad_args(changed, {})

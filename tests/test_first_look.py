@@ -6,6 +6,8 @@ import logging
 import pytest
 import torch
 from folders import write_pictures
+from PIL import Image
+from test_generate import _wds
 from timm.data import create_dataset
 from torch import nn
 
@@ -92,6 +94,58 @@ def test_pictures_are_spread_and_such_as_do_not_decode_are_left_out(tmp_path):
     assert target.tolist() == [0] * 4 + [1] * 3 + [2] * 4 + [3] * 4
     _, target = first_pictures(source, Frame(size=(16, 16)), 4, torch.device('cpu'))
     assert len(set(target.tolist())) > 2
+
+
+def test_a_data_set_stays_as_it_is(tmp_path):
+    """timm's script looks when its loader is there; data without a timm reader is read through its own transform."""
+
+    class Plain(torch.utils.data.Dataset):
+        transform = staticmethod(lambda image: 1)
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            image = Image.new('RGB', (20, 20), (80 * index, 0, 0))
+            return (self.transform(image) if self.transform else image), index
+
+    dataset = Plain()
+    x_pix, target = first_pictures(Source(dataset), Frame(size=(8, 8)), 8, torch.device('cpu'))
+    assert target.tolist() == [0, 1, 2]
+    assert x_pix.shape == (3, 3, 8, 8)
+    assert dataset[0][0] == 1
+
+
+def test_pieces_find_what_the_whole_finds(teacher, vqgan, x_pix):
+    augment = DADAugment(teacher, vqgan, **ZERO_ONE, attack=LatentAttackConfig())
+    whole, pieces = (look(augment, x_pix, torch.arange(4), seed=0, batch_size=size) for size in (4, 3))
+    assert whole.right == pieces.right
+    assert whole.changed == pytest.approx(pieces.changed, abs=0.05)
+
+
+def test_a_stream_is_not_looked_at(tmp_path, caplog):
+    """Whoever reads it before its loader leaves every worker with all of it."""
+    (tmp_path / 'wds').mkdir()
+    _wds(tmp_path / 'wds', [str(index) for index in range(16)], list(range(16)))
+    (tmp_path / 'names.txt').write_text('\n'.join(f'thing {index}' for index in range(16)))
+    caplog.set_level('INFO', logger='timm_dad')
+    argv = ['--dataset', 'wds/', '--data-dir', str(tmp_path / 'wds'), '--num-classes', '16', '--img-size', '32']
+    argv += [
+        '--train-num-samples',
+        '16',
+        '--val-split',
+        '',
+        '--model',
+        'test_resnet',
+        '--epochs',
+        '1',
+        '--workers',
+        '0',
+    ]
+    argv += ['--batch-size', '8', '--dad', '--dad-teacher', 'demo', '--dad-vqgan', 'demo', '--output', str(tmp_path)]
+    train_dad.main([*argv, '--dad-classnames', str(tmp_path / 'names.txt'), '--train-split', 'train'])
+    assert 'No look at pictures of a stream' in caplog.text
+    assert 'DAD on' not in caplog.text
 
 
 @pytest.mark.parametrize('count', [0, 8])

@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -268,11 +269,45 @@ def test_disagreement_ascends_where_teacher_and_student_differ(teacher, vqgan, s
         assert torch.equal(value, batch_stats[name]), name
 
     def differ(codes):
-        return augment.objective(vqgan.decode(vqgan.embed(codes)), TARGET).mean()
+        with augment.disagreement.evaluating():
+            return augment.disagreement(vqgan.decode(vqgan.embed(codes))).mean()
 
     noise = dataclasses.replace(config, num_steps=0, start_size=1.0)
     augment.attack = noise
     assert differ(views.dad_codes) > differ(make(augment, x_pix).dad_codes)
+
+
+@pytest.mark.parametrize('name', ['test_resnet', 'test_efficientnet', 'test_vit'])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_disagreement_in_a_step_of_any_student(teacher, vqgan, x_pix, name, dtype):
+    """Checkpointing computes the forward once more: in evaluation mode, too, with no trace in batch statistics."""
+    size = {'img_size': 16, 'patch_size': 8} if name == 'test_vit' else {}
+    found = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        student = timm.create_model(name, num_classes=5, drop_path_rate=0.0, **size).to(dtype)
+        student.set_grad_checkpointing(checkpointing)
+        augment = DADAugment(teacher, vqgan, **HALF, attack=LatentAttackConfig(objective='disagreement'))
+        task = DADTask(student, teacher, augment, **HALF, verbose=False).train()
+        statistics = {name: value.clone() for name, value in student.state_dict().items() if 'running' in name}
+        views = make(augment, x_pix)
+        for name_, value in student.state_dict().items():
+            assert name_ not in statistics or torch.equal(value, statistics[name_])
+        assert student.training
+        result = task((x_pix * 2 - 1).to(dtype), TARGET)
+        result['loss'].backward()
+        assert result['loss'].isfinite()
+        found.append(views.dad_codes)
+    assert (found[0] == found[1]).float().mean() > 0.95
+
+
+def test_a_task_freezes_the_other_decoder(student, teacher, vqgan, vqgan_config):
+    tiny = VQGAN(dataclasses.replace(vqgan_config, networks='tiny')).train()
+    tiny.codebook.data.copy_(vqgan.codebook)
+    augment = DADAugment(teacher, vqgan, **HALF, attack=LATENT, gradient_vqgan=tiny)
+    DADTask(student, teacher, augment, **HALF, verbose=False)
+    assert not tiny.training
+    assert not any(parameter.requires_grad for parameter in tiny.parameters())
 
 
 @KINDS
@@ -321,8 +356,12 @@ def test_models_that_do_not_fit(build, vqgan, vqgan_config):
         build(LATENT, attack_from='input')
     with pytest.raises(ValueError, match='gradient_vqgan is for attacks on latents or codes'):
         build(AttackConfig(), gradient_vqgan=vqgan)
-    with pytest.raises(ValueError, match='must have the codebook of the VQGAN'):
+    with pytest.raises(ValueError, match='must have codebook and factor of the VQGAN'):
         build(LATENT, gradient_vqgan=VQGAN(vqgan_config))
+    larger = VQGAN(dataclasses.replace(vqgan_config, ddconfig={**vqgan_config.ddconfig, 'ch_mult': [1, 1, 2]}))
+    larger.codebook.data.copy_(vqgan.codebook)
+    with pytest.raises(ValueError, match='must have codebook and factor of the VQGAN'):
+        build(LATENT, gradient_vqgan=larger)
     with pytest.raises(ValueError, match=r'need the codebook of a timm_dad\.VQGAN'):
         build(LATENT, vqgan=torch.nn.Identity())
     with pytest.raises(ValueError, match='make another DADAugment'):

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from timm_dad.flags.fields import field_kwargs
@@ -63,6 +64,8 @@ def attack_config(args: argparse.Namespace) -> AnyAttack:
         ValueError: If a flag is out of range, or is not one of this attack; it names the flag.
     """
     kind = args.dad_attack
+    if kind not in (*_CONFIGS, DISAGREEMENT):  # of a config file, which argparse does not check
+        raise ValueError(f'--dad-attack must be one of {", ".join((*_CONFIGS, DISAGREEMENT))}, got {kind!r}')
     config = LatentAttackConfig if kind == DISAGREEMENT else _CONFIGS[kind]
     given = {name: f'dad_{name}' for name in _FIELDS if getattr(args, f'dad_{name}') is not None}
     for name, flag in given.items():
@@ -84,6 +87,14 @@ def attack_config(args: argparse.Namespace) -> AnyAttack:
         values['objective'] = DISAGREEMENT
     with naming_flag({name: f'dad_{name}' for name in _FIELDS}):
         return config(**values)
+
+
+def forget_other_attack(args: argparse.Namespace, given: Collection[str], configured: Mapping[str, Any]) -> None:
+    """Drop what a config file says of another attack than the one that is asked for: radii are in other units there."""
+    if args.dad_attack != configured.get('dad_attack', 'pixels'):
+        for name in _FIELDS:
+            if f'dad_{name}' in configured and f'dad_{name}' not in given:
+                setattr(args, f'dad_{name}', None)
 
 
 def fill_in_attack(args: argparse.Namespace) -> None:

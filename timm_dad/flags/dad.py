@@ -1,7 +1,8 @@
 """The flags ``--dad ...``, and the task that they build."""
 
 import argparse
-from collections.abc import Callable, Collection, Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from timm_dad.dad_sets.logits import StoredLogits
 from timm_dad.dad_sets.match import check_teacher
 from timm_dad.dad_sets.read import DADSet
 from timm_dad.data.images import Source
+from timm_dad.flags.attack import forget_other_attack
 from timm_dad.flags.fields import add_fields, dad_flags, from_flags
 from timm_dad.flags.kwargs import num_channels
 from timm_dad.flags.pairs import add_pair_args, check_pair_args, makes_views, training_frame, uses_cache, uses_pairs
@@ -24,6 +26,8 @@ from timm_dad.method.loss import DADLossConfig
 from timm_dad.method.schedule import DADSchedule
 from timm_dad.method.task import DADTask
 from timm_dad.preview.first_look import first_pictures, log_look, look
+
+_logger = logging.getLogger(__name__)
 
 _LOSS = {**dad_flags('temperature', 'task_weight', 'kd_weight', 'extra_task_weight'), 'dad_weight': 'dad_weight'}
 _SCHEDULE = dad_flags('prob', 'every', 'replay', 'warmup_epochs', 'off_epoch', 'eps_sched', 'eps_start')
@@ -54,13 +58,15 @@ def schedule_config(args: argparse.Namespace) -> DADSchedule:
     return from_flags(DADSchedule, args, {**_SCHEDULE, 'epochs': 'epochs'})
 
 
-def check_dad_args(args: argparse.Namespace, given: Mapping[str, Any], configured: Collection[str] = ()) -> None:
+def check_dad_args(
+    args: argparse.Namespace, given: Mapping[str, Any], configured: Mapping[str, Any] | None = None
+) -> None:
     """Apply the recipe, and check the group before anything is built.
 
     Args:
         args: Flags; what the recipe and the attack leave to their defaults is filled in.
         given: Flags of the command line, which must not be ignored.
-        configured: Flags of a config file.
+        configured: Flags of a config file; ``None`` where nobody knows which these are.
 
     Raises:
         ValueError: If a flag has a bad value, is missing, or would be ignored.
@@ -70,7 +76,8 @@ def check_dad_args(args: argparse.Namespace, given: Mapping[str, Any], configure
             if name.startswith('dad_'):
                 raise ValueError(f'{written(name)} needs --dad')
         return
-    apply_recipe(args, add_dad_args, {*given, *configured})
+    apply_recipe(args, add_dad_args, given, configured)
+    forget_other_attack(args, given, configured or {})
     check_view_args(args, has_student=True)
     loss_config(args)
     schedule = schedule_config(args)
@@ -166,6 +173,16 @@ def build_task(
         verbose=verbose,
     )
     if augment is not None and dataset is not None and args.dad_look and is_main_process():
-        source, frame = Source(dataset), training_frame(data_config)
-        log_look(look(augment, *first_pictures(source, frame, args.dad_look, device), seed=args.seed))
+        _look_first(args, augment, Source(dataset), data_config, device)
     return task, augment
+
+
+def _look_first(
+    args: argparse.Namespace, augment: DADAugment, source: Source, data_config: Mapping[str, Any], device: torch.device
+) -> None:
+    if source.streams:
+        _logger.info('No look at pictures of a stream: timm-dad preview shows some')
+        return
+    with under_flag('--dad-look:'):
+        x_pix, target = first_pictures(source, training_frame(data_config), args.dad_look, device)
+    log_look(look(augment, x_pix, target, seed=args.seed, batch_size=args.batch_size))

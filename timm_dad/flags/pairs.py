@@ -96,6 +96,8 @@ def check_pair_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
          '--dad-look looks at DAD views that are made here: leave it out with --dad-dir and --dad-view random'),
         (args.dad_attack != DISAGREEMENT or makes_views(args),
          '--dad-attack disagreement is made in the training step, where the student is: leave --dad-cache out'),
+        (not (args.resplit and args.dad_view_aug == 'base'),
+         '--resplit spares the first view and --dad-view-aug base the last one: nothing would be erased; leave it out'),
         (not (uses_pairs(args) and args.aug_splits and args.resplit),
          '--resplit counts the splits of --aug-splits alone, and here the batch holds an extra view too: leave one '
          'of them out'),
@@ -103,6 +105,9 @@ def check_pair_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
     check_rules(rules)
     if args.dad_dir:
         settings = check_set_args(args, given, loads_teacher=not args.dad_stored_logits)
+        space = settings['attack'].get('space', 'pixels')
+        if args.dad_recipe == 'latent' and space != 'latent':
+            raise ValueError(f'--dad-recipe latent is of an attack on latents, and {args.dad_dir} is of one on {space}')
         if args.dad_stored_logits:
             _check_stored_logits_args(args, given, settings)
 

@@ -35,17 +35,30 @@ def add_recipe_arg(group: Any) -> None:
 
 
 def apply_recipe(
-    args: argparse.Namespace, add_args: Callable[[argparse.ArgumentParser], None], given: Collection[str]
+    args: argparse.Namespace,
+    add_args: Callable[[argparse.ArgumentParser], None],
+    given: Collection[str],
+    configured: Collection[str] | None,
 ) -> None:
-    """Set the flags of the recipe that have their default and are not ``given``.
+    """Set the flags of the recipe: all but those of the command line, and those of the file that names the recipe.
 
     Args:
         args: Flags, which are changed.
         add_args: Adds all of them to a parser.
-        given: Flags of command line and config file.
+        given: Flags of the command line.
+        configured: Flags of a config file; where these are not known, those that have not their default.
+
+    Raises:
+        ValueError: If there is no such recipe.
     """
+    if args.dad_recipe not in RECIPES:  # of a config file, which argparse does not check
+        raise ValueError(f'--dad-recipe must be one of {", ".join(RECIPES)}, got {args.dad_recipe!r}')
     parser = argparse.ArgumentParser(add_help=False)
     add_args(parser)
+    kept = set(given)
+    if 'dad_recipe' not in given:
+        changed = {name for name in vars(args) if getattr(args, name) != parser.get_default(name)}
+        kept |= changed if configured is None else set(configured)
     for name, value in RECIPES[args.dad_recipe].items():
-        if name not in given and getattr(args, name) == parser.get_default(name):
+        if name not in kept:
             setattr(args, name, value)

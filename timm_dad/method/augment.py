@@ -1,5 +1,6 @@
 """``DADAugment``: a batch augmentation that adds the DAD view (Zhou et al. 2023, arXiv:2311.01441, section 3.3)."""
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +12,11 @@ from timm_dad.common.pixels import PixelNorm
 from timm_dad.method.attack import AttackConfig, Generators
 from timm_dad.method.chunked import Chunked
 from timm_dad.method.code_space import CodeAttackConfig, CodeSpace
+from timm_dad.method.disagreement import Disagreement
 from timm_dad.method.latent_space import LatentAttackConfig, LatentSpace
 from timm_dad.method.loss import hard_labels, teacher_cross_entropy
 from timm_dad.method.pixel_space import PixelSpace
-from timm_dad.method.space import Centre, Objective, Space
+from timm_dad.method.space import Centre, Space
 from timm_dad.teachers.teacher import Teacher
 from timm_dad.vqgan.model import VQGAN
 
@@ -53,6 +55,11 @@ class DADViews:
     dad_logits: Tensor
     kept: Tensor
     clean_logits: Tensor | None = None
+
+
+def _same_codes(one: VQGAN, other: VQGAN) -> bool:
+    same_factor = one.config.factor == other.config.factor
+    return same_factor and torch.equal(one.codebook.cpu(), other.codebook.cpu())
 
 
 class DADAugment:
@@ -101,7 +108,7 @@ class DADAugment:
         self.keep_label = keep_label
         self.attack_from = attack_from
         self.chunked = Chunked(micro_batch)
-        self.objective: Objective | None = None
+        self.disagreement: Disagreement | None = None
         self.space = self._create_space(attack or AttackConfig())
         self._is_first = True
 
@@ -115,9 +122,9 @@ class DADAugment:
         if not isinstance(self.vqgan, VQGAN):
             raise ValueError(f'attacks on {attack.space} need the codebook of a timm_dad.VQGAN, got {type(self.vqgan)}')
         decoder = self.gradient_vqgan
-        if decoder is not None and not torch.equal(decoder.codebook.cpu(), self.vqgan.codebook.cpu()):
+        if decoder is not None and not _same_codes(decoder, self.vqgan):
             raise ValueError(
-                'gradient_vqgan must have the codebook of the VQGAN: timm-dad vqgan distill makes such a one'
+                'gradient_vqgan must have codebook and factor of the VQGAN: timm-dad vqgan distill makes such a one'
             )
         if isinstance(attack, LatentAttackConfig):
             return LatentSpace(self.vqgan, attack, self._ascended, decoder)
@@ -139,8 +146,8 @@ class DADAugment:
 
     def _ascended(self, x_pix: Tensor, target: Tensor) -> Tensor:
         """The loss of each image ``[B]`` that the attack ascends."""
-        if self.objective is not None:
-            return self.objective(x_pix, target)
+        if self.disagreement is not None:
+            return self.disagreement(x_pix)
         if getattr(self.attack, 'objective', 'cross_entropy') != 'cross_entropy':
             raise ValueError('objective disagreement needs the student: DADTask brings it; no views are made before')
         return teacher_cross_entropy(self.teacher(x_pix), target)
@@ -231,8 +238,10 @@ class DADAugment:
 
     def _attack(self, centre: Centre, start: Tensor, target: Tensor, eps: Tensor | None) -> DADViews:
         space = self.space
+        evaluating = contextlib.nullcontext() if self.disagreement is None else self.disagreement.evaluating()
         with torch.autocast(centre.x0.device.type, enabled=False):
-            x_adv = space.attack(centre, start, target, eps)
+            with evaluating:
+                x_adv = space.attack(centre, start, target, eps)
             x_dad, dad_codes = space.discretize(x_adv, centre.size)
             dad_logits = self.teacher(x_dad)
             kept = dad_logits.argmax(dim=-1) == hard_labels(target)

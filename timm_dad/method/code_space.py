@@ -6,6 +6,7 @@ says what each replacement gains.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -15,6 +16,8 @@ from timm_dad.common.options import option
 from timm_dad.method.attack import Generators, check_budget, draw, input_gradient, per_image
 from timm_dad.method.space import Centre, Objective
 from timm_dad.vqgan.model import VQGAN
+
+_MAX_BLOCK = 2**22  # floats in one block of distances: 16 MiB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +100,7 @@ class CodeSpace:
     def attack(self, centre: Centre, start: Tensor, target: Tensor, eps: Tensor | None) -> Tensor:
         """Codes, some of them replaced: the same number in each image of one budget."""
         codes, (order, choice) = centre.x0.flatten(1), start.flatten(2).unbind(1)
-        near = self._neighbours(codes)  # [B, N, K]
+        near = self._neighbours[codes]  # [B, N, K]
         if centre.gradient is None:
             gain = order  # any order will do
             chosen = (choice * near.shape[-1]).long()[..., None]
@@ -118,13 +121,16 @@ class CodeSpace:
             best &= gain > 0  # nothing is replaced to lower the loss
         return torch.where(best & candidates, swapped, codes).view(centre.x0.shape)
 
-    def _neighbours(self, codes: Tensor) -> Tensor:
-        """The nearest other codes ``[B, N, K]`` of codes ``[B, N]``."""
+    @cached_property
+    def _neighbours(self) -> Tensor:
+        """The nearest other codes ``[n_embed, K]`` of every code."""
         codebook = self.vqgan.codebook.float()
-        used, place = codes.unique(return_inverse=True)
-        distance = torch.cdist(codebook[used], codebook, compute_mode='donot_use_mm_for_euclid_dist')
-        distance.scatter_(1, used[:, None], torch.inf)  # a code is no neighbour of itself
-        return distance.topk(self.config.neighbours, largest=False).indices[place]
+        near = []
+        for codes in torch.arange(len(codebook), device=codebook.device).split(max(1, _MAX_BLOCK // len(codebook))):
+            distance = torch.cdist(codebook[codes], codebook, compute_mode='donot_use_mm_for_euclid_dist')
+            distance.scatter_(1, codes[:, None], torch.inf)  # a code is no neighbour of itself
+            near.append(distance.topk(self.config.neighbours, largest=False).indices)
+        return torch.cat(near)
 
     def discretize(self, point: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Decoded images of codes, and the codes."""
@@ -133,7 +139,7 @@ class CodeSpace:
     def is_stuck(self, centre: Centre, start: Tensor, point: Tensor) -> bool:
         """Whether the gradient says of no replacement what it gains."""
         gradient = centre.gradient
-        return gradient is not None and not bool((gradient.isfinite() & (gradient != 0)).any())
+        return gradient is not None and self.config.eps > 0 and not bool((gradient.isfinite() & (gradient != 0)).any())
 
     def distance(self, centre: Centre, point: Tensor) -> Tensor:
         """The part of the codes that were replaced."""

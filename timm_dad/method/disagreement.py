@@ -1,5 +1,8 @@
 """Where teacher and student differ most: an objective of attacks that are made in the training step."""
 
+import contextlib
+from collections.abc import Iterator
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,14 +23,20 @@ class Disagreement:
     def __init__(self, student: nn.Module, teacher: Teacher, norm: PixelNorm, temperature: float) -> None:
         self.student, self.teacher, self.norm, self.temperature = student, teacher, norm, temperature
 
-    def __call__(self, x_pix: Tensor, target: Tensor) -> Tensor:
-        """Losses ``[B]``, fp32, of images ``[B, 3, H, W]`` in [0, 1]; ``target`` does not matter."""
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Keep the student in evaluation mode, for forward and gradient, which may compute the forward once more."""
         modes = [(module, module.training) for module in self.student.modules()]
         self.student.eval()
         try:
-            logits = self.student(self.norm.normalize(x_pix)), self.teacher(x_pix)
+            yield
         finally:
             for module, mode in modes:
                 module.training = mode
+
+    def __call__(self, x_pix: Tensor) -> Tensor:
+        """Losses ``[B]``, fp32, of images ``[B, 3, H, W]`` in [0, 1]."""
+        x_norm = self.norm.normalize(x_pix).to(next(self.student.parameters()).dtype)
+        logits = self.student(x_norm), self.teacher(x_pix)
         student, teacher = (F.log_softmax(own.float() / self.temperature, dim=-1) for own in logits)
         return F.kl_div(student, teacher, reduction='none', log_target=True).sum(dim=-1) * self.temperature**2

@@ -90,6 +90,8 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         self.stored = stored
         self.teacher = teacher and teacher.eval().requires_grad_(False).to(self.device)
         self.vqgan = augment.vqgan.eval().requires_grad_(False).to(self.device) if augment else None
+        if augment and augment.gradient_vqgan:
+            augment.gradient_vqgan.eval().requires_grad_(False).to(self.device)
         self.augment, self.apart = augment, apart
         self.pairs = augment is None or apart
         self.full_attack = augment.attack if augment else None
@@ -103,7 +105,7 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         self.replay = ReplayCache(self.schedule.replay) if self.schedule.replay else None
         if augment is not None and getattr(augment.attack, 'objective', '') == 'disagreement':
             assert self.teacher is not None
-            augment.objective = Disagreement(student_model, self.teacher, norm, self.loss.config.temperature)
+            augment.disagreement = Disagreement(student_model, self.teacher, norm, self.loss.config.temperature)
         if add_splits(student_model, num_splits + 1) and not self.schedule.always:
             raise ValueError('split batch norm needs a DAD view in every batch: always must hold for the schedule')
         self.set_epoch(0)

@@ -1,7 +1,6 @@
 """A look at some pictures before training: whether teacher, VQGAN and attack can teach anything."""
 
 import contextlib
-import itertools
 import logging
 import math
 from dataclasses import dataclass
@@ -75,28 +74,30 @@ class FirstLook:
 
 
 def first_pictures(source: Source, frame: Frame, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Pictures ``[N, 3, H, W]`` in [0, 1] and labels ``[N]``: spread over a data set, or the first ones of a stream.
+    """Pictures ``[N, 3, H, W]`` in [0, 1] and labels ``[N]``, spread over a data set, which stays as it is.
 
     Args:
-        source: Training data.
+        source: Training data with an index: whoever reads a stream here leaves its loaders without their shards.
         frame: What is taken of a picture.
         count: How many, at most; such as do not decode are left out.
         device: Where to put them.
     """
-    if source.streams:
-        read = [source.of_pixels(*pair) for pair in itertools.islice(source.dataset, count)]
-    else:
-        read = []
+    read, own_transform = [], getattr(source.dataset, 'transform', None)
+    try:
         for index in spread(len(source), count):
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, OSError):
                 read.append(source.read(index))
+    finally:
+        source.dataset.transform = own_transform
+    if not read:
+        raise ValueError(f'none of {min(count, len(source))} training images decodes')
     transform = frame.transform()
     x_pix = torch.stack([to_tensor(transform(image.image)) for image in read])
     return x_pix.to(device), torch.tensor([image.label for image in read], device=device)
 
 
 @torch.no_grad()
-def look(augment: DADAugment, x_pix: Tensor, target: Tensor, *, seed: int) -> FirstLook:
+def look(augment: DADAugment, x_pix: Tensor, target: Tensor, *, seed: int, batch_size: int = 64) -> FirstLook:
     """Make the DAD views of some pictures; torch's global generator stays as it is.
 
     Args:
@@ -104,23 +105,33 @@ def look(augment: DADAugment, x_pix: Tensor, target: Tensor, *, seed: int) -> Fi
         x_pix: Pictures ``[N, 3, H, W]`` in [0, 1], on the device of the models.
         target: Class indices ``[N]``.
         seed: Seed of the random starts.
+        batch_size: Pictures at a time: those of a training batch, so that nothing is compiled for another shape.
     """
-    centre = augment.find_centre(x_pix, target)
-    x_vq, _, calm_codes = augment.unattacked(x_pix, centre)
-    generators = [torch.Generator().manual_seed(seed + place) for place in range(len(x_pix))]
-    views = augment.attack_centre(centre, target, generator=generators)
-    answers = (augment.ask_teacher(x_pix), augment.ask_teacher(x_vq), views.dad_logits)
-    changed = views.dad_codes != calm_codes
-    if augment.keep_label:  # where the label is lost the view is Q(x), whatever the attack did
-        changed = changed[views.kept]
-    x, vq, dad = (int((logits.argmax(dim=-1) == target).sum()) for logits in answers)
+    rows = torch.arange(len(x_pix)).split(batch_size)
+    found = [_look_at(augment, x_pix[part], target[part], [seed + int(place) for place in part]) for part in rows]
+    right, noise, changed = (torch.cat(parts) for parts in zip(*found, strict=True))
+    x, vq, dad = right.sum(dim=0).tolist()
     return FirstLook(
         count=len(x_pix),
         num_classes=augment.teacher.num_classes,
         right=(x, vq, dad),
-        psnr=psnr(x_pix, x_vq, most=100.0).mean().item(),
+        psnr=noise.mean().item(),
         changed=changed.float().mean().item() if len(changed) else 0.0,
     )
+
+
+def _look_at(augment: DADAugment, x_pix: Tensor, target: Tensor, seeds: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a batch, where the teacher is right ``[B, 3]``, PSNR ``[B]``, and where codes are changed ``[B, h, w]``."""
+    centre = augment.find_centre(x_pix, target)
+    x_vq, _, calm_codes = augment.unattacked(x_pix, centre)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    views = augment.attack_centre(centre, target, generator=generators)
+    changed = views.dad_codes != calm_codes
+    if augment.keep_label:  # where the label is lost the view is Q(x), whatever the attack did
+        changed = changed[views.kept]
+    answers = (augment.ask_teacher(x_pix), augment.ask_teacher(x_vq), views.dad_logits)
+    right = torch.stack([logits.argmax(dim=-1) == target for logits in answers], dim=1)
+    return right, psnr(x_pix, x_vq, most=100.0), changed
 
 
 def log_look(found: FirstLook) -> None:
