@@ -121,8 +121,9 @@ def test_weights_that_are_missing_are_one_line(tmp_path, monkeypatch):
         pacs_models.imagenet_weights(tmp_path / 'weights.pth')
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not PACS.is_dir(), reason='needs the pictures of PACS beside the repository')
-def test_pictures_of_pacs_are_in_the_order_of_the_trainer(tmp_path):
+def test_pictures_of_pacs(tmp_path):
     import pacs
 
     root = pacs.unpack(PACS, tmp_path)
@@ -256,3 +257,36 @@ def test_a_run_of_each_kind(tmp_path, row):
     # "Corrupted" pictures that are not corrupted are as easy as the pictures.
     assert {mean(values) for values in first['corruptions'].values()} == {first['styles']['noto']}
     assert not list((tmp_path / 'runs').iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PACS.is_dir(), reason='needs the pictures of PACS beside the repository')
+@pytest.mark.parametrize('row', ['plain', 'KD, 2 random views', 'DAD latent', 'DAD latent + RandAugment on clean'])
+def test_a_run_on_pacs_of_each_kind(tmp_path, row):
+    from dataclasses import replace
+
+    import pacs
+    import timm
+    from jobs import STUDIES
+    from pacs_models import MODEL, save_teacher
+    from train import Materials, run_job
+
+    from timm_dad.demo.data import DEMO_VQGAN
+
+    root = pacs.unpack(PACS, tmp_path)
+    torch.manual_seed(0)
+    save_teacher(timm.create_model(MODEL, num_classes=7).state_dict(), tmp_path / 'teacher')
+    styles = {'photo': pacs.read_split(root, 'train/photo')}
+    tests = {name: (x[:20], y[:20]) for name, (x, y) in pacs.test_sets(root).items()}
+    teachers, vqgans = {'lite0': tmp_path / 'teacher'}, {'pacs': DEMO_VQGAN}
+    materials = Materials(
+        styles, tests, None, teachers, vqgans, tmp_path / 'templates.txt', tmp_path,
+        data='pacs', data_flags=('--data-dir', str(root)),
+    )  # fmt: skip
+    job = next(job for job in STUDIES['pacs latent'][0] if job.row == row)
+    job = replace(job, flags=(*job.flags, '--epochs', '1', '--warmup-epochs', '0', '--val-interval', '1'))
+    if job.views:
+        job = replace(job, views=replace(job.views, count=1))
+    found = run_job(job, materials)
+    assert set(found) == {'styles'}
+    assert set(found['styles']) == set(tests)

@@ -30,7 +30,7 @@ TEACHER_FLAGS = (
     '--checkpoint-hist', '1', '--channels-last', '--device', 'cpu', '--seed', '0',
 )  # fmt: skip
 VQGAN_FLAGS = (
-    '--init', 'demo', '--img-size', str(SIZE), '--steps', '2500', '--lr', '5e-4', '--batch-size', '32',
+    '--init', 'demo', '--img-size', str(SIZE), '--steps', '1500', '--lr', '5e-4', '--batch-size', '32',
     '--workers', '0', '--device', 'cpu', '--seed', '0',
 )  # fmt: skip
 
@@ -70,7 +70,7 @@ def imagenet_weights(path: Path) -> Path:
 def build_teacher(root: Path, work: Path) -> Path:
     """Folder of the teacher in the layout of timm's hub, with its small input; trained if it is not there."""
     folder = _folder(work, f'teacher-{TEACHER}', teacher_facts())
-    if (folder / 'config.json').is_file():
+    if folder.is_dir():
         return folder
     weights = imagenet_weights(work / f'{MODEL}.pth')
     run = folder.with_name(f'{folder.name}-run')
@@ -79,13 +79,19 @@ def build_teacher(root: Path, work: Path) -> Path:
         *TEACHER_FLAGS, '--data-dir', str(root), '--pretrained', '--pretrained-path', str(weights),
         '--output', str(run.parent), '--experiment', run.name,
     ])  # fmt: skip
-    model: Any = timm.create_model(MODEL, num_classes=len(CLASSES))
-    model.load_state_dict(torch.load(run / 'last.pth.tar', map_location='cpu', weights_only=False)['state_dict'])
-    model.pretrained_cfg |= {'input_size': (3, TEACHER_SIZE, TEACHER_SIZE), 'crop_pct': 1.0}
+    save_teacher(torch.load(run / 'last.pth.tar', map_location='cpu', weights_only=False)['state_dict'], folder)
     shutil.rmtree(run)
-    save_for_hf(model, run, model_config={'label_names': list(CLASSES)})
-    run.rename(folder)
     return folder
+
+
+def save_teacher(state_dict: dict[str, Any], folder: Path) -> None:
+    """Write a folder for ``timm:local-dir:FOLDER``, which says the small input."""
+    model: Any = timm.create_model(MODEL, num_classes=len(CLASSES))
+    model.load_state_dict(state_dict)
+    model.pretrained_cfg |= {'input_size': (3, TEACHER_SIZE, TEACHER_SIZE), 'crop_pct': 1.0}
+    unfinished = folder.with_name(f'{folder.name}-unfinished')
+    save_for_hf(model, unfinished, model_config={'label_names': list(CLASSES)})
+    unfinished.rename(folder)
 
 
 def build_vqgan(root: Path, work: Path) -> Path:
