@@ -144,9 +144,9 @@ def main() -> None:
     args = parser.parse_args()
     sources = {'emoji64': args.source, 'pacs': args.pacs}
     studies = args.studies or [name for name, (rows, _) in STUDIES.items() if sources[rows[0].data]]
-    check_sources(parser, sources, studies)
     torch.set_num_threads(1)
     if not args.tables_only:
+        check_sources(parser, sources, studies)
         (args.work / 'claims').mkdir(parents=True, exist_ok=True)
         others = [
             subprocess.Popen([sys.executable, __file__, *without_workers(sys.argv[1:]), '--workers', '1'])

@@ -130,7 +130,6 @@ def run_job(job: Job, materials: Materials) -> dict[str, Any]:
     flags += [*materials.data_flags, '--output', str(folder.parent), '--experiment', folder.name]
     if '--dad' in job.flags:
         flags += teacher_flags(materials.teachers[job.teacher], materials.templates)
-        flags += ['--dad-precision', 'bf16']
     if job.online:
         flags += ['--dad-vqgan', str(materials.vqgans[job.vqgan])]
     extra_views: MadeViews | None = None
