@@ -121,6 +121,29 @@ def test_weights_that_are_missing_are_one_line(tmp_path, monkeypatch):
         pacs_models.imagenet_weights(tmp_path / 'weights.pth')
 
 
+def test_answers_are_asked_once(tmp_path):
+    from answers import StoredAnswers
+
+    asked = []
+
+    def teacher(x_pix):
+        asked.append(len(x_pix))
+        return x_pix.flatten(1)[:, :7]
+
+    torch.manual_seed(0)
+    x_pix = torch.rand(4, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    first = StoredAnswers(teacher, tmp_path / 'answers' / 'a.npz')
+    torch.testing.assert_close(first(x_pix[:3]), x_pix[:3].flatten(1)[:, :7])
+    first.save()
+    other = StoredAnswers(teacher, tmp_path / 'answers' / 'a.npz')
+    for _ in range(2):
+        torch.testing.assert_close(other(x_pix[[3, 1, 0]]), x_pix[[3, 1, 0]].flatten(1)[:, :7])
+    assert asked == [3, 1]
+    other.save()
+    StoredAnswers(teacher, tmp_path / 'answers' / 'a.npz')(x_pix)
+    assert asked == [3, 1]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not PACS.is_dir(), reason='needs the pictures of PACS beside the repository')
 def test_pictures_of_pacs(tmp_path):
