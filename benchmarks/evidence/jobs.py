@@ -161,7 +161,7 @@ def _latent() -> list[Job]:
     return [job, *_arms(job, LONG)]
 
 
-# Of study `pacs settings`, on validation pictures that are not reported: for all rows alike.
+# For all rows alike; study `pacs settings` says which, on validation pictures that are not reported.
 PACS_TEMPERATURE = ('--dad-temperature', '4')
 PACS_RATES = {
     'cnn': ('0.002', '0.004'),
