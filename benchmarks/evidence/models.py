@@ -9,13 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pacs
+import pacs_models
 import torch
 import yaml
 from timm.models import build_model_with_cfg, register_model
 from timm.models.mlp_mixer import MlpMixer
 from torch import nn
 
-from timm_dad import VQGAN, Teacher, VQGANConfig, create_open_clip_teacher, load_vqgan, prepare_frozen
+from timm_dad import (
+    VQGAN,
+    Teacher,
+    VQGANConfig,
+    create_open_clip_teacher,
+    create_timm_teacher,
+    load_vqgan,
+    prepare_frozen,
+)
 from timm_dad.common.files import write_file
 from timm_dad.demo.data import DEMO_TEACHER, DEMO_VQGAN, SEEN_STYLES, TEMPLATES
 from timm_dad.vqgan.save import write_weights
@@ -66,12 +76,16 @@ VQGAN_STEPS = 1500
 
 def teacher_facts(name: str) -> list[Any]:
     """What a teacher is made from."""
+    if name == pacs_models.TEACHER:
+        return pacs_models.teacher_facts()
     recipe = TEACHERS[name]
     return ['demo'] if recipe is None else [asdict(recipe), CLIP_CONFIG, PRECISION]
 
 
 def vqgan_facts(name: str) -> list[Any]:
     """What a VQGAN is made from."""
+    if name == pacs_models.VQGAN_NAME:
+        return pacs_models.vqgan_facts()
     changes = VQGANS[name]
     if name == 'tiny':
         return ['demo', 'tiny', tiny_vqgan.STEPS, tiny_vqgan.BATCH_SIZE, tiny_vqgan.COPIES, tiny_vqgan.LR, PRECISION]
@@ -132,17 +146,38 @@ def train_own_vqgan(x: torch.Tensor, config: dict[str, Any]) -> VQGAN:
     return train_vqgan(x, VQGAN_STEPS, PRECISION, VQGANConfig(**config))
 
 
+def is_zero_shot(teacher: Path) -> bool:
+    """Whether a teacher's folder is in the layout of open_clip; else it is in timm's."""
+    return (teacher / 'open_clip_config.json').is_file()
+
+
+def precision_of(teacher: Path) -> str:
+    """What a teacher, and the VQGAN beside it, run in; EfficientNets of 64 px are no faster in bf16 on a CPU."""
+    return PRECISION if is_zero_shot(teacher) else 'fp32'
+
+
+def teacher_flags(teacher: Path, templates: Path) -> list[str]:
+    """Flags of ``train_dad.py`` that name a teacher."""
+    precision = ['--dad-precision', precision_of(teacher)]
+    if is_zero_shot(teacher):
+        return ['--dad-teacher', f'open_clip:local-dir:{teacher}', '--dad-templates', str(templates), *precision]
+    return ['--dad-teacher', f'timm:local-dir:{teacher}', *precision]
+
+
 def load_teacher(folder: Path) -> Teacher:
     """A teacher, ready."""
-    teacher = create_open_clip_teacher(f'local-dir:{folder}', list(CLASS_NAMES.values()), TEMPLATES)
-    prepare_frozen(teacher, precision=PRECISION, device=torch.device('cpu'))
+    if is_zero_shot(folder):
+        teacher = create_open_clip_teacher(f'local-dir:{folder}', list(CLASS_NAMES.values()), TEMPLATES)
+    else:
+        teacher = create_timm_teacher(f'local-dir:{folder}', len(pacs.CLASSES), class_names=pacs.CLASSES)
+    prepare_frozen(teacher, precision=precision_of(folder), device=torch.device('cpu'))
     return teacher
 
 
 def load_frozen(teacher: Path, vqgan: Path) -> tuple[Teacher, VQGAN]:
     """Teacher and VQGAN, ready."""
     pair = load_teacher(teacher), load_vqgan(vqgan)
-    prepare_frozen(*pair, precision=PRECISION, device=torch.device('cpu'))
+    prepare_frozen(*pair, precision=precision_of(teacher), device=torch.device('cpu'))
     return pair
 
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""The evidence: ``python benchmarks/evidence/run.py --source PATH/TO/emoji64`` makes every table and plot here again.
+"""The evidence: ``python benchmarks/evidence/run.py --source PATH/TO/emoji64 --pacs PATH/TO/pacs128`` makes it again.
 
-Runs that are in ``results.jsonl`` are not done again; several processes (``--workers``, or the command several times)
-share the rest. What is built on the way (teachers, VQGANs, views) is kept in ``--work``.
+With one of the two folders alone it does the studies on that one. Runs that are in ``results.jsonl`` are not done
+again; several processes (``--workers``, or the command several times) share the rest. What is built on the way
+(teachers, VQGANs, views) is kept in ``--work``.
 """
 
 import argparse
@@ -13,6 +14,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import pacs
+import pacs_models
 import torch
 from data import TRAIN_STYLE, corrupted, read_styles, test_sets, to_tensor, top1
 from filelock import FileLock, Timeout
@@ -29,11 +32,10 @@ from models import (
     vqgan_facts,
 )
 from tables import write_tables
-from train import Job, Materials, run_job
+from train import Job, Materials, measure, run_job
 
 from timm_dad.common.files import write_file
 from timm_dad.demo.data import DEMO_TEACHER
-from timm_dad.evaluation.corruptions import CORRUPTIONS
 
 HERE = Path(__file__).parent
 RESULTS = HERE / 'results.jsonl'
@@ -72,34 +74,45 @@ def prepare(source: Path, work: Path, jobs: list[Job]) -> Materials:
     return Materials(styles, tests, images, teachers, vqgans, templates_file(work), work)
 
 
+def prepare_pacs(source: Path, work: Path) -> Materials:
+    """Build, or find built, what the jobs on PACS need."""
+    with FileLock(work / 'pacs.lock'):
+        root = pacs.unpack(source, work)
+    with FileLock(work / 'pacs-teacher.lock'):
+        teachers = {pacs_models.TEACHER: pacs_models.build_teacher(root, work)}
+    with FileLock(work / 'pacs-vqgan.lock'):
+        vqgans = {pacs_models.VQGAN_NAME: pacs_models.build_vqgan(root, work)}
+    styles = {pacs.TRAIN: pacs.read_split(root, f'train/{pacs.TRAIN}')}
+    facts = {'data': 'pacs', 'data_flags': ('--data-dir', str(root))}
+    return Materials(styles, pacs.test_sets(root), None, teachers, vqgans, templates_file(work), work, **facts)
+
+
 def measure_models(materials: Materials, results: Path) -> None:
     """Top-1 of the teachers, on pictures and on the reconstructions of each VQGAN, and what those lose."""
-    y = materials.tests[TRAIN_STYLE][1]
+    on_pacs = materials.data == 'pacs'
+    study = 'pacs models' if on_pacs else 'models'
+    judge = pacs_models.TEACHER if on_pacs else 'strong'
     known = read_results(results)
     for name, path in materials.teachers.items():
-        key, settings = f'models | teacher {name}', teacher_facts(name)
+        key, settings = f'{study} | teacher {name}', teacher_facts(name)
         if known.get(key, {}).get('settings') != settings:
-            teacher = load_teacher(path)
-            styles = {style: top1(teacher, *test, normalize=False) for style, test in materials.tests.items()}
-            corruptions = {
-                corruption: [top1(teacher, severity, y, normalize=False) for severity in by_severity]
-                for corruption, by_severity in zip(CORRUPTIONS, materials.corrupted, strict=True)
-            }
-            row = {'settings': settings, 'study': 'models', 'row': f'teacher {name}', 'seed': 0}
-            add_result(results, {'key': key, **row, 'styles': styles, 'corruptions': corruptions})
+            row = {'settings': settings, 'study': study, 'row': f'teacher {name}', 'seed': 0}
+            add_result(results, {'key': key, **row, **measure(load_teacher(path), materials, normalize=False)})
     for name, path in materials.vqgans.items():
-        key, settings = f'models | teacher strong on Q(x) of {name}', vqgan_facts(name)
+        key, settings = f'{study} | teacher {judge} on Q(x) of {name}', vqgan_facts(name)
         if known.get(key, {}).get('settings') != settings:
-            teacher, vqgan = load_frozen(DEMO_TEACHER, path)
-            styles, l1 = {}, {}
+            teacher, vqgan = load_frozen(materials.teachers[judge] if on_pacs else DEMO_TEACHER, path)
+            styles, l1, psnr = {}, {}, {}
             for style, (x, labels) in materials.tests.items():
                 with torch.inference_mode():
                     x_vq = torch.cat([vqgan(batch) for batch in to_tensor(x).split(64)])
-                l1[style] = (x_vq - to_tensor(x)).abs().mean().item()
+                error = x_vq - to_tensor(x)
+                l1[style] = error.abs().mean().item()
+                psnr[style] = -10 * error.square().mean(dim=(1, 2, 3)).log10().mean().item()
                 pixels = x_vq.mul(255).round().byte().permute(0, 2, 3, 1).numpy()
                 styles[style] = top1(teacher, pixels, labels, normalize=False)
-            row = {'settings': settings, 'study': 'models', 'row': f'teacher strong on Q(x) of {name}', 'seed': 0}
-            add_result(results, {'key': key, **row, 'styles': styles, 'l1': l1})
+            row = {'settings': settings, 'study': study, 'row': f'teacher {judge} on Q(x) of {name}', 'seed': 0}
+            add_result(results, {'key': key, **row, 'styles': styles, 'l1': l1, 'psnr': psnr})
 
 
 def run_all(jobs: list[Job], materials: Materials, results: Path) -> None:
@@ -120,30 +133,48 @@ def run_all(jobs: list[Job], materials: Materials, results: Path) -> None:
 def main() -> None:
     """Run what is missing, then write tables and plots."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--source', type=Path, required=True, help='folder of emoji64: <style>.npz and captions.json')
+    parser.add_argument('--source', type=Path, help='folder of emoji64: <style>.npz and captions.json')
+    parser.add_argument('--pacs', type=Path, help='folder of PACS at 128 px: <style>.tar')
     parser.add_argument('--work', type=Path, default=Path('output/evidence'), help='folder of what is built on the way')
     parser.add_argument('--results', type=Path, default=RESULTS, help='file of the results')
-    parser.add_argument('--studies', nargs='+', choices=tuple(STUDIES), default=tuple(STUDIES), help='what to run')
+    parser.add_argument('--studies', nargs='+', choices=tuple(STUDIES), help='what to run (default: all on these data)')
     parser.add_argument('--rows', nargs='+', metavar='ROW', help='rows of them to run; all by default')
     parser.add_argument('--workers', type=int, default=1, help='processes, of one thread each')
     parser.add_argument('--tables-only', action='store_true', help='run nothing')
     args = parser.parse_args()
-    if not (args.source / 'noto.npz').is_file():
-        parser.error(f'--source must be the folder of emoji64 with noto.npz and the other styles, got {args.source}')
+    sources = {'emoji64': args.source, 'pacs': args.pacs}
+    studies = args.studies or [name for name, (rows, _) in STUDIES.items() if sources[rows[0].data]]
     torch.set_num_threads(1)
-    jobs = [job for job in all_jobs(args.studies) if args.rows is None or job.row in args.rows]
     if not args.tables_only:
+        check_sources(parser, sources, studies)
         (args.work / 'claims').mkdir(parents=True, exist_ok=True)
         others = [
             subprocess.Popen([sys.executable, __file__, *without_workers(sys.argv[1:]), '--workers', '1'])
             for _ in range(args.workers - 1)
         ]
-        materials = prepare(args.source, args.work, jobs)
-        measure_models(materials, args.results)
-        run_all(jobs, materials, args.results)
+        jobs = [job for job in all_jobs(studies) if args.rows is None or job.row in args.rows]
+        for data, source in sources.items():
+            own = [job for job in jobs if job.data == data]
+            if own:
+                materials = prepare_pacs(source, args.work) if data == 'pacs' else prepare(source, args.work, own)
+                measure_models(materials, args.results)
+                run_all(own, materials, args.results)
         if any(process.wait() for process in others):
             sys.exit('a worker failed; start the command again to go on')
     write_tables(read_results(args.results), args.results.parent)
+
+
+def check_sources(parser: argparse.ArgumentParser, sources: dict[str, Path | None], studies: list[str]) -> None:
+    """Refuse folders that are not what they should be, and studies without theirs."""
+    expected = {
+        'emoji64': ('--source', 'noto.npz', 'emoji64 with noto.npz and the other styles'),
+        'pacs': ('--pacs', 'photo.tar', 'PACS with photo.tar and the other styles'),
+    }
+    needed = {STUDIES[study][0][0].data for study in studies} or set(sources)
+    for data, (flag, file, what) in expected.items():
+        source = sources[data]
+        if (source or data in needed) and not (source and (source / file).is_file()):
+            parser.error(f'{flag} must be the folder of {what}, got {source}')
 
 
 def without_workers(argv: list[str]) -> list[str]:

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from answers import StoredAnswers, ask_once
 from data import TRAIN_STYLE, Style, top1
-from models import STUDENTS, load_frozen, teacher_facts, vqgan_facts
+from models import STUDENTS, load_frozen, teacher_facts, teacher_flags, vqgan_facts
+from pacs import TRAIN
 from timm.task import ClassificationTask
 from torch import Tensor, nn
 from views import DAT_ATTACK, MadeViews, StudentViews, Views, make_views
@@ -23,7 +25,9 @@ from timm_dad.evaluation.corruptions import CORRUPTIONS
 from timm_dad.flags.student import create_student
 from timm_dad.flags.train import parse_args
 
-RECIPE = Path(__file__).with_name('recipe.yaml')
+# By data set: the recipe, and the style that students see.
+RECIPES = {'emoji64': Path(__file__).with_name('recipe.yaml'), 'pacs': Path(__file__).with_name('pacs.yaml')}
+TRAIN_STYLES = {'emoji64': TRAIN_STYLE, 'pacs': TRAIN}
 DAT_INTERVAL = 8  # epochs between two makings of DAT's views, which the published method makes anew in every step
 
 
@@ -43,6 +47,7 @@ class Job:
         student: One of ``STUDENTS``.
         teacher: One of ``TEACHERS``.
         vqgan: One of ``VQGANS``.
+        data: One of ``RECIPES``; PACS has a teacher and a VQGAN of its own (``pacs_models.py``).
     """
 
     study: str
@@ -56,6 +61,7 @@ class Job:
     student: str = 'cnn'
     teacher: str = 'strong'
     vqgan: str = 'f4'
+    data: str = 'emoji64'
 
     @property
     def key(self) -> str:
@@ -66,7 +72,7 @@ class Job:
     def settings(self) -> str:
         """Hash of all that the run depends on; results of others are not taken for its own."""
         facts: dict[str, Any] = {
-            'recipe': yaml.safe_load(RECIPE.read_text()),
+            'recipe': yaml.safe_load(RECIPES[self.data].read_text()),
             'flags': effective_flags([*STUDENTS[self.student], *self.flags]),
             'student': self.student,
             'seed': self.seed,
@@ -93,32 +99,38 @@ def effective_flags(flags: list[str]) -> dict[str, list[str]]:
 
 @dataclass(frozen=True)
 class Materials:
-    """What runs share: pictures, tests, and where teachers and VQGANs are."""
+    """What runs on a data set share: pictures, tests, and where teachers and VQGANs are."""
 
     styles: dict[str, Style]
     tests: dict[str, tuple[np.ndarray, np.ndarray]]
-    corrupted: np.ndarray
+    corrupted: np.ndarray | None
     teachers: dict[str, Path]
     vqgans: dict[str, Path]
     templates: Path
     work: Path
+    data: str = 'emoji64'
+    data_flags: tuple[str, ...] = ()
+
+    @property
+    def train_style(self) -> str:
+        """The style that students see."""
+        return TRAIN_STYLES[self.data]
 
     def training(self) -> tuple[np.ndarray, np.ndarray]:
         """Training pictures and labels."""
-        style = self.styles[TRAIN_STYLE]
+        style = self.styles[self.train_style]
         keep = style.split == 'train'
         return style.x[keep], style.y[keep]
 
 
 def run_job(job: Job, materials: Materials) -> dict[str, Any]:
-    """Train and test; returns top-1 by style and by corruption (one number a severity)."""
+    """Train and test; returns top-1 by style and, if there are any, by corruption (one number a severity)."""
     folder = materials.work / 'runs' / f'{zlib.crc32(job.key.encode()):08x}'
     shutil.rmtree(folder, ignore_errors=True)
-    flags = ['--config', str(RECIPE), *STUDENTS[job.student], '--seed', str(job.seed), *job.flags]
-    flags += ['--output', str(folder.parent), '--experiment', folder.name]
+    flags = ['--config', str(RECIPES[job.data]), *STUDENTS[job.student], '--seed', str(job.seed), *job.flags]
+    flags += [*materials.data_flags, '--output', str(folder.parent), '--experiment', folder.name]
     if '--dad' in job.flags:
-        flags += ['--dad-teacher', f'open_clip:local-dir:{materials.teachers[job.teacher]}']
-        flags += ['--dad-templates', str(materials.templates), '--dad-precision', 'bf16']
+        flags += teacher_flags(materials.teachers[job.teacher], materials.templates)
     if job.online:
         flags += ['--dad-vqgan', str(materials.vqgans[job.vqgan])]
     extra_views: MadeViews | None = None
@@ -129,17 +141,30 @@ def run_job(job: Job, materials: Materials) -> dict[str, Any]:
         extra_views, create_task = dat_views(job, materials)
     elif job.views is not None:
         extra_views = MadeViews(views_of(job.views, job, materials))
+    asked: list[StoredAnswers] = []
+    if job.data == 'pacs' and '--dad' in job.flags:  # its teacher costs more than all the rest
+        facts = hashlib.sha256(json.dumps(teacher_facts(job.teacher)).encode()).hexdigest()[:8]
+        create_task, asked = ask_once(create_task, materials.work / 'answers' / f'{facts}-{job.seed}.npz')
     train_dad.main(flags, extra_views=extra_views, create_task=create_task)
+    for teacher in asked:
+        teacher.save()
     student = load_student(flags, folder)
     shutil.rmtree(folder)
-    y = materials.tests[TRAIN_STYLE][1]
-    return {
-        'styles': {name: round(top1(student, *test), 3) for name, test in materials.tests.items()},
-        'corruptions': {
-            name: [round(top1(student, severity, y), 3) for severity in by_severity]
-            for name, by_severity in zip(CORRUPTIONS, materials.corrupted, strict=True)
-        },
+    return measure(student, materials)
+
+
+def measure(model: nn.Module, materials: Materials, *, normalize: bool = True) -> dict[str, Any]:
+    """Top-1 of a model, as ``run_job`` returns it; ``normalize`` as ``top1`` takes it."""
+    y = materials.tests[materials.train_style][1]
+    found: dict[str, Any] = {
+        'styles': {name: round(top1(model, *test, normalize=normalize), 3) for name, test in materials.tests.items()}
     }
+    if materials.corrupted is not None:
+        found['corruptions'] = {
+            name: [round(top1(model, severity, y, normalize=normalize), 3) for severity in by_severity]
+            for name, by_severity in zip(CORRUPTIONS, materials.corrupted, strict=True)
+        }
+    return found
 
 
 def load_student(flags: list[str], folder: Path) -> nn.Module:

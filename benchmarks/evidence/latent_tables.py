@@ -1,0 +1,94 @@
+"""Tables of the second views: on emoji64 (study `latent`) and on PACS, with other augmentations beside them."""
+
+from collections.abc import Sequence
+from statistics import mean
+
+from data import TRAIN_STYLE
+from jobs import CONTROL, MIXED
+from pacs import STYLES, TRAIN, TUNING, UNSEEN
+from readme_tables import markdown
+from runs import COLUMNS, Figure, Result, Runs, mean_but_noto, mean_corruptions, mean_unseen, row_names, style
+
+LATENT = 'DAD latent'
+
+
+def mean_three(result: Result) -> float:
+    """Mean top-1 of the three styles of PACS that the student has not seen."""
+    return mean(result['styles'][name] for name in UNSEEN)
+
+
+def mean_tuning(result: Result) -> float:
+    """Mean top-1 of what chooses the settings on PACS, and is not reported."""
+    return mean(result['styles'][name] for name in TUNING)
+
+
+EMOJI_AGAINST = {'mean unseen': mean_unseen, 'mean but noto': mean_but_noto, 'corruptions': mean_corruptions}
+EMOJI_MIXED = {'noto val': style(TRAIN_STYLE), **EMOJI_AGAINST}
+PACS_COLUMNS: dict[str, Figure] = {**{name: style(name) for name in STYLES}, '**mean of the three**': mean_three}
+PACS_AGAINST = {TRAIN: style(TRAIN), 'mean of the three': mean_three}
+PACS_MIXED = {**{name: style(name) for name in STYLES}, 'mean of the three': mean_three}
+
+
+def arms_table(runs: Runs, rows: Sequence[str], columns: dict[str, Figure], against: dict[str, Figure]) -> str:
+    """The rows that have results, and what they differ from the control by; of a student named before the colon."""
+    lines = []
+    for row in rows:
+        if row in runs.rows:
+            student, colon, _ = row.rpartition(': ')
+            base = f'{student}{colon}{CONTROL}'
+            cells = [runs.cell(row, of) for of in columns.values()]
+            lines.append([row, *cells, *(runs.difference(row, base, of) for of in against.values())])
+    return markdown(['second view', *columns, *(f'{name} - control' for name in against)], lines)
+
+
+def mixed_table(runs: Runs, figures: dict[str, Figure]) -> str:
+    """With another augmentation: the latent attack against two random views with the same one, where it is as strong.
+
+    Where the latent attack has it on the clean view alone, the control has it there, too, and on both: whichever it
+    likes better.
+    """
+    pairs = [(LATENT, CONTROL)]
+    for name in MIXED:
+        for ours, theirs in (('both', 'both'), ('clean', 'clean'), ('clean', 'both')):
+            pairs.append((f'{LATENT} + {name} on {ours}', f'{CONTROL} + {name} on {theirs}'))
+    lines = [
+        [f'{row} - ({base})', *(runs.difference(row, base, of) for of in figures.values())]
+        for row, base in pairs
+        if row in runs.rows and base in runs.rows
+    ]
+    return markdown(['difference', *figures], lines)
+
+
+def pacs_settings_table(results: dict[str, Result]) -> str:
+    """Settings on PACS, on the validation pictures that choose them."""
+    runs = Runs(results, 'pacs settings')
+    figures: dict[str, Figure] = {**{name: style(name) for name in TUNING}, 'mean of the two': mean_tuning}
+    rows = [[row, *(runs.cell(row, of) for of in figures.values())] for row in row_names('pacs settings')]
+    return markdown(['variant', *figures], rows)
+
+
+def pacs_models_table(results: dict[str, Result]) -> str:
+    """Teacher and VQGAN of PACS, which have seen the training pictures alone."""
+    names = (*STYLES, *TUNING)
+    lines = []
+    for result in results.values():
+        if result['study'] == 'pacs models':
+            top1 = [f'{result["styles"][name]:.1f}' for name in names]
+            vq = 'l1' in result
+            loss = f'{result["l1"][TUNING[0]]:.3f}, {result["psnr"][TUNING[0]]:.1f} dB' if vq else ''
+            lines.append([result['row'], *top1, loss])
+    return markdown(['model', *names, f'L1, PSNR on {TUNING[0]}'], lines)
+
+
+def latent_tables(results: dict[str, Result]) -> dict[str, str]:
+    """Tables by name."""
+    emoji, pacs, students = (Runs(results, study) for study in ('latent', 'pacs latent', 'pacs students'))
+    return {
+        'latent': arms_table(emoji, row_names('latent'), COLUMNS, EMOJI_AGAINST),
+        'latent mixed': mixed_table(emoji, EMOJI_MIXED),
+        'pacs models': pacs_models_table(results),
+        'pacs settings': pacs_settings_table(results),
+        'pacs': arms_table(pacs, row_names('pacs latent'), PACS_COLUMNS, PACS_AGAINST),
+        'pacs mixed': mixed_table(pacs, PACS_MIXED),
+        'pacs students': arms_table(students, row_names('pacs students'), PACS_COLUMNS, PACS_AGAINST),
+    }
