@@ -142,7 +142,7 @@ def run_job(job: Job, materials: Materials) -> dict[str, Any]:
     elif job.views is not None:
         extra_views = MadeViews(views_of(job.views, job, materials))
     asked: list[StoredAnswers] = []
-    if job.data == 'pacs' and '--dad' in job.flags:  # its teacher costs more than all the rest
+    if '--dad' in job.flags and (job.data == 'pacs' or job.study.startswith('latent')):  # or the teacher costs most
         facts = hashlib.sha256(json.dumps(teacher_facts(job.teacher)).encode()).hexdigest()[:8]
         create_task, asked = ask_once(create_task, materials.work / 'answers' / f'{facts}-{job.seed}.npz')
     train_dad.main(flags, extra_views=extra_views, create_task=create_task)
