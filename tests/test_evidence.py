@@ -254,14 +254,18 @@ def test_a_wrong_folder_is_one_line():
     )
 
 
+LATENT_ROWS = ['DAD disagreement', 'DAD pixels or latent']
+KINDS = ['plain', 'KD', 'KD, 2 random views', 'KD + noise', 'DAT', 'KD + DAT view', 'DAD', *LATENT_ROWS]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not SOURCE.is_dir(), reason='needs the pictures of emoji64 beside the repository')
-@pytest.mark.parametrize('row', ['plain', 'KD', 'KD, 2 random views', 'KD + noise', 'DAT', 'KD + DAT view', 'DAD'])
+@pytest.mark.parametrize('row', KINDS)
 def test_a_run_of_each_kind(tmp_path, row):
     from dataclasses import replace
 
     from data import read_styles, test_sets
-    from jobs import ROWS
+    from jobs import ROWS, STUDIES
     from models import build_teacher, build_vqgan, templates_file
     from train import Materials, run_job
 
@@ -271,7 +275,8 @@ def test_a_run_of_each_kind(tmp_path, row):
     teachers = {'strong': build_teacher('strong', styles, SOURCE, tmp_path)}
     vqgans = {'f4': build_vqgan('f4', styles, tmp_path)}
     materials = Materials(styles, tests, corrupted, teachers, vqgans, templates_file(tmp_path), tmp_path)
-    job = replace(ROWS[row], flags=(*ROWS[row].flags, '--epochs', '2', '--warmup-epochs', '0', '--val-interval', '2'))
+    job = {**ROWS, **{job.row: job for job in STUDIES['latent'][0] if job.row in LATENT_ROWS}}[row]
+    job = replace(job, flags=(*job.flags, '--epochs', '2', '--warmup-epochs', '0', '--val-interval', '2'))
     if job.views:
         job = replace(job, views=replace(job.views, count=1))
     first, again = run_job(job, materials), run_job(job, materials)

@@ -146,7 +146,12 @@ def _arms(job: Job, more: Sequence[str]) -> list[Job]:
         'DAD codes': (DAD, Views(attack=CODES)),
     }
     jobs = [replace(job, row=row, flags=(*flags, *more), views=views) for row, (flags, views) in second.items()]
-    jobs += [replace(job, row='KD, weight 2', flags=(*ONE_VIEW_TWICE, *more))]
+    flags = (*DAD, *more)
+    jobs += [
+        replace(job, row='KD, weight 2', flags=(*ONE_VIEW_TWICE, *more)),
+        replace(job, row='DAD disagreement', flags=flags, disagree=True),
+        replace(job, row='DAD pixels or latent', flags=flags, views=Views(), mixed=Views(attack=LATENT)),
+    ]
     for name, mixed in MIXED.items():
         for row in (CONTROL, 'DAD latent'):
             flags, views = second[row]

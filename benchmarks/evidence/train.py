@@ -6,6 +6,7 @@ import shutil
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from models import STUDENTS, load_frozen, teacher_facts, teacher_flags, vqgan_fa
 from pacs import TRAIN
 from timm.task import ClassificationTask
 from torch import Tensor, nn
-from views import DAT_ATTACK, MadeViews, StudentViews, Views, make_views
+from views import DAT_ATTACK, MadeViews, StudentViews, Views, disagreement_views, make_views, student_views
 
 import train_dad
 from timm_dad.evaluation.corruptions import CORRUPTIONS
@@ -41,7 +42,9 @@ class Job:
         seed: Random seed.
         flags: Flags of ``train_dad.py`` beside the recipe's.
         views: Extra views, if they are made before training.
+        mixed: More of them, which extra views are drawn from as well.
         dat: Whether extra views are DAT's: of the student's own gradient.
+        disagree: Whether they are of the disagreement attack, made anew as rarely as DAT's.
         online: Whether DAD views are made while training, as the flags say.
         distil: Of DAT's views, whether the teacher labels them; else cross-entropy alone, as it was published.
         student: One of ``STUDENTS``.
@@ -55,7 +58,9 @@ class Job:
     seed: int
     flags: tuple[str, ...] = ()
     views: Views | None = None
+    mixed: Views | None = None
     dat: bool = False
+    disagree: bool = False
     online: bool = False
     distil: bool = True
     student: str = 'cnn'
@@ -79,10 +84,14 @@ class Job:
         }
         if '--dad' in self.flags:
             facts['teacher'] = teacher_facts(self.teacher)
-        if self.views is not None or self.dat or self.online:
+        if self.views is not None or self.dat or self.online or self.disagree:
             facts.update(views=self.views and asdict(self.views), vqgan=vqgan_facts(self.vqgan))
         if self.dat:
             facts.update(dat=[DAT_INTERVAL, asdict(DAT_ATTACK)], has_teacher=self.distil)
+        if self.mixed is not None:
+            facts.update(mixed=asdict(self.mixed))
+        if self.disagree:
+            facts.update(disagree=DAT_INTERVAL)
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -135,12 +144,13 @@ def run_job(job: Job, materials: Materials) -> dict[str, Any]:
         flags += ['--dad-vqgan', str(materials.vqgans[job.vqgan])]
     extra_views: MadeViews | None = None
     create_task = train_dad.create_task
-    if job.views is not None or job.dat:
+    if job.views is not None or job.dat or job.disagree:
         flags += ['--dad-view', 'random']  # the trainer makes none
-    if job.dat:
-        extra_views, create_task = dat_views(job, materials)
+    if job.dat or job.disagree:
+        extra_views, create_task = views_of_student(job, materials)
     elif job.views is not None:
-        extra_views = MadeViews(views_of(job.views, job, materials))
+        kinds = [views for views in (job.views, job.mixed) if views is not None]
+        extra_views = MadeViews(torch.cat([views_of(views, job, materials) for views in kinds], dim=1))
     asked: list[StoredAnswers] = []
     if '--dad' in job.flags and (job.data == 'pacs' or job.study.startswith('latent')):  # or the teacher costs most
         facts = hashlib.sha256(json.dumps(teacher_facts(job.teacher)).encode()).hexdigest()[:8]
@@ -183,11 +193,17 @@ def views_of(views: Views, job: Job, materials: Materials) -> Tensor:
     return make_views(views, x, y, load_frozen(teacher, vqgan), path)
 
 
-def dat_views(job: Job, materials: Materials) -> tuple[StudentViews, Callable[..., Any]]:
-    """DAT's views, and the task factory that shows them the student."""
-    x_vq = views_of(Views(kind='reconstruction', count=1), job, materials)
-    _, vqgan = load_frozen(materials.teachers[job.teacher], materials.vqgans[job.vqgan])
-    views = StudentViews(*materials.training(), x_vq, vqgan, DAT_INTERVAL, job.seed)
+def views_of_student(job: Job, materials: Materials) -> tuple[StudentViews, Callable[..., Any]]:
+    """Views that the student has a part in, and the task factory that shows them the student."""
+    x, y = materials.training()
+    models = load_frozen(materials.teachers[job.teacher], materials.vqgans[job.vqgan])
+    if job.disagree:
+        temperature = float(effective_flags(list(job.flags)).get('--dad-temperature', ['4'])[0])
+        make = partial(disagreement_views, x=x, y=y, models=models, temperature=temperature)
+    else:
+        x_vq = views_of(Views(kind='reconstruction', count=1), job, materials)
+        make = partial(student_views, x=x, y=y, x_vq=x_vq, vqgan=models[1], attack=DAT_ATTACK)
+    views = StudentViews(make, DAT_INTERVAL, job.seed)
 
     def create_task(args: Any, student: nn.Module, device: torch.device, **dad: Any) -> tuple[Any, None]:
         views.student = student

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +14,11 @@ from data import to_tensor
 from PIL import Image
 from torch import Tensor, nn
 
-from timm_dad import VQGAN, AttackConfig, DADAugment, Teacher
+from timm_dad import VQGAN, AttackConfig, DADAugment, LatentAttackConfig, Teacher
 from timm_dad.common.files import replacing
 from timm_dad.method.attack import ascend
 from timm_dad.method.augment import AnyAttack
+from timm_dad.method.disagreement import Disagreement
 from timm_dad.method.loss import teacher_cross_entropy
 
 BATCH_SIZE = 64
@@ -83,12 +85,12 @@ def add_noise(x_pix: Tensor, length: Tensor) -> Tensor:
 
 
 def student_views(
-    student: Callable[[Tensor], Tensor], x: np.ndarray, y: np.ndarray, x_vq: Tensor, vqgan: VQGAN, attack: AttackConfig
+    student: nn.Module, x: np.ndarray, y: np.ndarray, x_vq: Tensor, vqgan: VQGAN, attack: AttackConfig
 ) -> Tensor:
     """DAT's views ``[N, 1, S, S, 3]`` uint8: the attack ascends the student's own loss (Mao et al. 2022).
 
     Args:
-        student: Maps [0, 1] pixels to logits.
+        student: Takes pictures with mean and standard deviation 0.5.
         x: Pictures ``[N, S, S, 3]``.
         y: Labels ``[N]``.
         x_vq: Their reconstructions ``[N, 1, S, S, 3]`` uint8.
@@ -99,7 +101,9 @@ def student_views(
     for start in range(0, len(x), BATCH_SIZE):
         target = torch.from_numpy(y[start : start + BATCH_SIZE])
         batch = to_tensor(x_vq[start : start + BATCH_SIZE, 0].numpy())
-        x_adv = ascend(lambda pixels, label=target: teacher_cross_entropy(student(pixels), label), batch, attack)
+        x_adv = ascend(
+            lambda pixels, label=target: teacher_cross_entropy(student((pixels - 0.5) / 0.5), label), batch, attack
+        )
         made.append(vqgan.reconstruct(x_adv)[0])
     return torch.cat(made).mul(255).round().byte().permute(0, 2, 3, 1)[:, None].contiguous()
 
@@ -122,24 +126,42 @@ class MadeViews:
         return Image.fromarray(views[random.randrange(len(views))].numpy()), label
 
 
-class StudentViews(MadeViews):
-    """DAT's views, made anew every ``interval`` epochs from the gradient of ``student``, which is set once it is built.
+def disagreement_views(
+    student: nn.Module, x: np.ndarray, y: np.ndarray, models: tuple[Teacher, VQGAN], temperature: float
+) -> Tensor:
+    """Views ``[N, 1, S, S, 3]`` uint8 of latents moved to where teacher and student differ most.
 
     Args:
-        x: Training pictures ``[N, S, S, 3]`` uint8.
+        student: Takes pictures with mean and standard deviation 0.5.
+        x: Pictures ``[N, S, S, 3]``.
         y: Labels ``[N]``.
-        x_vq: Their reconstructions ``[N, 1, S, S, 3]`` uint8.
-        vqgan: The VQGAN.
+        models: Teacher and VQGAN.
+        temperature: Distillation temperature.
+    """
+    half: dict[str, Any] = {'mean': (0.5,) * 3, 'std': (0.5,) * 3}
+    augment = DADAugment(*models, **half, attack=LatentAttackConfig(objective='disagreement'))
+    augment.disagreement = Disagreement(student, models[0], augment.norm, temperature)
+    made = []
+    for start in range(0, len(x), BATCH_SIZE):
+        target = torch.from_numpy(y[start : start + BATCH_SIZE])
+        made.append(augment.make_views(to_tensor(x[start : start + BATCH_SIZE]), target).x_dad)
+    return torch.cat(made).mul(255).round().byte().permute(0, 2, 3, 1)[:, None].contiguous()
+
+
+class StudentViews(MadeViews):
+    """Views that depend on ``student``, which is set once it is built, made anew every so many epochs.
+
+    Args:
+        make: Makes views ``[N, 1, S, S, 3]`` uint8 of the training pictures, given the student in evaluation mode.
         interval: Epochs.
         seed: Seed of the run.
     """
 
     student: nn.Module
 
-    def __init__(self, x: np.ndarray, y: np.ndarray, x_vq: Tensor, vqgan: VQGAN, interval: int, seed: int) -> None:
-        super().__init__(x_vq)
-        self.x, self.y, self.x_vq, self.vqgan = x, y, x_vq, vqgan
-        self.interval, self.seed = interval, seed
+    def __init__(self, make: Callable[[nn.Module], Tensor], interval: int, seed: int) -> None:
+        super().__init__(torch.empty(0))
+        self.make, self.interval, self.seed = make, interval, seed
         self.epoch: int | None = None
 
     def set_epoch(self, epoch: int) -> None:
@@ -149,12 +171,8 @@ class StudentViews(MadeViews):
             return
         torch.manual_seed(1000 * self.seed + epoch)
         self.student.eval()
-        self.images = student_views(self._on_pixels, self.x, self.y, self.x_vq, self.vqgan, DAT_ATTACK)
+        self.images = self.make(self.student)
         self.student.train()
-
-    def _on_pixels(self, x_pix: Tensor) -> Tensor:
-        logits: Tensor = self.student((x_pix - 0.5) / 0.5)
-        return logits
 
 
 RELEASED = AttackConfig()
