@@ -97,8 +97,9 @@ def test_the_help_says_the_defaults_of_each_space():
     parser = argparse.ArgumentParser()
     add_dad_args(parser)
     text = ' '.join(parser.format_help().split())
-    assert '(default: pixels 0.1, latent 0.5, codes 0.25)' in text
-    assert '(default: codes 32)' in text
+    assert 'pixels: radius of the attack, in [0, 1] pixel units' in text
+    assert 'latent: radius of the attack, as a part of the length of the latents of an image (default: 0.5)' in text
+    assert 'codes: part of the codes of an image that are replaced (default: 0.25)' in text
 
 
 def test_sets_of_before_there_were_spaces_have_the_same_attack():

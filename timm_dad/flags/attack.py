@@ -36,11 +36,10 @@ def add_attack_args(group: Any) -> None:
     )  # fmt: skip
     for name in _FIELDS:
         owners = {space: field_kwargs(config, name) for space, config in _CONFIGS.items() if name in _names(config)}
-        first = dict(next(iter(owners.values())))
-        told = dict.fromkeys(kwargs['help'] for kwargs in owners.values())
-        defaults = [f'{space} {kwargs["default"]}' for space, kwargs in owners.items()]
-        first.update(default=None, help=f'{"; or ".join(told)} (default: {", ".join(defaults)})')
-        group.add_argument(written(f'dad_{name}'), **first)
+        told = [f'{space}: {kwargs["help"]} (default: {kwargs["default"]})' for space, kwargs in owners.items()]
+        group.add_argument(
+            written(f'dad_{name}'), **{**next(iter(owners.values())), 'default': None, 'help': '; '.join(told)}
+        )
     group.add_argument(
         '--dad-attack-from', choices=ATTACK_FROM, default=ATTACK_FROM[0],
         help='attack Q(x), as the paper, or the input itself: one pass of the VQGAN and one of the teacher less '
