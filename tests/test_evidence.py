@@ -74,7 +74,7 @@ def test_all_arms_are_run_on_both_data_sets():
 
     emoji, pacs = ({job.row: job for job in STUDIES[name][0]} for name in ('latent', 'pacs latent'))
     assert set(pacs) == set(emoji) | {'KD'}
-    assert len(pacs) == 22
+    assert len(pacs) == 24
     # One temperature for all rows that distil, and nothing else that the rows differ by.
     assert {job.flags[job.flags.index('--dad-temperature') + 1] for job in pacs.values() if job.flags} == {
         PACS_TEMPERATURE[1]
