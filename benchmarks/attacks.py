@@ -16,26 +16,18 @@ import torch
 import workload
 from torch import Tensor
 
-from timm_dad import VQGAN, CodeAttackConfig, DADAugment, LatentAttackConfig, prepare_frozen
+from timm_dad import CodeAttackConfig, DADAugment, LatentAttackConfig, prepare_frozen
 from timm_dad.common.macs import count_macs
+from timm_dad.vqgan_training.distill import create_tiny
 
 PIXELS = 'pixels, from Q(x)'
-
-
-def tiny_like(vqgan: VQGAN) -> VQGAN:
-    """A tiny VQGAN of 64 channels with the codebook of another."""
-    ddconfig = {**vqgan.config.ddconfig, 'ch': 64, 'ch_mult': [1] * len(vqgan.config.ddconfig['ch_mult'])}
-    ddconfig.update(attn_resolutions=[], num_res_blocks=1)
-    tiny = VQGAN(replace(vqgan.config, ddconfig=ddconfig, networks='tiny')).eval()
-    with torch.no_grad():
-        tiny.codebook.copy_(vqgan.codebook)
-    return tiny
+TINY_CH = 64  # what `timm-dad vqgan distill` takes for the paper's VQGAN at 224 px
 
 
 def make_attacks(args: argparse.Namespace) -> dict[str, DADAugment]:
     """Ways to make a DAD view, by name."""
     vqgan, teacher = workload.build_vqgan(args.vqgan), workload.build_teacher(args.teacher)
-    tiny = tiny_like(vqgan)
+    tiny = create_tiny(vqgan, args.img_size, TINY_CH)
     for model in (vqgan, tiny):
         prepare_frozen(teacher, model, args.precision, torch.device(args.device), compile=args.compile)
     norm: dict[str, Any] = {'mean': (0.5,) * 3, 'std': (0.5,) * 3}

@@ -42,12 +42,12 @@ def arms_table(runs: Runs, rows: Sequence[str], columns: dict[str, Figure], agai
 
 
 def mixed_table(runs: Runs, figures: dict[str, Figure]) -> str:
-    """With another augmentation: the latent attack against two random views with the same one, where it is as strong.
+    """The latent attack against other second views and, with another augmentation, two random views with the same one.
 
     Where the latent attack has it on the clean view alone, the control has it there, too, and on both: whichever it
     likes better.
     """
-    pairs = [(LATENT, CONTROL)]
+    pairs = [(LATENT, row) for row in (CONTROL, 'DAD pixels (paper)', 'KD + latent noise')]
     for name in MIXED:
         for ours, theirs in (('both', 'both'), ('clean', 'clean'), ('clean', 'both')):
             pairs.append((f'{LATENT} + {name} on {ours}', f'{CONTROL} + {name} on {theirs}'))

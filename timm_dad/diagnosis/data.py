@@ -136,7 +136,7 @@ class MadeViews:
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """Views ``[B, 3, H, W]`` in [0, 1], by name."""
         centre = self.augment.find_centre(batch.x_pix, batch.label)
-        x_vq, vq_codes, calm_codes = self.augment.unattacked(batch.x_pix, centre)
+        x_vq, vq_codes, calm_codes = self.augment.unattacked(centre)
         generators = [torch.Generator().manual_seed(view_seed(self.seed, index, 0)) for index in batch.indices]
         views = self.augment.attack_centre(centre, batch.label, generator=generators)
         for row, codes in enumerate((vq_codes, views.dad_codes)):

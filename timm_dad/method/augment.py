@@ -174,21 +174,29 @@ class DADAugment:
         return logits
 
     @torch.no_grad()
-    def unattacked(self, x_pix: Tensor, centre: Centre) -> tuple[Tensor, Tensor, Tensor]:
+    def unattacked(self, centre: Centre) -> tuple[Tensor, Tensor, Tensor]:
         """What would be without an attack.
 
         Args:
-            x_pix: Images ``[B, 3, H, W]``, range [0, 1].
-            centre: From ``find_centre`` of them.
+            centre: From ``find_centre``.
 
         Returns:
             ``Q(x)`` ``[B, 3, H, W]``, its codes ``[B, h, w]``, and the codes of a DAD view that no attack has changed:
             of an attack that starts at ``Q(x)`` those of ``Q(x)`` encoded once more, which need not be the same.
         """
-        if isinstance(self.space, PixelSpace) and centre.codes is not None:
+        if self._starts_at_reconstruction(centre):
+            assert centre.codes is not None
             return centre.x0, centre.codes, self.chunked(self.vqgan.encode_to_codes, centre.x0)
-        found: Reconstruction = self.chunked(lambda x: Reconstruction(*self.vqgan.reconstruct(x)), x_pix)
+        found: Reconstruction = self.chunked(
+            lambda part: Reconstruction(*self.space.discretize(part.x0, part.size)),
+            centre,
+            pixels=math.prod(centre.size),
+        )
         return found.x_vq, found.codes, found.codes
+
+    def _starts_at_reconstruction(self, centre: Centre) -> bool:
+        """Whether ``centre.x0`` is ``Q(x)``, and ``centre.codes`` are its codes."""
+        return isinstance(self.space, PixelSpace) and centre.codes is not None
 
     @torch.no_grad()
     def find_centre(self, x_pix: Tensor, target: Tensor) -> Centre:
@@ -247,17 +255,15 @@ class DADAugment:
             kept = dad_logits.argmax(dim=-1) == hard_labels(target)
             if self.keep_label and not bool(kept.all()):
                 lost = ~kept
-                x_vq, codes = self._unattacked(centre, lost)
+                if self._starts_at_reconstruction(centre):
+                    assert centre.codes is not None
+                    x_vq, codes = centre.x0[lost], centre.codes[lost]
+                else:
+                    x_vq, codes = space.discretize(centre.x0[lost], centre.size)
                 x_dad[lost], dad_codes[lost], dad_logits[lost] = x_vq, codes, self.teacher(x_vq)
         return DADViews(
             centre.x0, x_adv, space.distance(centre, x_adv), x_dad, dad_codes, dad_logits, kept, centre.logits
         )
-
-    def _unattacked(self, centre: Centre, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """``Q(x)`` and its codes, of some images."""
-        if isinstance(self.space, PixelSpace) and centre.codes is not None:
-            return centre.x0[rows], centre.codes[rows]
-        return self.space.discretize(centre.x0[rows], centre.size)
 
     def __call__(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Append the DAD view of every image, in the layout of timm's augmentation splits.

@@ -6,7 +6,6 @@ says what each replacement gains.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -16,8 +15,7 @@ from timm_dad.common.options import option
 from timm_dad.method.attack import Generators, check_budget, draw, input_gradient, per_image
 from timm_dad.method.space import Centre, Objective
 from timm_dad.vqgan.model import VQGAN
-
-_MAX_BLOCK = 2**22  # floats in one block of distances: 16 MiB
+from timm_dad.vqgan.nearest import nearest_others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,14 +98,14 @@ class CodeSpace:
     def attack(self, centre: Centre, start: Tensor, target: Tensor, eps: Tensor | None) -> Tensor:
         """Codes, some of them replaced: the same number in each image of one budget."""
         codes, (order, choice) = centre.x0.flatten(1), start.flatten(2).unbind(1)
-        near = self._neighbours[codes]  # [B, N, K]
+        codebook = self.vqgan.codebook.float()
+        near = nearest_others(codes, codebook, self.config.neighbours)  # [B, N, K]
         if centre.gradient is None:
             gain = order  # any order will do
             chosen = (choice * near.shape[-1]).long()[..., None]
         else:
             gradient = torch.nan_to_num(centre.gradient.float(), nan=0.0, posinf=0.0, neginf=0.0)
             at = gradient.flatten(2).transpose(1, 2)  # [B, N, D]
-            codebook = self.vqgan.codebook.float()
             gains = torch.einsum('bnd,bnkd->bnk', at, codebook[near] - codebook[codes][:, :, None])
             gain, chosen = gains.max(dim=-1, keepdim=True)
             gain = gain[..., 0]
@@ -120,17 +118,6 @@ class CodeSpace:
         if centre.gradient is not None:
             best &= gain > 0  # nothing is replaced to lower the loss
         return torch.where(best & candidates, swapped, codes).view(centre.x0.shape)
-
-    @cached_property
-    def _neighbours(self) -> Tensor:
-        """The nearest other codes ``[n_embed, K]`` of every code."""
-        codebook = self.vqgan.codebook.float()
-        near = []
-        for codes in torch.arange(len(codebook), device=codebook.device).split(max(1, _MAX_BLOCK // len(codebook))):
-            distance = torch.cdist(codebook[codes], codebook, compute_mode='donot_use_mm_for_euclid_dist')
-            distance.scatter_(1, codes[:, None], torch.inf)  # a code is no neighbour of itself
-            near.append(distance.topk(self.config.neighbours, largest=False).indices)
-        return torch.cat(near)
 
     def discretize(self, point: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Decoded images of codes, and the codes."""

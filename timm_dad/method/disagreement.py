@@ -3,10 +3,10 @@
 import contextlib
 from collections.abc import Iterator
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from timm_dad.common.pixels import PixelNorm
+from timm_dad.method.loss import divergence
 from timm_dad.teachers.teacher import Teacher
 
 
@@ -37,6 +37,4 @@ class Disagreement:
     def __call__(self, x_pix: Tensor) -> Tensor:
         """Losses ``[B]``, fp32, of images ``[B, 3, H, W]`` in [0, 1]."""
         x_norm = self.norm.normalize(x_pix).to(next(self.student.parameters()).dtype)
-        logits = self.student(x_norm), self.teacher(x_pix)
-        student, teacher = (F.log_softmax(own.float() / self.temperature, dim=-1) for own in logits)
-        return F.kl_div(student, teacher, reduction='none', log_target=True).sum(dim=-1) * self.temperature**2
+        return divergence(self.student(x_norm), self.teacher(x_pix), self.temperature, 'none').sum(dim=-1)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from timm_dad.common.options import option
-from timm_dad.method.attack import AttackConfig, Generators, ascend, radii, random_start
-from timm_dad.method.space import Centre, Objective
+from timm_dad.method.attack import AttackConfig, ascend
+from timm_dad.method.space import Ball, Centre, Objective
 from timm_dad.vqgan.model import VQGAN
 
 OBJECTIVES = ('cross_entropy', 'disagreement')
@@ -72,7 +72,7 @@ class LatentAttackConfig(AttackConfig):
         return point
 
 
-class LatentSpace:
+class LatentSpace(Ball):
     """Latents ``[B, D, h, w]`` of a VQGAN.
 
     Args:
@@ -93,10 +93,6 @@ class LatentSpace:
         """The latents of images; nothing is decoded."""
         return Centre(self.vqgan.encode(x_pix).float(), tuple(x_pix.shape[-2:]))
 
-    def start(self, centre: Centre, eps: Tensor | None, generator: Generators) -> Tensor:
-        """Random points of the balls."""
-        return random_start(centre.x0, radii(centre.x0, self.config, eps), self.config, generator)
-
     def attack(self, centre: Centre, start: Tensor, target: Tensor, eps: Tensor | None) -> Tensor:
         """Perturbed latents."""
         height, width = centre.size
@@ -111,10 +107,6 @@ class LatentSpace:
         """Decoded images of latents, and their codes."""
         codes = self.vqgan.codes_of(point)
         return self.vqgan.decode_codes(codes)[..., : size[0], : size[1]], codes
-
-    def is_stuck(self, centre: Centre, start: Tensor, point: Tensor) -> bool:
-        """Whether no image left its start."""
-        return self.config.ascends and torch.equal(point, start)
 
     def distance(self, centre: Centre, point: Tensor) -> Tensor:
         """``||z - z0|| / ||z0||``."""

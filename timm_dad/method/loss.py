@@ -47,9 +47,14 @@ def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperatur
 
     Source: Hinton et al. 2015, arXiv:1503.02531.
     """
+    return divergence(student_logits, teacher_logits.detach(), temperature, 'batchmean')
+
+
+def divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float, reduction: str) -> Tensor:
+    """``T^2 KL(teacher || student)`` of ``[B, K]`` logits, differentiable in both; ``reduction`` as in ``F.kl_div``."""
     student = F.log_softmax(student_logits.float() / temperature, dim=-1)
-    teacher = F.log_softmax(teacher_logits.detach().float() / temperature, dim=-1)
-    return F.kl_div(student, teacher, reduction='batchmean', log_target=True) * temperature**2
+    teacher = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
+    return F.kl_div(student, teacher, reduction=reduction, log_target=True) * temperature**2
 
 
 class DADLoss(nn.Module):

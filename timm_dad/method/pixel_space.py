@@ -5,16 +5,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from timm_dad.method.attack import AttackConfig, Generators, ascend, input_gradient, radii, random_start
+from timm_dad.method.attack import AttackConfig, ascend, input_gradient
 from timm_dad.method.loss import teacher_cross_entropy
-from timm_dad.method.space import Centre, Objective
+from timm_dad.method.space import Ball, Centre, Objective
 from timm_dad.teachers.teacher import Teacher
 from timm_dad.vqgan.model import VQGAN
 
 ATTACK_FROM = ('reconstruction', 'input')
 
 
-class PixelSpace:
+class PixelSpace(Ball):
     """Images in [0, 1]. No gradient goes through the VQGAN, which counts as the identity.
 
     Args:
@@ -60,10 +60,6 @@ class PixelSpace:
             gradient = input_gradient(loss_fn, x_pix)
         return Centre(x_pix, size, logits=answers[0].detach(), gradient=gradient)
 
-    def start(self, centre: Centre, eps: Tensor | None, generator: Generators) -> Tensor:
-        """Random points of the balls."""
-        return random_start(centre.x0.float(), radii(centre.x0, self.config, eps), self.config, generator)
-
     def attack(self, centre: Centre, start: Tensor, target: Tensor, eps: Tensor | None) -> Tensor:
         """Perturbed images."""
         return ascend(
@@ -78,10 +74,6 @@ class PixelSpace:
     def discretize(self, point: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
         """``Q`` of images, and its codes."""
         return self.vqgan.reconstruct(point)
-
-    def is_stuck(self, centre: Centre, start: Tensor, point: Tensor) -> bool:
-        """Whether no image left its start."""
-        return self.config.ascends and torch.equal(point, start)
 
     def distance(self, centre: Centre, point: Tensor) -> Tensor:
         """L2 over the whole image, in [0, 1] pixel units, whatever the norm of the attack."""

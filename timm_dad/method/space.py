@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-from timm_dad.method.attack import Generators
+from timm_dad.method.attack import AttackConfig, Generators, radii, random_start
 
 # Maps images ``[B, 3, H, W]``, nominally in [0, 1], and targets to one loss an image ``[B]``.
 Objective = Callable[[Tensor, Tensor], Tensor]
@@ -57,3 +58,17 @@ class Space(Protocol):
 
     def distance(self, centre: Centre, point: Tensor) -> Tensor:
         """How far points are from their centres ``[B]``, in the unit of ``config.eps``."""
+
+
+class Ball:
+    """What spaces have alike whose attack ascends inside a ball."""
+
+    config: AttackConfig
+
+    def start(self, centre: Centre, eps: Tensor | None, generator: Generators) -> Tensor:
+        """Random points of the balls."""
+        return random_start(centre.x0.float(), radii(centre.x0, self.config, eps), self.config, generator)
+
+    def is_stuck(self, centre: Centre, start: Tensor, point: Tensor) -> bool:
+        """Whether no image left its start."""
+        return self.config.ascends and torch.equal(point, start)

@@ -123,13 +123,14 @@ def look(augment: DADAugment, x_pix: Tensor, target: Tensor, *, seed: int, batch
 def _look_at(augment: DADAugment, x_pix: Tensor, target: Tensor, seeds: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Of a batch, where the teacher is right ``[B, 3]``, PSNR ``[B]``, and where codes are changed ``[B, h, w]``."""
     centre = augment.find_centre(x_pix, target)
-    x_vq, _, calm_codes = augment.unattacked(x_pix, centre)
+    x_vq, _, calm_codes = augment.unattacked(centre)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     views = augment.attack_centre(centre, target, generator=generators)
     changed = views.dad_codes != calm_codes
     if augment.keep_label:  # where the label is lost the view is Q(x), whatever the attack did
         changed = changed[views.kept]
-    answers = (augment.ask_teacher(x_pix), augment.ask_teacher(x_vq), views.dad_logits)
+    clean_logits = augment.ask_teacher(x_pix) if centre.logits is None else centre.logits
+    answers = (clean_logits, augment.ask_teacher(x_vq), views.dad_logits)
     right = torch.stack([logits.argmax(dim=-1) == target for logits in answers], dim=1)
     return right, psnr(x_pix, x_vq, most=100.0), changed
 

@@ -101,7 +101,7 @@ def preview_image(augment: DADAugment, x_pix: Tensor, label: int, *, title: str,
     device = vqgan.codebook.device
     batch, target = x_pix.to(device)[None], torch.tensor([label], device=device)
     centre = augment.find_centre(batch, target)
-    x_vq, vq_codes, calm_codes = augment.unattacked(batch, centre)
+    x_vq, vq_codes, calm_codes = augment.unattacked(centre)
     # The generator is on the CPU, so that every device draws alike.
     views = augment.attack_centre(centre, target, generator=[torch.Generator().manual_seed(seed)])
     if augment.keep_label and not bool(views.kept):  # then x_dad is Q(x), whatever the attack did

@@ -47,10 +47,19 @@ def likeliest_codes(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return _in_blocks(lambda block: nn.functional.linear(block, weight, bias).argmax(dim=1), z, len(weight))
 
 
-def _in_blocks(codes_of: Callable[[Tensor], Tensor], z: Tensor, n_embed: int) -> Tensor:
-    """Codes of the rows of ``z``, so many rows at once that their ``n_embed`` scores each stay in ``_MAX_BLOCK``."""
-    codes = torch.empty(len(z), dtype=torch.long, device=z.device)
-    blocks = max(1, math.ceil(len(z) * n_embed / _MAX_BLOCK))
-    for block, out in zip(z.tensor_split(blocks), codes.tensor_split(blocks), strict=True):
-        out.copy_(codes_of(block))
-    return codes
+def nearest_others(codes: Tensor, codebook: Tensor, count: int) -> Tensor:
+    """The nearest other codes ``[..., count]``, nearest first, of codes ``[...]`` and a codebook ``[n_embed, D]``."""
+
+    def others(block: Tensor) -> Tensor:
+        distance = torch.cdist(codebook[block], codebook, compute_mode='donot_use_mm_for_euclid_dist')
+        distance.scatter_(1, block[:, None], torch.inf)  # a code is no neighbour of itself
+        return distance.topk(count, largest=False).indices
+
+    used, places = codes.unique(return_inverse=True)
+    return _in_blocks(others, used, len(codebook))[places]
+
+
+def _in_blocks(codes_of: Callable[[Tensor], Tensor], rows: Tensor, n_embed: int) -> Tensor:
+    """Codes of rows, so many at once that their ``n_embed`` scores each stay in ``_MAX_BLOCK``."""
+    blocks = max(1, math.ceil(len(rows) * n_embed / _MAX_BLOCK))
+    return torch.cat([codes_of(block) for block in rows.tensor_split(blocks)])
