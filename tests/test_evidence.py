@@ -70,7 +70,8 @@ def test_settings_of_pacs_are_chosen_on_pictures_that_are_not_reported():
 
 
 def test_all_arms_are_run_on_both_data_sets():
-    from jobs import PACS_TEMPERATURE, STUDIES
+    from jobs import STUDIES
+    from latent_jobs import PACS_TEMPERATURE
 
     emoji, pacs = ({job.row: job for job in STUDIES[name][0]} for name in ('latent', 'pacs latent'))
     assert set(pacs) == set(emoji) | {'KD'}
@@ -86,8 +87,8 @@ def test_all_arms_are_run_on_both_data_sets():
 
 
 def test_table_of_pacs():
-    from jobs import CONTROL
     from latent_tables import latent_tables
+    from rows import CONTROL
 
     clean, both = 'DAD latent + RandAugment on clean', f'{CONTROL} + RandAugment on both'
     results = [
@@ -228,7 +229,7 @@ def test_results_are_of_the_settings_of_today():
 def test_settings_tell_runs_apart():
     from dataclasses import replace
 
-    from jobs import ROWS
+    from rows import ROWS
     from views import Views
 
     job = ROWS['DAD']
@@ -265,8 +266,9 @@ def test_a_run_of_each_kind(tmp_path, row):
     from dataclasses import replace
 
     from data import read_styles, test_sets
-    from jobs import ROWS, STUDIES
+    from jobs import STUDIES
     from models import build_teacher, build_vqgan, templates_file
+    from rows import ROWS
     from train import Materials, run_job
 
     styles = read_styles(SOURCE)

@@ -3,41 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from latent_jobs import LATENT_STUDIES
+from rows import CONTROL, DAD, MIXED, RANDOM_VIEW, ROWS, SEEDS
 from train import Job
 from views import RELEASED, Views
-
-from timm_dad.method.augment import AnyAttack
-from timm_dad.method.code_space import CodeAttackConfig
-from timm_dad.method.latent_space import LatentAttackConfig
-
-SEEDS = (0, 1, 2, 3, 4)
-
-# Both views weigh the same in the rows with one; weight 1.5 was chosen on fxemoji (study `ablation`, docs/demo.md).
-DAD = ('--dad', '--dad-weight', '1.5')
-RANDOM_VIEW = (*DAD, '--dad-view', 'random')
-# Distillation on the clean view alone: the second one is never asked for.
-ONE_VIEW = ('--dad', '--dad-view', 'random', '--dad-prob', '0')
-
-# On one view as much distillation in all as on two.
-ONE_VIEW_TWICE = (*ONE_VIEW, '--dad-kd-weight', '2')
-
-ROWS: dict[str, Job] = {
-    'plain': Job(study='main', row='plain', seed=0),
-    'KD': Job(study='main', row='KD', seed=0, flags=ONE_VIEW),
-    'KD, weight 2': Job(study='main', row='KD, weight 2', seed=0, flags=ONE_VIEW_TWICE),
-    'KD, 2 random views': Job(study='main', row='KD, 2 random views', seed=0, flags=RANDOM_VIEW),
-    'KD + Q(x)': Job(study='main', row='KD + Q(x)', seed=0, flags=DAD, views=Views(kind='reconstruction', count=1)),
-    'KD + noise': Job(study='main', row='KD + noise', seed=0, flags=DAD, views=Views(kind='noise')),
-    'DAT': Job(study='main', row='DAT', seed=0, flags=DAD, dat=True, distil=False),
-    'KD + DAT view': Job(study='main', row='KD + DAT view', seed=0, flags=DAD, dat=True),
-    'DAD': Job(study='main', row='DAD', seed=0, flags=DAD, views=Views()),
-}
-MIXED = {
-    'RandAugment': ('--aa', 'rand-m9-mstd0.5-inc1'),
-    'AugMix': ('--aa', 'augmix-m3-w3'),
-    'Mixup': ('--mixup', '0.8'),
-}
-CONTROL = 'KD, 2 random views'
 
 
 def _main() -> list[Job]:
@@ -114,110 +83,6 @@ def _speed() -> list[Job]:
     return [*jobs, replace(ROWS[CONTROL], study='speed', row='2 random views')]
 
 
-LONG = ('--epochs', '96', '--val-interval', '96')
-BASE = ('--dad-view-aug', 'base')
-LATENT, CODES = LatentAttackConfig(), CodeAttackConfig()
-
-
-def _latent_settings() -> list[Job]:
-    """Radius, steps and neighbours, chosen on fxemoji with seeds of their own."""
-    base = Job(study='latent settings', row='', seed=0, flags=(*DAD, *LONG))
-    attacks: dict[str, AnyAttack] = {
-        f'latent, eps {eps:g}, {steps} step{"s" * (steps > 1)}': LatentAttackConfig(
-            eps=eps, step_size=eps, num_steps=steps
-        )
-        for eps in (0.25, 0.5, 1.0)
-        for steps in (1, 3)
-    }
-    for neighbours in (8, 32):
-        attacks[f'codes, {neighbours} nearest'] = CodeAttackConfig(neighbours=neighbours)
-    return [replace(base, row=row, views=Views(attack=attack)) for row, attack in attacks.items()]
-
-
-def _arms(job: Job, more: Sequence[str]) -> list[Job]:
-    """Every way to make the second view, and what augmentations do to it: on both views, or on the clean one alone."""
-    second: dict[str, tuple[tuple[str, ...], Views | None]] = {
-        CONTROL: (RANDOM_VIEW, None),
-        'KD + Q(x)': (DAD, Views(kind='reconstruction', count=1)),
-        'KD + latent noise': (DAD, Views(attack=replace(LATENT, num_steps=0, start_size=1.0))),
-        'KD + random codes': (DAD, Views(attack=replace(CODES, num_steps=0))),
-        'DAD pixels (paper)': (DAD, Views()),
-        'DAD latent': (DAD, Views(attack=LATENT)),
-        'DAD codes': (DAD, Views(attack=CODES)),
-    }
-    jobs = [replace(job, row=row, flags=(*flags, *more), views=views) for row, (flags, views) in second.items()]
-    flags = (*DAD, *more)
-    jobs += [
-        replace(job, row='KD, weight 2', flags=(*ONE_VIEW_TWICE, *more)),
-        replace(job, row='DAD disagreement', flags=flags, disagree=True),
-        replace(job, row='DAD pixels or latent', flags=flags, views=Views(), mixed=Views(attack=LATENT)),
-    ]
-    for name, mixed in MIXED.items():
-        for row in (CONTROL, 'DAD latent'):
-            flags, views = second[row]
-            both = replace(job, row=f'{row} + {name} on both', flags=(*flags, *more, *mixed), views=views)
-            clean = replace(both, row=f'{row} + {name} on clean', flags=(*both.flags, *BASE))
-            jobs += [both, clean]
-    return jobs
-
-
-def _latent() -> list[Job]:
-    job = Job(study='latent', row='plain', seed=0, flags=LONG)
-    return [job, *_arms(job, LONG)]
-
-
-# For all rows alike; study `pacs settings` says which, on validation pictures that are not reported.
-PACS_TEMPERATURE = ('--dad-temperature', '4')
-PACS_RATES = {
-    'cnn': ('0.002', '0.004'),
-    'vit': ('0.0005', '0.001', '0.002', '0.004'),
-    'mlp': ('0.001', '0.002', '0.004'),
-}
-PACS = Job(study='', row='', seed=0, teacher='lite0', vqgan='pacs', data='pacs')
-
-
-def _pacs_settings() -> list[Job]:
-    """The teacher's temperature, learning rates and the radius, with seeds of their own."""
-    base = replace(PACS, study='pacs settings')
-    jobs = [
-        replace(base, row=f'temperature {value}', flags=(*RANDOM_VIEW, '--dad-temperature', value))
-        for value in ('1', '2', '4', '8')
-    ]
-    jobs += [
-        replace(
-            base,
-            row=f'latent, eps {eps:g}',
-            flags=(*DAD, *PACS_TEMPERATURE),
-            views=Views(attack=replace(LATENT, eps=eps, step_size=eps)),
-        )
-        for eps in (0.25, 0.5, 1.0)
-    ]
-    jobs += [
-        replace(base, row=f'{student}, lr {lr}', student=student, flags=(*RANDOM_VIEW, *PACS_TEMPERATURE, '--lr', lr))
-        for student, rates in PACS_RATES.items()
-        for lr in rates
-    ]
-    return jobs
-
-
-def _pacs() -> list[Job]:
-    job = replace(PACS, study='pacs latent')
-    one_view = replace(job, row='KD', flags=(*ONE_VIEW, *PACS_TEMPERATURE))
-    return [replace(job, row='plain'), one_view, *_arms(job, PACS_TEMPERATURE)]
-
-
-def _pacs_students() -> list[Job]:
-    """What tells the second views apart, for students that are no convolutional network."""
-    rows = ('plain', CONTROL, 'KD + latent noise', 'DAD pixels (paper)', 'DAD latent')
-    rows += (f'{CONTROL} + RandAugment on both', 'DAD latent + RandAugment on clean')
-    return [
-        replace(job, study='pacs students', row=f'{student}: {job.row}', student=student)
-        for student in ('vit', 'mlp')
-        for job in _pacs()
-        if job.row in rows
-    ]
-
-
 STUDIES: dict[str, tuple[list[Job], Sequence[int]]] = {
     'rates': (_rates(), (100, 101, 102)),
     'main': (_main(), SEEDS),
@@ -225,12 +90,8 @@ STUDIES: dict[str, tuple[list[Job], Sequence[int]]] = {
     'teachers': (_variants('teachers', ('KD', CONTROL, 'DAD'), teacher=('weak', 'medium')), SEEDS),
     'vqgans': (_variants('vqgans', ('DAD', 'KD + Q(x)'), vqgan=('f2',)), SEEDS),
     'ablation': (_ablation(), SEEDS),
-    'latent settings': (_latent_settings(), (100, 101)),
-    'latent': (_latent(), SEEDS),
     'speed': (_speed(), SEEDS),
-    'pacs settings': (_pacs_settings(), (100, 101)),
-    'pacs latent': (_pacs(), SEEDS),
-    'pacs students': (_pacs_students(), SEEDS),
+    **LATENT_STUDIES,
 }
 
 

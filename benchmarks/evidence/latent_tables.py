@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from statistics import mean
 
 from data import TRAIN_STYLE
-from jobs import CONTROL, MIXED
+from latent_jobs import SECOND_VIEWS
 from pacs import STYLES, TRAIN, TUNING, UNSEEN
 from readme_tables import markdown
+from rows import CONTROL, MIXED
 from runs import COLUMNS, Figure, Result, Runs, mean_but_noto, mean_corruptions, mean_unseen, row_names, style
+
+from timm_dad.demo.data import TUNING_STYLE
 
 LATENT = 'DAD latent'
 
@@ -80,10 +83,31 @@ def pacs_models_table(results: dict[str, Result]) -> str:
     return markdown(['model', *names, f'L1, PSNR on {TUNING[0]}'], lines)
 
 
+def ablation_table(results: dict[str, Result]) -> str:
+    """One setting of the latent attack changed at a time, against the attack as it is."""
+    runs = Runs(results, 'latent', 'latent ablation')
+    figures = {TUNING_STYLE: style(TUNING_STYLE), **EMOJI_AGAINST}
+    lines = [
+        [
+            row,
+            *(runs.cell(row, of) for of in figures.values()),
+            *(runs.difference(row, LATENT, of) for of in figures.values()),
+        ]
+        for row in (LATENT, *row_names('latent ablation'))
+        if row in runs.rows
+    ]
+    return markdown(['variant', *figures, *(f'{name} - {LATENT}' for name in figures)], lines)
+
+
 def latent_tables(results: dict[str, Result]) -> dict[str, str]:
     """Tables by name."""
     emoji, pacs, students = (Runs(results, study) for study in ('latent', 'pacs latent', 'pacs students'))
+    others = {study: Runs(results, study) for study in ('latent students', 'latent teachers')}
+    curve = Runs(results, 'latent curve', 'latent')
     return {
+        **{study: arms_table(runs, row_names(study), EMOJI_MIXED, EMOJI_AGAINST) for study, runs in others.items()},
+        'latent curve': arms_table(curve, [*row_names('latent curve'), *SECOND_VIEWS], EMOJI_MIXED, EMOJI_AGAINST),
+        'latent ablation': ablation_table(results),
         'latent': arms_table(emoji, row_names('latent'), COLUMNS, EMOJI_AGAINST),
         'latent mixed': mixed_table(emoji, EMOJI_MIXED),
         'pacs models': pacs_models_table(results),

@@ -6,9 +6,9 @@ from statistics import mean
 from typing import Any
 
 from data import TRAIN_STYLE
-from jobs import CONTROL
 from latent_tables import latent_tables
 from readme_tables import fill, markdown  # found since models.py, which jobs imports, puts benchmarks/ on the path
+from rows import CONTROL
 from runs import COLUMNS, Result, Runs, corruption, mean_but_noto, mean_corruptions, mean_unseen, row_names, style
 
 from timm_dad.commands.demo import half_width
