@@ -8,11 +8,23 @@ from latent_jobs import SECOND_VIEWS
 from pacs import STYLES, TRAIN, TUNING, UNSEEN
 from readme_tables import markdown
 from rows import CONTROL, MIXED
-from runs import COLUMNS, Figure, Result, Runs, mean_but_noto, mean_corruptions, mean_unseen, row_names, style
+from runs import (
+    COLUMNS,
+    Figure,
+    Result,
+    Runs,
+    corruption,
+    mean_but_noto,
+    mean_corruptions,
+    mean_unseen,
+    row_names,
+    style,
+)
 
 from timm_dad.demo.data import TUNING_STYLE
+from timm_dad.evaluation.corruptions import CORRUPTIONS
 
-LATENT = 'DAD latent'
+LATENT, MIXED_SPACES = 'DAD latent', 'DAD pixels or latent'
 
 
 def mean_three(result: Result) -> float:
@@ -99,6 +111,13 @@ def ablation_table(results: dict[str, Result]) -> str:
     return markdown(['variant', *figures, *(f'{name} - {LATENT}' for name in figures)], lines)
 
 
+def corruptions_table(runs: Runs) -> str:
+    """What each second view differs from the control by, corruption by corruption."""
+    rows = [row for row in (*SECOND_VIEWS, MIXED_SPACES) if row in runs.rows and row != CONTROL]
+    lines = [[name, *(runs.difference(row, CONTROL, corruption(name)) for row in rows)] for name in CORRUPTIONS]
+    return markdown(['corruption', *(f'{row} - control' for row in rows)], lines)
+
+
 def latent_tables(results: dict[str, Result]) -> dict[str, str]:
     """Tables by name."""
     emoji, pacs, students = (Runs(results, study) for study in ('latent', 'pacs latent', 'pacs students'))
@@ -107,6 +126,7 @@ def latent_tables(results: dict[str, Result]) -> dict[str, str]:
     return {
         **{study: arms_table(runs, row_names(study), EMOJI_MIXED, EMOJI_AGAINST) for study, runs in others.items()},
         'latent curve': arms_table(curve, [*row_names('latent curve'), *SECOND_VIEWS], EMOJI_MIXED, EMOJI_AGAINST),
+        'latent corruptions': corruptions_table(emoji),
         'latent ablation': ablation_table(results),
         'latent': arms_table(emoji, row_names('latent'), COLUMNS, EMOJI_AGAINST),
         'latent mixed': mixed_table(emoji, EMOJI_MIXED),
