@@ -1,7 +1,9 @@
 """What a model says of one part of a suite: each image once, in any number of processes."""
 
+import zlib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -47,7 +49,7 @@ class Predictions:
         try:
             with np.load(path, allow_pickle=False) as file:
                 return cls(**{field.name: file[field.name] for field in fields(cls)})
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, EOFError, KeyError, ValueError, BadZipFile, zlib.error) as error:
             raise ValueError(f'{path} holds no predictions: {error}; remove it to make it again') from error
 
 
