@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from timm_dad.common.options import check_types
 from timm_dad.diagnosis.data import CLEAN, DAD, MadeViews, Sample, StoredViews
 from timm_dad.diagnosis.divergence import DISTANCES, disagrees, excess, moments, split_distances, wasserstein
 from timm_dad.diagnosis.limiting_term import OODErrors, decompose
@@ -34,6 +35,7 @@ class DiagnoseConfig:
     workers: int = 0
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.distance not in DISTANCES:
             raise ValueError(f'distance must be one of {DISTANCES}, got {self.distance!r}')
         for name, least in (('num_splits', 1), ('batch_size', 1), ('seed', 0), ('workers', 0)):

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from timm_dad.common.files import replacing
+from timm_dad.common.options import check_types
 from timm_dad.data.images import FramedImages, collate_images
 from timm_dad.evaluation.attacks import EvalAttackConfig, run_attack
 from timm_dad.evaluation.corruptions import SeededCorruption
@@ -73,6 +74,7 @@ class EvalConfig:
     attack: EvalAttackConfig = field(default_factory=EvalAttackConfig)
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name, least in (('batch_size', 1), ('workers', 0), ('seed', 0)):
             if getattr(self, name) < least:
                 raise ValueError(f'{name} must be {least} or more, got {getattr(self, name)}')
