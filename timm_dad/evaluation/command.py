@@ -10,7 +10,6 @@ import torch
 from accelerate import PartialState
 
 from timm_dad.common.errors import is_main_process, user_errors
-from timm_dad.common.extras import require_extra
 from timm_dad.common.log import setup_logging
 from timm_dad.evaluation.args import PROGRAM, create_config, create_options, parse_args
 from timm_dad.evaluation.corruptions import CORRUPTIONS
@@ -34,7 +33,6 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     args = parse_args(argv)
     setup_logging()
     with user_errors(PROGRAM):
-        require_extra('matplotlib', 'eval')
         published = read_timm_results(args.timm_results) if args.timm_results else None
         suites, missing = collect_suites(args)
         state = start_processes(args.device)
