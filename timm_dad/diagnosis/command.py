@@ -10,7 +10,6 @@ import torch
 from torch.utils.data import IterableDataset
 
 from timm_dad.common.errors import user_errors
-from timm_dad.common.extras import require_extra
 from timm_dad.common.log import setup_logging
 from timm_dad.dad_sets.match import check_data, check_teacher
 from timm_dad.dad_sets.read import read_settings
@@ -116,7 +115,6 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     args = parse_args(argv)
     setup_logging()
     with user_errors(PROGRAM):
-        require_extra('ot', 'eval')
         report = run(args, given_flags(create_parser(), argv))
         text = format_report(report)
         paths = write_report(Path(args.output), report, text) if args.output else []

@@ -33,7 +33,7 @@ class DADLossConfig:
             raise ValueError(f'temperature must be positive, got {self.temperature}')
         for name in ('task_weight', 'kd_weight', 'dad_weight', 'extra_task_weight'):
             if not 0 <= getattr(self, name) < float('inf'):
-                raise ValueError(f'{name} must be finite and 0 or more, got {getattr(self, name)}')
+                raise ValueError(f'{name} must be 0 or more and finite, got {getattr(self, name)}')
 
 
 def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
