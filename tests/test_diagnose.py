@@ -537,8 +537,9 @@ def test_without_a_student_no_term_is_named(found_without_student):
 
 def test_files_are_written_whole(tmp_path):
     paths = write_report(tmp_path / 'new' / 'folder', {'a': 1}, 'text\n')
-    assert [path.name for path in paths] == ['diagnose.json', 'diagnose.md']
-    assert sorted(path.name for path in (tmp_path / 'new' / 'folder').iterdir()) == ['diagnose.json', 'diagnose.md']
+    names = ['diagnose.json', 'diagnose.md', 'diagnose.html']
+    assert [path.name for path in paths] == names
+    assert sorted(path.name for path in (tmp_path / 'new' / 'folder').iterdir()) == sorted(names)
     assert json.loads(paths[0].read_text()) == {'a': 1}
 
 

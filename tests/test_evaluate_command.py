@@ -90,7 +90,9 @@ def test_the_same_command_gives_the_same_bytes(files, tmp_path, capsys):
     one, two = content(tmp_path / 'one'), content(tmp_path / 'two')
     assert one == two
     assert printed[0] == printed[1]
-    assert {'report.json', 'report.csv', 'report.md', 'severity-val-corrupted.png'} <= one.keys()
+    assert {'report.json', 'report.csv', 'report.md', 'report.html', 'severity-val-corrupted.png'} <= one.keys()
+    assert one['report.html'].count(b'<img ') == 1
+    assert b'<h2>Figures in percent</h2>' in one['report.html']
     assert set(reports[0]['suites']) == {'val', 'val-corrupted', 'val-pgd'}
     for model in ('a', 'b'):
         assert f'predictions/{model}/val/test.npz' in one

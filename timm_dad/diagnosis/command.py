@@ -69,9 +69,7 @@ def create_parser() -> argparse.ArgumentParser:
     )
     group.add_argument('--seed', type=int, default=default.seed, metavar='S', help='random seed')
     group = parser.add_argument_group('Execution')
-    group.add_argument(
-        '--output', metavar='DIR', help='folder for diagnose.json and diagnose.md (default: print alone)'
-    )
+    group.add_argument('--output', metavar='DIR', help='folder for diagnose.json, .md and .html (default: print alone)')
     add_execution_args(group, default.batch_size)
     return parser
 

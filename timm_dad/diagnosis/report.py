@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from timm_dad.common.files import write_file
+from timm_dad.common.html import report_page
 from timm_dad.common.markdown import format_table
 from timm_dad.diagnosis.data import CLEAN, DAD, RECONSTRUCTED
 from timm_dad.diagnosis.limiting_term import ADVICE
@@ -50,8 +51,8 @@ def _risks(report: Mapping[str, Any]) -> str:
         numbers = [f'{100 * found[key]:.1f}' if key in _IN_PERCENT else f'{found[key]:.3f}' for key in columns]
         rows.append([name, str(report['images'][name]), *numbers])
     notes = [
-        f'The teacher gives one class to {100 * share:.0f} % of the images of {name}: it cannot tell them apart. See that '
-        'its size, normalization and class names are right, and what the images look like (timm-dad preview).'
+        f'The teacher gives one class to {100 * share:.0f} % of the images of {name}: it cannot tell them apart. See '
+        'that its size, normalization and class names are right, and what the images look like (timm-dad preview).'
         for name, share in report['one_class'].items()
     ]
     return '\n\n'.join(['## Risks', format_table(rows), *notes])
@@ -142,8 +143,12 @@ def _coverage(report: Mapping[str, Any]) -> str:
 
 
 def write_report(folder: Path, report: Mapping[str, Any], text: str) -> list[Path]:
-    """Write ``diagnose.json`` and ``diagnose.md``; ``ValueError`` if the folder cannot be written to."""
-    files = {'diagnose.json': json.dumps(report, indent=2, allow_nan=False) + '\n', 'diagnose.md': text}
+    """Write ``diagnose.json``, ``.md`` and ``.html``; ``ValueError`` if the folder cannot be written to."""
+    files = {
+        'diagnose.json': json.dumps(report, indent=2, allow_nan=False) + '\n',
+        'diagnose.md': text,
+        'diagnose.html': report_page('timm-dad diagnose', text),
+    }
     try:
         for name, content in files.items():
             write_file(folder / name, content)
