@@ -1,9 +1,13 @@
 import re
 from dataclasses import fields
+from functools import partial
 
 import numpy as np
 import pytest
 
+from timm_dad.dad_sets.formats import FormatConfig
+from timm_dad.dad_sets.maker import GenerateConfig
+from timm_dad.data.images import Frame
 from timm_dad.diagnosis.diagnose import DiagnoseConfig
 from timm_dad.evaluation.attacks import EvalAttackConfig
 from timm_dad.evaluation.predict import EvalConfig
@@ -12,7 +16,9 @@ from timm_dad.method.code_space import CodeAttackConfig
 from timm_dad.method.latent_space import LatentAttackConfig
 from timm_dad.method.loss import DADLossConfig
 from timm_dad.method.schedule import DADSchedule
+from timm_dad.vqgan_training.optimize import OptimizerConfig
 
+FRAME = Frame(size=(8, 8))
 CONFIGS = (
     AttackConfig,
     CodeAttackConfig,
@@ -21,18 +27,21 @@ CONFIGS = (
     DiagnoseConfig,
     EvalAttackConfig,
     EvalConfig,
+    FormatConfig,
+    partial(GenerateConfig, frame=FRAME, files=FormatConfig()),
     LatentAttackConfig,
+    partial(OptimizerConfig, steps=10),
 )
 NAMES = {int: 'a whole number', float: 'a number', str: 'text', float | None: 'a number or None'}
 
 
 @pytest.mark.parametrize('config', CONFIGS)
 def test_a_value_of_another_type_is_named(config):
-    for field in fields(config):
+    for field in fields(config()):
         for value in (True, '1', [1], 1.5j, b'x'):
             if isinstance(value, str) and field.type is str:
                 continue
-            message = f'{field.name} must be {NAMES.get(field.type, "EvalAttackConfig")}, got {value!r}'
+            message = f'{field.name} must be {NAMES.get(field.type) or field.type.__name__}, got {value!r}'
             with pytest.raises(TypeError, match=f'^{re.escape(message)}$'):
                 config(**{field.name: value})
 
