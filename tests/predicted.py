@@ -30,7 +30,7 @@ def random_predictions(seed, images=40, accuracy=0.6, classes=5):
 
 def suite(name, kind, parts=('val',), **more):
     parts = tuple(Part(name=part, dataset=None) for part in parts)
-    return Suite(name=name, kind=kind, parts=parts, **{'class_names': None, 'num_classes': 5, **more})
+    return Suite(name=name, kind=kind, parts=parts, **{'class_names': None, 'num_classes': 6, **more})
 
 
 def results_of(models, suites, images=40):

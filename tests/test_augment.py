@@ -8,6 +8,7 @@ from timm.data import Mixup
 
 from timm_dad.method.attack import AttackConfig
 from timm_dad.method.augment import DADAugment
+from timm_dad.method.latent_space import LatentAttackConfig
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 TARGET = torch.tensor([0, 1, 2, 3])
@@ -132,7 +133,7 @@ def test_the_dad_half_is_normalized_pixels(build, x_pix):
 def test_values_out_of_range_are_clipped_before_the_vqgan_and_kept_in_the_clean_half(build, x_pix):
     # timm's random erasing writes N(0, 1) noise into the normalized batch.
     erased = normalize(x_pix)
-    erased[:, :, 4:12, 4:12] = 10 * torch.randn(4, 3, 8, 8)
+    erased[:, :, 4:12, 4:12] = 2 * torch.randn(4, 3, 8, 8)
     clipped = normalize(to_pixels(erased).clamp(0, 1))
     views, _ = build()(erased, TARGET)
     assert torch.equal(views[:4], erased)
@@ -216,7 +217,7 @@ def test_strict_size_refuses_what_the_factor_does_not_divide(build, vqgan):
 
 @pytest.mark.parametrize('std', [(0.0, 0.1, 0.1), (0.1, 0.1, -0.1)])
 def test_a_std_that_is_not_positive_is_refused(teacher, vqgan, std):
-    with pytest.raises(ValueError, match='std must be positive, got'):
+    with pytest.raises(ValueError, match='std must be positive, up to 1'):
         DADAugment(teacher, vqgan, mean=MEAN, std=std)
 
 
@@ -296,3 +297,52 @@ def test_from_the_input_a_lost_label_gives_the_reconstruction(build, counted, te
 def test_attack_from_elsewhere_is_refused(build):
     with pytest.raises(ValueError, match=r"attack_from must be one of \('reconstruction', 'input'\), got 'noise'"):
         build(attack_from='noise')
+
+
+def test_models_of_another_kind_are_refused(teacher, vqgan):
+    rule = r'teacher must be a timm_dad\.Teacher: Teacher\(net, mean=\.\.\., std=.*\), got EfficientNet'
+    with pytest.raises(TypeError, match=rule):
+        DADAugment(teacher.model, vqgan, mean=MEAN, std=STD)
+    rule = r'{} must be a timm_dad\.VQGAN: load_vqgan\(PATH\), got {}'
+    with pytest.raises(TypeError, match=rule.format('^vqgan', 'NoneType')):
+        DADAugment(teacher, None, mean=MEAN, std=STD)
+    with pytest.raises(TypeError, match=rule.format('^gradient_vqgan', 'str')):
+        DADAugment(teacher, vqgan, mean=MEAN, std=STD, gradient_vqgan='tiny')
+    with pytest.raises(TypeError, match=r'attack must be an AttackConfig or one of its kind, got dict'):
+        DADAugment(teacher, vqgan, mean=MEAN, std=STD, attack={'eps': 0.1})
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda x: (255 * x).byte(), r'normalized images must be of floating point, got torch\.uint8'),
+        (lambda x: 255 * x, r'images must be normalized, .* got values from .* to .* \(pixels from 0 to 255\?'),
+        (lambda x: x * float('nan'), 'images must be normalized, .* got values from nan to nan'),
+        (lambda x: x[:, :1], r'must be \[B, 3, H, W\], got shape \(4, 1, 16, 16\) \(of grey images: expand'),
+        (lambda x: x.permute(0, 2, 3, 1), r'got shape \(4, 16, 16, 3\) \(channels last: permute\(0, 3, 1, 2\)\)'),
+        (lambda x: x[0], r'must be \[B, 3, H, W\], got shape \(3, 16, 16\)$'),
+    ],
+)
+def test_batches_that_are_no_normalized_images_are_refused(build, x_pix, change, message):
+    with pytest.raises(ValueError, match=message):
+        build()(change(x_pix), TARGET)
+
+
+def test_values_are_looked_at_in_the_first_batch_alone(build, x_pix, monkeypatch):
+    augment = build()
+    augment(normalize(x_pix), TARGET)
+    monkeypatch.setattr(torch.Tensor, 'aminmax', lambda self: pytest.fail('the device is waited for'))
+    monkeypatch.setattr(augment.vqgan, '_check_range', lambda x_pix: None)  # looks at each batch of a CPU
+    augment(normalize(x_pix), TARGET)
+
+
+def test_pixels_of_the_wrong_shape_are_refused(build, x_pix):
+    with pytest.raises(ValueError, match=r'x_pix must be \[B, 3, H, W\], got shape'):
+        build().make_views(x_pix[:, :1], TARGET)
+
+
+def test_it_says_what_is_in_it(build, vqgan):
+    text = repr(build(LatentAttackConfig(), gradient_vqgan=vqgan))
+    assert text.startswith('DADAugment(teacher=Teacher(EfficientNet, 24 x 24, 5 classes), vqgan=VQGAN(32 codes of 4, ')
+    assert 'gradient_vqgan=VQGAN(' in text
+    assert 'attack=LatentAttackConfig(eps=0.5' in text

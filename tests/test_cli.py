@@ -1,8 +1,10 @@
 """The command ``timm-dad`` and the package as it is installed."""
 
+import inspect
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,17 @@ def test_the_module_is_the_command():
 def test_public_names_are_documented():
     for name in timm_dad.__all__:
         assert getattr(timm_dad, name).__doc__, name
+
+
+def test_the_docstring_names_them_and_its_example_runs(capsys):
+    text = inspect.getdoc(timm_dad)
+    assert [name for name in timm_dad.__all__ if f'``{name}``' not in text] == []
+    example = text.partition('::\n')[2].partition('\nTeachers:')[0]
+    scope = {}
+    exec(textwrap.dedent(example), scope)
+    assert scope['loss'].isfinite()
+    help(timm_dad)
+    assert 'DADAugment, DADTask, DataClasses' in capsys.readouterr().out
 
 
 def test_types_are_shipped():

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,7 +28,7 @@ from timm_dad.diagnosis.data import (
     sample_indices,
     sample_suite,
 )
-from timm_dad.diagnosis.diagnose import DiagnoseConfig, diagnose, risks
+from timm_dad.diagnosis.diagnose import DiagnoseConfig, _one_class, diagnose, risks
 from timm_dad.diagnosis.outputs import OutputCollector, Outputs, image_features
 from timm_dad.diagnosis.report import format_report, write_report
 from timm_dad.frozen.prepare import prepare_frozen
@@ -480,6 +481,40 @@ def test_the_last_paragraph_names_the_limiting_term_and_what_follows(found, limi
     assert 'no proof' in last
 
 
+def test_what_the_vqgan_costs_is_read_before_the_terms(found):
+    errors = {name: found['risks'][name]['teacher_error'] for name in ('clean', 'Q(x)')}
+    assert found['vqgan_cost'] == errors['Q(x)'] - errors['clean']
+    for cost, first in ((0.04, False), (0.18, True)):
+        risks = {name: {**of, 'teacher_error': 0.6 + cost * (name == 'Q(x)')} for name, of in found['risks'].items()}
+        text = format_report({**_limited_by(found, 'teacher'), 'vqgan_cost': cost, 'risks': risks})
+        assert f'is 60.0 % on clean images and {60 + 100 * cost:.1f} % on Q(x)' in text
+        assert f'costs {100 * cost:.1f} points' in text
+        assert ('**the VQGAN comes first**' in text) == first
+        assert ('Before that, mend the VQGAN' in text.strip().split('\n\n')[-1]) == first
+    assert 'What the VQGAN costs' not in format_report({**found, 'vqgan_cost': None})  # of a set that is made
+
+
+def test_a_teacher_that_gives_one_class_is_noted(found):
+    logits = torch.eye(3)[torch.zeros(20).long()]
+    other = torch.eye(3)[torch.arange(20) % 3]
+    outputs = {name: {'teacher': Outputs(of, of)} for name, of in (('DAD', logits), ('clean', other), ('one', logits))}
+    labels = {'DAD': torch.arange(20) % 3, 'clean': torch.arange(20) % 3, 'one': torch.zeros(20).long()}
+    assert _one_class(outputs, labels) == {'DAD': 1.0}
+    text = format_report({**found, 'one_class': {'DAD': 0.97}})
+    assert 'The teacher gives one class to 97 % of the images of DAD' in text
+
+
+def test_without_pot_there_are_no_distances_and_one_line(teacher, vqgan, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, 'ot', None)
+    found = measure(teacher, vqgan, teacher)
+    assert found['distances'] == {}
+    text = format_report(_limited_by(found, 'shift'))
+    assert 'Wasserstein' not in text
+    assert 'was not measured' in text
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == ('No Wasserstein distances, which POT computes: ot is missing; run: pip install "timm-dad[eval]"')
+
+
 def test_tables_hold_the_numbers(found):
     rows = [line.split('|')[1:-1] for line in format_report(found).splitlines() if line.startswith('| DAD')]
     cells = [cell.strip() for cell in rows[0]]
@@ -502,8 +537,9 @@ def test_without_a_student_no_term_is_named(found_without_student):
 
 def test_files_are_written_whole(tmp_path):
     paths = write_report(tmp_path / 'new' / 'folder', {'a': 1}, 'text\n')
-    assert [path.name for path in paths] == ['diagnose.json', 'diagnose.md']
-    assert sorted(path.name for path in (tmp_path / 'new' / 'folder').iterdir()) == ['diagnose.json', 'diagnose.md']
+    names = ['diagnose.json', 'diagnose.md', 'diagnose.html']
+    assert [path.name for path in paths] == names
+    assert sorted(path.name for path in (tmp_path / 'new' / 'folder').iterdir()) == sorted(names)
     assert json.loads(paths[0].read_text()) == {'a': 1}
 
 

@@ -79,7 +79,7 @@ def test_the_demo_end_to_end(root, with_student, capsys):
     flags = [flag.replace('ROOT', str(root)) for flag in STUDENT]
     cli(['diagnose', *DEMO, *SMALL, '--output', str(root / 'again'), *flags])
     out = capsys.readouterr().out
-    for name in ('diagnose.json', 'diagnose.md'):
+    for name in ('diagnose.json', 'diagnose.md', 'diagnose.html'):
         assert (root / 'again' / name).read_bytes() == (root / 'with-student' / name).read_bytes()
         assert str(root / 'again' / name) in out
     assert (root / 'again' / 'diagnose.md').read_text() in out

@@ -90,7 +90,9 @@ def test_the_same_command_gives_the_same_bytes(files, tmp_path, capsys):
     one, two = content(tmp_path / 'one'), content(tmp_path / 'two')
     assert one == two
     assert printed[0] == printed[1]
-    assert {'report.json', 'report.csv', 'report.md', 'severity-val-corrupted.png'} <= one.keys()
+    assert {'report.json', 'report.csv', 'report.md', 'report.html', 'severity-val-corrupted.png'} <= one.keys()
+    assert one['report.html'].count(b'<img ') == 1
+    assert b'<h2>Figures in percent</h2>' in one['report.html']
     assert set(reports[0]['suites']) == {'val', 'val-corrupted', 'val-pgd'}
     for model in ('a', 'b'):
         assert f'predictions/{model}/val/test.npz' in one
@@ -290,6 +292,8 @@ def test_size_workers_and_device_of_the_work_change_nothing(files, tmp_path):
         (('--class-map', '{files}/templates.txt'), {}, r'there are 1 entries of the class map for 4 classes'),
         (('--batch-size', '0'), {}, r'--batch-size: batch_size must be 1 or more, got 0'),
         (('--model', 'a=demo'), {}, r'--model: every model needs a name of its own, got a twice'),
+        (('--model', 'run:b\udcff'), {}, r"--model: the name of a model must be printable text, got ['b\udcff']"),
+        (('--model', 'b\nc=demo'), {}, r"--model: the name of a model must be printable text, got ['b\nc']: write"),
         (('--data-root', 'nowhere'), {}, r'--data-root: there is no data root nowhere'),
         (('--timm-results', '{files}'), {}, r"--timm-results must be the folder results of timm's repository"),
         (('--suite', 'val-corrupted={files}/data/train', '--corrupt', 'fog'), {}, r'val-corrupted is also what'),

@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from predicted import random_predictions
 from timm.data import ImageNetInfo
 
 from timm_dad.data.images import Frame
@@ -16,7 +17,7 @@ from timm_dad.evaluation.attacks import EvalAttackConfig
 from timm_dad.evaluation.corruptions import corrupt
 from timm_dad.evaluation.evaluate import check_model, evaluate, resize_note
 from timm_dad.evaluation.models import EvalModel, ModelOptions, parse_models
-from timm_dad.evaluation.predict import EvalConfig, evaluate_part, judge, part_images
+from timm_dad.evaluation.predict import EvalConfig, Predictions, evaluate_part, judge, part_images
 from timm_dad.evaluation.store import PredictionStore, _version
 from timm_dad.evaluation.suites.changed import (
     AttackedPart,
@@ -385,7 +386,7 @@ def test_versions_are_those_of_the_installed_packages():
     assert _version('no_such_module') is None
 
 
-def test_sizes_of_files_are_a_fact(tmp_path, facts):
+def test_sizes_of_files_are_a_fact(tmp_path, facts, monkeypatch):
     class Files(Colours):
         def filename(self, index, *, absolute=False):
             return str(tmp_path / f'{index}.png') if absolute else f'{index}.png'
@@ -394,6 +395,13 @@ def test_sizes_of_files_are_a_fact(tmp_path, facts):
         (tmp_path / f'{index}.png').write_bytes(b'12')
     before = facts(Files(3))
     (tmp_path / '1.png').write_bytes(b'123')
+    assert facts(Files(3)) != before
+    # Of many, files are not all asked for: 3.75 million are ImageNet-C's, and other processes wait.
+    monkeypatch.setattr('timm_dad.evaluation.store._SIZES', 2)
+    before = facts(Files(3))
+    (tmp_path / '1.png').write_bytes(b'1234')
+    assert facts(Files(3)) == before
+    (tmp_path / '2.png').write_bytes(b'1234')
     assert facts(Files(3)) != before
 
 
@@ -445,9 +453,68 @@ def test_a_rerun_takes_what_is_there_and_makes_the_rest(twemoji, tmp_path, monke
     assert {name: (tmp_path / name).read_bytes() for name in names} == content
     go(seed=1, models=('demo',))
     assert made == ['demo twemoji-corrupted/contrast/1', 'demo twemoji-corrupted/contrast/2']
-    (tmp_path / 'predictions/demo/twemoji/test.npz').write_bytes(b'nonsense')
-    with pytest.raises(ValueError, match=r'test.npz holds no predictions'):
-        go(seed=1, models=('demo',))
+
+
+def _swap(one, two):
+    content = one.read_bytes()
+    one.write_bytes(two.read_bytes())
+    two.write_bytes(content)
+
+
+def _flip(one, _):
+    content = bytearray(one.read_bytes())
+    content[300] ^= 1
+    one.write_bytes(content)
+
+
+def _edit(one, _):
+    found = Predictions.load(one)
+    replace(found, correct=~found.correct).save(one)
+
+
+def _forget_hash(one, _):
+    facts = json.loads(one.with_suffix('.json').read_text())
+    del facts['predictions']
+    one.with_suffix('.json').write_text(json.dumps(facts))
+
+
+@pytest.mark.parametrize(
+    'harm',
+    [
+        _swap,
+        _flip,
+        _edit,
+        _forget_hash,
+        lambda one, _: one.write_bytes(one.read_bytes()[:200]),
+        lambda one, _: one.write_bytes(b''),
+    ],
+)
+def test_stored_predictions_that_changed_are_made_again(harm, twemoji, tmp_path, caplog):
+    store, part = PredictionStore(tmp_path), twemoji.parts[0]
+    facts = {model: store.facts(model, twemoji, part, EvalConfig(), 'fp32') for model in ('a', 'b')}
+    for seed, model in enumerate(facts):
+        store.save(model, 'twemoji', 'test', random_predictions(seed, images=len(part.dataset)), facts[model])
+        assert store.load(model, 'twemoji', 'test', facts[model]) is not None
+    paths = [tmp_path / model / 'twemoji' / 'test.npz' for model in facts]
+    harm(*paths)
+    assert store.load('a', 'twemoji', 'test', facts['a']) is None
+    assert f'{paths[0]} is not what was saved' in caplog.text
+
+
+@pytest.mark.parametrize('content', [b'', b'PK\x03\x04', b'nonsense', None])
+def test_what_holds_no_predictions_is_named(content, tmp_path):
+    path = tmp_path / 'test.npz'
+    random_predictions(0).save(path)
+    path.write_bytes(path.read_bytes()[:300] if content is None else content)
+    with pytest.raises(ValueError, match=r'test\.npz holds no predictions: .*; remove it to make it again'):
+        Predictions.load(path)
+
+
+@pytest.mark.parametrize('suffix', ['.npz', '.json'])
+def test_a_folder_in_the_place_of_predictions_is_named(suffix, tmp_path):
+    (tmp_path / 'a/val/test').with_suffix(suffix).mkdir(parents=True)
+    with pytest.raises(ValueError, match=rf'test\{suffix} must be a file, and it is a folder: move it away'):
+        PredictionStore(tmp_path).load('a', 'val', 'test', {})
 
 
 def test_models_are_opened_at_most_twice_for_the_same_classes(twemoji, tmp_path, monkeypatch):

@@ -55,6 +55,13 @@ def test_after_an_error_the_old_file_is_there_and_nothing_else(tmp_path, monkeyp
     assert path.read_text() == 'old'
 
 
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path):
+    (tmp_path / 'report.md').mkdir()
+    with pytest.raises(ValueError, match=r'report\.md must be a file, and it is a folder: move it away'):
+        write_file(tmp_path / 'report.md', '')
+    assert os.listdir(tmp_path) == ['report.md']
+
+
 def test_two_writers_of_one_file_do_not_meet(tmp_path):
     with replacing(tmp_path / 'a.txt') as first, replacing(tmp_path / 'a.txt') as second:
         first.write_text('first')

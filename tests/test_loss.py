@@ -156,8 +156,8 @@ def test_a_temperature_that_is_not_positive_is_refused(temperature):
 
 
 @pytest.mark.parametrize('name', ['task_weight', 'kd_weight', 'dad_weight'])
-@pytest.mark.parametrize('weight', [-0.5, math.nan])
+@pytest.mark.parametrize('weight', [-0.5, math.nan, math.inf])
 def test_a_negative_weight_is_refused(name, weight):
-    with pytest.raises(ValueError, match=f'{name} must be 0 or more, got {weight}'):
+    with pytest.raises(ValueError, match=f'{name} must be 0 or more and finite, got {weight}'):
         DADLossConfig(**{name: weight})
     assert getattr(DADLossConfig(**{name: 0.0}), name) == 0

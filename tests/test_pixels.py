@@ -40,8 +40,38 @@ def test_it_works_where_its_input_is():
 
 @pytest.mark.parametrize('std', [(0.0, 0.1, 0.1), (0.1, 0.1, -0.1)])
 def test_a_std_that_is_not_positive_is_refused(std):
-    with pytest.raises(ValueError, match='std must be positive, got'):
+    with pytest.raises(ValueError, match='std must be positive, up to 1'):
         PixelNorm(MEAN, std)
+
+
+@pytest.mark.parametrize(
+    ('mean', 'std', 'message'),
+    [
+        (0.5, STD, r'mean must hold one number a channel, such as \(0\.5, 0\.5, 0\.5\), got 0\.5'),
+        (MEAN, (0.2,), r'std must hold one number a channel, .*, got \(0\.2,\)'),
+        ((123.7, 116.3, 103.5), STD, r'mean must be from 0 to 1 .*\(of pixels from 0 to 255\? divide it by 255\)'),
+        (MEAN, (58.4, 57.1, 57.4), 'std must be positive, up to 1'),
+        ((math.nan,) * 3, STD, 'mean must be from 0 to 1'),
+    ],
+)
+def test_a_normalization_out_of_range_is_refused(mean, std, message):
+    with pytest.raises(ValueError, match=message):
+        PixelNorm(mean, std)
+
+
+@pytest.mark.parametrize('mean_and_std', [(0.0, 1.0), (0.5, 0.5), (0.45, 0.225), (0.0, 1 / 255)])
+def test_erased_images_are_normalized_ones(mean_and_std):
+    norm = PixelNorm(*((value,) * 3 for value in mean_and_std))
+    x_norm = norm.normalize(torch.rand(2, 3, 8, 8))
+    x_norm[:, :, :4] = torch.randn(2, 3, 4, 8)
+    norm.check(x_norm)
+    with pytest.raises(ValueError, match='images must be normalized'):
+        PixelNorm(*((value,) * 3 for value in mean_and_std)).check(x_norm * 600)
+
+
+def test_what_is_no_tensor_is_no_batch():
+    with pytest.raises(TypeError, match=r'normalized images must be a tensor \[B, 3, H, W\], got list'):
+        PixelNorm(MEAN, STD).check([])
 
 
 def test_psnr_by_hand():

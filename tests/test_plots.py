@@ -1,9 +1,13 @@
+import sys
+from contextlib import contextmanager
+
 import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
 from predicted import IMAGENET_C, results_of, suite
 
+from timm_dad.evaluation.report.metrics import logit
 from timm_dad.evaluation.report.plot_style import new_plot
 from timm_dad.evaluation.report.plots import ood_pairs, plot_ood, plot_severity, write_plots
 from timm_dad.evaluation.report.write import build_report
@@ -73,6 +77,66 @@ def test_points_of_timm_are_shown_behind_the_line(tmp_path):
     report = build_report(results, suites, resamples=5, timm_results=timm)
     with_points, without = plot_ood(report, tmp_path / 'a.png', timm), plot_ood(report, tmp_path / 'b.png')
     assert with_points.read_bytes() != without.read_bytes()
+
+
+def _drawn(monkeypatch, draw):
+    """The axes of a plot."""
+    kept = []
+
+    @contextmanager
+    def keep(path, *args, **kwargs):
+        with new_plot(path, *args, **kwargs) as axes:
+            yield axes
+            kept.extend(axis for axis in axes.flat if axis.axison)
+
+    monkeypatch.setattr('timm_dad.evaluation.report.plots.new_plot', keep)
+    draw()
+    return kept
+
+
+def test_intervals_and_three_ticks_are_inside_the_limits(tmp_path, monkeypatch):
+    for models, images in (
+        (MODELS, 12),
+        ({'a': 0.62, 'b': 0.62}, 40_000),
+        ({'a': 1.1, 'b': 1.2}, 40),
+        ({'a': 0, 'b': 0}, 40),
+    ):
+        report = build_report(results_of(models, SUITES[:2], images), SUITES[:2], resamples=50)
+        (axis,) = _drawn(monkeypatch, lambda report=report: plot_ood(report, tmp_path / 'x.png'))
+        for limits, ticks, name in (
+            (axis.get_xlim(), axis.get_xticks(), 'noto'),
+            (axis.get_ylim(), axis.get_yticks(), 'twemoji'),
+        ):
+            assert len([tick for tick in ticks if limits[0] <= tick <= limits[1]]) == len(ticks) >= 3
+            for of_model in report['figures'].values():
+                top1 = of_model[name]['*']['top1']
+                for value in (top1['low'], top1['value'], top1['high']):
+                    assert limits[0] < logit(np.clip(value, 0.1, 99.9)) < limits[1]
+
+
+def test_the_band_of_the_mean_is_its_interval(tmp_path, monkeypatch, report):
+    axes = _drawn(monkeypatch, lambda: plot_severity(report, 'noto-corrupted', tmp_path / 'x.png'))
+    mean = next(axis for axis in axes if axis.get_title() == 'mean')
+    for band, model in zip(mean.collections, MODELS, strict=True):
+        figures = report['figures'][model]
+        points = [figures['noto']['*'], *(figures['noto-corrupted'][f'*/{severity}'] for severity in (1, 3))]
+        found = {tuple(point) for point in band.get_paths()[0].vertices.round(6)}
+        for x, point in zip((0, 1, 3), points, strict=True):
+            assert point['top1']['low'] < point['top1']['high']
+            assert {(x, point['top1']['low']), (x, point['top1']['high'])} <= found
+
+
+def test_one_point_is_no_plot(tmp_path):
+    suites = [SUITES[0], SUITES[1], suite('x-corrupted', 'corruption', ['fog/2', 'snow/2'])]
+    assert write_plots(build_report(results_of({'m': 0.5}, suites), suites, resamples=5), tmp_path) == []
+
+
+def test_without_matplotlib_there_are_no_plots_and_one_line(tmp_path, report, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, 'matplotlib', None)
+    assert write_plots(report, tmp_path) == []
+    assert [record.getMessage() for record in caplog.records] == [
+        'No plots: matplotlib is missing; run: pip install "timm-dad[eval]"'
+    ]
 
 
 def test_nothing_to_plot(tmp_path):

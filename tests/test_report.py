@@ -237,6 +237,13 @@ def test_the_report_says_all(report):
     assert f'{figure["value"]:.2f} [{figure["low"]:.2f}, {figure["high"]:.2f}]' in text
 
 
+def test_top5_of_fewer_than_six_classes_is_in_no_table():
+    few, more = suite('few', 'clean', num_classes=5), suite('more', 'ood')
+    text = format_markdown(build_report(results_of({'m': 0.5}, [few, more]), [few, more], resamples=0))
+    assert [line.split('|')[1].strip() for line in text.splitlines() if '| top-5' in line] == ['more']
+    assert 'top-1' in next(line for line in text.splitlines() if line.startswith('| few'))
+
+
 def test_differences_beyond_doubt_are_marked():
     better, worse = np.ones(200, bool), np.arange(200) % 2 == 0
     results = {name: {'a': {'val': predict(correct)}} for name, correct in (('m', worse), ('n', better), ('o', worse))}

@@ -78,6 +78,8 @@ def test_other_corruptions_are_a_mean_over_corruptions_not_over_parts():
     figures = figures_of(other, lambda name, severity: {'a': 80.0, 'b': 40.0}[name])
     add_whole(other, figures, None)
     assert figures['*']['mean_error'].value == 40
+    assert figures['*/1']['top1'].value == 60
+    assert '*/2' not in figures  # of a alone
     assert missing_parts(other) == []
 
 

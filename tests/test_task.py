@@ -398,6 +398,61 @@ def test_a_checkpoint_comes_back_into_a_task(task, student, teacher, augment, op
     assert equal_states(other.trainable_module.state_dict(), student.state_dict())
 
 
+def test_the_state_is_that_of_the_student(task, student, teacher, augment, input):
+    names = {f'trainable_module.{name}' for name in student.state_dict()}
+    assert set(task.state_dict()) == names
+    assert set(nn.ModuleDict({'task': task}).state_dict()) == {f'task.{name}' for name in names}
+    task.setup_ema(decay=0.5)
+    assert {name.split('.')[0] for name in task.state_dict()} == {'trainable_module', 'trainable_module_ema'}
+
+
+@pytest.mark.parametrize('old', [False, True])
+@pytest.mark.parametrize('inside', [False, True])
+def test_a_state_is_loaded_with_or_without_frozen_networks(task, student, teacher, vqgan, augment, input, old, inside):
+    saved = {name: value + 1 for name, value in task.state_dict().items()}
+    before = [snapshot(frozen) for frozen in (teacher, vqgan)]
+    if old:  # as files hold it that were written before
+        saved.update({f'teacher.{name}': value + 1 for name, value in teacher.state_dict().items()})
+        saved.update({'teacher.of_another_architecture': torch.ones(1), 'vqgan.encoder.conv_in.bias': torch.ones(1)})
+    if inside:  # as Lightning saves it
+        nn.ModuleDict({'task': task}).load_state_dict({f'task.{name}': value for name, value in saved.items()})
+    else:
+        copy.deepcopy(task).load_state_dict(saved)
+        task.load_state_dict(saved)
+    assert all(torch.equal(value, saved[name]) for name, value in task.state_dict().items())
+    assert all(equal_states(*pair) for pair in zip(before, (snapshot(teacher), snapshot(vqgan)), strict=True))
+    missing = next(iter(saved))
+    del saved[missing]
+    with pytest.raises(RuntimeError, match=rf'Missing key\(s\) in state_dict: "{missing}"\.'):
+        task.load_state_dict({**saved})
+
+
+def test_parts_of_another_kind_are_refused(student, teacher, augment):
+    for wrong in ({'teacher': teacher.model}, {'augment': 1}, {'loss': 1}, {'schedule': augment.attack}):
+        ((name, part),) = wrong.items()
+        rule = f'{name} must be a timm_dad.* got {type(part).__name__}'
+        with pytest.raises(TypeError, match=rule):
+            DADTask(student, **{'teacher': teacher, 'augment': augment, **wrong}, verbose=False)
+
+
+@pytest.mark.parametrize('with_augment', [True, False])
+def test_batches_that_are_no_normalized_images_are_refused(student, teacher, augment, input, with_augment):
+    task = DADTask(student, teacher, augment if with_augment else None, verbose=False)
+    target = TARGET if with_augment else TARGET[:2].repeat(2)
+    with pytest.raises(ValueError, match=r'floating point, got torch\.uint8: divide pixels by 255'):
+        task((to_pixels(input) * 255).byte(), target)
+    with pytest.raises(ValueError, match='images must be normalized'):
+        task(to_pixels(input) * 255, target)
+    task(input, target)
+
+
+def test_a_task_says_what_is_in_it(task, student, teacher):
+    sizes = 'student=ResNet(451,693 parameters)'.replace('451,693', f'{sum(p.numel() for p in student.parameters()):,}')
+    for part in (sizes, 'augment=DADAugment(', 'AttackConfig(eps=3.0', 'DADLossConfig(', 'DADSchedule('):
+        assert part in repr(task)
+    assert 'None, teacher=Teacher(EfficientNet, 24 x 24, 5 classes)' in repr(DADTask(student, teacher, None))
+
+
 def test_ema_averages_the_student_alone(task, student, optimizer, input, tmp_path):
     task.setup_ema(decay=0.75)
     before = snapshot(student)

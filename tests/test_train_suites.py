@@ -205,7 +205,7 @@ def test_the_report_is_that_of_evaluate_with_a_note_on_sizes(tmp_path, monkeypat
     assert 'student takes images of 8 x 8 alone: those of imagenet-c, 48 x 40, are resized for it.' in report['notes']
     monkeypatch.setitem(sys.modules, 'matplotlib', None)
     writer._write_report(predictions)
-    assert 'No plots of the suites: matplotlib is missing' in caplog.text
+    assert 'No plots: matplotlib is missing' in caplog.text
 
 
 def test_the_student_is_not_frozen():

@@ -1,7 +1,30 @@
 """Discrete Adversarial Distillation (Zhou et al. 2023, arXiv:2311.01441) for timm.
 
-Read ``train_dad.py``, then ``method/``: ``task.py``, ``augment.py``, ``attack.py``, ``loss.py``. Names are imported
-when they are used: a command line that only prints its help loads no torch.
+``DADTask`` is the training step, ``DADAugment`` makes DAD views, ``Teacher`` and ``VQGAN`` are the frozen models. In a
+loop of your own::
+
+    import timm, torch
+    from timm_dad import DADAugment, DADTask, DataClasses, create_teacher_by_spec, load_vqgan
+    from timm_dad.demo.data import DEMO_VQGAN, class_names  # small models of the package, in place of yours
+
+    norm = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}  # of your batches
+    student = timm.create_model('test_resnet', num_classes=16)
+    teacher = create_teacher_by_spec('demo', DataClasses(num_classes=16, class_names=class_names()))
+    task = DADTask(student, teacher, DADAugment(teacher, load_vqgan(DEMO_VQGAN), **norm), **norm).train()
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    for images, labels in [(torch.rand(8, 3, 32, 32) * 2 - 1, torch.arange(8))]:  # your loader
+        loss = task(images, labels)['loss']
+        optimizer.zero_grad(), loss.backward(), optimizer.step()
+
+Teachers: ``create_teacher_by_spec`` (with ``DataClasses``) makes them by what ``--dad-teacher`` takes,
+``create_timm_teacher`` and ``create_open_clip_teacher`` one of a kind, ``TeacherEnsemble`` joins several. VQGANs:
+``load_vqgan``; ``VQGANConfig``, ``nearest_codes``. ``prepare_frozen`` puts both on a device, in a precision of theirs.
+Settings: ``AttackConfig``, ``LatentAttackConfig`` and ``CodeAttackConfig``, ``DADLossConfig``, ``DADSchedule``. Pieces:
+``ascend`` is the attack alone, ``DADLoss`` the loss, ``DADViews`` what ``DADAugment.make_views`` returns;
+``add_dad_args`` adds the flags to a parser.
+
+To read the code: ``train_dad.py``, then ``method/``: ``task.py``, ``augment.py``, ``attack.py``, ``loss.py``. Names are
+imported when they are used: a command line that only prints its help loads no torch.
 """
 
 import importlib
@@ -17,7 +40,10 @@ if TYPE_CHECKING:
     from timm_dad.method.code_space import CodeAttackConfig
     from timm_dad.method.latent_space import LatentAttackConfig
     from timm_dad.method.loss import DADLoss, DADLossConfig
+    from timm_dad.method.schedule import DADSchedule
     from timm_dad.method.task import DADTask
+    from timm_dad.teachers.ensemble import TeacherEnsemble
+    from timm_dad.teachers.spec import DataClasses, create_teacher_by_spec
     from timm_dad.teachers.teacher import Teacher, create_open_clip_teacher, create_timm_teacher
     from timm_dad.vqgan.load import load_vqgan
     from timm_dad.vqgan.model import VQGAN, VQGANConfig
@@ -30,14 +56,18 @@ __all__ = [
     'DADAugment',
     'DADLoss',
     'DADLossConfig',
+    'DADSchedule',
     'DADTask',
     'DADViews',
+    'DataClasses',
     'LatentAttackConfig',
     'Teacher',
+    'TeacherEnsemble',
     'VQGANConfig',
     'add_dad_args',
     'ascend',
     'create_open_clip_teacher',
+    'create_teacher_by_spec',
     'create_timm_teacher',
     'load_vqgan',
     'nearest_codes',
@@ -52,7 +82,10 @@ _MODULES = {
     'method.code_space': ('CodeAttackConfig',),
     'method.latent_space': ('LatentAttackConfig',),
     'method.loss': ('DADLoss', 'DADLossConfig'),
+    'method.schedule': ('DADSchedule',),
     'method.task': ('DADTask',),
+    'teachers.ensemble': ('TeacherEnsemble',),
+    'teachers.spec': ('DataClasses', 'create_teacher_by_spec'),
     'teachers.teacher': ('Teacher', 'create_open_clip_teacher', 'create_timm_teacher'),
     'vqgan.load': ('load_vqgan',),
     'vqgan.model': ('VQGAN', 'VQGANConfig'),

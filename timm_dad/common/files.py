@@ -8,6 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def check_no_folder(path: Path) -> None:
+    """Raise ``ValueError`` if there is a folder where a file is to be written."""
+    if path.is_dir():
+        raise ValueError(f'{path} must be a file, and it is a folder: move it away')
+
+
 @contextmanager
 def replacing(path: str | Path, *, sync: bool = False, work: Path | None = None) -> Iterator[Path]:
     """Yield a temporary file for a writer that takes a path, and rename it to ``path`` afterwards.
@@ -24,8 +30,12 @@ def replacing(path: str | Path, *, sync: bool = False, work: Path | None = None)
     Yields:
         The temporary file, empty, with the suffix of ``path``. Its name is random: give ``torch.save``, which writes
         the name into the file, the open file.
+
+    Raises:
+        ValueError: If ``path`` is a folder.
     """
     path = Path(path)
+    check_no_folder(path)
     work = work or path.parent
     for folder in (path.parent, work):
         folder.mkdir(parents=True, exist_ok=True)

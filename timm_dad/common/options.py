@@ -1,8 +1,9 @@
 """Fields of a config that carry their help, so that default and help of a flag are written once, beside their owner."""
 
 from collections.abc import Iterable
-from dataclasses import field
-from typing import Any, TypeVar
+from dataclasses import field, fields
+from numbers import Integral, Real
+from typing import Any, TypeVar, get_args
 
 T = TypeVar('T')
 
@@ -18,3 +19,20 @@ def option(default: T, help: str, *, choices: Iterable[Any] | None = None, metav
     """
     told = {'help': help, 'choices': choices and tuple(choices), 'metavar': metavar}
     return field(default=default, metadata={name: value for name, value in told.items() if value is not None})
+
+
+# What a field of a config takes, and what that is called; numbers of NumPy are taken, too.
+_KINDS: dict[Any, tuple[type, str]] = {
+    int: (Integral, 'a whole number'), float: (Real, 'a number'), str: (str, 'text'), bool: (bool, 'True or False'),
+    type(None): (type(None), 'None'),
+}  # fmt: skip
+
+
+def check_types(config: Any) -> None:
+    """Raise ``TypeError`` if a field of a dataclass is not of its type; to be called first in ``__post_init__``."""
+    for one in fields(config):
+        value, kinds = getattr(config, one.name), get_args(one.type) or (one.type,)
+        taken = [_KINDS.get(kind, (kind, kind.__name__)) for kind in kinds]
+        is_truth = isinstance(value, bool) and bool not in kinds  # to Python a whole number
+        if is_truth or not isinstance(value, tuple(kind for kind, _ in taken)):
+            raise TypeError(f'{one.name} must be {" or ".join(name for _, name in taken)}, got {value!r}')

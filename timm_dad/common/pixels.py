@@ -15,7 +15,7 @@ class PixelNorm(nn.Module):
         std: The network's standard deviation, per channel, in [0, 1] pixel units.
 
     Raises:
-        ValueError: If a ``std`` is not positive.
+        ValueError: If ``mean`` or ``std`` is not one number a channel, or is out of range.
     """
 
     mean: Tensor
@@ -23,10 +23,19 @@ class PixelNorm(nn.Module):
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        if min(std) <= 0:
-            raise ValueError(f'std must be positive, got {tuple(std)}')
         for name, values in (('mean', mean), ('std', std)):
-            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
+            found = torch.as_tensor(values, dtype=torch.float32)
+            if found.shape != (3,):
+                raise ValueError(f'{name} must hold one number a channel, such as (0.5, 0.5, 0.5), got {values}')
+            least = 0 if name == 'mean' else torch.finfo(torch.float32).tiny
+            if not ((found >= least) & (found <= 1)).all():
+                rule = 'from 0' if name == 'mean' else 'positive, up'
+                raise ValueError(
+                    f'{name} must be {rule} to 1 ([0, 1] pixel units), got {tuple(values)} (of pixels from 0 to 255? '
+                    'divide it by 255)'
+                )
+            self.register_buffer(name, found.clone().view(1, -1, 1, 1), persistent=False)
+        self._range_seen = False
 
     def _move(self, like: Tensor) -> None:
         if self.mean.device != like.device:
@@ -35,6 +44,25 @@ class PixelNorm(nn.Module):
     def equals(self, other: 'PixelNorm') -> bool:
         """Whether both normalize alike."""
         return torch.equal(self.mean.cpu(), other.mean.cpu()) and torch.equal(self.std.cpu(), other.std.cpu())
+
+    def check(self, x_norm: Tensor) -> None:
+        """Raise ``ValueError`` unless a batch is one of images ``[B, 3, H, W]`` that are normalized.
+
+        Type and shape are looked at every time, values in the first batch alone: they wait for the device.
+        """
+        check_images(x_norm, 'normalized images')
+        if self._range_seen or not len(x_norm) or torch.compiler.is_compiling():
+            return
+        self._move(x_norm)
+        low, high = (value.item() for value in x_norm.detach().aminmax())
+        # Random erasing leaves the range: its noise has a standard deviation of 1.
+        most = max(10.0, 2 * (torch.maximum(self.mean, 1 - self.mean) / self.std).max().item())
+        if not (-most <= low and high <= most):  # false for NaN, too
+            raise ValueError(
+                f'images must be normalized, (pixels in [0, 1] - mean) / std, got values from {low:.4g} to {high:.4g} '
+                '(pixels from 0 to 255? divide them by 255, then normalize)'
+            )
+        self._range_seen = True
 
     def to_pixels(self, x_norm: Tensor) -> Tensor:
         """Normalized ``[B, 3, H, W]`` to [0, 1] pixels, fp32, clipped (random erasing leaves the range)."""
@@ -45,6 +73,19 @@ class PixelNorm(nn.Module):
         """[0, 1] pixels ``[B, 3, H, W]`` to normalized, fp32."""
         self._move(x_pix)
         return (x_pix - self.mean) / self.std
+
+
+def check_images(images: Tensor, what: str) -> None:
+    """Raise ``ValueError`` unless ``images`` is a batch ``[B, 3, H, W]`` of floating point; no value is looked at."""
+    if not isinstance(images, Tensor):
+        raise TypeError(f'{what} must be a tensor [B, 3, H, W], got {type(images).__name__}')
+    if images.ndim != 4 or images.shape[1] != 3:
+        last = images.ndim == 4 and images.shape[-1] == 3
+        hint = 'channels last: permute(0, 3, 1, 2)' if last else 'of grey images: expand(-1, 3, -1, -1)'
+        hint = f' ({hint})' if last or (images.ndim == 4 and images.shape[1] == 1) else ''
+        raise ValueError(f'{what} must be [B, 3, H, W], got shape {tuple(images.shape)}{hint}')
+    if not images.is_floating_point():
+        raise ValueError(f'{what} must be of floating point, got {images.dtype}: divide pixels by 255')
 
 
 def psnr(x_pix: Tensor, y_pix: Tensor, most: float = math.inf) -> Tensor:

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from timm_dad.common.files import write_file
-from timm_dad.common.options import option
+from timm_dad.common.options import check_types, option
 from timm_dad.dad_sets.manifest import canonical_json, sha256
 
 FORMATS = ('folder', 'wds', 'codes')
@@ -36,6 +36,7 @@ class FormatConfig:
     quality: int = option(95, '1 to 100, of jpeg and webp', metavar='Q')
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.format not in FORMATS:
             raise ValueError(f'format must be one of {FORMATS}, got {self.format!r}')
         if self.image_format not in IMAGE_FORMATS:

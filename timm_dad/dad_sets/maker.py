@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from timm_dad.common.files import write_file
-from timm_dad.common.options import option
+from timm_dad.common.options import check_types, option
 from timm_dad.common.version import __version__
 from timm_dad.dad_sets.formats import FormatConfig, Item, encode_image, logits_path, pack_codes, place_of, write_items
 from timm_dad.dad_sets.logits import sparse_logits
@@ -55,6 +55,7 @@ class GenerateConfig:
     temperature: float = option(4.0, 'distillation temperature that they, and an average of several teachers, are for')
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name, least in {'num_views': 1, 'batch_size': 1, 'shard_size': 1, 'seed': 0, 'top_k': 0}.items():
             if getattr(self, name) < least:
                 raise ValueError(f'{name} must be {least} or more, got {getattr(self, name)}')

@@ -10,7 +10,6 @@ import torch
 from torch.utils.data import IterableDataset
 
 from timm_dad.common.errors import user_errors
-from timm_dad.common.extras import require_extra
 from timm_dad.common.log import setup_logging
 from timm_dad.dad_sets.match import check_data, check_teacher
 from timm_dad.dad_sets.read import read_settings
@@ -70,9 +69,7 @@ def create_parser() -> argparse.ArgumentParser:
     )
     group.add_argument('--seed', type=int, default=default.seed, metavar='S', help='random seed')
     group = parser.add_argument_group('Execution')
-    group.add_argument(
-        '--output', metavar='DIR', help='folder for diagnose.json and diagnose.md (default: print alone)'
-    )
+    group.add_argument('--output', metavar='DIR', help='folder for diagnose.json, .md and .html (default: print alone)')
     add_execution_args(group, default.batch_size)
     return parser
 
@@ -116,7 +113,6 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     args = parse_args(argv)
     setup_logging()
     with user_errors(PROGRAM):
-        require_extra('ot', 'eval')
         report = run(args, given_flags(create_parser(), argv))
         text = format_report(report)
         paths = write_report(Path(args.output), report, text) if args.output else []

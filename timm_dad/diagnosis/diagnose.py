@@ -5,6 +5,7 @@ data, how well the student follows it, and Wasserstein distances of clean, augme
 features.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -14,12 +15,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from timm_dad.diagnosis.data import CLEAN, DAD, MadeViews, Sample, StoredViews
+from timm_dad.common.extras import require_extra
+from timm_dad.common.options import check_types
+from timm_dad.diagnosis.data import CLEAN, DAD, RECONSTRUCTED, MadeViews, Sample, StoredViews
 from timm_dad.diagnosis.divergence import DISTANCES, disagrees, excess, moments, split_distances, wasserstein
 from timm_dad.diagnosis.limiting_term import OODErrors, decompose
 from timm_dad.diagnosis.outputs import OutputCollector, Outputs
 from timm_dad.method.loss import DADLossConfig, distillation_loss
 from timm_dad.teachers.teacher import Teacher
+
+_logger = logging.getLogger(__name__)
+
+# A teacher that gives one class to so many images, of which no class has so many, gives (nearly) one class.
+_ONE_CLASS, _NO_CLASS = 0.9, 0.75
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +42,7 @@ class DiagnoseConfig:
     workers: int = 0
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.distance not in DISTANCES:
             raise ValueError(f'distance must be one of {DISTANCES}, got {self.distance!r}')
         for name, least in (('num_splits', 1), ('batch_size', 1), ('seed', 0), ('workers', 0)):
@@ -60,7 +69,9 @@ def diagnose(
     Returns:
         ``images`` and ``risks`` (by set of images), ``distances`` (by model whose features they are of: noise floors of
         the sets, and pairs of sets with ``nearer_than_clean``, how much nearer views are to OOD data than clean images
-        are), ``codebook`` and ``terms``; the last two may be ``None``.
+        are), ``codebook``, ``vqgan_cost`` (the teacher's error on ``Q(x)`` less that on ``x``), ``one_class`` (sets of
+        images of which the teacher gives nearly all one class, with that share) and ``terms``. ``codebook``,
+        ``vqgan_cost`` and ``terms`` may be ``None``; without POT ``distances`` are empty, and a warning says so.
 
     Raises:
         ValueError: If a name stands for two sets, or there is no OOD set.
@@ -70,6 +81,7 @@ def diagnose(
     if not oods or set(views) & set(oods):
         raise ValueError(f'OOD sets need names of their own, {views} are taken, got {sorted(oods) or "none"}')
     models = {'teacher': teacher, **({} if student is None else {'student': student})}
+    measured = models if _has_pot() else {}
     collector, load = OutputCollector(models), (teacher.num_classes, config.batch_size, config.workers, device)
     for batch in clean.batches(CLEAN, *load):
         for name, x_pix in {CLEAN: batch.x_pix, **make_views(batch)}.items():
@@ -78,12 +90,16 @@ def diagnose(
         for batch in images.batches(name, *load):
             collector.add(name, batch.x_pix, batch.label, images.classes)
     labels, outputs = collector.labels(), collector.outputs()
+    found_risks = {name: risks(outputs[name], label, config.temperature) for name, label in labels.items()}
+    errors = [found_risks[name]['teacher_error'] for name in (CLEAN, RECONSTRUCTED) if name in found_risks]
     return {
         'images': {name: len(label) for name, label in labels.items()},
         'config': {name: value for name, value in asdict(config).items() if name != 'workers'},
-        'risks': {name: risks(outputs[name], label, config.temperature) for name, label in labels.items()},
-        'distances': {role: _distances(outputs, role, views, list(oods), config) for role in models},
+        'risks': found_risks,
+        'distances': {role: _distances(outputs, role, views, list(oods), config) for role in measured},
         'codebook': make_views.codebook(),
+        'vqgan_cost': errors[1] - errors[0] if len(errors) > 1 else None,
+        'one_class': _one_class(outputs, labels),
         'terms': None if student is None else _terms(outputs, labels, list(oods), config.seed),
     }
 
@@ -103,6 +119,29 @@ def risks(outputs: Mapping[str, Outputs], label: Tensor, temperature: float) -> 
         found['disagreement'] = disagrees(student, teacher).double().mean().item()
         found['divergence'] = distillation_loss(student, teacher, temperature).item()
     return found
+
+
+def _has_pot() -> bool:
+    try:
+        require_extra('ot', 'eval')
+    except ImportError as error:
+        _logger.warning('No Wasserstein distances, which POT computes: %s', error)
+        return False
+    return True
+
+
+def _one_class(outputs: Mapping[str, Mapping[str, Outputs]], labels: Mapping[str, Tensor]) -> dict[str, float]:
+    """By set of images, the share that the teacher gives its most frequent class, where that is nearly all of them."""
+    shares = {name: _largest_share(of['teacher'].logits.argmax(dim=-1)) for name, of in outputs.items()}
+    return {
+        name: share
+        for name, share in shares.items()
+        if share >= _ONE_CLASS and _largest_share(labels[name]) < _NO_CLASS
+    }
+
+
+def _largest_share(classes: Tensor) -> float:
+    return classes.bincount().max().item() / len(classes)
 
 
 def _distances(

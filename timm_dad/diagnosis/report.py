@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from timm_dad.common.files import write_file
+from timm_dad.common.html import report_page
 from timm_dad.common.markdown import format_table
-from timm_dad.diagnosis.data import CLEAN, DAD
+from timm_dad.diagnosis.data import CLEAN, DAD, RECONSTRUCTED
 from timm_dad.diagnosis.limiting_term import ADVICE
 
 _RISKS = {
@@ -19,6 +20,8 @@ _RISKS = {
     'divergence': 'T² KL',
 }
 _IN_PERCENT = ('teacher_error', 'student_error', 'disagreement')
+# Points of the teacher's error that a VQGAN may cost before it is what to mend first.
+_MUCH = 0.05
 _WITHOUT_STUDENT = (
     "Without --student there is no limiting term to name; the teacher's error on the OOD data is what a student that "
     'follows it everywhere would have.'
@@ -34,6 +37,8 @@ def format_report(report: Mapping[str, Any]) -> str:
     ]
     if report['codebook'] is not None:
         parts.append(_codebook(report['codebook']))
+    if report['vqgan_cost'] is not None:
+        parts.append(f'## What the VQGAN costs\n\n{_vqgan(report)}')
     parts.append(_terms(report['terms'], report) if report['terms'] else _WITHOUT_STUDENT)
     return '\n\n'.join(parts) + '\n'
 
@@ -45,7 +50,27 @@ def _risks(report: Mapping[str, Any]) -> str:
     for name, found in risks.items():
         numbers = [f'{100 * found[key]:.1f}' if key in _IN_PERCENT else f'{found[key]:.3f}' for key in columns]
         rows.append([name, str(report['images'][name]), *numbers])
-    return f'## Risks\n\n{format_table(rows)}'
+    notes = [
+        f'The teacher gives one class to {100 * share:.0f} % of the images of {name}: it cannot tell them apart. See '
+        'that its size, normalization and class names are right, and what the images look like (timm-dad preview).'
+        for name, share in report['one_class'].items()
+    ]
+    return '\n\n'.join(['## Risks', format_table(rows), *notes])
+
+
+def _vqgan(report: Mapping[str, Any]) -> str:
+    """The fourth reading: what reconstruction alone does to the teacher."""
+    clean, reconstructed = (100 * report['risks'][name]['teacher_error'] for name in (CLEAN, RECONSTRUCTED))
+    text = (
+        f"The teacher's error is {clean:.1f} % on clean images and {reconstructed:.1f} % on Q(x): reconstruction alone "
+        f'costs {100 * report["vqgan_cost"]:.1f} points.'
+    )
+    if report['vqgan_cost'] < _MUCH:
+        return text
+    return (
+        f'{text} DAD views go through the same VQGAN, so **the VQGAN comes first**, whatever the terms say: another '
+        'one, one trained on such images (timm-dad vqgan train), or larger images.'
+    )
 
 
 def _distances(role: str, found: Mapping[str, Any], config: Mapping[str, Any]) -> str:
@@ -100,14 +125,17 @@ def _reading(mean: Mapping[str, Any], report: Mapping[str, Any]) -> str:
         f'{100 * risks[DAD]["disagreement"]:.1f} %.',
         'shift': _coverage(report),
     }
+    first = ' Before that, mend the VQGAN (see above).' if (report['vqgan_cost'] or 0) >= _MUCH else ''
     return (
         f'The term that limits this student is **{limiting}**: {100 * mean[limiting]:.1f} of {100 * mean["bound"]:.1f} '
-        f'points, on the mean of the OOD sets ({sure}). {ADVICE[limiting]} {facts[limiting]} This is a reading of '
-        'three measured numbers, no proof: train and measure again.'
+        f'points, on the mean of the OOD sets ({sure}). {ADVICE[limiting]} {facts[limiting]}{first} This is a '
+        'reading of measured numbers, no proof: train and measure again.'
     )
 
 
 def _coverage(report: Mapping[str, Any]) -> str:
+    if not report['distances']:
+        return 'How near DAD views are to the OOD data was not measured.'
     pairs = [pair for pair in report['distances']['teacher']['pairs'] if pair['from'] == DAD]
     nearer = [pair['to'] for pair in pairs if pair['nearer_than_clean']['mean'] > pair['nearer_than_clean']['std']]
     where = f'to {", ".join(nearer)}' if nearer else 'to none of the OOD sets'
@@ -115,8 +143,12 @@ def _coverage(report: Mapping[str, Any]) -> str:
 
 
 def write_report(folder: Path, report: Mapping[str, Any], text: str) -> list[Path]:
-    """Write ``diagnose.json`` and ``diagnose.md``; ``ValueError`` if the folder cannot be written to."""
-    files = {'diagnose.json': json.dumps(report, indent=2, allow_nan=False) + '\n', 'diagnose.md': text}
+    """Write ``diagnose.json``, ``.md`` and ``.html``; ``ValueError`` if the folder cannot be written to."""
+    files = {
+        'diagnose.json': json.dumps(report, indent=2, allow_nan=False) + '\n',
+        'diagnose.md': text,
+        'diagnose.html': report_page('timm-dad diagnose', text),
+    }
     try:
         for name, content in files.items():
             write_file(folder / name, content)

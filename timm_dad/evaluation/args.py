@@ -103,12 +103,14 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 def _check_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
     with under_flag('--model:'):
         models = parse_models(args.model)
+    odd = [model.name for model in models if not model.name.isprintable()]  # no report could hold it
     output, linf = Path(args.output), args.attack_norm == 'linf'
     attack_flags = ('attack_eps', 'attack_norm', 'attack_images')
     zero_shot = any(model.spec.startswith(('open_clip:', 'demo')) for model in models)
     own_head = any(not model.spec.startswith(('demo', 'teacher:')) for model in models)
     rules = (
         (args.suite or args.data_root, '--suite must name a data set as NAME=PATH (or give --data-root)'),
+        (not odd, f'--model: the name of a model must be printable text, got {odd[:1]}: write NAME=SPEC'),
         (not output.exists() or output.is_dir(), f'--output must be a folder, got {args.output!r}'),
         ('severity' not in given or args.corrupt is not None, '--severity is for --corrupt: add it'),
         (args.attack or not any(name in given for name in attack_flags), '--attack-... needs --attack: add it'),

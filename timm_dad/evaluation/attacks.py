@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from timm_dad.common.extras import require_extra
+from timm_dad.common.options import check_types
 from timm_dad.method.attack import AttackConfig, ascend
 
 ATTACKS = ('fgsm', 'pgd', 'autoattack')
@@ -51,6 +52,7 @@ class EvalAttackConfig:
     step_size: float | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not self.eps > 0:
             raise ValueError(f'eps of an attack must be above 0, got {self.eps}; without attack, leave it out')
         if self.num_steps < 1:

@@ -10,7 +10,8 @@ import torch
 from accelerate import PartialState
 
 from timm_dad.common.errors import is_main_process, user_errors
-from timm_dad.common.extras import require_extra
+from timm_dad.common.files import write_file
+from timm_dad.common.html import report_page
 from timm_dad.common.log import setup_logging
 from timm_dad.evaluation.args import PROGRAM, create_config, create_options, parse_args
 from timm_dad.evaluation.corruptions import CORRUPTIONS
@@ -34,7 +35,6 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     args = parse_args(argv)
     setup_logging()
     with user_errors(PROGRAM):
-        require_extra('matplotlib', 'eval')
         published = read_timm_results(args.timm_results) if args.timm_results else None
         suites, missing = collect_suites(args)
         state = start_processes(args.device)
@@ -102,7 +102,10 @@ def write_all(
     )  # fmt: skip
     report['notes'] += evaluation.notes
     files = write_report(report, args.output)
-    files += write_plots(report, args.output, published)
-    print(format_markdown(report))
+    plots = write_plots(report, args.output, published)
+    text, page = format_markdown(report), Path(args.output, 'report.html')
+    write_file(page, report_page('timm-dad evaluate', text, plots))
+    files += [page, *plots]
+    print(text)
     print(f'Files in {args.output}: {" ".join(file.name for file in files)}, predictions')
     return report

@@ -1,7 +1,9 @@
 """What a model says of one part of a suite: each image once, in any number of processes."""
 
+import zlib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from timm_dad.common.files import replacing
+from timm_dad.common.options import check_types
 from timm_dad.data.images import FramedImages, collate_images
 from timm_dad.evaluation.attacks import EvalAttackConfig, run_attack
 from timm_dad.evaluation.corruptions import SeededCorruption
@@ -47,7 +50,7 @@ class Predictions:
         try:
             with np.load(path, allow_pickle=False) as file:
                 return cls(**{field.name: file[field.name] for field in fields(cls)})
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, EOFError, KeyError, ValueError, BadZipFile, zlib.error) as error:
             raise ValueError(f'{path} holds no predictions: {error}; remove it to make it again') from error
 
 
@@ -71,6 +74,7 @@ class EvalConfig:
     attack: EvalAttackConfig = field(default_factory=EvalAttackConfig)
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name, least in (('batch_size', 1), ('workers', 0), ('seed', 0)):
             if getattr(self, name) < least:
                 raise ValueError(f'{name} must be {least} or more, got {getattr(self, name)}')

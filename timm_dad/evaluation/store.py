@@ -1,6 +1,8 @@
 """Predictions on disk, with what they were made of: a rerun takes those that it would make the same way."""
 
+import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cache
@@ -10,21 +12,25 @@ from typing import Any
 
 import numpy as np
 
-from timm_dad.common.files import write_file
+from timm_dad.common.files import check_no_folder, write_file
 from timm_dad.common.hashing import content_hash
 from timm_dad.common.spread import spread
 from timm_dad.evaluation.predict import EvalConfig, Predictions
 from timm_dad.evaluation.suites.changed import AttackedPart, CorruptedPart
 from timm_dad.evaluation.suites.suite import Part, Suite
 
+_logger = logging.getLogger(__name__)
+
 # Raise it with every change of what predictions of the same facts are.
 # 2: networks that take any size get images of ImageNet-C and its like as they are.
 SCHEMA = 2
-_SAMPLE = 32
+_SAMPLE = 32  # images of a part whose pixels are facts
+_SIZES = 1000  # files whose sizes are: of ImageNet-C's 3.75 million that takes minutes on a network's disk
+_HASH = 'predictions'  # of the .npz, among the facts of the .json
 
 
 class PredictionStore:
-    """``FOLDER/MODEL/SUITE/PART.npz``, and beside it ``PART.json``: the facts that they depend on."""
+    """``FOLDER/MODEL/SUITE/PART.npz``, and beside it ``PART.json``: the facts that they depend on, and their hash."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -63,13 +69,23 @@ class PredictionStore:
         return self.folder / model / suite / f'{part.replace("/", "-")}.npz'
 
     def load(self, model: str, suite: str, part: str, facts: dict[str, Any]) -> Predictions | None:
-        """What was saved, if it was made of the same facts; ``ValueError`` if the file is damaged."""
+        """What was saved, if it was made of the same facts and has not changed; ``ValueError`` if folders are there."""
         path = self._path(model, suite, part)
+        for place in (path, path.with_suffix('.json')):
+            check_no_folder(place)
         try:
             known = json.loads(path.with_suffix('.json').read_text())
+            found = _file_hash(path)
         except (OSError, ValueError):  # a process was killed between the two files
             return None
-        return Predictions.load(path) if path.is_file() and known == facts else None
+        if not isinstance(known, dict) or {**known, _HASH: None} != {**facts, _HASH: None}:
+            return None
+        if known.get(_HASH) != found:
+            _logger.warning(
+                '%s is not what was saved with its .json (changed, damaged or older): it is made again', path
+            )
+            return None
+        return Predictions.load(path)
 
     def save(self, model: str, suite: str, part: str, predictions: Predictions, facts: dict[str, Any]) -> None:
         """Write predictions, then what they were made of: whoever finds the second finds the first."""
@@ -77,7 +93,11 @@ class PredictionStore:
         known = path.with_suffix('.json')
         known.unlink(missing_ok=True)
         predictions.save(path)
-        write_file(known, json.dumps(facts, indent=1, sort_keys=True) + '\n')
+        write_file(known, json.dumps({**facts, _HASH: _file_hash(path)}, indent=1, sort_keys=True) + '\n')
+
+
+def _file_hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @cache
@@ -87,11 +107,14 @@ def _version(module: str) -> str | None:
     return f'{names[0]} {version(names[0])}' if names else None
 
 
-def _listing(dataset: Any) -> Iterator[tuple[str, int]]:
-    """Names (class folder and file) and sizes of the files, where there are any; the root may have moved."""
-    for index in range(len(dataset) if hasattr(dataset, 'filename') else 0):
+def _listing(dataset: Any) -> Iterator[tuple[str, int | None]]:
+    """Names (class folder and file) of the files, where there are any, and sizes of some; the root may have moved."""
+    count = len(dataset) if hasattr(dataset, 'filename') else 0
+    sized = set(spread(count, _SIZES))
+    for index in range(count):
         path = Path(dataset.filename(index, absolute=True))
-        yield '/'.join(path.parts[-2:]), path.stat().st_size if path.is_file() else -1
+        size = (path.stat().st_size if path.is_file() else -1) if index in sized else None
+        yield '/'.join(path.parts[-2:]), size
 
 
 def _image(image: Any, label: Any) -> str:

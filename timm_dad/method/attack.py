@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from timm_dad.common.options import option
+from timm_dad.common.options import check_types, option
 
 NORMS = ('l2', 'linf')
 
@@ -22,6 +22,7 @@ class AttackConfig:
 
     Raises:
         ValueError: If a value is out of range.
+        TypeError: If one is no number, or ``norm`` no text.
 
     Source: lapisrocks/DiscreteAdversarialDistillation, ``generate_examples.py``.
     """
@@ -36,6 +37,7 @@ class AttackConfig:
     unit: ClassVar[str] = '[0, 1] pixel units'
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.norm not in NORMS:
             raise ValueError(f'norm must be one of {NORMS}, got {self.norm!r}')
         for name in ('eps', 'step_size'):
@@ -58,9 +60,9 @@ class AttackConfig:
     def check_length(self, name: str, value: float) -> None:
         """Raise ``ValueError`` unless a radius or step is in range."""
         if not 0 <= value <= self.max_eps:
+            in_bytes = f' ({value:g}/255 = {value / 255:.3f}?)' if self.max_eps < value <= 255 else ''
             raise ValueError(
-                f'{name} is in {self.unit}, from 0 to {self.max_eps:g} for {self.norm}, got {value} '
-                f'({value:g}/255 = {value / 255:.3f}?)'
+                f'{name} is in {self.unit}, from 0 to {self.max_eps:g} for {self.norm}, got {value}{in_bytes}'
             )
 
     def scaled(self, eps: float) -> 'AttackConfig':

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from timm_dad.common.pixels import PixelNorm
+from timm_dad.common.pixels import PixelNorm, check_images
 from timm_dad.method.attack import AttackConfig, Generators
 from timm_dad.method.chunked import Chunked
 from timm_dad.method.code_space import CodeAttackConfig, CodeSpace
 from timm_dad.method.disagreement import Disagreement
 from timm_dad.method.latent_space import LatentAttackConfig, LatentSpace
 from timm_dad.method.loss import hard_labels, teacher_cross_entropy
+from timm_dad.method.parts import check_kinds, describe_teacher, describe_vqgan
 from timm_dad.method.pixel_space import PixelSpace
 from timm_dad.method.space import Centre, Space
 from timm_dad.teachers.teacher import Teacher
@@ -82,6 +83,7 @@ class DADAugment:
 
     Raises:
         ValueError: If ``attack_from`` or ``micro_batch`` is out of range, or the VQGANs do not fit the attack.
+        TypeError: If ``teacher``, a VQGAN or ``attack`` is none.
 
     Example:
         >>> dad = DADAugment(teacher, vqgan, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -101,6 +103,9 @@ class DADAugment:
         gradient_vqgan: VQGAN | None = None,
         micro_batch: int = 0,
     ) -> None:
+        check_kinds(teacher=(teacher, Teacher), vqgan=(vqgan, VQGAN), gradient_vqgan=(gradient_vqgan, VQGAN | None))
+        if not isinstance(attack, AnyAttack | None):
+            raise TypeError(f'attack must be an AttackConfig or one of its kind, got {type(attack).__name__}')
         self.teacher = teacher
         self.vqgan = vqgan
         self.gradient_vqgan = gradient_vqgan
@@ -119,8 +124,6 @@ class DADAugment:
             return PixelSpace(self.teacher, self.vqgan, attack, self._ascended, self.attack_from)
         if self.attack_from != 'reconstruction':
             raise ValueError(f'attack_from is for attacks on pixels: leave it out with one on {attack.space}')
-        if not isinstance(self.vqgan, VQGAN):
-            raise ValueError(f'attacks on {attack.space} need the codebook of a timm_dad.VQGAN, got {type(self.vqgan)}')
         decoder = self.gradient_vqgan
         if decoder is not None and not _same_codes(decoder, self.vqgan):
             raise ValueError(
@@ -129,6 +132,13 @@ class DADAugment:
         if isinstance(attack, LatentAttackConfig):
             return LatentSpace(self.vqgan, attack, self._ascended, decoder)
         return CodeSpace(self.vqgan, attack, self._ascended, decoder)
+
+    def __repr__(self) -> str:
+        parts = [f'teacher={describe_teacher(self.teacher)}', f'vqgan={describe_vqgan(self.vqgan)}']
+        if self.gradient_vqgan is not None:
+            parts.append(f'gradient_vqgan={describe_vqgan(self.gradient_vqgan)}')
+        names = ('attack', 'keep_label', 'attack_from')
+        return f'DADAugment({", ".join([*parts, *(f"{name}={getattr(self, name)!r}" for name in names)])})'
 
     @property
     def attack(self) -> AnyAttack:
@@ -164,7 +174,8 @@ class DADAugment:
             The DAD view and what was on the way to it, all detached.
 
         Raises:
-            ValueError: If the VQGAN does not take the size (with its ``strict_size``), or the values.
+            ValueError: If images are not ``[B, 3, H, W]`` of floating point, or the VQGAN does not take their values or
+                (with its ``strict_size``) size.
         """
         return self.attack_centre(self.find_centre(x_pix, target), target, eps)
 
@@ -212,6 +223,7 @@ class DADAugment:
         Raises:
             ValueError: As ``make_views``.
         """
+        check_images(x_pix, 'x_pix')
         return self.chunked(self.space.find_centre, x_pix, target)
 
     @torch.no_grad()
@@ -274,7 +286,11 @@ class DADAugment:
 
         Returns:
             ``[2B, 3, H, W]``, normalized: all clean images, then all DAD views; and the targets, twice.
+
+        Raises:
+            ValueError: If images are not ``[B, 3, H, W]`` of floating point, or the first batch is not normalized.
         """
+        self.norm.check(input)
         views = self.make_views(self.norm.to_pixels(input), target)
         x_dad = self.norm.normalize(views.x_dad).to(input.dtype)
         return torch.cat([input, x_dad]), torch.cat([target, target])

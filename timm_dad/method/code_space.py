@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from timm_dad.common.options import option
+from timm_dad.common.options import check_types, option
 from timm_dad.method.attack import Generators, check_budget, draw, input_gradient, per_image
 from timm_dad.method.space import Centre, Objective
 from timm_dad.vqgan.model import VQGAN
@@ -36,6 +36,7 @@ class CodeAttackConfig:
     max_eps: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not 0 <= self.eps <= 1:
             raise ValueError(f'eps is in {self.unit}, from 0 to 1, got {self.eps} (try 0.25)')
         if self.num_steps not in (0, 1):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from timm_dad.common.options import option
+from timm_dad.common.options import check_types, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +15,8 @@ class DADLossConfig:
     """Weights of ``task CE(x) + extra_task CE(x_dad) + kd T^2 KL(t(x) || s(x)) + dad T^2 KL(t(x_dad) || s(x_dad))``.
 
     Raises:
-        ValueError: If the temperature is not positive or a weight is negative.
+        ValueError: If the temperature is not positive, a weight is negative, or one is not finite.
+        TypeError: If one is no number.
 
     Source: ``calculate_kd_loss`` of lapisrocks/DiscreteAdversarialDistillation: T 4 and weights 1, 1/2, 1/2.
     """
@@ -27,11 +28,12 @@ class DADLossConfig:
     extra_task_weight: float = option(0.0, 'weight of the task loss on the extra view, with the label of its image')
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not 0 < self.temperature < float('inf'):
             raise ValueError(f'temperature must be positive, got {self.temperature}')
         for name in ('task_weight', 'kd_weight', 'dad_weight', 'extra_task_weight'):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f'{name} must be 0 or more, got {getattr(self, name)}')
+            if not 0 <= getattr(self, name) < float('inf'):
+                raise ValueError(f'{name} must be 0 or more and finite, got {getattr(self, name)}')
 
 
 def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from timm_dad.common.options import option
+from timm_dad.common.options import check_types, option
 from timm_dad.method.attack import AttackConfig
 from timm_dad.method.code_space import CodeAttackConfig
 
@@ -32,6 +32,7 @@ class DADSchedule:
     epochs: int = option(0, 'epochs over which the radius rises; needed where it does')
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not 0 <= self.prob <= 1:
             raise ValueError(f'prob is a probability, from 0 to 1, got {self.prob}')
         if self.every < 1:

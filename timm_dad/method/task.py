@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from timm.task import TrainingTask
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from timm_dad.common.pixels import PixelNorm
 from timm_dad.method.augment import DADAugment
@@ -15,6 +16,7 @@ from timm_dad.method.chunked import Chunked
 from timm_dad.method.disagreement import Disagreement
 from timm_dad.method.extra import ExtraView, Prepared, StoredAnswers
 from timm_dad.method.loss import DADLoss, DADLossConfig, hard_labels
+from timm_dad.method.parts import check_kinds, describe_student, describe_teacher, keep_student_alone
 from timm_dad.method.replay import ReplayCache
 from timm_dad.method.schedule import DADSchedule
 from timm_dad.method.splits import add_splits
@@ -26,8 +28,8 @@ _logger = logging.getLogger(__name__)
 class DADTask(TrainingTask):  # type: ignore[misc]
     """Distil a frozen teacher into a student on the clean and the DAD view.
 
-    Only the student is trained, wrapped for distributed training and saved. Teacher and VQGAN are frozen here, not
-    later, and stay in evaluation mode.
+    Only the student is trained, wrapped for distributed training and saved (``state_dict``). Teacher and VQGAN are
+    frozen here, not later, and stay in evaluation mode.
 
     Args:
         student_model: The model to train; maps normalized images to logits ``[B, K]``.
@@ -54,6 +56,7 @@ class DADTask(TrainingTask):  # type: ignore[misc]
     Raises:
         ValueError: If there is no normalization or ``augment`` has another, split batch norm meets a schedule that
             leaves the DAD view out, or there is not one of teacher and stored logits.
+        TypeError: If ``teacher`` is no ``Teacher``, ``augment`` no ``DADAugment``, or a config of another kind.
 
     Source: Zhou et al. 2023, arXiv:2311.01441, equation of section 3.4; timm ``LogitDistillationTask`` for the idiom.
     """
@@ -79,28 +82,27 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         verbose: bool = True,
     ) -> None:
         super().__init__(device=device, dtype=dtype, verbose=verbose)
+        check_kinds(teacher=(teacher, Teacher | None), augment=(augment, DADAugment | None))
+        check_kinds(loss=(loss, DADLossConfig | None), schedule=(schedule, DADSchedule | None))
         cfg = getattr(student_model, 'pretrained_cfg', None) or {}
-        mean, std = mean or cfg.get('mean'), std or cfg.get('std')
+        mean, std = (cfg.get(name) if own is None else own for name, own in (('mean', mean), ('std', std)))
         if mean is None or std is None:
             raise ValueError('the student has no pretrained_cfg with mean and std: pass mean and std')
         norm = PixelNorm(mean, std)
         if augment is not None and not augment.norm.equals(norm):
             raise ValueError('augment must have the normalization of the student: pass both the same mean and std')
         self.trainable_module = student_model
-        self.stored = stored
         self.teacher = teacher and teacher.eval().requires_grad_(False).to(self.device)
         self.vqgan = augment.vqgan.eval().requires_grad_(False).to(self.device) if augment else None
         if augment and augment.gradient_vqgan:
             augment.gradient_vqgan.eval().requires_grad_(False).to(self.device)
-        self.augment, self.apart = augment, apart
+        self.augment, self.apart, self.stored = augment, apart, stored
         self.pairs = augment is None or apart
         self.full_attack = augment.attack if augment else None
         self.chunked = augment.chunked if augment else Chunked(micro_batch)
-        self.norm = norm
+        self.norm, self.num_splits, self.seed = norm, num_splits, seed
         self.loss = DADLoss(loss, criterion).to(self.device)
         self.schedule = schedule or DADSchedule()
-        self.num_splits = num_splits
-        self.seed = seed
         self._check_parts()
         self.replay = ReplayCache(self.schedule.replay) if self.schedule.replay else None
         if augment is not None and getattr(augment.attack, 'objective', '') == 'disagreement':
@@ -109,6 +111,7 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         if add_splits(student_model, num_splits + 1) and not self.schedule.always:
             raise ValueError('split batch norm needs a DAD view in every batch: always must hold for the schedule')
         self.set_epoch(0)
+        keep_student_alone(self)
         if verbose:
             _logger.info('DAD: %s, %s, %s', self.loss.config, self.full_attack, self.schedule)
 
@@ -127,6 +130,11 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         for holds, message in rules:
             if not holds:
                 raise ValueError(message)
+
+    def __repr__(self) -> str:
+        made_by = self.augment or f'None, teacher={describe_teacher(self.teacher)}'
+        student = describe_student(self.trainable_module)
+        return f'DADTask(student={student}, augment={made_by}, loss={self.loss.config}, schedule={self.schedule})'
 
     def set_epoch(self, epoch: int, batch: int = 0) -> None:
         """Set weight and attack budget of the DAD view for an epoch, from 0, and the batch that comes next in it."""
@@ -153,8 +161,6 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         Returns:
             The task.
         """
-        from torch.nn.parallel import DistributedDataParallel
-
         if self.device.type == 'cpu':
             device_ids = None  # timm's train.py names the device always; DistributedDataParallel refuses it on a CPU
         self.trainable_module = DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp_kwargs)
@@ -172,8 +178,7 @@ class DADTask(TrainingTask):  # type: ignore[misc]
             The compiled student.
         """
         compiled: Any = torch.compile(self.trainable_module, backend=backend, mode=mode, **compile_kwargs)
-        self.trainable_module = compiled
-        self.eval_model = compiled
+        self.trainable_module = self.eval_model = compiled
         return self.trainable_module
 
     def forward(self, input: Tensor, target: Tensor, prepared: Prepared | None = None) -> dict[str, Tensor]:
@@ -195,7 +200,7 @@ class DADTask(TrainingTask):  # type: ignore[misc]
             Without a DAD view (schedule) ``dad_loss`` and ``teacher_kept`` are 0.
 
         Raises:
-            ValueError: If the batch does not hold whole splits.
+            ValueError: If the batch does not hold whole splits, or ``prepare`` refuses it.
         """
         num_views = self.num_splits + self.pairs
         if len(input) % num_views:
@@ -227,7 +232,11 @@ class DADTask(TrainingTask):  # type: ignore[misc]
 
         Returns:
             The teacher's logits and the extra view.
+
+        Raises:
+            ValueError: If images are not ``[B, 3, H, W]`` of floating point, or the first batch is not normalized.
         """
+        self.norm.check(input)
         num_images = len(input) // (self.num_splits + self.pairs)
         label = target if self.stored is None else self.stored.labels(target)
         fresh = self._wants_fresh_view()
@@ -251,8 +260,9 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         else:
             return Prepared(self._ask_teacher(x_pix), None)
         x_dad, dad_logits, kept = extra
-        is_last = clean.is_contiguous(memory_format=torch.channels_last)
-        layout = torch.channels_last if is_last else torch.contiguous_format
+        layout = (
+            torch.channels_last if clean.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+        )
         x_norm = self.norm.normalize(x_dad).to(clean.dtype).contiguous(memory_format=layout)
         return Prepared(self._ask_teacher(x_pix) if logits is None else logits, ExtraView(x_norm, dad_logits, kept))
 
@@ -279,8 +289,7 @@ class DADTask(TrainingTask):  # type: ignore[misc]
 
         All processes draw alike: a batch costs as much as that of the process that makes views.
         """
-        index = self.next_batch
-        self.next_batch += 1
+        index, self.next_batch = self.next_batch, self.next_batch + 1
         if self.dad_weight == 0:
             return False
         # Nothing to see again yet: in the first batch, or the first one after a training was resumed.

@@ -1,11 +1,11 @@
 """A preview as one HTML file: pictures inside it, nothing loaded from elsewhere, no script, a table an image."""
 
-import base64
 from collections.abc import Sequence
 from html import escape
 
 from PIL import Image
 
+from timm_dad.common.html import html_page, png_url
 from timm_dad.preview.image import PreviewImage
 from timm_dad.preview.sheet import (
     COLUMNS,
@@ -19,15 +19,7 @@ from timm_dad.preview.sheet import (
 )
 
 _VIEWS = ('x', 'Q(x)', 'x_dad')  # columns that the teacher sees
-_STYLE = """
-:root { color-scheme: light dark; }
-body { font: 14px/1.5 system-ui, sans-serif; margin: 1.5rem; background: Canvas; color: CanvasText; }
-section { overflow-x: auto; margin-top: 2rem; }
-table { border-collapse: collapse; }
-caption { text-align: left; font-weight: bold; padding-bottom: .3rem; }
-th, td { padding: .2rem .6rem .2rem 0; text-align: left; vertical-align: top; font-weight: normal; }
-thead th { border-bottom: 1px solid GrayText; }
-img { display: block; image-rendering: pixelated; }
+_STYLE = """img { display: block; image-rendering: pixelated; }
 img.shrunk { image-rendering: auto; }
 .label { font-weight: bold; }
 .label::before { content: '\\2713\\00a0'; }
@@ -62,13 +54,11 @@ def make_page(images: Sequence[PreviewImage], class_names: Sequence[str], lines:
     """An HTML document with a paragraph for each of ``lines``; equal images give equal text."""
     paragraphs = ''.join(f'<p>{escape(line)}</p>\n' for line in lines)
     legend = ''.join(f'<li><b>{escape(name)}</b>: {escape(meaning)}</li>\n' for name, meaning in _LEGEND)
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width">\n<title>DAD preview</title>\n'
-        f'<style>{_STYLE}</style>\n</head>\n<body>\n<h1>DAD preview</h1>\n{paragraphs}'
-        f'<details><summary>What the columns and numbers mean</summary>\n<ul>\n{legend}</ul>\n</details>\n'
-        f'{"".join(_section(image, class_names) for image in images)}</body>\n</html>\n'
+    body = (
+        f'{paragraphs}<details><summary>What the columns and numbers mean</summary>\n<ul>\n{legend}</ul>\n</details>\n'
+        f'{"".join(_section(image, class_names) for image in images)}'
     )
+    return html_page('DAD preview', body, _STYLE)
 
 
 def _section(image: PreviewImage, class_names: Sequence[str]) -> str:
@@ -102,10 +92,9 @@ def _row(name: str, cells: Sequence[str]) -> str:
 
 def _img(picture: Image.Image, column: str, image: PreviewImage) -> str:
     width, height = shown_size(image)
-    data = base64.b64encode(png_bytes(picture)).decode()
     kind = ' class="shrunk"' if width < picture.width else ''
     alt = escape(f'{column} of {image.title}' if column in _VIEWS else column)
-    return f'<img{kind} src="data:image/png;base64,{data}" width="{width}" height="{height}" alt="{alt}">'
+    return f'<img{kind} src="{png_url(png_bytes(picture))}" width="{width}" height="{height}" alt="{alt}">'
 
 
 def _answer(label: int, prob: float, right: int, class_names: Sequence[str]) -> str:

@@ -116,10 +116,7 @@ class SuitesHook:
         report = build_report(predictions, self.suites.suites)
         report['notes'] += self.suites.notes
         write_report(report, self.folder)
-        try:
-            write_plots(report, self.folder)
-        except ImportError as error:
-            _logger.warning('No plots of the suites: %s', error)
+        write_plots(report, self.folder)
 
 
 def format_suites(results: Mapping[str, Mapping[str, float]], seen: Sequence[str] = ()) -> str:

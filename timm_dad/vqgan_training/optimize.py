@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from timm_dad.common.options import option
+from timm_dad.common.options import check_types, option
 from timm_dad.vqgan.model import VQGAN
 
 
@@ -28,6 +28,7 @@ class OptimizerConfig:
     perceptual_weight: float = option(1.0, 'weight of LPIPS')
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name, (holds, rule) in self.rules().items():
             if not holds:
                 raise ValueError(f'{name} must be {rule}, got {getattr(self, name)}')

@@ -1,6 +1,7 @@
 """Figures of whole suites from those of their parts: means over corruptions, mCE, mean OOD, effective robustness.
 
-A part called ``*`` is the suite as a whole, and ``gaussian_noise/*`` a corruption over its severities.
+A part called ``*`` is the suite as a whole, ``gaussian_noise/*`` a corruption over its severities, and ``*/3`` a
+severity over the corruptions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -85,7 +86,7 @@ def _mean_figures(parts: Sequence[Figures]) -> Figures:
 
 
 def add_whole(suite: Suite, figures: SuiteFigures, clean: Estimate | None) -> None:
-    """Add the suite as a whole, and each corruption over its severities, to one model's ``figures`` of its parts.
+    """Add the suite as a whole, and each corruption and severity, to one model's ``figures`` of its parts.
 
     Of corruptions: ``mce_unnormalized``, the mean error of ImageNet-C's 15 x 5 parts, and of ImageNet-C itself ``mce``
     and, with ``clean`` (top-1 on ImageNet val, which AlexNet's clean error is on), ``relative_mce``; where parts are
@@ -96,8 +97,11 @@ def add_whole(suite: Suite, figures: SuiteFigures, clean: Estimate | None) -> No
         figures[WHOLE] = dict(figures[headline]) if headline in figures else _mean_figures(list(figures.values()))
         return
     by_corruption: dict[str, list[Figures]] = {}
+    by_severity: dict[str, list[Figures]] = {}
     for part, estimates in figures.items():
-        by_corruption.setdefault(part.rpartition('/')[0], []).append(estimates)
+        corruption, _, severity = part.rpartition('/')
+        by_corruption.setdefault(corruption, []).append(estimates)
+        by_severity.setdefault(severity, []).append(estimates)
     means = {corruption: _mean_figures(parts) for corruption, parts in by_corruption.items()}
     total = _mean_figures(list(means.values()))
     errors = {corruption: _error(mean['top1']) for corruption, mean in means.items()}
@@ -106,6 +110,8 @@ def add_whole(suite: Suite, figures: SuiteFigures, clean: Estimate | None) -> No
     if whole and suite.normalizer == 'alexnet':
         _add_normalized(means, total, errors, clean)
     figures.update({f'{corruption}/{WHOLE}': mean for corruption, mean in means.items()})
+    of_all = {severity: parts for severity, parts in by_severity.items() if len(parts) == len(means)}
+    figures.update({f'{WHOLE}/{severity}': _mean_figures(parts) for severity, parts in of_all.items()})
     figures[WHOLE] = total
 
 

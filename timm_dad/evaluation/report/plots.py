@@ -1,6 +1,7 @@
 """Plots of ``timm-dad evaluate`` as PNG: severity curves, and OOD against clean accuracy."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +12,48 @@ from timm_dad.evaluation.report.metrics import logit
 from timm_dad.evaluation.report.plot_style import GREY, line_style, new_plot
 from timm_dad.evaluation.report.timm_results import TimmResults, baseline_points
 
+_logger = logging.getLogger(__name__)
+
 Point = tuple[float, float, float]  # value, low, high
 
 _MAX_COLUMNS = 4
 _CLEAN_SUFFIXES = ('-c-bar', '-3dcc', '-corrupted', '-c')
-_TICKS = (0.1, 0.5, 1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99, 99.5, 99.9)
+_LOWEST, _HIGHEST = 0.1, 99.9  # 0 % and 100 % have no place on logit axes
+_TICKS = (_LOWEST, 0.5, 1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99, 99.5, _HIGHEST)
+_STEPS = (5, 2, 1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)  # of ticks, where these are too few
+_MIN_TICKS = 3
 
 
 def write_plots(report: Mapping[str, Any], folder: str | Path, timm_results: TimmResults | None = None) -> list[Path]:
-    """Write the plots that a report has data for: severity curves, and OOD against clean.
+    """Write the plots that a report has data for: severity curves, and OOD against clean; none is of one point.
 
     Returns the files: ``severity-SUITE.png``, and ``ood.png`` with what timm publishes as points behind its line.
-    ``ImportError`` if the extra ``eval`` is not installed.
+    Without the extra ``eval`` there are none, and a warning says so.
     """
-    folder = Path(folder)
-    written = [
-        plot_severity(report, suite, folder / f'severity-{suite}.png')
-        for suite, facts in report['suites'].items()
-        if facts['kind'] == 'corruption'
-    ]
-    if ood_pairs(report):
-        written.append(plot_ood(report, folder / 'ood.png', timm_results))
-    return written
+    try:
+        return list(_write_plots(report, Path(folder), timm_results or {}))
+    except ImportError as error:
+        _logger.warning('No plots: %s', error)
+        return []
+
+
+def _write_plots(report: Mapping[str, Any], folder: Path, timm_results: TimmResults) -> Iterator[Path]:
+    for suite, facts in report['suites'].items():
+        if facts['kind'] == 'corruption' and len(_severities(report, suite)) > 1:
+            yield plot_severity(report, suite, folder / f'severity-{suite}.png')
+    by_timm = any(line['source'] == 'timm' for line in report['baselines'].values())
+    if ood_pairs(report) and (len(report['models']) > 1 or by_timm):
+        yield plot_ood(report, folder / 'ood.png', timm_results)
+
+
+def _severities(report: Mapping[str, Any], suite: str) -> list[int]:
+    """Severities of a suite of corruptions; 0 where its clean images are in the report."""
+    there = {int(part.rpartition('/')[2]) for part in report['suites'][suite]['parts']}
+    return sorted(there | ({0} if _clean_of(suite) in report['suites'] else set()))
+
+
+def _clean_of(suite: str) -> str:
+    return next((suite.removesuffix(end) for end in _CLEAN_SUFFIXES if suite.endswith(end)), '')
 
 
 def plot_severity(report: Mapping[str, Any], suite: str, path: Path) -> Path:
@@ -40,10 +61,8 @@ def plot_severity(report: Mapping[str, Any], suite: str, path: Path) -> Path:
 
     Clean top-1 is severity 0 where the suite that ``suite`` is made from is in the report. Intervals are bands.
     """
-    grid = [part.rpartition('/') for part in report['suites'][suite]['parts']]
-    corruptions = list(dict.fromkeys(corruption for corruption, _, _ in grid))
-    severities = sorted({int(severity) for _, _, severity in grid})
-    clean = next((suite.removesuffix(end) for end in _CLEAN_SUFFIXES if suite.endswith(end)), '')
+    corruptions = list(dict.fromkeys(part.rpartition('/')[0] for part in report['suites'][suite]['parts']))
+    severities, clean = _severities(report, suite), _clean_of(suite)
     panels = len(corruptions) + 1
     columns, title = min(_MAX_COLUMNS, panels), f'{suite}: top-1 by severity'
     with new_plot(path, title, panels, columns, (2.8, 2.1), sharex=True, sharey=True) as axes:
@@ -51,11 +70,11 @@ def plot_severity(report: Mapping[str, Any], suite: str, path: Path) -> Path:
             axis.set_title(title.replace('_', ' '), fontweight='bold' if title == 'mean' else 'normal')
             for place, model in enumerate(report['models']):
                 figures = report['figures'][model]
-                points = _curve(figures[suite], corruptions if title == 'mean' else [title], severities)
+                points = _curve(figures[suite], WHOLE if title == 'mean' else title, severities)
                 if points and clean in figures:
                     points[0] = _point(figures[clean][WHOLE]['top1'])
                 _draw_curve(axis, points, place, model)
-        axes.flat[0].set_xticks(severities if clean not in report['suites'] else [0, *severities])
+        axes.flat[0].set_xticks(severities)
         for axis in axes[:, 0]:
             axis.set_ylabel('top-1, %')
         for place in range(columns):
@@ -71,16 +90,10 @@ def _point(figure: Mapping[str, Any]) -> Point:
     return (value, value, value) if figure['low'] is None else (value, figure['low'], figure['high'])
 
 
-def _curve(figures: Mapping[str, Any], corruptions: Sequence[str], severities: Sequence[int]) -> dict[int, Point]:
-    """Top-1 by severity; the mean of several corruptions has no interval here."""
-    curve: dict[int, Point] = {}
-    for severity in severities:
-        parts = [f'{corruption}/{severity}' for corruption in corruptions]
-        if all(part in figures for part in parts):
-            points = [_point(figures[part]['top1']) for part in parts]
-            mean = float(np.mean([value for value, _, _ in points]))
-            curve[severity] = points[0] if len(points) == 1 else (mean, mean, mean)
-    return curve
+def _curve(figures: Mapping[str, Any], corruption: str, severities: Sequence[int]) -> dict[int, Point]:
+    """Top-1 by severity."""
+    parts = {severity: f'{corruption}/{severity}' for severity in severities}
+    return {severity: _point(figures[part]['top1']) for severity, part in parts.items() if part in figures}
 
 
 def _draw_curve(axis: Any, points: Mapping[int, Point], place: int, label: str) -> None:
@@ -125,9 +138,9 @@ def _draw_ood(axis: Any, report: Mapping[str, Any], suite: str, clean: str, timm
         # Of a few resamples the figure may be outside its interval.
         bars = {'xerr': np.clip([[x - left], [right - x]], 0, None), 'yerr': np.clip([[y - low], [high - y]], 0, None)}
         axis.errorbar(x, y, **bars, **line_style(place), linestyle='', markersize=6, linewidth=1, label=model, zorder=3)
-    pairs = [*listed, *((x[0], y[0]) for x, y in points.values())]
-    _set_ticks(axis, 'x', [x for x, _ in pairs])
-    _set_ticks(axis, 'y', [y for _, y in pairs])
+    for place, which in enumerate('xy'):  # the intervals, too
+        shown = [value for sides in points.values() for value in sides[place]]
+        _set_ticks(axis, which, [*shown, *(point[place] for point in listed)])
     if line:
         # Straight on these axes.
         ends = np.array(axis.get_xlim()).clip(-np.inf if line['above'] is None else float(_axis(line['above'])))
@@ -138,13 +151,15 @@ def _draw_ood(axis: Any, report: Mapping[str, Any], suite: str, clean: str, timm
 
 
 def _axis(accuracy: Any) -> Any:
-    return logit(np.clip(accuracy, _TICKS[0], _TICKS[-1]))
+    return logit(np.clip(accuracy, _LOWEST, _HIGHEST))
 
 
 def _set_ticks(axis: Any, which: str, values: Sequence[float]) -> None:
     low, high = float(_axis(min(values))), float(_axis(max(values)))
     margin = 0.08 * (high - low) + 0.15
     low, high = low - margin, high + margin
-    ticks = [tick for tick in _TICKS if low <= _axis(tick) <= high]
+    grids: list[Sequence[float]] = [_TICKS, *(np.arange(step, 100, step).tolist() for step in _STEPS)]
+    inside = ([tick for tick in grid if low <= logit(tick) <= high] for grid in grids)
+    ticks = next(found for found in inside if len(found) >= _MIN_TICKS)
     getattr(axis, f'set_{which}lim')(low, high)
-    getattr(axis, f'set_{which}ticks')(_axis(ticks), [f'{tick:g}' for tick in ticks])
+    getattr(axis, f'set_{which}ticks')(logit(ticks), [f'{tick:.4g}' for tick in ticks])

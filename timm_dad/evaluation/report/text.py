@@ -24,6 +24,7 @@ _KEY = '{} % bootstrap intervals in brackets ({} resamples of the images).'
 _MARK = 'Differences marked * have an interval that leaves out 0.'
 
 Table = list[list[str]]  # rows of cells, the head first
+_TOP5_CLASSES = 6  # with fewer, one of the five largest is right always
 
 
 def _number(value: float, sign: str = '') -> str:
@@ -61,16 +62,18 @@ def _corruptions(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 def _table(
-    figures: Mapping[str, Any],
+    report: Mapping[str, Any],
     places: Iterator[tuple[str, str, str]],
     names: Sequence[str] = tuple(LABELS),
     difference: bool = False,
 ) -> Table:
     """One row a figure of a suite, one column a model."""
+    figures = report['differences' if difference else 'figures']
     table = [['suite', 'figure', 'images', *figures]]
+    few = [suite for suite, facts in report['suites'].items() if facts['classes'] < _TOP5_CLASSES]
     for label, suite, part in places:
         of_part = [of_model[suite][part] for of_model in figures.values()]
-        for name in names:
+        for name in names if suite not in few else [name for name in names if name != 'top5']:
             found = [named[name] for named in of_part if name in named]
             if found:
                 cells = [_cell(named.get(name), difference) for named in of_part]
@@ -117,12 +120,12 @@ def format_csv(report: Mapping[str, Any]) -> str:
 
 def format_markdown(report: Mapping[str, Any]) -> str:
     """Tables for terminal and README: figures, differences to the reference, published ones, corruptions; notes."""
-    figures, differences = report['figures'], [name for name in LABELS if name != 'top5']
+    differences = [name for name in LABELS if name != 'top5']
     tables = {
-        'Figures in percent': _table(figures, _wholes(report)),
-        f'Minus {report["reference"]}': _table(report['differences'], _wholes(report), differences, difference=True),
+        'Figures in percent': _table(report, _wholes(report)),
+        f'Minus {report["reference"]}': _table(report, _wholes(report), differences, difference=True),
         "Published by timm (ours minus timm's)": _published(report),
-        'Corruptions, mean over severities': _table(figures, _corruptions(report), ('top1', 'ce')),
+        'Corruptions, mean over severities': _table(report, _corruptions(report), ('top1', 'ce')),
     }
     blocks = [f'**{title}**\n\n{format_table(rows, 2)}' for title, rows in tables.items() if len(rows) > 1]
     blocks.append('\n'.join(f'- {note}' for note in (*_legend(report), *report['notes'])))

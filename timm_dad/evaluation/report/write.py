@@ -182,6 +182,7 @@ def _published(
 def _facts(suite: Suite, suites: Sequence[Suite], of_model: Mapping[str, Mapping[str, Predictions]]) -> dict[str, Any]:
     return {
         'kind': suite.kind,
+        'classes': suite.num_classes,
         'clean': clean_suite(suites, suite.name),
         'normalizer': suite.normalizer,
         'corrupted_here': isinstance(suite.parts[0], CorruptedPart),

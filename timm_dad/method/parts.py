@@ -1,0 +1,74 @@
+"""The frozen parts of the method: what they must be, what they are called, and that they are no part of a state."""
+
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from timm.utils.model import unwrap_model
+from torch import nn
+
+from timm_dad.teachers.ensemble import TeacherEnsemble
+from timm_dad.teachers.teacher import Teacher
+from timm_dad.vqgan.model import VQGAN
+
+FROZEN = ('teacher', 'vqgan')
+_MADE_BY: dict[type, str] = {
+    Teacher: ': Teacher(net, mean=..., std=..., input_size=..., num_classes=...)',
+    VQGAN: ': load_vqgan(PATH)',
+}
+
+
+def check_kinds(**parts: tuple[Any, Any]) -> None:
+    """Raise ``TypeError`` unless each part, by name, is of its class (``Teacher``, or ``Teacher | None``)."""
+    for name, (part, kind) in parts.items():
+        if not isinstance(part, kind):
+            (wanted, *_) = get_args(kind) or (kind,)
+            how = _MADE_BY.get(wanted, '')
+            raise TypeError(f'{name} must be a timm_dad.{wanted.__name__}{how}, got {type(part).__name__}')
+
+
+def describe_student(student: nn.Module) -> str:
+    """A student in a few words."""
+    network = unwrap_model(student)  # of DistributedDataParallel and torch.compile
+    return f'{type(network).__name__}({sum(parameter.numel() for parameter in network.parameters()):,} parameters)'
+
+
+def describe_teacher(teacher: Teacher | None) -> str:
+    """A teacher in a few words."""
+    if teacher is None:
+        return 'None'
+    if isinstance(teacher, TeacherEnsemble):
+        members: list[Any] = list(teacher.teachers)
+        return f'TeacherEnsemble({", ".join(map(describe_teacher, members))})'
+    height, width = teacher.input_size
+    return (
+        f'{type(teacher).__name__}({type(teacher.model).__name__}, {width} x {height}, {teacher.num_classes} classes)'
+    )
+
+
+def describe_vqgan(vqgan: VQGAN | None) -> str:
+    """A VQGAN in a few words."""
+    if vqgan is None:
+        return 'None'
+    config = vqgan.config
+    return f'VQGAN({config.n_embed} codes of {config.embed_dim}, factor {config.factor})'
+
+
+def keep_student_alone(task: nn.Module) -> None:
+    """Leave the frozen networks of a task out of its ``state_dict``, and do not ask for them in ``load_state_dict``."""
+    task.register_state_dict_post_hook(_leave_out)
+    task.register_load_state_dict_pre_hook(_put_in)
+
+
+def _leave_out(task: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    of_frozen = tuple(f'{prefix}{name}.' for name in FROZEN)
+    for name in [name for name in state if name.startswith(of_frozen)]:
+        del state[name]
+
+
+def _put_in(task: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    # States of before hold frozen networks, too; what counts are those that the task was made with.
+    _leave_out(task, state, prefix)
+    for name in FROZEN:
+        frozen = getattr(task, name)
+        own: Mapping[str, Any] = {} if frozen is None else frozen.state_dict()
+        state.update({f'{prefix}{name}.{key}': value for key, value in own.items()})
