@@ -10,6 +10,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,10 +21,10 @@ from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import ClassificationTask, TrainingTask
 from torch import nn
-from tqdm import tqdm
 
 from timm_dad.common.errors import user_errors
 from timm_dad.common.log import setup_logging
+from timm_dad.common.progress import progress, tell
 from timm_dad.common.seeds import RUN, seed_all
 from timm_dad.data.pairs import ExtraViews
 from timm_dad.flags import kwargs
@@ -33,7 +34,7 @@ from timm_dad.flags.objective import create_criterion, create_kd_task
 from timm_dad.flags.pairs import cached_set, open_dad_set, pair_dataset, uses_cache, uses_pairs
 from timm_dad.flags.rules import flag_errors
 from timm_dad.flags.student import create_student, place_student, prepare_task
-from timm_dad.flags.train import init_trackers, learning_rate, parse_args, run_path
+from timm_dad.flags.train import PROGRAM, create_parser, init_trackers, learning_rate, parse_args, run_path
 from timm_dad.method.augment import DADAugment
 from timm_dad.method.task import DADTask
 from timm_dad.training.batches import Batches, save_batch
@@ -52,8 +53,6 @@ from timm_dad.training.validate import distribute_batch_norm, eval_model, valida
 
 _logger = logging.getLogger('train_dad')
 
-PROGRAM = 'train_dad.py'
-
 
 def create_task(
     args: argparse.Namespace, student: nn.Module, device: torch.device, **dad: Any
@@ -70,6 +69,7 @@ def create_task(
 def main(
     argv: Sequence[str] | None = None,
     *,
+    program: str = PROGRAM,
     extra_views: ExtraViews | None = None,
     create_task: Callable[..., tuple[TrainingTask, DADAugment | None]] = create_task,
     hooks: Sequence[Callable[[int], None]] = (),
@@ -78,6 +78,7 @@ def main(
 
     Args:
         argv: Command line without the program; ``sys.argv[1:]`` by default.
+        program: What errors begin with.
         extra_views: Gives the extra view of each image, with ``--dad-view random``; the image itself by default.
         create_task: Creates the task, as ``create_task`` of this module does.
         hooks: Called with each epoch, from 0, once it is trained and before it is saved.
@@ -85,10 +86,10 @@ def main(
     Returns:
         ``best_metric``, ``output_dir``, and top-1 by data set in ``student`` and ``teacher`` (with ``--eval-suites``).
     """
-    args = parse_args(argv)
+    args = parse_args(argv, create_parser=partial(create_parser, program))
     setup_logging()
     with contextlib.ExitStack() as stack:
-        with user_errors(PROGRAM):
+        with user_errors(program):
             path = run_path(args)
             accelerator = create_accelerator(path, **kwargs.accelerator_kwargs(args))
             world_size = accelerator.num_processes
@@ -151,7 +152,7 @@ def main(
 
         results: dict[str, Any] = {'output_dir': str(path)}
         for epoch in range(state.epoch, num_epochs):
-            with non_finite_in_one_line(PROGRAM, path):
+            with non_finite_in_one_line(program, path):
                 train_metrics = train_one_epoch(epoch, task, batches, optimizer, scheduler, checkpoints, state, args)
             mode = '' if args.sync_bn else args.dist_bn
             distribute_batch_norm(task, world_size, mode, ema=not args.model_ema_force_cpu)
@@ -193,9 +194,10 @@ def train_one_epoch(
     source: Iterator[Any] = batches.of_epoch(epoch, state.batch)
     if args.dad_overlap and isinstance(task, DADTask):
         source = prepared_ahead(source, task)
-    bar = tqdm(
-        source, f'Epoch {epoch}', num_batches, False, disable=not accelerator.is_main_process, initial=state.batch
-    )
+    bar = progress(
+        source, show=accelerator.is_main_process, desc=f'Epoch {epoch}', total=num_batches, leave=False,
+        initial=state.batch,
+    )  # fmt: skip
     for batch_idx, input, target, *prepared in bar:
         first_of_update = batch_idx - batch_idx % args.grad_accum_steps
         of_update = min(args.grad_accum_steps, num_batches - first_of_update)
@@ -211,7 +213,7 @@ def train_one_epoch(
         update(task, optimizer, scheduler, accelerator, num_updates, meters.means['loss'], args)
         checkpoints.save_recovery(epoch, batch_idx, meters)
         if (batch_idx + 1) % (args.log_interval * args.grad_accum_steps) == 0:
-            bar.set_postfix({name: f'{mean:.3f}' for name, mean in meters.means.items()})
+            tell(bar, f'epoch {epoch}, batch {batch_idx + 1} of {num_batches}', meters.means)
             if args.save_images and accelerator.is_main_process:
                 save_batch(input, checkpoints.folder / f'train-batch-{batch_idx}.jpg')
     meters.read()
@@ -245,4 +247,4 @@ def update(
 
 
 if __name__ == '__main__':
-    main()
+    main(program='train_dad.py')

@@ -32,7 +32,8 @@ def test_every_format_is_read(tmp_path, name, text, expected):
     [
         ('a.txt', b'\n\n', 'is empty; give one name a class'),
         ('a.json', b'[]', 'is empty'),
-        ('a.json', b'{"a": ', 'cannot be read'),
+        ('a.json', b'{"a": ', 'line 1, column 7: not valid JSON: Expecting value'),
+        ('a.json', b'[' * 100_000, 'not valid JSON: nested too deeply'),
         ('a.json', b'"dog"', 'must be a list of names, or a map from class folder to name'),
         ('a.json', b'[["n01440764", "tench"]]', 'must be a list of names'),
         ('a.json', b'[true]', 'must be a list of names'),
@@ -40,7 +41,7 @@ def test_every_format_is_read(tmp_path, name, text, expected):
         ('a.csv', b'class,name\nd,dog\nd,cat\n', 'names a class twice'),
         ('a.csv', b'class,name\nd,dog\nc,\n', 'row 2 has no name'),
         ('a.csv', b'class,name\nd,dog\nc\n', 'row 2 has no name'),
-        ('a.txt', b'\xff\xfe\x00dog', r'cannot be read \(text, .json or .csv, in UTF-8\)'),
+        ('a.txt', b'\xff\xfe\x00dog', 'line 1, column 1: not UTF-8; save the file as UTF-8'),
     ],
 )
 def test_a_wrong_file_says_what_is_wrong(tmp_path, name, content, match):

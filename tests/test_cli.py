@@ -36,6 +36,16 @@ main(['--help'])
     assert "'torch'" not in done.stdout
 
 
+@pytest.mark.parametrize('arguments', [['--version'], ['trian'], ['--bogus'], ['--help'], []])
+def test_what_needs_no_command_loads_none(arguments):
+    program = "import sys; sys.modules['torch'] = sys.modules['numpy'] = None; from timm_dad.cli import main; main()"
+    done = subprocess.run([sys.executable, '-c', program, *arguments], capture_output=True, text=True)
+    assert 'Traceback' not in done.stderr
+    assert done.returncode == (0 if arguments in (['--version'], ['--help']) else 2)
+    if arguments == ['--version']:
+        assert done.stdout == f'timm-dad {timm_dad.__version__}\n'
+
+
 @pytest.mark.parametrize('command', COMMANDS)
 def test_a_command_has_a_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -56,7 +66,7 @@ def test_an_unknown_command_is_an_error(capsys):
     with pytest.raises(SystemExit) as stop:
         main(['trian'])
     assert stop.value.code == 2
-    assert "invalid choice: 'trian'" in capsys.readouterr().err
+    assert "timm-dad: error: there is no command 'trian'; did you mean train?\n" == capsys.readouterr().err
 
 
 def test_the_module_is_the_command():

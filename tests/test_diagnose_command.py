@@ -353,6 +353,7 @@ def test_every_flag_is_tested():
     known = {
         *CHANGES,
         '--help',
+        '--config',
         '--dad-teacher',
         '--dad-vqgan',
         '--dad-keep-label',

@@ -366,6 +366,17 @@ def test_a_gumbel_quantizer_of_another_width_is_refused(vqgan_config):
         VQGANConfig(ddconfig=vqgan_config.ddconfig, n_embed=8, embed_dim=3, quantizer='gumbel')
 
 
+def test_a_vqgan_config_that_is_no_yaml_says_where(tmp_path):
+    path = tmp_path / 'other.yaml'
+    for content, error in (
+        (b'{"model": ', 'line 1, column 11: not valid YAML'),
+        (b'\xff', 'line 1, column 1: not UTF-8'),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf'other\.yaml, {error}'):
+            VQGANConfig.from_yaml(path)
+
+
 @pytest.mark.parametrize(
     'content',
     [
@@ -376,7 +387,6 @@ def test_a_gumbel_quantizer_of_another_width_is_refused(vqgan_config):
         'model: {params: {ddconfig: {}}}',
         'model: {params: {n_embed: 32, embed_dim: 4}}',
         'model: {params: {n_embed: 32, embed_dim: 4, ddconfig: null}}',
-        '{"model": ',  # not even YAML
     ],
 )
 def test_a_yaml_that_is_no_vqgan_config_is_refused(tmp_path, content):

@@ -61,6 +61,20 @@ def test_an_error_is_one_line_and_its_traceback_is_seen_at_debug(monkeypatch, ca
     assert capsys.readouterr().err.endswith(f'timm-dad test: error: {error}\n')
 
 
+def test_an_environment_variable_shows_where_an_error_was_raised(monkeypatch, capsys, caplog):
+    monkeypatch.setenv('TIMM_DAD_DEBUG', '1')
+    level = logging.getLogger('timm_dad').level
+    try:
+        setup_logging()
+        with pytest.raises(SystemExit, match='2'):
+            _fail(ValueError('eps must be positive'))
+    finally:
+        logging.getLogger('timm_dad').setLevel(level)
+        logging.getLogger('train_dad').setLevel(level)
+    assert 'in _fail' in caplog.text
+    assert capsys.readouterr().err.endswith('timm-dad test: error: eps must be positive\n')
+
+
 def test_other_errors_and_exits_pass():
     for error in (RuntimeError, KeyboardInterrupt, SystemExit):
         with pytest.raises(error):

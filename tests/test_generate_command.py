@@ -131,7 +131,7 @@ CODES = ('--dad-attack', 'codes', '--dad-neighbours', '8')
 CHANGES = {
     'data_dir': ((), ('--data-dir', '{files}/other')),
     'dataset': ((), ('--dataset', 'wds/', '--data-dir', '{files}/wds', '--num-classes', '4')),
-    'train_split': ((), ('--train-split', 'validation')),
+    'split': ((), ('--split', 'validation')),
     'class_map': ((), ('--class-map', '{files}/map.txt')),
     'input_key': (HFDS, ('--input-key', 'image2')),
     'target_key': (HFDS, ('--target-key', 'label2')),
@@ -164,6 +164,7 @@ CHANGES = {
     'dad_temperature': (('--dad-store-logits', '2'), ('--dad-temperature', '1')),
 }
 ERRORS = {
+    'config': (('--config', 'nowhere.yaml'), '--config must be a YAML file'),
     'num_classes': (('--num-classes', '5'), '--num-classes must be 4, the classes of the data, got 5'),
     'dad_strict_size': (('--dad-strict-size', '--img-size', '15'), '--img-size: image size must be a multiple of 2'),
     'device': (('--device', 'tpu'), "--device must be cuda or cpu, got 'tpu'"),
@@ -366,7 +367,7 @@ def test_words_of_a_zero_shot_teacher_change_the_views(files, tmp_path, flag):
         ),
         (('--dad-eps', '9'), '--dad-eps: eps is in [0, 1] pixel units, from 0 to 5 for l2, got 9.0'),
         (('--num-classes', '1'), '--num-classes must be 2 or more, got 1'),
-        (('--train-split', 'nothing'), '--train-split must be a folder in'),
+        (('--train-split', 'nothing'), '--split must be a folder in'),
         (('--data-dir', '{files}/nowhere'), 'nowhere: there is no such folder'),
         (('--class-map', '{files}/no.txt'), 'no.txt'),
         (('--dad-teacher', 'timm:test_resnet/{files}/no.pth'), '--dad-teacher'),

@@ -133,6 +133,7 @@ CHANGES = {
     'dad_candidates': (CODES, ('--dad-candidates', '1')),
 }
 ERRORS = {
+    'config': (('--config', 'nowhere.yaml'), '--config must be a YAML file'),
     'num_classes': (('--num-classes', '5'), '--num-classes must be 4, the classes of the data, got 5'),
     'dad_strict_size': (('--dad-strict-size', '--img-size', '15'), '--img-size: image size must be a multiple of 2'),
     'dad_micro_batch': (('--dad-micro-batch', '-1'), '--dad-micro-batch: micro_batch must be 0'),

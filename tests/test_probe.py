@@ -225,8 +225,8 @@ def test_a_probe_finds_its_classes_in_a_subset_in_another_order(pictures, clip, 
         (('--held-out', '1'), '--held-out must be between 0 and 1, got 1'),
         (('--batch-size', '0'), '--batch-size must be 1 or more'),
         (('--workers', '-1'), '--workers must be 0 or more'),
-        (('--teacher', 'demo'), "--teacher demo: an image tower is timm:MODEL or open_clip:.* got 'demo'"),
-        (('--teacher', 'timm:nope'), "--teacher timm:nope: timm has no model 'nope'"),
+        (('--dad-teacher', 'demo'), "--dad-teacher demo: an image tower is timm:MODEL or open_clip:.* got 'demo'"),
+        (('--teacher', 'timm:nope'), "--dad-teacher timm:nope: timm has no model 'nope'"),
     ],
 )
 def test_bad_flags_end_with_one_line(pictures, clip, tmp_path, capsys, monkeypatch, more, match):

@@ -5,6 +5,7 @@ import collections
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -396,7 +397,7 @@ def test_a_conversion_that_breaks_off_leaves_nothing(tmp_path, vq_model, monkeyp
         (['gone.ckpt', '--trust'], "cannot be unpickled here: .*'Gone'"),
     ],
 )
-def test_convert_says_what_is_wrong(tmp_path, vq_model, monkeypatch, arguments, match):
+def test_convert_says_what_is_wrong(tmp_path, vq_model, monkeypatch, capsys, arguments, match):
     monkeypatch.chdir(tmp_path)
     for name in ('vqgan.ckpt', 'there.ckpt', 'bare.pt'):
         write(tmp_path / name, vq_model)
@@ -406,8 +407,10 @@ def test_convert_says_what_is_wrong(tmp_path, vq_model, monkeypatch, arguments, 
     monkeypatch.setattr(collections, 'Gone', type('Gone', (), {'__module__': 'collections'}), raising=False)
     write(tmp_path / 'gone.ckpt', vq_model, lambda state: {'state_dict': state, 'x': collections.Gone()})
     monkeypatch.delattr(collections, 'Gone')
-    with pytest.raises(SystemExit, match=f'timm-dad convert: error: .*{match}'):
+    with pytest.raises(SystemExit) as stop:
         main(['convert', *arguments])
+    assert stop.value.code == 2
+    assert re.match(f'timm-dad convert: error: .*{match}', capsys.readouterr().err)
 
 
 # Folders of diffusers.

@@ -5,6 +5,9 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from timm_dad.common.version import __version__
+from timm_dad.flags.parser import Parser, did_you_mean
+
 # Command: its module, the function there, and what it does.
 COMMANDS = {
     'train': ('train_dad', 'main', 'train a timm model, with or without DAD'),
@@ -30,18 +33,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: Command line without the program; ``sys.argv[1:]`` by default.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='timm-dad',
+        usage='%(prog)s COMMAND [flags]',
         description='Discrete Adversarial Distillation for timm.\n\ncommands (COMMAND --help tells more):\n'
         + '\n'.join(f'  {name:<10}{does}' for name, (*_, does) in COMMANDS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        add_help=False,
     )
-    parser.add_argument('command', nargs='?', choices=tuple(COMMANDS), metavar='COMMAND', help='what to do')
-    parser.add_argument('-h', '--help', action='store_true', help='show this message and exit')
-    args, _ = parser.parse_known_args(arguments[:1])
-    if args.command is None:
+    parser.add_argument('--version', action='version', version=f'timm-dad {__version__}')
+    parser.add_argument('command', nargs='?', metavar='COMMAND', help='what to do')
+    command = parser.parse_args(arguments[:1]).command
+    if command is None:
         parser.print_help()
-        sys.exit(0 if args.help else 2)
-    module, function, _ = COMMANDS[args.command]
+        sys.exit(2)
+    if command not in COMMANDS:
+        near = did_you_mean(command, COMMANDS) or f'; there are {", ".join(COMMANDS)}'
+        parser.error(f'there is no command {command!r}{near}')
+    module, function, _ = COMMANDS[command]
     getattr(importlib.import_module(module), function)(arguments[1:])

@@ -1,17 +1,19 @@
 """The command ``timm-dad convert``: write a VQGAN's checkpoint as safetensors."""
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from timm_dad.common.errors import user_errors
+from timm_dad.flags.parser import Parser
 from timm_dad.vqgan.convert import convert
+
+PROGRAM = 'timm-dad convert'
 
 
 def main(argv: Sequence[str]) -> None:
     """Run ``timm-dad convert`` with a command line from there on."""
-    parser = argparse.ArgumentParser(
-        prog='timm-dad convert',
+    parser = Parser(
+        prog=PROGRAM,
         description='Write NAME.safetensors, and NAME.yaml if there is none, beside the checkpoint NAME of a VQGAN.',
     )
     parser.add_argument('checkpoint', type=Path, metavar='CKPT', help='.ckpt, .pth or .pt (taming, latent-diffusion)')
@@ -22,8 +24,9 @@ def main(argv: Sequence[str]) -> None:
         '--trust', action='store_true', help='run whatever code the checkpoint asks for: only if you trust its source'
     )
     args = parser.parse_args(argv)
-    try:
-        path = convert(args.checkpoint, args.config, trust=args.trust)
-    except (OSError, ValueError, ImportError) as error:
-        sys.exit(f'timm-dad convert: error: {error}')
+    with user_errors(PROGRAM):
+        try:
+            path = convert(args.checkpoint, args.config, trust=args.trust)
+        except OSError as error:
+            raise ValueError(str(error)) from error
     print(f'{path} is written; use it with --dad-vqgan {path}')

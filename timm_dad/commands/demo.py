@@ -6,15 +6,21 @@ import math
 import re
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import train_dad
+from timm_dad.common.errors import user_errors
 from timm_dad.common.files import write_file
 from timm_dad.demo.data import STYLES, UNSEEN_STYLES
+from timm_dad.flags.config import add_config_arg, config_flags, read_config
 from timm_dad.flags.pairs import VIEW_FLAGS
-from timm_dad.flags.train import parse_args
+from timm_dad.flags.parser import Parser
+from timm_dad.flags.train import create_parser, parse_args
+
+PROGRAM = 'timm-dad demo'
 
 # KD sees a second random view, so that both it and DAD train on the same number of images.
 ARMS = {'plain': ['--no-dad'], 'kd': ['--dad-view', 'random'], 'dad': ['--dad-view', 'dad']}
@@ -23,7 +29,6 @@ _OWN_FLAGS = (
     '--experiment',
     '--data-dir',
     '--dataset',
-    '--config',
     '--resume',
     '--seed',
     '--dad-view',
@@ -52,7 +57,7 @@ def run_arms(output: Path, seed: int, extra: Sequence[str]) -> dict[str, Top1]:
     for arm in ARMS:
         print(f'--- {arm}, seed {seed}', flush=True)
         names = ['--seed', str(seed), '--output', str(output), '--experiment', f'{arm}-seed{seed}']
-        run = train_dad.main([*names, *arm_flags(arm, extra)])
+        run = train_dad.main([*names, *arm_flags(arm, extra)], program=PROGRAM)
         results[arm] = run['student']
         results['teacher'] = run.get('teacher', results['teacher'])
     return results
@@ -108,26 +113,53 @@ def write_json(path: Path, content: Any) -> None:
     write_file(path, json.dumps(content, indent=2) + '\n')
 
 
+def _parse_own(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """The demo's own flags, and those of the arms, the ones of ``--config`` first."""
+    parser = Parser(
+        prog=PROGRAM,
+        usage='%(prog)s [--output DIR] [--seeds S ...] [flags of timm-dad train]',
+        description='Plain training, distillation and DAD side by side on the embedded pictures, by the same trainer.',
+        epilog='Other flags are those of timm-dad train: --dad-... go to the arms that distil, those of these that '
+        'shape the DAD view to dad alone, the rest to all.',
+    )
+    add_config_arg(parser)
+    parser.add_argument('--output', metavar='DIR', help='folder to write (default: output/demo/TIME)')
+    _add_seeds_arg(parser)
+    args, extra = parser.parse_known_args(argv)
+    if not args.config:
+        return args, extra
+    of_arms = create_parser(PROGRAM)
+    _add_seeds_arg(of_arms)
+    with user_errors(PROGRAM):
+        configured = read_config(of_arms, args.config)
+    parser.set_defaults(**{name: configured.pop(name) for name in ('output', 'seeds') if name in configured})
+    args, extra = parser.parse_known_args(argv)
+    configured.pop('config', None)
+    return args, [*config_flags(of_arms, configured), *extra]
+
+
+def _add_seeds_arg(parser: Parser) -> None:
+    parser.add_argument(
+        '--seeds', type=int, nargs='+', metavar='S', default=[42], help='random seeds; several give 95 %% intervals'
+    )
+
+
+def _fail(message: str) -> None:
+    with user_errors(PROGRAM):
+        raise ValueError(message)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the arms for every seed, print the table, write ``results.json``."""
-    parser = argparse.ArgumentParser(
-        prog='timm-dad demo',
-        description=__doc__,
-        epilog='Other flags go to train_dad.py: --dad-... to the arms that distil, those of these that shape the DAD '
-        'view to dad alone, the rest to all.',
-        allow_abbrev=False,
-    )
-    parser.add_argument('--output', type=Path, help='folder to write (default: output/demo/TIME)')
-    parser.add_argument('--seeds', type=int, nargs='+', default=[42], help='random seeds; several give 95 %% intervals')
-    args, extra = parser.parse_known_args(argv)
+    args, extra = _parse_own(argv)
     if len(set(args.seeds)) < len(args.seeds) or len(args.seeds) > max(_T95):
-        parser.error(f'--seeds takes up to {max(_T95)} different seeds, got {args.seeds}')
+        _fail(f'--seeds takes up to {max(_T95)} different seeds, got {args.seeds}')
     own = [flag for flag in extra if flag.split('=')[0] in _OWN_FLAGS]
     if own:
-        parser.error(f'{own[0]} is what the demo itself sets; use train_dad.py for a run of your own')
-    for arm in ARMS:
-        parse_args(arm_flags(arm, extra))  # ends on a bad flag, before the first training
-    output = args.output or Path('output/demo') / datetime.now().strftime('%Y%m%d-%H%M%S')
+        _fail(f'{own[0]} is what the demo itself sets; use timm-dad train for a run of your own')
+    for arm in ARMS:  # ends on a bad flag, before the first training
+        parse_args(arm_flags(arm, extra), create_parser=partial(create_parser, PROGRAM))
+    output = Path(args.output or f'output/demo/{datetime.now().strftime("%Y%m%d-%H%M%S")}')
     by_seed = {}
     for seed in args.seeds:
         by_seed[seed] = run_arms(output, seed, extra)

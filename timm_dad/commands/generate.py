@@ -18,15 +18,18 @@ from timm_dad.dad_sets.summary import format_summary
 from timm_dad.data.datasets import check_images
 from timm_dad.data.images import Source
 from timm_dad.flags.attack import attack_config, describe_attack
+from timm_dad.flags.config import add_config_arg, parse_checked
 from timm_dad.flags.data import add_data_args, check_data_args, create_dataset, data_flag, number_of_classes
 from timm_dad.flags.execution import add_execution_args, device_rule, pick_device
 from timm_dad.flags.fields import add_fields, from_flags
 from timm_dad.flags.frame import add_frame_args, create_frame, frame_rules
 from timm_dad.flags.pairs import load_vqgan_by_spec
-from timm_dad.flags.rules import check_rules, given_flags, parse_checked
+from timm_dad.flags.parser import Parser
+from timm_dad.flags.rules import check_rules, given_flags
 from timm_dad.flags.teacher import TEACHER_FLAGS, check_teacher_args, create_teacher, teacher_specs
 from timm_dad.flags.views import (
     NO_VQGAN,
+    add_speed_args,
     add_view_args,
     check_view_args,
     create_augment,
@@ -41,23 +44,25 @@ _VIEWS = {'num_views': 'dad_views', 'seed': 'seed'}
 _SET = {'shard_size': 'shard_size', 'top_k': 'dad_store_logits', 'temperature': 'dad_temperature'}
 
 
-def create_parser() -> argparse.ArgumentParser:
+def create_parser() -> Parser:
     """The parser of ``timm-dad generate``."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROGRAM,
+        usage='%(prog)s --data-dir DIR --dad-teacher SPEC --dad-vqgan SPEC --output DIR [flags]',
         description='Make the DAD views of a data set once, for any number of trainings with --dad-dir.',
-        allow_abbrev=False,
     )
-    group = add_data_args(parser, split='train', split_flag='--train-split')
-    group.add_argument('--train-num-samples', type=int, metavar='N', help='images of the split, for a stream')
-    group = parser.add_argument_group('Views')
+    add_config_arg(parser)
+    add_view_args(parser)
+    add_speed_args(parser)
+    group = parser.add_argument_group('DAD: views')
     add_frame_args(group, size_help='size of views and student (default: 224)')
     add_fields(group, GenerateConfig, _VIEWS)
-    add_view_args(parser.add_argument_group('Discrete Adversarial Distillation'))
-    group = parser.add_argument_group('Output')
+    group = parser.add_argument_group('DAD: the set')
     group.add_argument('--output', metavar='DIR', required=True, help='folder of the set; the same one to go on')
     add_fields(group, FormatConfig, _FILES)
     add_fields(group, GenerateConfig, _SET)
+    group = add_data_args(parser, split='train', alias='--train-split')
+    group.add_argument('--train-num-samples', type=int, metavar='N', help='images of the split, for a stream')
     add_execution_args(parser.add_argument_group('Execution'), GenerateConfig.batch_size)
     return parser
 
@@ -125,7 +130,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 def open_source(args: argparse.Namespace) -> Source:
     """Open the data, and decode some images of it before anything large is built."""
     dataset = create_dataset(
-        args, args.train_split, split_flag='--train-split', num_samples=args.train_num_samples,
+        args, args.split, split_flag='--split', num_samples=args.train_num_samples,
         batch_size=args.batch_size, seed=args.seed,
     )  # fmt: skip
     check_images(dataset, data_flag(args))
@@ -175,7 +180,7 @@ def describe_data(args: argparse.Namespace, source: Source) -> dict[str, Any]:
     """What the set keeps of its data."""
     return {
         **{name: getattr(args, name) for name in ('dataset', 'input_key', 'target_key', 'num_classes')},
-        'split': args.train_split,
+        'split': args.split,
         'num_images': len(source),
         'class_names': None if source.class_names is None else list(source.class_names),
         'listing': source.listing(),

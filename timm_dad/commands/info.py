@@ -34,8 +34,10 @@ from timm_dad.common.spread import spread
 from timm_dad.flags import kwargs
 from timm_dad.flags.data import check_training_data, open_training_data
 from timm_dad.flags.pairs import cached_set, open_dad_set, pair_dataset, uses_cache, uses_pairs
+from timm_dad.flags.parser import Parser
 from timm_dad.flags.rules import check_values, flag_errors
 from timm_dad.flags.student import create_student, place_student, prepare_task
+from timm_dad.flags.train import create_parser as create_train_parser
 from timm_dad.flags.train import learning_rate, parse_args
 from timm_dad.method.augment import DADAugment
 from timm_dad.method.schedule import DADSchedule
@@ -64,27 +66,31 @@ def main(argv: Sequence[str]) -> Report:
     Returns:
         What ``--json`` prints.
     """
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM,
-        usage='%(prog)s [--gpus N] [--images N] [--batches N] [--json] [flags of timm-dad train]',
-        description='Print what a training with these flags would use: models, multiply-adds, memory and time.',
-        epilog='All other flags are those of timm-dad train (timm-dad train --help).',
-        allow_abbrev=False,
-    )
-    parser.add_argument('--gpus', type=int, default=1, metavar='N', help='estimate for N of this device')
-    parser.add_argument('--images', type=int, metavar='N', help='training images (default: those of the data set)')
-    parser.add_argument('--batches', type=int, default=5, metavar='N', help='optimizer steps to measure, of each kind')
-    parser.add_argument('--json', action='store_true', help='print JSON')
-    own, rest = parser.parse_known_args(argv)
-    args = parse_args(rest)
+    args = parse_args(argv, create_parser=create_parser)
     setup_logging(logging.WARNING)
     with user_errors(PROGRAM):
-        check_values(own, ((('gpus', 'images', 'batches'), '1 or more', lambda value: value >= 1),))
+        check_values(args, ((('gpus', 'images', 'batches'), '1 or more', lambda value: value >= 1),))
         if int(os.environ.get('WORLD_SIZE', 1)) > 1:
             raise ValueError('it measures in one process: start it without a launcher, and give --gpus N')
-        report = make_report(args, own.gpus, own.images, own.batches)
-    sys.stdout.write((json.dumps(report, indent=2) if own.json else format_report(report)) + '\n')
+        report = make_report(args, args.gpus, args.images, args.batches)
+    sys.stdout.write((json.dumps(report, indent=2) if args.json else format_report(report)) + '\n')
     return report
+
+
+def create_parser() -> Parser:
+    """The parser of ``timm-dad info``: that of ``timm-dad train``, with flags of its own."""
+    parser = create_train_parser(PROGRAM)
+    parser.usage = '%(prog)s [--gpus N] [--images N] [--batches N] [--json] [flags of timm-dad train]'
+    parser.description = (
+        'Print what a training with these flags would use: models, multiply-adds, memory and time. --help estimate '
+        'shows the flags beside those of timm-dad train.'
+    )
+    group = parser.add_argument_group('Estimate')
+    group.add_argument('--gpus', type=int, default=1, metavar='N', help='estimate for N of this device')
+    group.add_argument('--images', type=int, metavar='N', help='training images (default: those of the data set)')
+    group.add_argument('--batches', type=int, default=5, metavar='N', help='optimizer steps to measure, of each kind')
+    group.add_argument('--json', action='store_true', help='print JSON')
+    return parser
 
 
 def make_report(args: argparse.Namespace, gpus: int = 1, images: int | None = None, batches: int = 5) -> Report:

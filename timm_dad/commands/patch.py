@@ -1,6 +1,5 @@
 """``timm-dad patch`` puts the lines of ``patches/`` into timm's ``train.py``; ``timm-dad run`` runs it with them."""
 
-import argparse
 import linecache
 import os
 import re
@@ -12,6 +11,7 @@ from types import ModuleType
 
 from timm_dad.common.errors import user_errors
 from timm_dad.common.files import write_file
+from timm_dad.flags.parser import Parser
 
 _PACKAGE = Path(__file__).parents[1]
 # An installed package has them inside (see package-dir in pyproject.toml), a checkout beside.
@@ -89,17 +89,19 @@ def patch_file(path: Path, *, revert: bool = False) -> str:
 
 def main(argv: Sequence[str]) -> None:
     """Run the command ``patch``."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='timm-dad patch',
         description="Add the flags --dad to timm's train.py (or the extra to its pyproject.toml).",
     )
     parser.add_argument('path', type=Path, help="timm's checkout, or the file")
     parser.add_argument('--revert', action='store_true', help='take the lines out again')
     args = parser.parse_args(argv)
-    try:
-        print(patch_file(args.path, revert=args.revert))
-    except (OSError, ValueError) as error:
-        sys.exit(f'timm-dad patch: error: {error}')
+    with user_errors('timm-dad patch'):
+        try:
+            done = patch_file(args.path, revert=args.revert)
+        except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+            raise ValueError(str(error)) from error
+    print(done)
 
 
 def run(argv: Sequence[str]) -> None:
@@ -111,7 +113,7 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         SystemExit: If the patch does not fit the script, or on a bad flag; the message says why.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='timm-dad run',
         usage='%(prog)s path/to/train.py [its flags] [--dad ...]',
         description="timm's train.py with the flags --dad, its file unchanged. After the path, --help is the script's.",

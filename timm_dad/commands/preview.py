@@ -16,14 +16,17 @@ from timm_dad.dad_sets.maker import view_seed
 from timm_dad.data.images import Source, SourceImage
 from timm_dad.demo.data import PREFIX
 from timm_dad.demo.data import SIZE as DEMO_SIZE
+from timm_dad.flags.config import add_config_arg, parse_checked
 from timm_dad.flags.data import add_data_args, check_data_args, create_dataset, number_of_classes
 from timm_dad.flags.execution import add_device_arg, device_rule, pick_device
 from timm_dad.flags.fields import add_fields, dad_flags
 from timm_dad.flags.frame import add_frame_args, create_frame, frame_rules
-from timm_dad.flags.rules import check_rules, given_flags, parse_checked, under_flag
+from timm_dad.flags.parser import Parser
+from timm_dad.flags.rules import check_rules, given_flags, under_flag
 from timm_dad.flags.teacher import check_teacher_args, create_teacher, teacher_specs
 from timm_dad.flags.views import (
     NO_VQGAN,
+    add_speed_args,
     add_view_args,
     check_view_args,
     create_augment,
@@ -41,14 +44,18 @@ FILES = ('preview.png', 'preview.html')
 _DEFAULT_IMAGES = 8
 
 
-def create_parser() -> argparse.ArgumentParser:
+def create_parser() -> Parser:
     """The parser of ``timm-dad preview``."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROGRAM,
+        usage='%(prog)s [--data-dir DIR --dad-teacher SPEC --dad-vqgan SPEC] [flags]',
         description='Show the DAD views of a few images. Without data, of the embedded demo; the demo brings its '
         'teacher, VQGAN and size, where they are not given.',
-        allow_abbrev=False,
     )
+    add_config_arg(parser)
+    add_view_args(parser)
+    add_fields(parser.add_argument_group('DAD: loss'), DADLossConfig, dad_flags('temperature'))
+    add_speed_args(parser)
     add_data_args(parser, split='validation')
     group = parser.add_argument_group('Images')
     which = group.add_mutually_exclusive_group()
@@ -60,11 +67,8 @@ def create_parser() -> argparse.ArgumentParser:
     which.add_argument('--index', type=int, nargs='+', metavar='I', help='these images, counted from 0')
     add_frame_args(group, size_help='size of the views (default: 224; of the demo 32)')
     group.add_argument('--seed', type=int, default=42, metavar='S', help='random seed, as that of timm-dad generate')
-    group = parser.add_argument_group('Discrete Adversarial Distillation')
-    add_view_args(group)
-    add_fields(group, DADLossConfig, dad_flags('temperature'))
-    parser.add_argument('--output', metavar='DIR', default='output/preview', help=f'folder of {" and ".join(FILES)}')
-    add_device_arg(parser)
+    group.add_argument('--output', metavar='DIR', default='output/preview', help=f'folder of {" and ".join(FILES)}')
+    add_device_arg(group)
     return parser
 
 

@@ -9,20 +9,23 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from timm_dad.common.errors import user_errors
 from timm_dad.common.hashing import content_hash
 from timm_dad.common.log import setup_logging
+from timm_dad.common.progress import progress
 from timm_dad.data.datasets import check_images, dataset_class_names
+from timm_dad.flags.config import add_config_arg, parse_checked
 from timm_dad.flags.data import add_source_args, create_dataset, data_flag
 from timm_dad.flags.execution import add_execution_args, device_rule, pick_device
+from timm_dad.flags.parser import Parser, add_alias
 from timm_dad.flags.rules import check_rules, under_flag
 from timm_dad.frozen.prepare import PRECISIONS, prepare_frozen
 from timm_dad.teachers.heads import LinearHead, load_tower, save_head
@@ -31,6 +34,7 @@ from timm_dad.teachers.zero_shot import unit_features
 
 _logger = logging.getLogger(__name__)
 
+PROGRAM = 'timm-dad probe'
 L2_GRID = tuple(10.0**exponent for exponent in range(0, -9, -1))
 
 
@@ -142,18 +146,17 @@ def fit_probe(
 def extract_features(tower: Teacher, loader: DataLoader[tuple[Tensor, Tensor]], device: torch.device) -> list[Tensor]:
     """Features ``[N, D]`` of unit length and labels ``[N]`` of a loader's pictures in [0, 1]; on the CPU."""
     features, labels = [], []
-    for x_pix, label in tqdm(loader, desc='Features', leave=False):
+    for x_pix, label in progress(loader, desc='Features', leave=False):
         features.append(unit_features(tower, x_pix.to(device)).cpu())
         labels.append(label)
     return [torch.cat(features), torch.cat(labels)]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> None:
     """Run ``timm-dad probe`` with a command line from there on."""
-    args = _parser().parse_args(argv)
+    args = parse_checked(create_parser, argv, _check)
     setup_logging()
-    with user_errors('timm-dad probe'):
-        _check(args)
+    with user_errors(PROGRAM):
         head = make_probe(args)
         save_head(args.output, head)
     _logger.info(
@@ -162,28 +165,40 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog='timm-dad probe',
+def create_parser() -> Parser:
+    """The parser of ``timm-dad probe``."""
+    parser = Parser(
+        prog=PROGRAM,
+        usage='%(prog)s --data-dir DIR --dad-teacher SPEC --output FILE [flags]',
         description='Fit a linear head on the frozen features of a teacher, for --dad-teacher probe:FILE.',
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    add_source_args(parser, 'train', '--train-split')
-    parser.add_argument('--teacher', metavar='SPEC', default='open_clip:ViT-L-14/openai', help='timm: or open_clip:')
-    parser.add_argument('--output', metavar='FILE', required=True, help='safetensors file to write')
-    parser.add_argument('--held-out', type=float, default=0.1, help='part of each class to choose the l2 on')
-    parser.add_argument('--precision', choices=tuple(PRECISIONS), default='fp32', help='precision of the tower')
-    add_execution_args(parser, 128)
-    parser.add_argument('--seed', type=int, default=0, help='seed of the held-out part')
+    add_config_arg(parser)
+    add_source_args(parser.add_argument_group('Dataset'), 'train', alias='--train-split')
+    group = parser.add_argument_group('DAD: teacher')
+    spec = group.add_argument(
+        '--dad-teacher', metavar='SPEC', default='open_clip:ViT-L-14/openai',
+        help='timm:MODEL, timm:MODEL/FILE or open_clip:MODEL/PRETRAINED',
+    )  # fmt: skip
+    precision = group.add_argument(
+        '--dad-precision', choices=tuple(PRECISIONS), default='fp32', help='precision of the tower'
+    )
+    add_alias(group, spec, '--teacher')
+    add_alias(group, precision, '--precision')
+    group = parser.add_argument_group('Head')
+    group.add_argument('--output', metavar='FILE', required=True, help='safetensors file to write')
+    group.add_argument('--held-out', type=float, default=0.1, metavar='PART', help='of each class, to choose the l2 on')
+    group.add_argument('--seed', type=int, default=0, metavar='S', help='seed of the held-out part')
+    add_execution_args(parser.add_argument_group('Execution'), 128)
     return parser
 
 
-def _check(args: argparse.Namespace) -> None:
+def _check(args: argparse.Namespace, _: dict[str, Any]) -> None:
     output = Path(args.output)
     rules = (
         (output.suffix == '.safetensors', f'--output must end in .safetensors, got {args.output!r}'),
         (output.parent.is_dir(), f'--output must be in a folder that exists, got {args.output!r}'),
         (0 < args.held_out < 1, f'--held-out must be between 0 and 1, got {args.held_out}'),
+        (args.seed >= 0, f'--seed must be 0 or more, got {args.seed}'),
         (args.batch_size > 0, f'--batch-size must be 1 or more, got {args.batch_size}'),
         (args.workers >= 0, f'--workers must be 0 or more, got {args.workers}'),
         device_rule(args.device),
@@ -193,14 +208,14 @@ def _check(args: argparse.Namespace) -> None:
 
 def make_probe(args: argparse.Namespace) -> LinearHead:
     """Fit the head that the flags ask for; ``ValueError`` where data or tower cannot be used."""
-    dataset = create_dataset(args, args.train_split, split_flag='--train-split')
+    dataset = create_dataset(args, args.split, split_flag='--split')
     check_images(dataset, data_flag(args))
-    with under_flag(f'--teacher {args.teacher}:'):
-        visual, norm = load_tower(args.teacher)
+    with under_flag(f'--dad-teacher {args.dad_teacher}:'):
+        visual, norm = load_tower(args.dad_teacher)
     sha256 = content_hash(visual.state_dict())
     tower = Teacher(visual, **norm, num_classes=0)
     device = pick_device(args.device)
-    prepare_frozen(tower, None, args.precision, device)
+    prepare_frozen(tower, None, args.dad_precision, device)
     size, interpolation = (3, *norm['input_size']), norm['interpolation']
     dataset.transform = create_transform(
         size, is_training=False, mean=(0, 0, 0), std=(1, 1, 1), interpolation=interpolation
@@ -213,7 +228,7 @@ def make_probe(args: argparse.Namespace) -> LinearHead:
     return LinearHead(
         weight=weight.cpu(),
         bias=bias.cpu(),
-        tower=args.teacher,
+        tower=args.dad_teacher,
         tower_sha256=sha256,
         class_names=names,
         facts={**facts, 'pictures': len(labels), 'seed': args.seed},

@@ -1,14 +1,15 @@
 """The command ``timm-dad verify``: compare every byte of a DAD set with its manifests."""
 
-import argparse
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from timm_dad.common.errors import user_errors
+from timm_dad.common.progress import say
 from timm_dad.dad_sets.manifest import INDEX, SETTINGS, found_shards, manifest_path
 from timm_dad.dad_sets.verify import verify
+from timm_dad.flags.parser import Parser
 
 PROGRAM = 'timm-dad verify'
 
@@ -19,13 +20,13 @@ def main(argv: Sequence[str]) -> None:
     Raises:
         SystemExit: With 1 if anything is wrong, or the set is not finished; with 2 if there is no set.
     """
-    parser = argparse.ArgumentParser(prog=PROGRAM, description='Compare every byte of a DAD set with its manifests.')
+    parser = Parser(prog=PROGRAM, description='Compare every byte of a DAD set with its manifests.')
     parser.add_argument('root', type=Path, metavar='DIR', help='folder of the set')
     args = parser.parse_args(argv)
     with user_errors(PROGRAM):
         damages = []
         for damage in verify(args.root, progress=True):
-            print(damage)
+            say(damage)
             damages.append(damage)
     if damages:
         shards = sorted({damage.shard for damage in damages if damage.shard is not None})

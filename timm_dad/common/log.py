@@ -1,6 +1,7 @@
 """What the commands say on the terminal while they work."""
 
 import logging
+import os
 
 from timm.utils import setup_default_logging
 
@@ -10,10 +11,14 @@ from timm_dad.common.errors import is_main_process
 def setup_logging(level: int = logging.INFO) -> None:
     """Log in timm's format: this project from ``level`` on in the main process, libraries from WARNING on.
 
+    With ``TIMM_DAD_DEBUG=1`` in the environment all processes show everything: also where an error was raised.
+
     Args:
         level: Lowest level that the main process shows; other processes show warnings.
     """
+    debug = os.environ.get('TIMM_DAD_DEBUG', '') not in ('', '0')
     if not logging.getLogger().handlers:  # once, also where several commands share a process
         setup_default_logging(default_level=logging.WARNING)
     for name in ('train_dad', 'timm_dad'):
-        logging.getLogger(name).setLevel(level if is_main_process() else max(level, logging.WARNING))
+        own = level if is_main_process() else max(level, logging.WARNING)
+        logging.getLogger(name).setLevel(logging.DEBUG if debug else own)

@@ -7,12 +7,12 @@ depends neither on the processes that share the work nor on how often they were 
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
+from timm_dad.common.progress import progress as progress_bar
 from timm_dad.dad_sets.maker import GenerateConfig, ShardMaker
 from timm_dad.dad_sets.shards import ShardedFolder
 from timm_dad.dad_sets.summary import finish
@@ -65,7 +65,7 @@ def generate(
         folder = ShardedFolder(Path(root), {**settings, **config.settings}, len(source), config.shard_size)
         try:
             done = folder.images_done()
-            with tqdm(total=len(source), initial=done, unit='img', disable=not progress, desc='DAD views') as bar:
+            with progress_bar(total=len(source), initial=done, unit='img', show=progress, desc='DAD views') as bar:
                 while pending := folder.pending():
                     start = len(pending) * rank // world_size  # processes begin at different places
                     _make_shards(folder, maker, pending[start:] + pending[:start], workers, bar)
@@ -89,9 +89,7 @@ def generate(
         torch.set_num_threads(threads)
 
 
-def _make_shards(
-    folder: ShardedFolder, maker: ShardMaker, shards: Sequence[int], workers: int, bar: 'tqdm[NoReturn]'
-) -> None:
+def _make_shards(folder: ShardedFolder, maker: ShardMaker, shards: Sequence[int], workers: int, bar: Any) -> None:
     """Go through the data set once and make the shards that no other process is at."""
     if not any(folder.claim(shard) for shard in shards):
         time.sleep(0.1)  # others are at the rest, or gone: then their shards come free

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from timm_dad.common.progress import progress as bar
 from timm_dad.dad_sets.manifest import (
     INDEX,
     SETTINGS,
@@ -56,7 +55,7 @@ def verify(root: str | Path, progress: bool = False) -> Iterator[Damage]:
     elif settings is None:
         yield Damage('altered', SETTINGS)
     hashes = {} if index is None else {shard: entry['sha256'] for shard, entry in enumerate(index['shards'])}
-    for shard in tqdm(sorted(found | hashes.keys()), desc='Shards', disable=not progress, leave=False):
+    for shard in bar(sorted(found | hashes.keys()), show=progress, desc='Shards', leave=False):
         yield from _verify_shard(root, shard, hashes.get(shard))
 
 

@@ -21,14 +21,24 @@ from timm_dad.diagnosis.divergence import DISTANCES
 from timm_dad.diagnosis.report import format_report, write_report
 from timm_dad.evaluation.models import EvalModel, ModelOptions, open_model, parse_models
 from timm_dad.evaluation.suites.open import open_suite, parse_suite
+from timm_dad.flags.config import add_config_arg, parse_checked
 from timm_dad.flags.data import add_data_args, check_data_args, create_dataset, data_flag, number_of_classes
 from timm_dad.flags.execution import add_execution_args, device_rule, pick_device
 from timm_dad.flags.fields import from_flags
 from timm_dad.flags.frame import add_frame_args
 from timm_dad.flags.pairs import check_set_args, open_set
-from timm_dad.flags.rules import check_rules, given_flags, parse_checked, under_flag, written
+from timm_dad.flags.parser import Parser
+from timm_dad.flags.rules import check_rules, given_flags, under_flag, written
 from timm_dad.flags.teacher import check_teacher_args, create_teacher, teacher_specs
-from timm_dad.flags.views import NO_VQGAN, add_view_args, check_view_args, create_augment, create_vqgan, prepare_models
+from timm_dad.flags.views import (
+    NO_VQGAN,
+    add_speed_args,
+    add_view_args,
+    check_view_args,
+    create_augment,
+    create_vqgan,
+    prepare_models,
+)
 from timm_dad.teachers.spec import DataClasses
 from timm_dad.teachers.teacher import Teacher
 
@@ -37,13 +47,24 @@ PROGRAM = 'timm-dad diagnose'
 _FRAME_FLAGS = ('img_size', 'crop_pct', 'interpolation')
 
 
-def create_parser() -> argparse.ArgumentParser:
+def create_parser() -> Parser:
     """The parser of ``timm-dad diagnose``."""
     default = DiagnoseConfig()
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM, allow_abbrev=False, description='Measure what limits a student on OOD data: its teacher, how '
-        'well it follows it, or what the augmentation does not show.',
-    )  # fmt: skip
+    parser = Parser(
+        prog=PROGRAM,
+        usage='%(prog)s --data-dir DIR --ood NAME=PATH ... --student SPEC --dad-teacher SPEC --dad-vqgan SPEC [flags]',
+        description='Measure what limits a student on OOD data: its teacher, how well it follows it, or what the '
+        'augmentation does not show.',
+    )
+    add_config_arg(parser)
+    add_view_args(parser)
+    group = parser.add_argument_group('DAD: loss')
+    group.add_argument(
+        '--dad-temperature', type=float, default=default.temperature, help='distillation temperature it is compared at'
+    )
+    add_speed_args(parser)
+    group = parser.add_argument_group('DAD: sets')
+    group.add_argument('--dad-dir', metavar='DIR', help='take the DAD views from a set that timm-dad generate made')
     group = add_data_args(parser, split='validation')
     group.add_argument(
         '--ood', nargs='+', metavar='NAME=PATH', required=True,
@@ -56,12 +77,6 @@ def create_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group('Student')
     student_help = 'the student, as --model of timm-dad evaluate: timm:MODEL/FILE, run:FOLDER, ...'
     group.add_argument('--student', metavar='SPEC', help=student_help)
-    group.add_argument(
-        '--dad-temperature', type=float, default=default.temperature, help='distillation temperature it is compared at'
-    )
-    group = parser.add_argument_group('Discrete Adversarial Distillation')
-    add_view_args(group)
-    group.add_argument('--dad-dir', metavar='DIR', help='take the DAD views from a set that timm-dad generate made')
     group = parser.add_argument_group('Measurement')
     group.add_argument('--distance', choices=DISTANCES, default=default.distance, help='Wasserstein distance')
     group.add_argument(

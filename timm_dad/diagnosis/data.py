@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.functional import pil_to_tensor
-from tqdm import tqdm
 
+from timm_dad.common.progress import progress
 from timm_dad.dad_sets.maker import view_seed
 from timm_dad.dad_sets.read import DADSet
 from timm_dad.data.images import Frame, FramedImages, Source, collate_images
@@ -59,7 +59,7 @@ class Sample:
         images = FramedImages(self.dataset, self.frame)
         sampler: Any = self.indices
         loader = DataLoader(images, batch_size, sampler=sampler, num_workers=workers, collate_fn=collate_images)
-        for batch in tqdm(loader, desc=name, unit='batch', leave=False):
+        for batch in progress(loader, desc=name, unit='batch', leave=False):
             if isinstance(batch, ValueError):
                 raise batch
             pixels, label, indices = batch

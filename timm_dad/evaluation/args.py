@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,11 @@ from timm_dad.evaluation.models import ModelOptions, parse_models
 from timm_dad.evaluation.predict import EvalConfig
 from timm_dad.evaluation.report.bootstrap import RESAMPLES
 from timm_dad.evaluation.suites.open import PUBLISHED
+from timm_dad.flags.config import add_config_arg, parse_checked
 from timm_dad.flags.execution import add_execution_args, device_rule
 from timm_dad.flags.fields import from_flags
-from timm_dad.flags.rules import check_file_args, check_rules, parse_checked, under_flag
+from timm_dad.flags.parser import Parser, add_alias
+from timm_dad.flags.rules import check_file_args, check_rules, under_flag
 from timm_dad.frozen.prepare import PRECISIONS
 from timm_dad.method.attack import NORMS
 from timm_dad.teachers.classes import read_class_file
@@ -25,16 +26,22 @@ PROGRAM = 'timm-dad evaluate'
 
 def _number(text: str) -> float:
     """``0.0157`` or ``4/255``."""
-    return float(Fraction(text))
+    numerator, _, denominator = text.partition('/')
+    try:
+        return float(numerator) / float(denominator or 1)
+    except (ArithmeticError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f'must be a number such as 0.0157 or 4/255, got {text!r}') from error
 
 
-def create_parser() -> argparse.ArgumentParser:
+def create_parser() -> Parser:
     """The parser of ``timm-dad evaluate``."""
     config, attack = EvalConfig(), EvalAttackConfig()
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM, description='Measure how right models are, on clean, shifted, corrupted and attacked images.',
-        allow_abbrev=False,
-    )  # fmt: skip
+    parser = Parser(
+        prog=PROGRAM,
+        usage='%(prog)s --model SPEC ... --suite NAME=PATH ... --output DIR [flags]',
+        description='Measure how right models are, on clean, shifted, corrupted and attacked images.',
+    )
+    add_config_arg(parser)
     parser.add_argument(
         '--model', metavar='SPEC', nargs='+', action='extend', required=True,
         help="models, compared with the first one, each with a name or without (NAME=SPEC): a name of timm, "
@@ -76,12 +83,18 @@ def create_parser() -> argparse.ArgumentParser:
     group.add_argument(
         '--use-train-size', action='store_true', help="the size that timm's models were trained at, not tested at"
     )
-    group.add_argument('--classnames', metavar='FILE', help='class names for zero-shot models, as --dad-classnames')
-    group.add_argument('--templates', metavar='FILE', help='prompts for zero-shot models, as --dad-templates')
-    group.add_argument(
-        '--class-map', metavar='FILE', help="the model's class of every class of the data, as --dad-class-map"
-    )
-    group.add_argument('--precision', choices=tuple(PRECISIONS), default='fp32', help='precision of the models')
+    named = [
+        group.add_argument('--dad-classnames', metavar='FILE', help='class names for zero-shot models'),
+        group.add_argument('--dad-templates', metavar='FILE', help='prompts for zero-shot models'),
+        group.add_argument(
+            '--dad-class-map', metavar='FILE', help="the model's class of every class of the data, of other classes"
+        ),
+        group.add_argument(
+            '--dad-precision', choices=tuple(PRECISIONS), default='fp32', help='precision of the models'
+        ),
+    ]
+    for action in named:  # the names that these had before they were those of all commands
+        add_alias(group, action, action.option_strings[0].replace('--dad-', '--'))
     group = parser.add_argument_group('Report')
     group.add_argument(
         '--bootstrap', type=int, default=RESAMPLES, metavar='N', help='resamples for 95 %% intervals; 0: no intervals'
@@ -119,14 +132,16 @@ def _check_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
         (args.attack_images is None or args.attack_images > 0,
          f'--attack-images must be 1 or more, got {args.attack_images}'),
         (args.bootstrap >= 0, f'--bootstrap must be 0 or more, got {args.bootstrap}'),
-        (zero_shot or not args.classnames,
-         '--classnames is for zero-shot models (open_clip:, demo), and there is none'),
-        (zero_shot or not args.templates, '--templates is for zero-shot models (open_clip:, demo), and there is none'),
-        (own_head or not args.class_map, '--class-map is for models with a head of their own, and there is none'),
+        (zero_shot or not args.dad_classnames,
+         '--dad-classnames is for zero-shot models (open_clip:, demo), and there is none'),
+        (zero_shot or not args.dad_templates,
+         '--dad-templates is for zero-shot models (open_clip:, demo), and there is none'),
+        (own_head or not args.dad_class_map,
+         '--dad-class-map is for models with a head of their own, and there is none'),
         device_rule(args.device),
     )  # fmt: skip
     check_rules(rules)
-    check_file_args(args, 'classnames', 'templates', 'class_map')
+    check_file_args(args, 'dad_classnames', 'dad_templates', 'dad_class_map')
     create_config(args)
 
 
@@ -142,15 +157,15 @@ def create_options(args: argparse.Namespace) -> ModelOptions:
     def read(path: str | None, column: str, flag: str) -> Any:
         with under_flag(f'{flag}:'):
             content = read_class_file(path, column) if path else None
-            if content is not None and flag == '--templates':
+            if content is not None and flag == '--dad-templates':
                 check_templates(list(content))
             return content
 
     return ModelOptions(
         use_ema=args.use_ema,
         use_train_size=args.use_train_size,
-        precision=args.precision,
-        class_names=read(args.classnames, 'name', '--classnames'),
-        templates=read(args.templates, 'template', '--templates'),
-        class_map=read(args.class_map, 'teacher', '--class-map'),
+        precision=args.dad_precision,
+        class_names=read(args.dad_classnames, 'name', '--dad-classnames'),
+        templates=read(args.dad_templates, 'template', '--dad-templates'),
+        class_map=read(args.dad_class_map, 'teacher', '--dad-class-map'),
     )

@@ -1,8 +1,10 @@
 """What a model says of one part of a suite: each image once, in any number of processes."""
 
+import itertools
 import zlib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -12,12 +14,12 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from timm_dad.common.files import replacing
 from timm_dad.common.options import check_types
+from timm_dad.common.progress import progress
 from timm_dad.data.images import FramedImages, collate_images
-from timm_dad.evaluation.attacks import EvalAttackConfig, run_attack
+from timm_dad.evaluation.attacks import Classifier, EvalAttackConfig, run_attack
 from timm_dad.evaluation.corruptions import SeededCorruption
 from timm_dad.evaluation.models import EvalModel
 from timm_dad.evaluation.suites.changed import AttackedPart, CorruptedPart
@@ -98,7 +100,8 @@ def evaluate_part(model: EvalModel, suite: Suite, part: Part, config: EvalConfig
         pin_memory=device.type == 'cuda',
         generator=torch.Generator(),  # the global one may be a training's
     )
-    bar = tqdm(loader, desc=f'{model.name}: {suite.name}/{part.name}', disable=not state.is_main_process, leave=False)
+    show = state.is_main_process
+    bar = progress(loader, desc=f'{model.name}: {suite.name}/{part.name}', show=show, leave=False)
     network = model.network_for(suite)
     answers = {}
     for number, batch in zip(own, bar, strict=True):
@@ -106,7 +109,9 @@ def evaluate_part(model: EvalModel, suite: Suite, part: Part, config: EvalConfig
             raise ValueError(f'suite {suite.name}: {batch}')
         x_pix, label = batch[0].to(device).float() / 255, batch[1].to(device)
         if isinstance(part, AttackedPart):
-            x_pix = run_attack(part.attack, network, x_pix, label, config.attack, config.seed, index=batches[number])
+            x_pix = run_attack(
+                part.attack, _counting(network, bar), x_pix, label, config.attack, config.seed, index=batches[number]
+            )
         answers[number] = (*_answer(model, suite, x_pix), batch[1].numpy())
     # One dict a process; the last round of batches may have none for some.
     gathered = {number: answer for found in gather_object([answers]) for number, answer in found.items()}
@@ -114,6 +119,19 @@ def evaluate_part(model: EvalModel, suite: Suite, part: Part, config: EvalConfig
         np.concatenate(column) for column in zip(*(gathered[number] for number in sorted(gathered)), strict=True)
     )
     return judge(suite, part, top, confidence, labels)
+
+
+def _counting(network: Classifier, bar: Any) -> Classifier:
+    """Show how often an attack asks the network: AutoAttack does some thousand times a batch."""
+    passes = itertools.count(1)
+
+    def ask(x_pix: Tensor) -> Tensor:
+        number = next(passes)
+        if number % 10 == 0:
+            bar.set_postfix_str(f'{number} passes')
+        return network(x_pix)
+
+    return ask
 
 
 def part_images(model: EvalModel, suite: Suite, part: Part, seed: int) -> FramedImages:

@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from timm.data import resolve_data_config
 from timm.models import load_checkpoint
 
+from timm_dad.common.text_files import read_yaml
 from timm_dad.data.datasets import dataset_class_names
 from timm_dad.data.images import Frame
+from timm_dad.flags.config import checked_flags
 from timm_dad.flags.data import create_dataset
+from timm_dad.flags.rules import under_flag
 from timm_dad.flags.student import create_untrained_student
 from timm_dad.flags.teacher import create_teacher
 from timm_dad.flags.train import create_parser
@@ -31,12 +33,14 @@ def read_run(path: str) -> argparse.Namespace:
     """Flags of a run, by its folder or a file in it: its ``args.yaml``, and defaults of flags that this lacks."""
     file = run_folder(path) / 'args.yaml'
     try:
-        flags = yaml.safe_load(file.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        flags = read_yaml(file)
+    except ValueError as error:
         raise ValueError(f'run:FOLDER is a folder of `timm-dad train`, with args.yaml; {error}') from error
-    if not isinstance(flags, dict) or not flags.get('model'):
+    if not isinstance(flags, dict) or not flags.get('model') or not all(isinstance(name, str) for name in flags):
         raise ValueError(f'{file} holds no flags of a training')
-    return argparse.Namespace(**{**vars(create_parser().parse_args([])), **flags})
+    parser = create_parser()
+    with under_flag(f'{file}:'):
+        return argparse.Namespace(**{**vars(parser.parse_args([])), **checked_flags(parser, flags)})
 
 
 def create_run_student(path: str, data: DataClasses, use_ema: bool = True) -> tuple[Teacher, Frame]:

@@ -20,7 +20,15 @@ from timm_dad.flags.pairs import add_pair_args, check_pair_args, makes_views, tr
 from timm_dad.flags.recipe import add_recipe_arg, apply_recipe
 from timm_dad.flags.rules import check_rules, under_flag, written
 from timm_dad.flags.teacher import check_teacher_args, create_teacher
-from timm_dad.flags.views import NO_VQGAN, add_view_args, check_view_args, create_augment, create_vqgan, prepare_models
+from timm_dad.flags.views import (
+    NO_VQGAN,
+    add_speed_args,
+    add_view_args,
+    check_view_args,
+    create_augment,
+    create_vqgan,
+    prepare_models,
+)
 from timm_dad.method.augment import DADAugment
 from timm_dad.method.loss import DADLossConfig
 from timm_dad.method.schedule import DADSchedule
@@ -34,18 +42,20 @@ _SCHEDULE = dad_flags('prob', 'every', 'replay', 'warmup_epochs', 'off_epoch', '
 
 
 def add_dad_args(parser: argparse.ArgumentParser) -> None:
-    """Add the group ``--dad ...`` to a parser; defaults are those of the config dataclasses."""
-    group = parser.add_argument_group('Discrete Adversarial Distillation')
+    """Add the flags ``--dad ...`` to a parser, in groups; defaults are those of the config dataclasses."""
+    group = parser.add_argument_group('DAD: Discrete Adversarial Distillation')
     group.add_argument('--dad', action=argparse.BooleanOptionalAction, default=False, help='train with DAD')
     add_recipe_arg(group)
-    add_view_args(group)
+    add_view_args(parser)
+    add_fields(parser.add_argument_group('DAD: loss'), DADLossConfig, _LOSS)
+    add_fields(parser.add_argument_group('DAD: schedule'), DADSchedule, _SCHEDULE)
+    add_speed_args(parser)
+    group = parser.add_argument_group('DAD: second views and sets of them')
+    add_pair_args(group)
     group.add_argument(
         '--dad-look', type=int, default=64, metavar='N',
         help='training pictures to look at before training, to warn where DAD can teach nothing (default: 64; 0: none)',
     )  # fmt: skip
-    add_pair_args(group)
-    add_fields(group, DADSchedule, _SCHEDULE)
-    add_fields(group, DADLossConfig, _LOSS)
 
 
 def loss_config(args: argparse.Namespace) -> DADLossConfig:

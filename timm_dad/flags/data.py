@@ -9,6 +9,7 @@ from typing import Any
 from timm_dad.data.datasets import check_images, dataset_class_names, open_dataset
 from timm_dad.demo.data import PREFIX
 from timm_dad.flags.kwargs import num_channels
+from timm_dad.flags.parser import add_alias
 from timm_dad.flags.rules import written
 
 # Data sets that a flag is for; timm passes them by elsewhere.
@@ -21,11 +22,15 @@ _DATA_FLAGS = {
 }
 
 
-def add_source_args(group: Any, split: str, split_flag: str = '--split') -> None:
-    """Add timm's flags of a data set, with this default of its split."""
+def add_source_args(group: Any, split: str, split_flag: str = '--split', *, alias: str = '') -> None:
+    """Add timm's flags of a data set, with this default of its split, whose flag may have an older name."""
     group.add_argument('--data-dir', metavar='DIR', help='path to dataset (root dir)')
     group.add_argument('--dataset', metavar='NAME', default='', help="timm's dataset type + name, or demo/STYLE")
-    group.add_argument(split_flag, metavar='NAME', default=split, help='dataset split, or "" for a folder without')
+    names = group.add_argument(
+        split_flag, metavar='NAME', default=split, help='dataset split, or "" for a folder without'
+    )
+    if alias:
+        add_alias(group, names, alias)
     group.add_argument('--class-map', default='', metavar='FILENAME', help='class to index mapping file')
     group.add_argument('--dataset-download', action='store_true', help='let torch/ and tfds/ datasets download')
     group.add_argument('--dataset-trust-remote-code', action='store_true', help="run the dataset repository's own code")
@@ -33,10 +38,10 @@ def add_source_args(group: Any, split: str, split_flag: str = '--split') -> None
     group.add_argument('--target-key', help='dataset key for target labels')
 
 
-def add_data_args(parser: argparse.ArgumentParser, split: str, split_flag: str = '--split') -> Any:
+def add_data_args(parser: argparse.ArgumentParser, split: str, *, alias: str = '') -> Any:
     """Add the flags of a command that reads one data set; returns their group, for more of them."""
     group = parser.add_argument_group('Dataset')
-    add_source_args(group, split, split_flag)
+    add_source_args(group, split, alias=alias)
     group.add_argument('--num-classes', type=int, metavar='N', help='classes of data without names of them')
     return group
 

@@ -1,9 +1,13 @@
 """The flags about where a command runs, and how many images at a time."""
 
+import os
 from typing import Any
 
 import torch
 from accelerate import PartialState
+
+# Loader processes by default: timm's 4, or fewer where torch would warn that the machine has not so many cores.
+WORKERS = min(4, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1)
 
 
 def add_device_arg(group: Any) -> None:
@@ -14,7 +18,7 @@ def add_device_arg(group: Any) -> None:
 def add_execution_args(group: Any, batch_size: int) -> None:
     """Add batch size, workers and device."""
     group.add_argument('-b', '--batch-size', type=int, default=batch_size, metavar='N', help='images at a time')
-    group.add_argument('-j', '--workers', type=int, default=4, metavar='N', help='data loading processes')
+    group.add_argument('-j', '--workers', type=int, default=WORKERS, metavar='N', help='data loading processes')
     add_device_arg(group)
 
 

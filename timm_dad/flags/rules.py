@@ -90,27 +90,3 @@ def without_defaults(parser: argparse.ArgumentParser) -> argparse.ArgumentParser
 def given_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> dict[str, Any]:
     """The flags of a command line alone, by name, of a parser that is changed for it."""
     return vars(without_defaults(parser).parse_args(argv))
-
-
-def parse_checked(
-    create_parser: Callable[[], argparse.ArgumentParser],
-    argv: Sequence[str],
-    check: Callable[[argparse.Namespace, dict[str, Any]], None],
-) -> argparse.Namespace:
-    """Parse a command line, and check what needs no data.
-
-    Args:
-        create_parser: Makes its parser.
-        argv: The command line.
-        check: Gets all flags, which it may fill in, and those of the command line alone; raises ``ValueError``.
-
-    Raises:
-        SystemExit: On a bad flag, with one line that names flag, rule, value and fix.
-    """
-    parser = create_parser()
-    args = parser.parse_args(argv)
-    try:
-        check(args, given_flags(create_parser(), argv))
-    except ValueError as error:
-        parser.error(str(error))
-    return args

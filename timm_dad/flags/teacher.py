@@ -3,11 +3,11 @@
 import argparse
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from timm_dad.common.text_files import read_text
 from timm_dad.flags.rules import check_file_args, check_rules, under_flag, written
 from timm_dad.teachers.classes import in_label_order, read_class_file
 from timm_dad.teachers.ensemble import TeacherEnsemble
@@ -173,6 +173,6 @@ def _data_classes(args: argparse.Namespace, num_classes: int, class_names: Seque
 
 def _read_templates(path: str) -> list[str]:
     with under_flag(f'--dad-templates {path}:'):
-        templates = [line.strip() for line in Path(path).read_text(encoding='utf-8-sig').splitlines() if line.strip()]
+        templates = [line.strip() for line in read_text(path).splitlines() if line.strip()]
         check_templates(templates)
     return templates

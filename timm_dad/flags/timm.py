@@ -10,7 +10,7 @@ from typing import Any
 from timm.utils import ParseKwargs
 
 from timm_dad.flags.data import add_source_args
-from timm_dad.flags.execution import add_device_arg
+from timm_dad.flags.execution import WORKERS, add_device_arg
 from timm_dad.flags.rules import written
 
 _NAFLEX = ('NaFlex batches are patches, and the DAD view is made from images', 'use --img-size')
@@ -96,7 +96,7 @@ def _add_model_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--grad-accum-steps', type=int, default=1, metavar='N', help='batches an update')
     group.add_argument('--grad-checkpointing', action='store_true', help='trade compute for memory')
     group.add_argument('--fast-norm', action='store_true', help='norm layers in the low precision of --amp')
-    group.add_argument('--model-kwargs', nargs='*', default={}, action=ParseKwargs, help='arguments of the model')
+    group.add_argument('--model-kwargs', nargs='*', default={}, action=_KeyValues, help='arguments of the model')
     group.add_argument('--head-init-scale', type=float, help='scale of the initial head')
     group.add_argument('--head-init-bias', type=float, help='initial bias of the head')
     group.add_argument('--torchcompile-mode', metavar='MODE', help='mode of --torchcompile')
@@ -123,7 +123,7 @@ def _add_optimizer_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--layer-decay', type=float, help='layer-wise learning rate decay')
     group.add_argument('--layer-decay-min-scale', type=float, default=0, help='its lowest scale')
     group.add_argument('--layer-decay-no-opt-scale', type=float, help='layers below this scale are not trained')
-    group.add_argument('--opt-kwargs', nargs='*', default={}, action=ParseKwargs, help='arguments of the optimizer')
+    group.add_argument('--opt-kwargs', nargs='*', default={}, action=_KeyValues, help='arguments of the optimizer')
     group = parser.add_argument_group('Learning rate schedule')
     group.add_argument('--sched', default='cosine', metavar='SCHEDULER', help='schedule')
     group.add_argument('--sched-on-updates', action='store_true', help='step the schedule each update')
@@ -229,17 +229,9 @@ def _add_misc_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--worker-seeding', default='all', choices=('all', 'part'), help='worker seed mode')
     group.add_argument('--log-interval', type=int, default=50, metavar='N', help='updates between two log lines')
     group.add_argument('--val-interval', type=int, default=1, metavar='N', help='epochs between two validations')
-    group.add_argument(
-        '--dad-overlap', action='store_true',
-        help='make the DAD views of the next batch on a CUDA stream of their own, while the student is at this one',
-    )  # fmt: skip
-    group.add_argument(
-        '--dad-preview-interval', type=int, default=0, metavar='N',
-        help='epochs between two preview sheets of DAD views, to folder and trackers (default: one at the end)',
-    )  # fmt: skip
     group.add_argument('--recovery-interval', type=int, default=0, metavar='N', help='updates between recovery files')
     group.add_argument('--checkpoint-hist', type=int, default=10, metavar='N', help='checkpoints to keep')
-    group.add_argument('-j', '--workers', type=int, default=4, metavar='N', help='data loading processes')
+    group.add_argument('-j', '--workers', type=int, default=WORKERS, metavar='N', help='data loading processes')
     group.add_argument('--save-images', action='store_true', help='save a batch as a picture every --log-interval')
     group.add_argument('--pin-mem', action='store_true', help='pin memory in the data loader')
     group.add_argument(
@@ -254,6 +246,14 @@ def _add_misc_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--wandb-tags', default=[], nargs='+', help='wandb tags')
     group.add_argument('--wandb-resume-id', default='', metavar='ID', help='wandb run to go on with, with --resume')
     group.add_argument('--log-with', default='', metavar='NAMES', help='trackers of Accelerate: tensorboard,wandb')
+
+
+class _KeyValues(ParseKwargs):  # type: ignore[misc]  # timm is not typed
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except (ValueError, MemoryError, RecursionError) as error:
+            raise argparse.ArgumentError(self, f'must be KEY=VALUE ..., got {" ".join(values)!r}') from error
 
 
 def _add_refused_args(parser: argparse.ArgumentParser) -> None:

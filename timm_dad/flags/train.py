@@ -1,91 +1,83 @@
 """The command line of ``timm-dad train``: parser, config file, checks, and where the run goes."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-import yaml
 from accelerate import Accelerator
 from timm.models import safe_model_name
-from timm.utils import ParseKwargs
 
+from timm_dad.common.errors import user_errors
 from timm_dad.demo.data import DEMO_CONFIG
 from timm_dad.flags.checks import check_args, check_extra_args
+from timm_dad.flags.config import add_config_arg, parse_flags
 from timm_dad.flags.dad import add_dad_args, check_dad_args
-from timm_dad.flags.rules import given_flags
+from timm_dad.flags.parser import Parser
 from timm_dad.flags.timm import add_timm_args
 
+PROGRAM = 'timm-dad train'
 
-def create_parser() -> argparse.ArgumentParser:
-    """The parser of ``train_dad.py``."""
-    parser = argparse.ArgumentParser(
-        prog='train_dad.py',
+
+def create_parser(program: str = PROGRAM) -> Parser:
+    """The parser of ``timm-dad train``, or of a program that takes its flags."""
+    parser = Parser(
+        prog=program,
         usage='%(prog)s [--data-dir DIR] [--model MODEL] [--dad ...] [flags]',
-        description='timm training with Discrete Adversarial Distillation. Without data, the embedded demo.',
-        allow_abbrev=False,
+        description='timm training with Discrete Adversarial Distillation. Without data, the embedded demo. '
+        '--help dad shows the flags of DAD alone.',
     )
-    parser.add_argument('-c', '--config', default='', metavar='FILE', help='YAML file with defaults for these flags')
-    add_timm_args(parser)
+    add_config_arg(parser)
     add_dad_args(parser)
+    _add_own_args(parser.add_argument_group('DAD: in this trainer'))
+    add_timm_args(parser)
     return parser
 
 
-def _read_config(parser: argparse.ArgumentParser, path: str) -> dict[str, Any]:
-    if not Path(path).is_file():
-        parser.error(f'--config must be a YAML file, got {path!r}, which does not exist')
-    content = yaml.safe_load(Path(path).read_text()) or {}
-    known = {action.dest for action in parser._actions}
-    unknown = sorted(set(content) - known) if isinstance(content, dict) else [content]
-    if unknown:
-        parser.error(f'--config {path} must map flags to values; these are no flags: {unknown}')
-    config: dict[str, Any] = content
-    for action in parser._actions:
-        value = config.get(action.dest)
-        if value is None or isinstance(action, argparse.BooleanOptionalAction | ParseKwargs):
-            continue
-        for entry in value if isinstance(value, list) else [value]:
-            wrong = action.choices is not None and entry not in action.choices
-            wrong |= action.type is int and not isinstance(entry, int)
-            wrong |= action.type is float and not isinstance(entry, int | float)
-            wrong |= action.nargs == 0 and not isinstance(entry, bool)
-            if wrong:
-                parser.error(f'--config {path}: {action.dest} has the bad value {entry!r}')
-    return config
+def _add_own_args(group: Any) -> None:
+    """Add what timm's train.py with the flags of DAD has not."""
+    group.add_argument(
+        '--dad-overlap', action='store_true',
+        help='make the DAD views of the next batch on a CUDA stream of their own, while the student is at this one',
+    )  # fmt: skip
+    group.add_argument(
+        '--dad-preview-interval', type=int, default=0, metavar='N',
+        help='epochs between two preview sheets of DAD views, to folder and trackers (default: one at the end)',
+    )  # fmt: skip
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_args(
+    argv: Sequence[str] | None = None, *, create_parser: Callable[[], Parser] = create_parser
+) -> argparse.Namespace:
     """Parse, check what needs no data, and fill in the demo when there is no data set.
 
     Values come from the command line (``sys.argv[1:]`` by default), then ``--config``, then the defaults.
 
+    Args:
+        argv: The command line.
+        create_parser: Makes the parser: that of this module, which may have more flags.
+
     Raises:
         SystemExit: On a bad flag, with one line that names flag, rule, value and fix.
     """
-    parser = create_parser()
-    explicit = given_flags(create_parser(), argv)
-    config = explicit.get('config', '')
-    if not config and not {'data', 'data_dir', 'dataset'} & set(explicit):
-        config = str(DEMO_CONFIG)
-    from_config = _read_config(parser, config) if config else {}
-    parser.set_defaults(**from_config)
-    args = parser.parse_args(argv)
-    args.config = config
+    args, given, configured = parse_flags(create_parser, argv, default_config=_demo_without_data)
     args.data_dir = args.data_dir or args.data
     defaults = create_parser()
-    chosen = {name for name in (*explicit, *from_config) if getattr(args, name) != defaults.get_default(name)}
-    if 'device' not in explicit and not torch.cuda.is_available():
+    chosen = {name for name in (*given, *configured) if getattr(args, name) != defaults.get_default(name)}
+    if 'device' not in given and not torch.cuda.is_available():
         args.device = 'cpu'
-    try:
+    with user_errors(defaults.prog):
         check_args(args, chosen)
-        check_dad_args(args, explicit, from_config)
+        check_dad_args(args, given, configured)
         check_extra_args(args)
-    except ValueError as error:
-        parser.error(str(error))
     return args
+
+
+def _demo_without_data(given: Mapping[str, Any]) -> str:
+    return '' if {'data', 'data_dir', 'dataset'} & set(given) else str(DEMO_CONFIG)
 
 
 def run_path(args: argparse.Namespace) -> Path:

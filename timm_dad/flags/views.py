@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -21,8 +20,9 @@ from timm_dad.vqgan.presets import PRESETS
 NO_VQGAN = f'--dad-vqgan must name the weights of a VQGAN, demo, or one of {", ".join(PRESETS)}'
 
 
-def add_view_args(group: Any) -> None:
-    """Add what makes a DAD view: teacher, VQGAN, their precision, and the attack."""
+def add_view_args(parser: argparse.ArgumentParser) -> None:
+    """Add what makes a DAD view, in groups: teacher and VQGAN, and the attack."""
+    group = parser.add_argument_group('DAD: teacher and VQGAN')
     add_teacher_args(group)
     group.add_argument(
         '--dad-vqgan', metavar='SPEC',
@@ -33,6 +33,14 @@ def add_view_args(group: Any) -> None:
         '--dad-strict-size', action='store_true',
         help='refuse image sizes that the factor of the VQGAN does not divide (default: pad them by reflection)',
     )  # fmt: skip
+    group = parser.add_argument_group('DAD: attack')
+    add_attack_args(group)
+    group.add_argument('--dad-keep-label', action='store_true', help='take Q(x) where the teacher loses the label')
+
+
+def add_speed_args(parser: argparse.ArgumentParser) -> None:
+    """Add how teacher and VQGAN run, in a group."""
+    group = parser.add_argument_group('DAD: speed')
     group.add_argument(
         '--dad-precision', choices=(*PRECISIONS, 'auto'), default='fp32',
         help='precision of teacher and VQGAN; auto: the faster one of fp32 and bf16, measured at the start',
@@ -44,8 +52,6 @@ def add_view_args(group: Any) -> None:
         '--dad-micro-batch', type=int, default=0, metavar='N',
         help='images that teacher and VQGAN take at a time (default: what fits in memory)',
     )  # fmt: skip
-    add_attack_args(group)
-    group.add_argument('--dad-keep-label', action='store_true', help='take Q(x) where the teacher loses the label')
 
 
 def check_view_args(args: argparse.Namespace, *, has_student: bool = False) -> None:

@@ -1,13 +1,14 @@
 """The teacher's classes and the data's: which is which, and files that say so."""
 
 import csv
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import nn
+
+from timm_dad.common.text_files import read_json, read_text
 
 
 def timm_labels(model: nn.Module) -> list[str] | None:
@@ -76,16 +77,16 @@ def read_class_file(path: str | Path, column: str) -> list[str] | dict[str, str]
         ValueError: If the file holds something else.
     """
     path = Path(path)
+    read = read_json(path) if path.suffix == '.json' else read_text(path)
     try:
-        text = path.read_text(encoding='utf-8-sig')
         if path.suffix == '.json':
-            content = _from_json(json.loads(text))
+            content = _from_json(read)
         elif path.suffix == '.csv':
-            content = _from_csv(text, column)
+            content = _from_csv(read, column)
         else:
-            content = [line.strip() for line in text.splitlines() if line.strip()]
-    except (OSError, ValueError, csv.Error) as error:
-        raise ValueError(f'{path} cannot be read (text, .json or .csv, in UTF-8): {error}') from error
+            content = [line.strip() for line in read.splitlines() if line.strip()]
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f'{path} cannot be used (text, .json or .csv): {error}') from error
     if not content:
         raise ValueError(f'{path} is empty; give one {column} a class')
     return content

@@ -53,6 +53,7 @@ class RunFolder:
         self.path, self.accelerator, self.flag = named[0], accelerator, flag
         self._find_run, self._resume = find_run, resume
         self._lock = FileLock(self.path / '.lock')
+        self._unsaid: set[str] = set()
 
     def __enter__(self) -> 'RunFolder':
         """Hold the folder, if it is there."""
@@ -99,6 +100,7 @@ class RunFolder:
             flags: Plain values by name.
             epoch: Epoch from which on it is trained.
         """
+        self._unsaid = {'val_top5'} if (flags.get('num_classes') or 6) <= 5 else set()  # it is 100 % there
         self._hold(only_if=not self._lock.is_locked, resume=False)  # what another run made meanwhile is its own
         if not self.accelerator.is_main_process:
             return
@@ -127,7 +129,9 @@ class RunFolder:
         if not self.accelerator.is_main_process:
             return
         shown = (
-            f'{name} {value:.4g}' if isinstance(value, float) else f'{name} {value}' for name, value in values.items()
+            f'{name} {value:.4g}' if isinstance(value, float) else f'{name} {value}'
+            for name, value in values.items()
+            if name not in self._unsaid
         )
         _logger.info('Epoch %d: %s', epoch, '  '.join(shown))
         summary = self.path / SUMMARY

@@ -1,6 +1,5 @@
 """Folders of a diffusers ``VQModel``: the same network as taming's ``VQModel`` under other names."""
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from timm_dad.common.text_files import read_json
 from timm_dad.vqgan.model import VQGANConfig
 
 _WEIGHTS = 'diffusion_pytorch_model.safetensors'
@@ -53,7 +53,7 @@ def read_diffusers(folder: Path) -> tuple[VQGANConfig, dict[str, Tensor]]:
         if not (folder / name).is_file():
             raise FileNotFoundError(f'no VQGAN at {folder}: {name} is missing{_hint(folder)}')
     try:
-        config = config_of_diffusers(json.loads((folder / 'config.json').read_text()))
+        config = config_of_diffusers(read_json(folder / 'config.json'))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'{folder / "config.json"} is no config of a VQGAN: {error!s}') from error
     try:

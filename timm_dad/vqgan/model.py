@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from timm_dad.common.extras import require_extra
 from timm_dad.common.hashing import content_hash
+from timm_dad.common.text_files import read_yaml
 from timm_dad.vqgan.nearest import likeliest_codes, nearest_codes
 from timm_dad.vqgan.tiny import TinyDecoder, TinyEncoder
 
@@ -73,7 +74,7 @@ class VQGANConfig:
     def from_yaml(cls, path: str | Path) -> 'VQGANConfig':
         """Read the YAML beside a checkpoint of taming or latent-diffusion; ``ValueError`` if it is of no VQGAN."""
         try:
-            model = yaml.safe_load(Path(path).read_text())['model']
+            model = read_yaml(path)['model']
             params, target = model['params'], str(model.get('target', 'VQModel'))
             kind = _CLASSES.get(target.rpartition('.')[2])
             if kind is None:
@@ -82,7 +83,7 @@ class VQGANConfig:
                 raise ValueError(f'{path}: remap leaves codes out, which is not supported, got {params["remap"]}')
             sizes = {key: params[key] for key in ('ddconfig', 'n_embed', 'embed_dim')}
             return cls(**sizes, **kind)
-        except (KeyError, TypeError, AttributeError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f'{path} is no VQGAN config: model.params needs ddconfig, n_embed, embed_dim') from error
 
     def to_yaml(self) -> str:

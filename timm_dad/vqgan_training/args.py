@@ -3,13 +3,16 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 
+from timm_dad.flags.config import add_config_arg, parse_checked
 from timm_dad.flags.data import add_source_args
 from timm_dad.flags.execution import add_execution_args, device_rule
 from timm_dad.flags.fields import add_fields
+from timm_dad.flags.parser import Parser
 from timm_dad.flags.rules import check_rules, check_values, naming_flag, written
 from timm_dad.vqgan.model import VQGANConfig
 from timm_dad.vqgan.presets import PRESETS
@@ -84,6 +87,12 @@ def _add_training_flags(parser: argparse.ArgumentParser, config: type[OptimizerC
     group.add_argument('--recovery-interval', type=int, default=0, metavar='N', help='steps between recovery files')
 
 
+COMMANDS = {
+    'train': (_add_train_flags, "train or fine-tune a VQGAN of taming's modules, for --dad-vqgan"),
+    'distill': (_add_distill_flags, 'train a tiny VQGAN that imitates another, with its codebook, for --dad-vqgan'),
+}
+
+
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """Parse, and check what needs neither data nor a VQGAN.
 
@@ -93,34 +102,50 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
         SystemExit: On a bad flag, with one line that names flag, rule, value and fix.
     """
-    parser = argparse.ArgumentParser(prog=PROGRAM, description='Train a VQGAN, or distill one into a tiny one.')
-    commands = parser.add_subparsers(dest='command', required=True, help='COMMAND --help tells more')
-    for name, add_flags, what in (
-        ('train', _add_train_flags, "train or fine-tune a VQGAN of taming's modules, for --dad-vqgan"),
-        ('distill', _add_distill_flags, 'train a tiny VQGAN that imitates another, with its codebook, for --dad-vqgan'),
-    ):
-        add_flags(commands.add_parser(name, help=what, description=what, allow_abbrev=False))
-    args = parser.parse_args(argv)
-    try:
-        _check(args)
-        if args.command == 'train':
-            _check_architecture(args)
-            training_config(VQGANTrainConfig, args, steps=args.steps or 2)
-        else:
-            check_rules(((args.vqgan, '--vqgan must name the VQGAN to imitate (a file, a folder, a preset, or demo)'),))
-            training_config(OptimizerConfig, args, steps=args.steps or 2)
-    except ValueError as error:
-        commands.choices[args.command].error(str(error))
+    top = Parser(
+        prog=PROGRAM,
+        usage='%(prog)s COMMAND [flags]',
+        description='\n'.join(
+            ['commands (COMMAND --help tells more):', *(f'  {name:<9}{what}' for name, (_, what) in COMMANDS.items())]
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument('command', choices=COMMANDS, metavar='COMMAND', help='what to do')
+    command: str = top.parse_args(argv[:1]).command
+    args = parse_checked(partial(create_parser, command), argv[1:], partial(_check_all, command))
+    args.command = command
     if not torch.cuda.is_available():
         args.device = 'cpu'
     return args
+
+
+def create_parser(command: str) -> Parser:
+    """The parser of ``timm-dad vqgan train`` or ``distill``."""
+    add_flags, what = COMMANDS[command]
+    own = ' --vqgan SPEC' if command == 'distill' else ''
+    parser = Parser(
+        prog=f'{PROGRAM} {command}', usage=f'%(prog)s --data-dir DIR{own} [--output DIR] [flags]', description=what
+    )
+    add_config_arg(parser)
+    add_flags(parser)
+    return parser
+
+
+def _check_all(command: str, args: argparse.Namespace, _: dict[str, Any]) -> None:
+    _check(args)
+    if command == 'train':
+        _check_architecture(args)
+        training_config(VQGANTrainConfig, args, steps=args.steps or 2)
+    else:
+        check_rules(((args.vqgan, '--vqgan must name the VQGAN to imitate (a file, a folder, a preset, or demo)'),))
+        training_config(OptimizerConfig, args, steps=args.steps or 2)
 
 
 def _check(args: argparse.Namespace) -> None:
     """Check the flags that both commands have."""
     values = (
         (('batch_size', 'img_size', 'epochs', 'steps', 'ch'), '1 or more', lambda value: value >= 1),
-        (('workers', 'recovery_interval'), '0 or more', lambda value: value >= 0),
+        (('workers', 'recovery_interval', 'seed'), '0 or more', lambda value: value >= 0),
         (('hflip', 'vflip'), 'from 0 to 1', lambda value: 0 <= value <= 1),
         (('scale',), 'two areas, 0 < LEAST <= MOST <= 1', lambda value: 0 < value[0] <= value[1] <= 1),
     )

@@ -35,7 +35,7 @@ from timm_dad.vqgan_training.run import VQGANRun, find_state
 _logger = logging.getLogger(__name__)
 
 # Flags that may change when a run is resumed: where it runs, and how often it saves. All others shape the result.
-_INCIDENTAL = {'resume', 'output', 'workers', 'device', 'recovery_interval', 'data_dir', 'init'}
+_INCIDENTAL = {'resume', 'output', 'config', 'workers', 'device', 'recovery_interval', 'data_dir', 'init'}
 
 
 def main(argv: Sequence[str]) -> dict[str, float]:

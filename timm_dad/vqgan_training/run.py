@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from tqdm import tqdm
 
 from timm_dad.common.files import replacing
+from timm_dad.common.progress import progress, tell
 from timm_dad.training.batches import Batches
 from timm_dad.training.meters import Meters, Metrics, merged
 from timm_dad.training.run_folder import RunFolder, changed_flags
@@ -104,15 +104,15 @@ class VQGANRun:
         """One pass over the training images, or what is left of it; returns the means of loss and parts."""
         trainer, meters, total = self.trainer, self.meters, len(self.batches)
         batches = self.batches.of_epoch(self.epoch, self.batch)
-        off = not self.accelerator.is_main_process  # the progress bar
-        bar = tqdm(batches, f'Epoch {self.epoch}', total, False, disable=off, initial=self.batch)
+        show, desc = self.accelerator.is_main_process, f'Epoch {self.epoch}'
+        bar = progress(batches, show=show, desc=desc, total=total, leave=False, initial=self.batch)
         for batch, x_pix, _ in bar:
             parts = trainer.step(x_pix)
             done = trainer.steps_done
             meters.add(parts, len(x_pix), f'step {done}')
             meters.read()
             if done % _LOG_INTERVAL == 0:
-                bar.set_postfix({name: f'{mean:.4f}' for name, mean in meters.means.items()})
+                tell(bar, f'epoch {self.epoch}, step {done} of {trainer.config.steps}', meters.means, decimals=4)
             if done == trainer.config.steps:
                 break
             if self.recovery_interval and done % self.recovery_interval == 0 and batch + 1 < total:

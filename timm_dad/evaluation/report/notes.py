@@ -84,7 +84,8 @@ def _on_shifted(report: Mapping[str, Any]) -> Iterator[str]:
             )
     without = [name for name in shifted if name not in report['baselines']]
     if without:
+        needs = '' if any(facts['kind'] == 'clean' for facts in report['suites'].values()) else 'a clean suite, and '
         yield (
-            f'No effective robustness on {", ".join(without)}: it needs a clean suite, and either 3 models that differ '
-            'there or, for suites that timm publishes, --timm-results.'
+            f'No effective robustness on {", ".join(without)}: it needs {needs}3 models or more that differ on the '
+            'clean one or, for suites that timm publishes, --timm-results.'
         )

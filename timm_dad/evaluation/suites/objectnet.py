@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from timm_dad.common.text_files import read_text
 from timm_dad.evaluation.suites.class_folders import Place, first, folders, imagenet_wnids, inner, some
 from timm_dad.evaluation.suites.suite import FolderImages, Part, Suite
 
@@ -66,8 +67,8 @@ def _imagenet_classes(place: Place, mappings: Path) -> dict[str, tuple[str, ...]
 
 def _read(place: Place, path: Path) -> str:
     try:
-        return path.read_text(encoding='utf-8')
-    except OSError as error:
+        return read_text(path)
+    except ValueError as error:
         raise place.error(f'mappings must have {path.name}', str(error), _FIX) from error
 
 
