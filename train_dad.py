@@ -133,7 +133,7 @@ def main(
             updates_per_epoch = math.ceil(len(batches) / args.grad_accum_steps)
             schedule = {**scheduler_kwargs(args, metric_name == 'loss'), 'updates_per_epoch': updates_per_epoch}
             scheduler, num_epochs = create_scheduler_v2(optimizer, **schedule)
-            fast_forward(scheduler, state, updates_per_epoch, args.grad_accum_steps)
+            fast_forward(scheduler, state, resumed, updates_per_epoch, args.grad_accum_steps)
             saving = kwargs.checkpoint_kwargs(args, metric_name, world_size, len(batches))
             checkpoints = Checkpoints(task, optimizer, scheduler, accelerator, path, args, **saving)
             checkpoints.restore(resumed, state)

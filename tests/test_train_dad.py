@@ -164,10 +164,12 @@ def test_equal_seeds_give_equal_bits_and_other_seeds_do_not(pictures, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'source', ['fresh', *(pytest.param(name, marks=pytest.mark.slow) for name in ('cache', 'set'))]
+    'source', ['fresh', 'plateau', *(pytest.param(name, marks=pytest.mark.slow) for name in ('cache', 'set'))]
 )
 def test_a_resumed_run_ends_with_the_bits_of_an_undisturbed_one(pictures, dad_set, tmp_path, monkeypatch, source):
-    dad = {'fresh': DAD, 'cache': (*DAD, '--dad-cache', '2'), 'set': ('--dad', '--dad-dir', dad_set)}[source]
+    reduced = ('--sched', 'plateau', '--warmup-epochs', '1', '--patience-epochs', '0', '--lr-noise', '0', '1')
+    cached = (*DAD, '--dad-cache', '2')
+    dad = {'fresh': DAD, 'plateau': reduced, 'cache': cached, 'set': ('--dad', '--dad-dir', dad_set)}[source]
     more = (*dad, '--model-ema', '--epochs', '4', '--smoothing', '0.1', '--mixup', '0.2')
     train_dad.main(flags(pictures, tmp_path / 'whole', *more))
     train_one_epoch = train_dad.train_one_epoch
@@ -186,7 +188,9 @@ def test_a_resumed_run_ends_with_the_bits_of_an_undisturbed_one(pictures, dad_se
     whole, broken = weights(tmp_path / 'whole'), weights(tmp_path / 'broken')
     for name in ('state_dict', 'state_dict_ema'):
         assert digest(whole[name]) == digest(broken[name])
-    assert [row['epoch'] for row in summary(tmp_path / 'broken')] == ['0', '1', '2', '3']
+    rows = summary(tmp_path / 'broken')
+    assert [row['epoch'] for row in rows] == ['0', '1', '2', '3']
+    assert [row['lr'] for row in rows] == [row['lr'] for row in summary(tmp_path / 'whole')]
 
 
 def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_checkpoint(pictures, tmp_path, monkeypatch):

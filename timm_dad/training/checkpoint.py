@@ -111,6 +111,7 @@ class Checkpoints:
             progress['scaler'] = self.accelerator.scaler.state_dict()
         if hasattr(self.scheduler, 'lr_scheduler'):  # plateau
             progress['plateau'] = self.scheduler.lr_scheduler.state_dict()
+            progress['plateau_rates'] = self.scheduler.restore_lr  # those without noise
 
     def _modules(self) -> dict[str, Any]:
         modules = {'': self.task.get_trainable_module(), 'ema.': self.task.get_trainable_module(ema=True)}
@@ -125,7 +126,7 @@ class Checkpoints:
         }
 
     def restore(self, resumed: Resumed | None, state: TrainState) -> None:
-        """Give a run what a checkpoint holds of loss scaler, batch norm, plateau and meters, and its folder's history.
+        """Give a run what a checkpoint holds of loss scaler, batch norm and meters, and its folder's history.
 
         Args:
             resumed: The checkpoint, if there is one.
@@ -138,8 +139,6 @@ class Checkpoints:
         progress, accelerator = resumed.progress, self.accelerator
         if progress.get('scaler') and accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(progress['scaler'])
-        if progress.get('plateau') and hasattr(self.scheduler, 'lr_scheduler'):
-            self.scheduler.lr_scheduler.load_state_dict(progress['plateau'])
         if len(progress.get('buffers', [])) == accelerator.num_processes:
             own = progress['buffers'][accelerator.process_index]
             for prefix, module in self._modules().items():

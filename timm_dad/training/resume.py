@@ -5,7 +5,7 @@ import contextlib
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,14 @@ class Resumed:
         epoch: Epoch that comes next, or is under way.
         flags: Flags of the run that wrote it; empty where the file does not say.
         progress: Position and states beside model, moving average and optimizer; empty for a checkpoint of timm's own.
+        metric: What the validation after its last epoch said; ``None`` within an epoch.
     """
 
     path: str
     epoch: int
     flags: Mapping[str, Any]
     progress: Mapping[str, Any]
+    metric: float | None = None
 
     def position(self, images_per_batch: int, accum_steps: int) -> tuple[int, int]:
         """Epoch, and how many batches of it are done, counted in batches of this run.
@@ -79,7 +81,8 @@ def open_checkpoint(path: str) -> Resumed | None:
     done = 'epoch' in checkpoint and checkpoint.get('version', 1) > 1  # before version 2 timm counted what comes next
     epoch = checkpoint.get('epoch', 0) + (done and not under_way)
     flags = checkpoint.get('args')
-    return Resumed(path=path, epoch=epoch, flags=vars(flags) if flags is not None else {}, progress=progress)
+    flags = vars(flags) if flags is not None else {}
+    return Resumed(path=path, epoch=epoch, flags=flags, progress=progress, metric=checkpoint.get('metric'))
 
 
 def load_plain(path: str | Path) -> dict[str, Any]:
@@ -131,11 +134,14 @@ class TrainState:
         meters: Sums of the parts of the loss in the epoch.
         epoch: Epoch, from 0.
         batch: Batches of it that are done.
+        rates: Learning rates of the resumed optimizer's groups, and by what factor ``--lr`` changed since; empty where
+            it begins anew.
     """
 
     meters: Meters
     epoch: int = 0
     batch: int = 0
+    rates: list[tuple[float, float]] = field(default_factory=list)
 
 
 def resume_training(
@@ -168,5 +174,11 @@ def resume_training(
         state.epoch, state.batch = start_epoch, 0
     elif resumed is not None:
         state.epoch, state.batch = resumed.position(images_per_batch, accum_steps)
-    if resumed is not None:
-        resume_task_checkpoint(task, resumed.path, optimizer=optimizer if keep_optimizer else None, log_info=False)
+    if resumed is None:
+        return
+    rates = [group['lr'] for group in optimizer.param_groups]
+    resume_task_checkpoint(task, resumed.path, optimizer=optimizer if keep_optimizer else None, log_info=False)
+    if keep_optimizer:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            state.rates.append((group['lr'], rate / (group.get('initial_lr') or rate or 1.0)))
+            group['initial_lr'] = rate  # of --lr, which may have changed: schedules begin with it
