@@ -70,3 +70,17 @@ def test_a_folder_that_is_there_is_held_from_the_beginning(tmp_path):
         pass
     with pytest.raises(ValueError, match='holds an older run; name another folder, or --resume auto'):
         RunFolder(tmp_path, Accelerator(), lambda _: 'last.pth.tar', resume=False).__enter__()
+
+
+def test_a_folder_of_damaged_checkpoints_is_no_new_one(tmp_path):
+    def all_damaged(folder):
+        raise ValueError('no checkpoint is whole')
+
+    with (
+        pytest.raises(ValueError, match='holds an older run; name another folder'),
+        RunFolder(tmp_path, Accelerator(), all_damaged, resume=False),
+    ):
+        pass
+    with RunFolder(tmp_path, Accelerator(), all_damaged, resume=True) as folder:
+        with pytest.raises(ValueError, match='--resume auto: no checkpoint is whole'):
+            folder.resolve('auto')

@@ -298,7 +298,7 @@ def bad_folder(tmp_path, pictures, kind):
         (('--start-epoch', '-1'), r'--start-epoch must be 0 or more, got -1'),
         (('--torchcompile', 'foo'), r'--torchcompile must be one of'),
         (('--config', '{nonsense}'), r"--config .*: dad_view has the bad value 'nonsense'"),
-        (('--resume', '{junk}'), r'--resume must be a training checkpoint, got .*junk'),
+        (('--resume', '{junk}'), r'--resume: .*junk.pth is no checkpoint of PyTorch'),
         (('--initial-checkpoint', '{junk}'), r'--initial-checkpoint: '),
         (('--eval-suites', 'a={pictures}', 'a={pictures}'), r'--eval-suites takes every NAME once, got a more often'),
         (('--eval-suites', 'a=nowhere'), r'--eval-suites a: no images for split'),

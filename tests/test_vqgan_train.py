@@ -262,7 +262,7 @@ def test_a_broken_file_is_not_resumed(pictures, tmp_path, capsys):
     (tmp_path / 'resume.pt').write_bytes(b'no zip')
     with pytest.raises(SystemExit):
         main(flags(pictures, tmp_path, '--resume', 'auto'))
-    assert 'resume.pt cannot be read: ' in capsys.readouterr().err
+    assert 'resume.pt is no checkpoint of PyTorch: ' in capsys.readouterr().err
 
 
 def test_a_folder_in_use_is_refused(pictures, tmp_path, capsys):

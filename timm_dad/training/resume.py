@@ -1,7 +1,7 @@
 """Where a training goes on: the checkpoint that ``--resume`` names, and the position in it."""
 
-import argparse
 import contextlib
+import logging
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -9,15 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from timm.task import TrainingTask, resume_task_checkpoint
 
+from timm_dad.common.torch_files import read_checkpoint
 from timm_dad.training.meters import Meters, NonFiniteLossError
 
 LAST = 'last.pth.tar'
 
-
 _RECOVERY = re.compile(r'recovery-(\d+)-(\d+)\.pth\.tar')
+_NUMBERED = re.compile(r'checkpoint-(\d+)\.pth\.tar')
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +75,11 @@ def open_checkpoint(path: str) -> Resumed | None:
         return None
     if not Path(path).is_file():
         raise ValueError(f'--resume must be a checkpoint, got {path!r}, which does not exist')
-    checkpoint = load_plain(path)
-    if 'optimizer' not in checkpoint:
+    try:
+        checkpoint = read_checkpoint(path, mmap=True)
+    except ValueError as error:
+        raise ValueError(f'--resume: {error}') from error
+    if not isinstance(checkpoint, dict) or 'optimizer' not in checkpoint:
         raise ValueError(f'--resume must be a training checkpoint, got {path!r}, which holds no optimizer')
     progress = checkpoint.get('progress', {})
     under_way = bool(progress.get('batches') or progress.get('images'))
@@ -85,26 +90,39 @@ def open_checkpoint(path: str) -> Resumed | None:
     return Resumed(path=path, epoch=epoch, flags=flags, progress=progress, metric=checkpoint.get('metric'))
 
 
-def load_plain(path: str | Path) -> dict[str, Any]:
-    """Load a checkpoint of plain data and tensors, whose bytes stay on the disk until they are used."""
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
-    except Exception as error:
-        raise ValueError(f'--resume must be a training checkpoint, got {str(path)!r}: {error}') from error
-    return content if isinstance(content, dict) else {}
-
-
 def find_newest(folder: Path) -> str:
-    """The checkpoint that is furthest in training: ``last`` or a recovery file; ``''`` if there is none."""
-    found = []
-    if (folder / LAST).is_file():
-        found.append(((load_plain(folder / LAST)['epoch'] + 1, 0), folder / LAST))
-    for path in folder.glob('recovery-*.pth.tar'):
-        match = _RECOVERY.fullmatch(path.name)
-        if match:
-            found.append(((int(match[1]), int(match[2]) + 1), path))
-    return str(max(found)[1]) if found else ''
+    """The checkpoint that is furthest in training, of those that are whole; ``''`` if there is none.
+
+    Raises:
+        ValueError: If all are damaged: a new run would take their place.
+    """
+    found = [(_place(path), path.name == LAST, path) for path in folder.glob('*.pth.tar')]
+    problems = []
+    for _, _, path in sorted((entry for entry in found if entry[0] is not None), reverse=True):
+        try:
+            read_checkpoint(path, mmap=True)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        for problem in problems:
+            _logger.warning('%s; left out for %s', problem, path.name)
+        return str(path)
+    if problems:
+        raise ValueError(f'no checkpoint in {folder} is whole, remove them to start anew: {problems[0]}')
+    return ''
+
+
+def _place(path: Path) -> tuple[int, int] | None:
+    """Epoch and batch after which a checkpoint was written; ``None`` for other files."""
+    if path.name == LAST:
+        try:
+            return read_checkpoint(path, mmap=True)['epoch'] + 1, 0
+        except ValueError:
+            return sys.maxsize, 0  # damaged, and meant to be the newest
+    recovery, numbered = _RECOVERY.fullmatch(path.name), _NUMBERED.fullmatch(path.name)
+    if recovery:
+        return int(recovery[1]), int(recovery[2]) + 1
+    return (int(numbered[1]) + 1, 0) if numbered else None
 
 
 @contextlib.contextmanager

@@ -70,9 +70,12 @@ class RunFolder:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
                 self._lock.acquire(timeout=0)
-                if self._find_run(self.path) and not resume:
+                if not resume and self._find_run(self.path):
                     self._lock.release()
                     refusal = ['holds an older run; name another folder, or --resume auto']
+            except ValueError:  # damaged checkpoints alone
+                self._lock.release()
+                refusal = ['holds an older run; name another folder']
             except Timeout:
                 refusal = ['is in use by another run; name another folder']
             except OSError as error:
@@ -85,10 +88,18 @@ class RunFolder:
         """Path of ``--resume``; ``auto`` is the newest checkpoint of this folder, if there is one, in all processes."""
         if resume != 'auto':
             return resume
-        newest = [self._find_run(self.path) if self.accelerator.is_main_process else '']
-        broadcast_object_list(newest)
-        _logger.info('--resume auto: %s', newest[0] or f'no checkpoint in {self.path}, starting')
-        return newest[0]
+        found = ['', '']
+        if self.accelerator.is_main_process:
+            try:
+                found = [self._find_run(self.path), '']
+            except ValueError as error:
+                found = ['', f'--resume auto: {error}']
+        broadcast_object_list(found)
+        newest, problem = found
+        if problem:
+            raise ValueError(problem)
+        _logger.info('--resume auto: %s', newest or f'no checkpoint in {self.path}, starting')
+        return newest
 
     def start(self, flags: Mapping[str, Any], epoch: int) -> None:
         """Write the flags, and cut the summaries where the run begins; the main process does.
