@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import logging
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from timm.task import ClassificationTask, TrainingTask
 from torch import nn
 from tqdm import tqdm
 
-from timm_dad.common.errors import user_errors
+from timm_dad.common.errors import run_command, user_errors
 from timm_dad.common.log import setup_logging
 from timm_dad.common.seeds import RUN, seed_all
 from timm_dad.data.pairs import ExtraViews
@@ -42,7 +43,7 @@ from timm_dad.training.loaders import create_eval_loader, create_train_loader
 from timm_dad.training.meters import Meters, Metrics
 from timm_dad.training.overlap import prepared_ahead
 from timm_dad.training.preview import PreviewHook
-from timm_dad.training.resume import TrainState, find_newest, non_finite_in_one_line, open_checkpoint, resume_training
+from timm_dad.training.resume import TrainState, advising_where_to_go_on, find_newest, open_checkpoint, resume_training
 from timm_dad.training.run_folder import RunFolder, check_resumed_flags
 from timm_dad.training.schedule import fast_forward, is_due, step_schedule
 from timm_dad.training.setup import create_accelerator
@@ -87,72 +88,71 @@ def main(
     """
     args = parse_args(argv)
     setup_logging()
-    with contextlib.ExitStack() as stack:
-        with user_errors(PROGRAM):
-            path = run_path(args)
-            accelerator = create_accelerator(path, **kwargs.accelerator_kwargs(args))
-            world_size = accelerator.num_processes
-            seed_all(args.seed, RUN, 0, accelerator.process_index, 0)
-            folder = stack.enter_context(RunFolder(path, accelerator, find_newest, resume=bool(args.resume)))
-            path, resumed = folder.path, open_checkpoint(folder.resolve(args.resume))
-            check_resumed_flags(resumed.flags if resumed else {}, vars(args), keep_optimizer=not args.no_resume_opt)
+    with user_errors(PROGRAM), contextlib.ExitStack() as stack:
+        path = run_path(args)
+        accelerator = create_accelerator(path, **kwargs.accelerator_kwargs(args))
+        world_size = accelerator.num_processes
+        seed_all(args.seed, RUN, 0, accelerator.process_index, 0)
+        folder = stack.enter_context(RunFolder(path, accelerator, find_newest, resume=bool(args.resume)))
+        path, resumed = folder.path, open_checkpoint(folder.resolve(args.resume))
+        check_resumed_flags(resumed.flags if resumed else {}, vars(args), keep_optimizer=not args.no_resume_opt)
 
-            # Data before models: whatever is wrong with it shows before anything large is built.
-            data = open_training_data(args)
-            suites = open_eval_suites(args.eval_suites)
-            student = create_student(args)
-            args.num_classes = student.num_classes
-            check_training_data(data, args.num_classes)
-            config = resolve_data_config(vars(args), model=student)
-            dad_set = open_dad_set(args, tuple(config['input_size'][-2:]))
-            student = place_student(args, student, accelerator)
-            student_suites = StudentSuites(suites, student, config, args.num_classes, data.class_names)
-            task, augment = create_task(
-                args, student, accelerator.device, data_config=config, class_names=data.class_names,
-                dataset=data.train, dad_set=dad_set,
-            )  # fmt: skip
-            if augment is not None and uses_cache(args):
-                dad_set = stack.enter_context(cached_set(args, augment, data.train, config, accelerator))
-            dataset = data.train
-            if uses_pairs(args) or extra_views is not None:
-                dataset = pair_dataset(args, dataset, config, dad_set=dad_set, extra_views=extra_views)
-            with flag_errors('augmentation and loader flags (--aa, --mixup, --workers, ...)'):
-                loader = create_train_loader(dataset, accelerator, **kwargs.train_loader_kwargs(args, config))
-                batches = Batches(loader, accelerator, **kwargs.batches_kwargs(args))
-                loader_val = create_eval_loader(data.val, accelerator, **kwargs.eval_loader_kwargs(args, config))
+        # Data before models: whatever is wrong with it shows before anything large is built.
+        data = open_training_data(args)
+        suites = open_eval_suites(args.eval_suites)
+        student = create_student(args)
+        args.num_classes = student.num_classes
+        check_training_data(data, args.num_classes)
+        config = resolve_data_config(vars(args), model=student)
+        dad_set = open_dad_set(args, tuple(config['input_size'][-2:]))
+        student = place_student(args, student, accelerator)
+        student_suites = StudentSuites(suites, student, config, args.num_classes, data.class_names)
+        task, augment = create_task(
+            args, student, accelerator.device, data_config=config, class_names=data.class_names,
+            dataset=data.train, dad_set=dad_set,
+        )  # fmt: skip
+        if augment is not None and uses_cache(args):
+            dad_set = stack.enter_context(cached_set(args, augment, data.train, config, accelerator))
+        dataset = data.train
+        if uses_pairs(args) or extra_views is not None:
+            dataset = pair_dataset(args, dataset, config, dad_set=dad_set, extra_views=extra_views)
+        with flag_errors('augmentation and loader flags (--aa, --mixup, --workers, ...)'):
+            loader = create_train_loader(dataset, accelerator, **kwargs.train_loader_kwargs(args, config))
+            batches = Batches(loader, accelerator, **kwargs.batches_kwargs(args))
+            loader_val = create_eval_loader(data.val, accelerator, **kwargs.eval_loader_kwargs(args, config))
 
-            args.lr = learning_rate(args, world_size)
-            with flag_errors('--opt, --opt-kwargs'):
-                model = task.get_trainable_module()
-                optimizer = create_optimizer_v2(model, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
-            state = TrainState(Meters(accelerator))
-            with flag_errors('--resume'):
-                resume_training(task, optimizer, state, resumed, **kwargs.resume_kwargs(args, world_size))
-            optimizer = prepare_task(args, task, optimizer, accelerator, resumed.path if resumed else '')
-            metric_name = args.eval_metric if loader_val is not None else 'loss'
-            updates_per_epoch = math.ceil(len(batches) / args.grad_accum_steps)
-            schedule = {**scheduler_kwargs(args, metric_name == 'loss'), 'updates_per_epoch': updates_per_epoch}
-            scheduler, num_epochs = create_scheduler_v2(optimizer, **schedule)
-            fast_forward(scheduler, state, resumed, updates_per_epoch, args.grad_accum_steps)
-            saving = kwargs.checkpoint_kwargs(args, metric_name, world_size, len(batches))
-            checkpoints = Checkpoints(task, optimizer, scheduler, accelerator, path, args, **saving)
-            checkpoints.restore(resumed, state)
+        args.lr = learning_rate(args, world_size)
+        with flag_errors('--opt, --opt-kwargs'):
+            model = task.get_trainable_module()
+            optimizer = create_optimizer_v2(model, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
+        state = TrainState(Meters(accelerator))
+        with flag_errors('--resume'):
+            resume_training(task, optimizer, state, resumed, **kwargs.resume_kwargs(args, world_size))
+        optimizer = prepare_task(args, task, optimizer, accelerator, resumed.path if resumed else '')
+        metric_name = args.eval_metric if loader_val is not None else 'loss'
+        updates_per_epoch = math.ceil(len(batches) / args.grad_accum_steps)
+        schedule = {**scheduler_kwargs(args, metric_name == 'loss'), 'updates_per_epoch': updates_per_epoch}
+        scheduler, num_epochs = create_scheduler_v2(optimizer, **schedule)
+        fast_forward(scheduler, state, resumed, updates_per_epoch, args.grad_accum_steps)
+        saving = kwargs.checkpoint_kwargs(args, metric_name, world_size, len(batches))
+        checkpoints = Checkpoints(task, optimizer, scheduler, accelerator, path, args, **saving)
+        checkpoints.restore(resumed, state)
 
-            folder.start(vars(args), state.epoch)
-            init_trackers(args, accelerator, path.name)
-            own_hooks: list[SuitesHook | PreviewHook] = []
-            run = (task, accelerator, path, num_epochs)
-            if suites:
-                own_hooks.append(SuitesHook(student_suites, *run, **kwargs.suites_kwargs(args)))
-            if augment is not None and loader_val is not None:
-                showing = {'seed': args.seed, 'interval': args.dad_preview_interval, 'class_names': data.class_names}
-                own_hooks.append(PreviewHook(augment, loader_val, *run, **showing))
-            _logger.info('%s: %d epochs of %d updates, to %s', args.model, num_epochs, updates_per_epoch, path)
+        folder.start(vars(args), state.epoch)
+        stack.enter_context(advising_where_to_go_on(path))
+        init_trackers(args, accelerator, path.name)
+        own_hooks: list[SuitesHook | PreviewHook] = []
+        run = (task, accelerator, path, num_epochs)
+        if suites:
+            own_hooks.append(SuitesHook(student_suites, *run, **kwargs.suites_kwargs(args)))
+        if augment is not None and loader_val is not None:
+            showing = {'seed': args.seed, 'interval': args.dad_preview_interval, 'class_names': data.class_names}
+            own_hooks.append(PreviewHook(augment, loader_val, *run, **showing))
+        _logger.info('%s: %d epochs of %d updates, to %s', args.model, num_epochs, updates_per_epoch, path)
 
         results: dict[str, Any] = {'output_dir': str(path)}
         for epoch in range(state.epoch, num_epochs):
-            with non_finite_in_one_line(PROGRAM, path):
-                train_metrics = train_one_epoch(epoch, task, batches, optimizer, scheduler, checkpoints, state, args)
+            train_metrics = train_one_epoch(epoch, task, batches, optimizer, scheduler, checkpoints, state, args)
             mode = '' if args.sync_bn else args.dist_bn
             distribute_batch_norm(task, world_size, mode, ema=not args.model_ema_force_cpu)
             for hook in (*own_hooks, *hooks):
@@ -245,4 +245,4 @@ def update(
 
 
 if __name__ == '__main__':
-    main()
+    run_command(main, ['python', *sys.argv])

@@ -1,6 +1,7 @@
 """The folder of a run: what a resumed run may change, and what is kept of the run before."""
 
 import pytest
+import torch
 import yaml
 from accelerate import Accelerator
 
@@ -84,3 +85,43 @@ def test_a_folder_of_damaged_checkpoints_is_no_new_one(tmp_path):
     with RunFolder(tmp_path, Accelerator(), all_damaged, resume=True) as folder:
         with pytest.raises(ValueError, match='--resume auto: no checkpoint is whole'):
             folder.resolve('auto')
+
+
+@pytest.mark.parametrize(
+    ('content', 'kept'),
+    [
+        (b'', b''),
+        (b'epoch,x\r\n0,1\r\n\r\n1,2\r\n', b'epoch,x\r\n0,1\r\n'),
+        (b'\xef\xbb\xbfepoch,x\r\n0,1\r\n', b'epoch,x\r\n0,1\r\n'),
+    ],
+)
+def test_a_summary_that_a_full_disk_or_an_editor_left_goes_on(tmp_path, content, kept):
+    (tmp_path / 'summary.csv').write_bytes(content)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    with RunFolder(tmp_path, Accelerator(), lambda _: '', resume=True) as folder:
+        folder.start({}, 1)
+        assert (tmp_path / 'summary.csv').read_bytes() == kept
+        folder.log_epoch(1, {'loss': 2.0}, None, optimizer)
+    header = b'' if kept else b'epoch,train_loss,lr\r\n'
+    assert (tmp_path / 'summary.csv').read_bytes() == kept + header + b'1,2.0,0.5\r\n'
+
+
+@pytest.mark.parametrize(
+    'content', [b'a,b\n1,2\n', b'epoch,x\nfoo,1\n', 'epoch,ü\n0,1\n'.encode('latin-1'), b'epoch\n"']
+)
+def test_a_summary_that_is_none_is_named(tmp_path, content):
+    (tmp_path / 'summary.csv').write_bytes(content)
+    with (
+        RunFolder(tmp_path, Accelerator(), lambda _: '', resume=True) as folder,
+        pytest.raises(ValueError, match=r'summary\.csv is no table of epochs .*: move it away'),
+    ):
+        folder.start({}, 1)
+
+
+def test_flags_that_are_no_yaml_are_named(tmp_path):
+    (tmp_path / 'args.yaml').write_text('a: [1')
+    with (
+        RunFolder(tmp_path, Accelerator(), lambda _: '', resume=True) as folder,
+        pytest.raises(ValueError, match=r'args\.yaml is no YAML \(.*\): move it away'),
+    ):
+        folder.start({}, 1)

@@ -1,6 +1,7 @@
 """End to end: ``train_dad.py`` on small folders of pictures, in this process and as a command."""
 
 import csv
+import errno
 import hashlib
 import io
 import re
@@ -180,8 +181,9 @@ def test_a_resumed_run_ends_with_the_bits_of_an_undisturbed_one(pictures, dad_se
         return train_one_epoch(epoch, *rest)
 
     monkeypatch.setattr(train_dad, 'train_one_epoch', stop_at_epoch_2)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as stopped:
         train_dad.main(flags(pictures, tmp_path / 'broken', *more))
+    assert stopped.value.args == ('--output', tmp_path / 'broken', '--experiment', 'run', '--resume', 'auto')
     monkeypatch.undo()
     resume = str(tmp_path / 'broken' / 'run' / 'last.pth.tar')
     train_dad.main(flags(pictures, tmp_path / 'broken', *more, '--resume', resume))
@@ -193,7 +195,7 @@ def test_a_resumed_run_ends_with_the_bits_of_an_undisturbed_one(pictures, dad_se
     assert [row['lr'] for row in rows] == [row['lr'] for row in summary(tmp_path / 'whole')]
 
 
-def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_checkpoint(pictures, tmp_path, monkeypatch):
+def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_checkpoint(pictures, tmp_path, monkeypatch, capsys):
     calls = []
     cross_entropy = torch.nn.CrossEntropyLoss.forward
 
@@ -202,10 +204,27 @@ def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_checkpoint(pictures,
         return cross_entropy(self, *args) * (float('nan') if len(calls) == 4 else 1.0)
 
     monkeypatch.setattr(torch.nn.CrossEntropyLoss, 'forward', poisoned)
-    with pytest.raises(SystemExit, match=r'not finite in epoch 1, batch 1, process 0 .*last\.pth\.tar with'):
+    with pytest.raises(SystemExit, match='2'):
         train_dad.main(flags(pictures, tmp_path, '--smoothing', '0'))
+    message = r'error: the loss is not finite in epoch 1, batch 1, process 0 .*last\.pth\.tar with --resume auto$'
+    assert re.search(message, capsys.readouterr().err.strip())
     assert weights(tmp_path)['epoch'] == 0
     assert all(value.isfinite().all() for value in weights(tmp_path)['state_dict'].values())
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        ValueError('DAD set: view1/cat/3.png is truncated'),
+        OSError(errno.ENOSPC, 'No space left on device', 'last.pth.tar'),
+    ],
+)
+def test_what_a_reader_or_a_disk_says_while_training_is_one_line(pictures, tmp_path, monkeypatch, capsys, error):
+    monkeypatch.setattr(train_dad, 'validate', lambda *args: (_ for _ in ()).throw(error))
+    with pytest.raises(SystemExit, match='2'):
+        train_dad.main(flags(pictures, tmp_path))
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.endswith(('error: DAD set: view1/cat/3.png is truncated', 'no space left on device: last.pth.tar'))
 
 
 def bad_folder(tmp_path, pictures, kind):

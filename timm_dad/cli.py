@@ -5,6 +5,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from timm_dad.common.errors import run_command
+
 # Command: its module, the function there, and what it does.
 COMMANDS = {
     'train': ('train_dad', 'main', 'train a timm model, with or without DAD'),
@@ -44,4 +46,4 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.print_help()
         sys.exit(0 if args.help else 2)
     module, function, _ = COMMANDS[args.command]
-    getattr(importlib.import_module(module), function)(arguments[1:])
+    run_command(lambda: getattr(importlib.import_module(module), function)(arguments[1:]), ['timm-dad', *arguments])

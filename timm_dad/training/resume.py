@@ -126,13 +126,16 @@ def _place(path: Path) -> tuple[int, int] | None:
 
 
 @contextlib.contextmanager
-def non_finite_in_one_line(program: str, folder: Path, find_run: Callable[[Path], str] = find_newest) -> Iterator[None]:
-    """End the process on a loss that is not finite, with one line that says where to go on from.
+def advising_where_to_go_on(folder: Path, find_run: Callable[[Path], str] = find_newest) -> Iterator[None]:
+    """Let the error of a loss that is not finite say where to go on from.
 
     Args:
-        program: What the line begins with.
         folder: Folder of the run.
         find_run: Names the file in it to go on from; empty if there is none.
+
+    Raises:
+        ValueError: In the processes where the loss was not finite.
+        SystemExit: In the others.
     """
     try:
         yield
@@ -141,7 +144,7 @@ def non_finite_in_one_line(program: str, folder: Path, find_run: Callable[[Path]
             sys.exit(2)  # another process says why
         kept = find_run(folder)
         advice = f'go on from {kept} with --resume auto' if kept else 'start again (there is no checkpoint yet)'
-        sys.exit(f'{program}: error: {error}; lower --lr or set --clip-grad, and {advice}')
+        raise ValueError(f'{error}; lower --lr or set --clip-grad, and {advice}') from error
 
 
 @dataclass

@@ -1,8 +1,10 @@
 """The folder of a run: held by one run at a time, with its flags and its summary."""
 
 import csv
+import itertools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 from timm import utils
 
-from timm_dad.common.files import write_file
+from timm_dad.common.files import replacing, write_file
 from timm_dad.flags.rules import written
 
 _logger = logging.getLogger(__name__)
@@ -59,9 +61,13 @@ class RunFolder:
         self._hold(only_if=self.path.is_dir(), resume=self._resume)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Let go of it."""
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        """Let go of it; a ``KeyboardInterrupt`` gets the flags to go on with."""
         self._lock.release()
+        if isinstance(error, KeyboardInterrupt):
+            names = self.flag.split('/')  # of the folder alone, or of the folder that it is in and its name
+            values = (self.path,) if len(names) == 1 else (self.path.parent, self.path.name)
+            error.args = (*itertools.chain(*zip(names, values, strict=True)), '--resume', 'auto')
 
     def _hold(self, *, only_if: bool, resume: bool) -> None:
         """Take the lock, and make the folder for it; raises in all processes if it cannot be had."""
@@ -114,7 +120,7 @@ class RunFolder:
         if not self.accelerator.is_main_process:
             return
         path, text = self.path / ARGS, yaml.safe_dump(dict(flags), default_flow_style=False)
-        changed = changed_flags(yaml.safe_load(path.read_text()) or {}, yaml.safe_load(text)) if path.exists() else []
+        changed = changed_flags(_read_flags(path), yaml.safe_load(text)) if path.exists() else []
         if changed:
             _logger.info('Flags that changed since: %s', ', '.join(changed))
             number = 1 + len(list(self.path.glob('args-*.yaml')))
@@ -141,10 +147,19 @@ class RunFolder:
             f'{name} {value:.4g}' if isinstance(value, float) else f'{name} {value}' for name, value in values.items()
         )
         _logger.info('Epoch %d: %s', epoch, '  '.join(shown))
-        summary = self.path / SUMMARY
-        utils.update_summary(
-            epoch, train_metrics, eval_metrics, filename=str(summary), lr=rate, write_header=not summary.exists()
-        )
+        with appending(self.path / SUMMARY) as temporary:
+            utils.update_summary(
+                epoch, train_metrics, eval_metrics, filename=str(temporary), lr=rate,
+                write_header=not temporary.stat().st_size,
+            )  # fmt: skip
+
+
+def _read_flags(path: Path) -> dict[str, Any]:
+    try:
+        flags = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f'{path} is no YAML ({" ".join(str(error).split())}): move it away') from error
+    return flags if isinstance(flags, dict) else {}
 
 
 def changed_flags(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -177,10 +192,29 @@ def check_resumed_flags(before: Mapping[str, Any], now: Mapping[str, Any], *, ke
         )
 
 
+@contextmanager
+def appending(path: Path) -> Iterator[Path]:
+    """Yield a copy of a file, if there is one, for a writer that appends to it, and put it in its place afterwards."""
+    before = path.read_bytes() if path.exists() else b''
+    with replacing(path) as temporary:
+        temporary.write_bytes(before)
+        yield temporary
+
+
 def cut_summary(path: Path, epoch: int) -> None:
-    """Drop the rows of epochs that will be trained again."""
-    if path.exists():
-        lines = path.read_bytes().decode().splitlines(keepends=True)
+    """Drop the rows of epochs that will be trained again.
+
+    Raises:
+        ValueError: If it is no table of epochs.
+    """
+    if not path.exists():
+        return
+    try:
+        lines = [line for line in path.read_bytes().decode('utf-8-sig').splitlines(keepends=True) if line.strip()]
         rows = list(csv.DictReader(lines))
         kept = [line for line, row in zip(lines[1:], rows, strict=True) if int(row['epoch']) < epoch]
-        write_file(path, ''.join([lines[0], *kept]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f'{path} is no table of epochs ({type(error).__name__}: {error}), so no rows can be added: move it away'
+        ) from error
+    write_file(path, ''.join([*lines[:1], *kept]))
