@@ -129,6 +129,21 @@ def test_another_rate_is_where_the_schedule_begins(monkeypatch):
     assert new.param_groups[0]['lr'] == pytest.approx(0.15)
 
 
+def test_a_checkpoint_of_another_model_or_optimizer_is_one_line(monkeypatch):
+    def fails(*_, **__):
+        nn.Linear(2, 2).load_state_dict({f'layer.{i}.weight': torch.ones(1) for i in range(99)})
+
+    monkeypatch.setattr('timm_dad.training.resume.resume_task_checkpoint', fails)
+    more = {'images_per_batch': 4, 'accum_steps': 1, 'start_epoch': None, 'keep_optimizer': True}
+    message = (
+        r'--resume: run/recovery.pth.tar does not fit model and optimizer: Error.*\[...\]; give the flags of its run'
+    )
+    with pytest.raises(ValueError, match=message) as found:
+        resume_training(None, sgd(0.1), TrainState(Meters(Accelerator())), resumed(), **more)
+    assert len(str(found.value)) < 400
+    assert '\n' not in str(found.value)
+
+
 def test_no_path_is_no_checkpoint_and_a_wrong_one_is_named(tmp_path):
     assert open_checkpoint('') is None
     with pytest.raises(ValueError, match=r'--resume must be a checkpoint, got .nowhere., which does not exist'):

@@ -227,6 +227,16 @@ def test_what_a_reader_or_a_disk_says_while_training_is_one_line(pictures, tmp_p
     assert said.endswith(('error: DAD set: view1/cat/3.png is truncated', 'no space left on device: last.pth.tar'))
 
 
+def test_classes_of_the_data_are_those_of_the_student(pictures, tmp_path):
+    argv = flags(pictures, tmp_path)
+    place = argv.index('--num-classes')
+    args = parse_args([*argv[:place], *argv[place + 2 :]])
+    assert open_training_data(args).class_names == sorted(CLASSES)
+    assert create_student(args).num_classes == args.num_classes == 4
+    streams = parse_args(['--dataset', 'wds/x', '--data-dir', 'x', '--model', 'test_resnet'])
+    assert streams.num_classes is None
+
+
 def bad_folder(tmp_path, pictures, kind):
     """A copy of the pictures with one fault."""
     root = tmp_path / 'data'
@@ -309,6 +319,10 @@ def bad_folder(tmp_path, pictures, kind):
         (('--mean', '0.5', '0.5'), r'--mean takes 3 numbers'),
         (('--std', '0', '0', '0'), r'--std must be positive, got \[0\.0, 0\.0, 0\.0\]'),
         (('--opt-betas', '0.9'), r'--opt-betas takes 2 numbers'),
+        (
+            ('--model', 'vit_tiny_patch16_224', '--img-size', '48'),
+            r'--img-size: vit_tiny_patch16_224 does not take pictures of 3x48x48 \(.*48.*\); add --model-kwargs img_size=48',
+        ),
         (('--opt-kwargs', 'foo=1'), r'--opt, --opt-kwargs: TypeError'),
         (('--model-kwargs', 'foo=1'), r'--model, --model-kwargs.*TypeError'),
         (('--hflip', '2'), r'--hflip must be from 0 to 1, got 2'),

@@ -118,7 +118,10 @@ class TrainingData:
 
 
 def open_training_data(args: argparse.Namespace) -> TrainingData:
-    """Open the data of ``timm-dad train``; ``ValueError`` where it does not exist or is empty."""
+    """Open the data of ``timm-dad train``; ``ValueError`` where it does not exist or is empty.
+
+    Classes that have names say what ``--num-classes`` is, where it was not given.
+    """
     common: dict[str, Any] = {
         'input_img_mode': args.input_img_mode or ('RGB' if num_channels(args) == 3 else 'L'),
         'batch_size': args.batch_size,
@@ -131,7 +134,10 @@ def open_training_data(args: argparse.Namespace) -> TrainingData:
     val = None
     if args.val_split:
         val = create_dataset(args, args.val_split, split_flag='--val-split', num_samples=args.val_num_samples, **common)
-    return TrainingData(train, val, dataset_class_names(train))
+    class_names = dataset_class_names(train)
+    if args.num_classes is None and class_names is not None:
+        args.num_classes = len(class_names)
+    return TrainingData(train, val, class_names)
 
 
 def check_training_data(data: TrainingData, num_classes: int) -> None:

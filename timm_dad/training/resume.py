@@ -4,6 +4,7 @@ import contextlib
 import logging
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -189,7 +190,8 @@ def resume_training(
         keep_optimizer: Load the state of the optimizer.
 
     Raises:
-        ValueError: If no update of this run begins where the checkpoint was written.
+        ValueError: If no update of this run begins where the checkpoint was written, or it is of another model or
+            optimizer.
     """
     if start_epoch is not None:
         state.epoch, state.batch = start_epoch, 0
@@ -198,7 +200,14 @@ def resume_training(
     if resumed is None:
         return
     rates = [group['lr'] for group in optimizer.param_groups]
-    resume_task_checkpoint(task, resumed.path, optimizer=optimizer if keep_optimizer else None, log_info=False)
+    try:
+        resume_task_checkpoint(task, resumed.path, optimizer=optimizer if keep_optimizer else None, log_info=False)
+    except (KeyError, RuntimeError, ValueError) as error:  # of load_state_dict: a line for every weight
+        reason = ' '.join(str(error).split())
+        raise ValueError(
+            f'--resume: {resumed.path} does not fit model and optimizer: {textwrap.shorten(reason, 160)}; give the '
+            'flags of its run, or take its weights alone with --initial-checkpoint'
+        ) from error
     if keep_optimizer:
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             state.rates.append((group['lr'], rate / (group.get('initial_lr') or rate or 1.0)))

@@ -24,7 +24,9 @@ SUMMARY = 'summary.csv'
 SUITES = 'suites.csv'
 # Flags that may differ between a run and its resumption without changing what is trained.
 _INCIDENTAL = {'config', 'data', 'experiment', 'local_rank', 'no_resume_opt', 'output', 'resume', 'start_epoch'}
-_FIXED = ('model', 'num_classes', 'in_chans', 'opt')
+_FIXED = ('model', 'num_classes', 'in_chans')
+# What the state of an optimizer holds, whatever the flags say; its rate is of the schedule.
+_OPTIMIZER = ('opt', 'opt_eps', 'opt_betas', 'opt_kwargs', 'momentum', 'weight_decay', 'layer_decay')
 
 
 class RunFolder:
@@ -180,16 +182,14 @@ def check_resumed_flags(before: Mapping[str, Any], now: Mapping[str, Any], *, ke
         keep_optimizer: Whether the optimizer's state is resumed.
 
     Raises:
-        ValueError: If model, classes, channels or optimizer are others.
+        ValueError: If model, classes, channels, or optimizer and its settings are others.
     """
-    for name in _FIXED:
+    for name in (*_FIXED, *(_OPTIMIZER if keep_optimizer else ())):
         old, new = before.get(name), now.get(name)
-        if None in (old, new) or old == new or (name == 'opt' and not keep_optimizer):
+        if (None in (old, new) and name in _FIXED) or old == new or name not in before:
             continue
-        raise ValueError(
-            f'{written(name)} must be what the resumed run has, {old}, got {new}: '
-            + ('or give --no-resume-opt' if name == 'opt' else 'leave it as it was, or start another run')
-        )
+        fix = 'leave it as it was, or ' + ('start another run' if name in _FIXED else 'give --no-resume-opt')
+        raise ValueError(f'{written(name)} must be what the resumed run has, {old}, got {new}: {fix}')
 
 
 @contextmanager
