@@ -7,7 +7,6 @@ A recipe on Accelerate and timm's factories, to be read downwards. Flags are tho
 
 import argparse
 import contextlib
-import logging
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +29,7 @@ from timm_dad.data.pairs import ExtraViews
 from timm_dad.flags import kwargs
 from timm_dad.flags.dad import build_task
 from timm_dad.flags.data import check_training_data, open_training_data
+from timm_dad.flags.header import log_student, log_training
 from timm_dad.flags.objective import create_criterion, create_kd_task
 from timm_dad.flags.pairs import cached_set, open_dad_set, pair_dataset, uses_cache, uses_pairs
 from timm_dad.flags.rules import flag_errors
@@ -43,15 +43,14 @@ from timm_dad.training.loaders import create_eval_loader, create_train_loader
 from timm_dad.training.meters import Meters, Metrics
 from timm_dad.training.overlap import prepared_ahead
 from timm_dad.training.preview import PreviewHook
+from timm_dad.training.progress import epoch_notes, log_best
 from timm_dad.training.resume import TrainState, advising_where_to_go_on, find_newest, open_checkpoint, resume_training
 from timm_dad.training.run_folder import RunFolder, check_resumed_flags
 from timm_dad.training.schedule import fast_forward, is_due, step_schedule
 from timm_dad.training.setup import create_accelerator
 from timm_dad.training.suites import StudentSuites, open_eval_suites
 from timm_dad.training.suites_hook import SuitesHook, format_results
-from timm_dad.training.validate import distribute_batch_norm, eval_model, validate
-
-_logger = logging.getLogger('train_dad')
+from timm_dad.training.validate import distribute_batch_norm, validate_task
 
 PROGRAM = 'train_dad.py'
 
@@ -105,6 +104,7 @@ def main(
         check_training_data(data, args.num_classes)
         config = resolve_data_config(vars(args), model=student)
         dad_set = open_dad_set(args, tuple(config['input_size'][-2:]))
+        log_student(args, data, student, tuple(config['input_size'][-2:]))
         student = place_student(args, student, accelerator)
         student_suites = StudentSuites(suites, student, config, args.num_classes, data.class_names)
         task, augment = create_task(
@@ -148,21 +148,21 @@ def main(
         if augment is not None and loader_val is not None:
             showing = {'seed': args.seed, 'interval': args.dad_preview_interval, 'class_names': data.class_names}
             own_hooks.append(PreviewHook(augment, loader_val, *run, **showing))
-        _logger.info('%s: %d epochs of %d updates, to %s', args.model, num_epochs, updates_per_epoch, path)
+        log_training(args, accelerator, state.epoch, num_epochs, updates_per_epoch, path)
 
         results: dict[str, Any] = {'output_dir': str(path)}
+        use_ema, hidden = not args.model_ema_force_cpu, ('top5',) if args.num_classes < 6 else ()
         for epoch in range(state.epoch, num_epochs):
             train_metrics = train_one_epoch(epoch, task, batches, optimizer, scheduler, checkpoints, state, args)
-            mode = '' if args.sync_bn else args.dist_bn
-            distribute_batch_norm(task, world_size, mode, ema=not args.model_ema_force_cpu)
+            distribute_batch_norm(task, world_size, '' if args.sync_bn else args.dist_bn, ema=use_ema)
             for hook in (*own_hooks, *hooks):
                 hook(epoch)
             metric = None
             if is_due(epoch, args.val_interval, num_epochs):
-                model = eval_model(task, use_ema=not args.model_ema_force_cpu)
-                val_metrics = None if loader_val is None else validate(model, loader_val, accelerator)
+                val_metrics, plain = validate_task(task, loader_val, accelerator, use_ema=use_ema)
                 metric = (val_metrics or train_metrics)[metric_name]
-                folder.log_epoch(epoch, train_metrics, val_metrics, optimizer)
+                notes = epoch_notes(batches, checkpoints, epoch, metric, metric_name)
+                folder.log_epoch(epoch, train_metrics, val_metrics, optimizer, plain=plain, notes=notes, hidden=hidden)
                 results.update(checkpoints.save_epoch(epoch, metric))
             step_schedule(scheduler, epoch + 1, metric)
         for hook in own_hooks:
@@ -170,6 +170,7 @@ def main(
         accelerator.end_training()
         if own_hooks:
             accelerator.print(format_results(results))
+        log_best(args, path, results, metric_name)
         return results
 
 

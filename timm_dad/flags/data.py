@@ -99,11 +99,16 @@ def create_dataset(args: argparse.Namespace, split: str, *, split_flag: str, **o
     )  # fmt: skip
 
 
-def _check_split_folder(root: Path, split: str, flag: str) -> None:
-    # NOTE: where the split's folder is missing timm takes all of the root, training pictures for validation too.
+def split_folder(root: Path, split: str) -> Path | None:
+    """The folder of a split, as timm finds it; ``None`` where there is none."""
     name = split.split('[')[0]
     synonyms = next((group for group in _SYNONYMS if name in group), (name,))
-    if not any((root / synonym).is_dir() for synonym in synonyms):
+    return next((root / each for each in (name, *synonyms) if (root / each).is_dir()), None)
+
+
+def _check_split_folder(root: Path, split: str, flag: str) -> None:
+    # NOTE: where the split's folder is missing timm takes all of the root, training pictures for validation too.
+    if split_folder(root, split) is None:
         folders = sorted(path.name for path in root.iterdir() if path.is_dir())[:5]
         raise ValueError(f'{flag} must be a folder in {root}, got {split!r}; there are {folders or "none"}')
 

@@ -93,6 +93,12 @@ class Checkpoints:
             path.unlink(missing_ok=True)  # this one is later
         return {'best_metric': best_metric, 'best_epoch': best_epoch}
 
+    def best_with(self, epoch: int, metric: float) -> tuple[float, int]:
+        """Best metric and its epoch once an epoch is counted, which is not saved yet."""
+        if self.saver is None or self.saver.best_metric is None or self.saver.cmp(metric, self.saver.best_metric):
+            return metric, epoch
+        return self.saver.best_metric, self.saver.best_epoch
+
     def save_recovery(self, epoch: int, batch: int, meters: Meters) -> None:
         """Write a recovery file after a batch of an epoch, if it is due."""
         updates = -(-(batch + 1) // self.accum_steps)

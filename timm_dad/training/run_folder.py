@@ -3,7 +3,7 @@
 import csv
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -137,18 +137,36 @@ class RunFolder:
         train_metrics: Mapping[str, float],
         eval_metrics: Mapping[str, float] | None,
         optimizer: Any,
+        *,
+        plain: Mapping[str, float] | None = None,
+        notes: Sequence[str] = (),
+        hidden: Sequence[str] = (),
     ) -> None:
-        """Give an epoch's metrics and learning rate to the trackers, the summary and the terminal."""
-        values = {**train_metrics, **{f'val_{name}': value for name, value in (eval_metrics or {}).items()}}
+        """Give an epoch's metrics and learning rate to the trackers, the summary and the terminal.
+
+        Args:
+            epoch: The epoch.
+            train_metrics: Means of the parts of the loss.
+            eval_metrics: Of the validation: the moving average's, if there is one.
+            optimizer: Of the student.
+            plain: The student's own, if those are the moving average's; not in the summary.
+            notes: More for the terminal.
+            hidden: Metrics that the terminal does not show.
+        """
+        kinds = {'val_': eval_metrics, 'val_plain_': plain}
+        values = {f'{kind}{name}': value for kind, own in kinds.items() for name, value in (own or {}).items()}
+        values = {**train_metrics, **values}
         rates = [group['lr'] for group in optimizer.param_groups]
         rate = sum(rates) / len(rates)
         self.accelerator.log({**values, 'lr': rate}, step=epoch)
         if not self.accelerator.is_main_process:
             return
-        shown = (
-            f'{name} {value:.4g}' if isinstance(value, float) else f'{name} {value}' for name, value in values.items()
-        )
-        _logger.info('Epoch %d: %s', epoch, '  '.join(shown))
+        shown = [
+            f'{name if plain is None else name.replace("val_", "val_ema_").replace("ema_plain", "plain")} {value:.4g}'
+            for name, value in {**values, 'lr': rate}.items()
+            if name.rsplit('_', 1)[-1] not in hidden
+        ]
+        _logger.info('Epoch %d: %s', epoch, '  '.join([*shown, *notes]))
         with appending(self.path / SUMMARY) as temporary:
             utils.update_summary(
                 epoch, train_metrics, eval_metrics, filename=str(temporary), lr=rate,
