@@ -7,8 +7,8 @@ A recipe on Accelerate and timm's factories, to be read downwards. Flags are tho
 
 import argparse
 import contextlib
-import logging
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import ClassificationTask, TrainingTask
 from torch import nn
 
-from timm_dad.common.errors import user_errors
+from timm_dad.common.errors import run_command, user_errors
 from timm_dad.common.log import setup_logging
 from timm_dad.common.progress import progress, tell
 from timm_dad.common.seeds import RUN, seed_all
@@ -30,6 +30,7 @@ from timm_dad.data.pairs import ExtraViews
 from timm_dad.flags import kwargs
 from timm_dad.flags.dad import build_task
 from timm_dad.flags.data import check_training_data, open_training_data
+from timm_dad.flags.header import log_student, log_training
 from timm_dad.flags.objective import create_criterion, create_kd_task
 from timm_dad.flags.pairs import cached_set, open_dad_set, pair_dataset, uses_cache, uses_pairs
 from timm_dad.flags.rules import flag_errors
@@ -37,21 +38,20 @@ from timm_dad.flags.student import create_student, place_student, prepare_task
 from timm_dad.flags.train import PROGRAM, create_parser, init_trackers, learning_rate, parse_args, run_path
 from timm_dad.method.augment import DADAugment
 from timm_dad.method.task import DADTask
+from timm_dad.training.announce import epoch_notes, log_best
 from timm_dad.training.batches import Batches, save_batch
 from timm_dad.training.checkpoint import Checkpoints
 from timm_dad.training.loaders import create_eval_loader, create_train_loader
 from timm_dad.training.meters import Meters, Metrics
 from timm_dad.training.overlap import prepared_ahead
 from timm_dad.training.preview import PreviewHook
-from timm_dad.training.resume import TrainState, find_newest, non_finite_in_one_line, open_checkpoint, resume_training
+from timm_dad.training.resume import TrainState, advising_where_to_go_on, find_newest, open_checkpoint, resume_training
 from timm_dad.training.run_folder import RunFolder, check_resumed_flags
 from timm_dad.training.schedule import fast_forward, is_due, step_schedule
 from timm_dad.training.setup import create_accelerator
 from timm_dad.training.suites import StudentSuites, open_eval_suites
 from timm_dad.training.suites_hook import SuitesHook, format_results
-from timm_dad.training.validate import distribute_batch_norm, eval_model, validate
-
-_logger = logging.getLogger('train_dad')
+from timm_dad.training.validate import distribute_batch_norm, validate_task
 
 
 def create_task(
@@ -88,82 +88,82 @@ def main(
     """
     args = parse_args(argv, create_parser=partial(create_parser, program))
     setup_logging()
-    with contextlib.ExitStack() as stack:
-        with user_errors(program):
-            path = run_path(args)
-            accelerator = create_accelerator(path, **kwargs.accelerator_kwargs(args))
-            world_size = accelerator.num_processes
-            seed_all(args.seed, RUN, 0, accelerator.process_index, 0)
-            folder = stack.enter_context(RunFolder(path, accelerator, find_newest, resume=bool(args.resume)))
-            path, resumed = folder.path, open_checkpoint(folder.resolve(args.resume))
-            check_resumed_flags(resumed.flags if resumed else {}, vars(args), keep_optimizer=not args.no_resume_opt)
+    with user_errors(program), contextlib.ExitStack() as stack:
+        path = run_path(args)
+        accelerator = create_accelerator(path, **kwargs.accelerator_kwargs(args))
+        world_size = accelerator.num_processes
+        seed_all(args.seed, RUN, 0, accelerator.process_index, 0)
+        folder = stack.enter_context(RunFolder(path, accelerator, find_newest, resume=bool(args.resume)))
+        path, resumed = folder.path, open_checkpoint(folder.resolve(args.resume))
+        check_resumed_flags(resumed.flags if resumed else {}, vars(args), keep_optimizer=not args.no_resume_opt)
 
-            # Data before models: whatever is wrong with it shows before anything large is built.
-            data = open_training_data(args)
-            suites = open_eval_suites(args.eval_suites)
-            student = create_student(args)
-            args.num_classes = student.num_classes
-            check_training_data(data, args.num_classes)
-            config = resolve_data_config(vars(args), model=student)
-            dad_set = open_dad_set(args, tuple(config['input_size'][-2:]))
-            student = place_student(args, student, accelerator)
-            student_suites = StudentSuites(suites, student, config, args.num_classes, data.class_names)
-            task, augment = create_task(
-                args, student, accelerator.device, data_config=config, class_names=data.class_names,
-                dataset=data.train, dad_set=dad_set,
-            )  # fmt: skip
-            if augment is not None and uses_cache(args):
-                dad_set = stack.enter_context(cached_set(args, augment, data.train, config, accelerator))
-            dataset = data.train
-            if uses_pairs(args) or extra_views is not None:
-                dataset = pair_dataset(args, dataset, config, dad_set=dad_set, extra_views=extra_views)
-            with flag_errors('augmentation and loader flags (--aa, --mixup, --workers, ...)'):
-                loader = create_train_loader(dataset, accelerator, **kwargs.train_loader_kwargs(args, config))
-                batches = Batches(loader, accelerator, **kwargs.batches_kwargs(args))
-                loader_val = create_eval_loader(data.val, accelerator, **kwargs.eval_loader_kwargs(args, config))
+        # Data before models: whatever is wrong with it shows before anything large is built.
+        data = open_training_data(args)
+        suites = open_eval_suites(args.eval_suites)
+        student = create_student(args)
+        args.num_classes = student.num_classes
+        check_training_data(data, args.num_classes)
+        config = resolve_data_config(vars(args), model=student)
+        dad_set = open_dad_set(args, tuple(config['input_size'][-2:]))
+        log_student(args, data, student, tuple(config['input_size'][-2:]))
+        student = place_student(args, student, accelerator)
+        student_suites = StudentSuites(suites, student, config, args.num_classes, data.class_names)
+        task, augment = create_task(
+            args, student, accelerator.device, data_config=config, class_names=data.class_names,
+            dataset=data.train, dad_set=dad_set,
+        )  # fmt: skip
+        if augment is not None and uses_cache(args):
+            dad_set = stack.enter_context(cached_set(args, augment, data.train, config, accelerator))
+        dataset = data.train
+        if uses_pairs(args) or extra_views is not None:
+            dataset = pair_dataset(args, dataset, config, dad_set=dad_set, extra_views=extra_views)
+        with flag_errors('augmentation and loader flags (--aa, --mixup, --workers, ...)'):
+            loader = create_train_loader(dataset, accelerator, **kwargs.train_loader_kwargs(args, config))
+            batches = Batches(loader, accelerator, **kwargs.batches_kwargs(args))
+            loader_val = create_eval_loader(data.val, accelerator, **kwargs.eval_loader_kwargs(args, config))
 
-            args.lr = learning_rate(args, world_size)
-            with flag_errors('--opt, --opt-kwargs'):
-                model = task.get_trainable_module()
-                optimizer = create_optimizer_v2(model, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
-            state = TrainState(Meters(accelerator))
-            with flag_errors('--resume'):
-                resume_training(task, optimizer, state, resumed, **kwargs.resume_kwargs(args, world_size))
-            optimizer = prepare_task(args, task, optimizer, accelerator, resumed.path if resumed else '')
-            metric_name = args.eval_metric if loader_val is not None else 'loss'
-            updates_per_epoch = math.ceil(len(batches) / args.grad_accum_steps)
-            schedule = {**scheduler_kwargs(args, metric_name == 'loss'), 'updates_per_epoch': updates_per_epoch}
-            scheduler, num_epochs = create_scheduler_v2(optimizer, **schedule)
-            fast_forward(scheduler, state, updates_per_epoch, args.grad_accum_steps)
-            saving = kwargs.checkpoint_kwargs(args, metric_name, world_size, len(batches))
-            checkpoints = Checkpoints(task, optimizer, scheduler, accelerator, path, args, **saving)
-            checkpoints.restore(resumed, state)
+        args.lr = learning_rate(args, world_size)
+        with flag_errors('--opt, --opt-kwargs'):
+            model = task.get_trainable_module()
+            optimizer = create_optimizer_v2(model, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
+        state = TrainState(Meters(accelerator))
+        with flag_errors('--resume'):
+            resume_training(task, optimizer, state, resumed, **kwargs.resume_kwargs(args, world_size))
+        optimizer = prepare_task(args, task, optimizer, accelerator, resumed.path if resumed else '')
+        metric_name = args.eval_metric if loader_val is not None else 'loss'
+        updates_per_epoch = math.ceil(len(batches) / args.grad_accum_steps)
+        schedule = {**scheduler_kwargs(args, metric_name == 'loss'), 'updates_per_epoch': updates_per_epoch}
+        scheduler, num_epochs = create_scheduler_v2(optimizer, **schedule)
+        fast_forward(scheduler, state, resumed, updates_per_epoch, args.grad_accum_steps)
+        saving = kwargs.checkpoint_kwargs(args, metric_name, world_size, len(batches))
+        checkpoints = Checkpoints(task, optimizer, scheduler, accelerator, path, args, **saving)
+        checkpoints.restore(resumed, state)
 
-            folder.start(vars(args), state.epoch)
-            init_trackers(args, accelerator, path.name)
-            own_hooks: list[SuitesHook | PreviewHook] = []
-            run = (task, accelerator, path, num_epochs)
-            if suites:
-                own_hooks.append(SuitesHook(student_suites, *run, **kwargs.suites_kwargs(args)))
-            if augment is not None and loader_val is not None:
-                showing = {'seed': args.seed, 'interval': args.dad_preview_interval, 'class_names': data.class_names}
-                own_hooks.append(PreviewHook(augment, loader_val, *run, **showing))
-            _logger.info('%s: %d epochs of %d updates, to %s', args.model, num_epochs, updates_per_epoch, path)
+        folder.start(vars(args), state.epoch)
+        stack.enter_context(advising_where_to_go_on(path))
+        init_trackers(args, accelerator, path.name)
+        own_hooks: list[SuitesHook | PreviewHook] = []
+        run = (task, accelerator, path, num_epochs)
+        if suites:
+            own_hooks.append(SuitesHook(student_suites, *run, **kwargs.suites_kwargs(args)))
+        if augment is not None and loader_val is not None:
+            showing = {'seed': args.seed, 'interval': args.dad_preview_interval, 'class_names': data.class_names}
+            own_hooks.append(PreviewHook(augment, loader_val, *run, **showing))
+        log_training(args, accelerator, state.epoch, num_epochs, updates_per_epoch, path)
 
         results: dict[str, Any] = {'output_dir': str(path)}
+        use_ema, hidden = not args.model_ema_force_cpu, ('top5',) if args.num_classes < 6 else ()
         for epoch in range(state.epoch, num_epochs):
-            with non_finite_in_one_line(program, path):
-                train_metrics = train_one_epoch(epoch, task, batches, optimizer, scheduler, checkpoints, state, args)
-            mode = '' if args.sync_bn else args.dist_bn
-            distribute_batch_norm(task, world_size, mode, ema=not args.model_ema_force_cpu)
+            train_metrics = train_one_epoch(epoch, task, batches, optimizer, scheduler, checkpoints, state, args)
+            distribute_batch_norm(task, world_size, '' if args.sync_bn else args.dist_bn, ema=use_ema)
             for hook in (*own_hooks, *hooks):
                 hook(epoch)
             metric = None
             if is_due(epoch, args.val_interval, num_epochs):
-                model = eval_model(task, use_ema=not args.model_ema_force_cpu)
-                val_metrics = None if loader_val is None else validate(model, loader_val, accelerator)
+                val_metrics, plain = validate_task(task, loader_val, accelerator, use_ema=use_ema)
                 metric = (val_metrics or train_metrics)[metric_name]
-                folder.log_epoch(epoch, train_metrics, val_metrics, optimizer)
+                notes = epoch_notes(batches, checkpoints, epoch, metric, metric_name)
+                folder.log_epoch(epoch, train_metrics, val_metrics, optimizer, plain=plain, notes=notes, hidden=hidden)
                 results.update(checkpoints.save_epoch(epoch, metric))
             step_schedule(scheduler, epoch + 1, metric)
         for hook in own_hooks:
@@ -171,6 +171,7 @@ def main(
         accelerator.end_training()
         if own_hooks:
             accelerator.print(format_results(results))
+        log_best(args, path, results, metric_name)
         return results
 
 
@@ -194,10 +195,8 @@ def train_one_epoch(
     source: Iterator[Any] = batches.of_epoch(epoch, state.batch)
     if args.dad_overlap and isinstance(task, DADTask):
         source = prepared_ahead(source, task)
-    bar = progress(
-        source, show=accelerator.is_main_process, desc=f'Epoch {epoch}', total=num_batches, leave=False,
-        initial=state.batch,
-    )  # fmt: skip
+    shown = {'desc': f'Epoch {epoch}', 'total': num_batches, 'initial': state.batch, 'leave': False}
+    bar = progress(source, show=accelerator.is_main_process, **shown)
     for batch_idx, input, target, *prepared in bar:
         first_of_update = batch_idx - batch_idx % args.grad_accum_steps
         of_update = min(args.grad_accum_steps, num_batches - first_of_update)
@@ -247,4 +246,4 @@ def update(
 
 
 if __name__ == '__main__':
-    main(program='train_dad.py')
+    run_command(partial(main, program='train_dad.py'), ['python', *sys.argv])

@@ -1,9 +1,11 @@
 import logging
+from pathlib import Path
 
 import pytest
+from torch._utils import ExceptionWrapper
 
 from timm_dad.common import errors
-from timm_dad.common.errors import is_main_process, user_errors
+from timm_dad.common.errors import is_main_process, run_command, user_errors
 from timm_dad.common.log import setup_logging
 
 RANKS = ('RANK', 'PMI_RANK', 'OMPI_COMM_WORLD_RANK', 'MV2_COMM_WORLD_RANK')
@@ -90,3 +92,53 @@ def test_the_main_process_says_it_before_another_exits(capsys, monkeypatch):
             _fail(ValueError('x'))
         assert capsys.readouterr().err == 'timm-dad test: error: x\n'
         assert said == ([] if rank == '0' else [(10, '')])
+
+
+@pytest.mark.parametrize(
+    ('error', 'line'),
+    [
+        (OSError(28, 'No space left on device', 'run/last.pth.tar'), 'no space left on device: run/last.pth.tar'),
+        (PermissionError(13, 'Permission denied', Path('a')), 'permission denied: a'),
+        (OSError(28, 'No space left on device'), 'no space left on device'),
+        (OSError('no strerror'), 'no strerror'),
+    ],
+)
+def test_what_a_disk_says_is_one_line_with_the_file(capsys, error, line):
+    with pytest.raises(SystemExit, match='2'):
+        _fail(error)
+    assert capsys.readouterr().err == f'timm-dad test: error: {line}\n'
+
+
+@pytest.mark.parametrize(
+    ('error', 'line'),
+    [
+        (ValueError('x.png is truncated'), 'x.png is truncated'),
+        (OSError(2, 'No such file or directory', 'x.png'), "No such file or directory: 'x.png'"),
+    ],
+)
+def test_an_error_in_a_loaders_process_is_one_line(capsys, error, line):
+    try:
+        raise error
+    except Exception:
+        wrapped = ExceptionWrapper(where='in DataLoader worker process 0')
+    with pytest.raises(SystemExit), user_errors('timm-dad test'):
+        wrapped.reraise()
+    assert capsys.readouterr().err == f'timm-dad test: error: {line}\n'
+
+
+@pytest.mark.parametrize(
+    ('flags', 'more'),
+    [
+        ((), ''),
+        (('--output', Path('out'), '--experiment', '2026-x', '--resume', 'auto'), ' --experiment 2026-x --resume auto'),
+    ],
+)
+def test_ctrl_c_says_how_to_go_on(capsys, monkeypatch, flags, more):
+    def stopped():
+        raise KeyboardInterrupt(*flags)
+
+    for rank, said in (('1', ''), ('0', f"\nInterrupted. Go on with: timm-dad train 'a b' --output out{more}\n")):
+        monkeypatch.setenv('RANK', rank)
+        with pytest.raises(SystemExit, match='130'):
+            run_command(stopped, ['timm-dad', 'train', 'a b', '--output', 'out'])
+        assert capsys.readouterr().err == said

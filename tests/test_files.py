@@ -1,9 +1,11 @@
+import errno
 import os
 import stat
 
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from timm_dad.common.files import replacing, write_file
@@ -105,3 +107,19 @@ def test_the_mode_of_an_old_file_is_kept(tmp_path):
     with replacing(path) as temporary:
         _by_safetensors(temporary)
     assert stat.S_IMODE(path.stat().st_mode) == 0o750
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        OSError(errno.ENOSPC, 'No space left on device'),
+        SafetensorError('I/O error: No space left on device (os error 28)'),
+    ],
+)
+def test_what_a_disk_says_names_the_file(tmp_path, error):
+    with pytest.raises(OSError, match=r'No space left on device: .*a\.txt') as found, replacing(tmp_path / 'a.txt'):
+        raise error
+    assert found.value.errno == errno.ENOSPC
+    other = OSError(errno.ENOENT, 'No such file or directory', 'b.txt')
+    with pytest.raises(OSError, match=r'b\.txt'), replacing(tmp_path / 'a.txt'):
+        raise other

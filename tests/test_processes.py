@@ -307,7 +307,7 @@ def test_a_run_killed_after_the_short_last_update_of_an_epoch_goes_on(pictures, 
         '--model-ema',
     )
     train_dad.main(flags(pictures, tmp_path / 'whole', *more))
-    monkeypatch.setattr(train_dad, 'validate', lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(train_dad, 'validate_task', lambda *args, **more: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         train_dad.main(flags(pictures, tmp_path / 'killed', *more))
     monkeypatch.undo()

@@ -1,6 +1,7 @@
 """The folder of a run: what a resumed run may change, and what is kept of the run before."""
 
 import pytest
+import torch
 import yaml
 from accelerate import Accelerator
 
@@ -14,13 +15,18 @@ def test_what_cannot_change_is_refused_with_its_flag(name):
     flag = f'--{name.replace("_", "-")}'
     with pytest.raises(ValueError, match=rf'{flag} must be what the resumed run has, {before[name]}, got other'):
         check_resumed_flags(before, {**before, name: 'other'})
-    check_resumed_flags(before, {**before, name: None})  # left to the model
+    if name != 'opt':
+        check_resumed_flags(before, {**before, name: None})  # left to the model
     check_resumed_flags({}, {**before, name: 'other'})  # a checkpoint that says nothing
     check_resumed_flags(before, {**before, 'lr': 0.2})
 
 
 def test_another_optimizer_begins_anew_with_no_resume_opt():
-    check_resumed_flags({'opt': 'sgd'}, {'opt': 'adamw'}, keep_optimizer=False)
+    before, now = {'opt': 'sgd', 'weight_decay': 0.1}, {'opt': 'adamw', 'weight_decay': 0.2}
+    check_resumed_flags(before, now, keep_optimizer=False)
+    with pytest.raises(ValueError, match=r'--weight-decay must be .* has, 0.1, got 0.2: .*, or give --no-resume-opt'):
+        check_resumed_flags(before, {**now, 'opt': 'sgd'})
+    check_resumed_flags({'opt_betas': None}, {'opt_betas': None})
 
 
 def test_changed_flags_are_named_old_and_new_and_the_old_file_is_kept(tmp_path, caplog):
@@ -70,3 +76,57 @@ def test_a_folder_that_is_there_is_held_from_the_beginning(tmp_path):
         pass
     with pytest.raises(ValueError, match='holds an older run; name another folder, or --resume auto'):
         RunFolder(tmp_path, Accelerator(), lambda _: 'last.pth.tar', resume=False).__enter__()
+
+
+def test_a_folder_of_damaged_checkpoints_is_no_new_one(tmp_path):
+    def all_damaged(folder):
+        raise ValueError('no checkpoint is whole')
+
+    with (
+        pytest.raises(ValueError, match='holds an older run; name another folder'),
+        RunFolder(tmp_path, Accelerator(), all_damaged, resume=False),
+    ):
+        pass
+    with RunFolder(tmp_path, Accelerator(), all_damaged, resume=True) as folder:
+        with pytest.raises(ValueError, match='--resume auto: no checkpoint is whole'):
+            folder.resolve('auto')
+
+
+@pytest.mark.parametrize(
+    ('content', 'kept'),
+    [
+        (b'', b''),
+        (b'epoch,x\r\n0,1\r\n\r\n1,2\r\n', b'epoch,x\r\n0,1\r\n'),
+        (b'\xef\xbb\xbfepoch,x\r\n0,1\r\n', b'epoch,x\r\n0,1\r\n'),
+    ],
+)
+def test_a_summary_that_a_full_disk_or_an_editor_left_goes_on(tmp_path, content, kept):
+    (tmp_path / 'summary.csv').write_bytes(content)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    with RunFolder(tmp_path, Accelerator(), lambda _: '', resume=True) as folder:
+        folder.start({}, 1)
+        assert (tmp_path / 'summary.csv').read_bytes() == kept
+        folder.log_epoch(1, {'loss': 2.0}, None, optimizer)
+    header = b'' if kept else b'epoch,train_loss,lr\r\n'
+    assert (tmp_path / 'summary.csv').read_bytes() == kept + header + b'1,2.0,0.5\r\n'
+
+
+@pytest.mark.parametrize(
+    'content', [b'a,b\n1,2\n', b'epoch,x\nfoo,1\n', 'epoch,ü\n0,1\n'.encode('latin-1'), b'epoch\n"']
+)
+def test_a_summary_that_is_none_is_named(tmp_path, content):
+    (tmp_path / 'summary.csv').write_bytes(content)
+    with (
+        RunFolder(tmp_path, Accelerator(), lambda _: '', resume=True) as folder,
+        pytest.raises(ValueError, match=r'summary\.csv is no table of epochs .*: move it away'),
+    ):
+        folder.start({}, 1)
+
+
+def test_flags_that_are_no_yaml_are_named(tmp_path):
+    (tmp_path / 'args.yaml').write_text('a: [1')
+    with (
+        RunFolder(tmp_path, Accelerator(), lambda _: '', resume=True) as folder,
+        pytest.raises(ValueError, match=r'args\.yaml is no YAML \(.*\): move it away'),
+    ):
+        folder.start({}, 1)

@@ -1,6 +1,7 @@
 """End to end: ``train_dad.py`` on small folders of pictures, in this process and as a command."""
 
 import csv
+import errno
 import hashlib
 import io
 import re
@@ -82,8 +83,26 @@ def summary(output):
         return list(csv.DictReader(file))
 
 
-def test_two_steps_of_dad_leave_everything_that_a_run_leaves(pictures, tmp_path):
-    results = train_dad.main(flags(pictures, tmp_path, *DAD, '--eval-suites', f'again={pictures}'))
+def test_two_steps_of_dad_leave_everything_that_a_run_leaves(pictures, tmp_path, caplog):
+    caplog.set_level('INFO', logger='timm_dad')
+    more = (*DAD, '--eval-suites', f'again={pictures}', '--model-ema', '--model-ema-decay', '0')
+    results = train_dad.main(flags(pictures, tmp_path, *more))
+    number, speed = r'\d[\d.e+-]*', r'\d[\d.]* s  \d[\d.e+]* images/s'
+    for line in (
+        rf'^Data: {pictures}, 24 images of 4 classes, 12 to validate$',
+        r'^Student: test_resnet at 32x32, 0\.\d+ M parameters$',
+        r'^Teacher: demo at 64x64, right on \d+% of 24 pictures$',
+        r'^VQGAN: demo, 1024 codes of 4x4 pixels, Q\(x\) at \d+\.\d dB$',
+        r'^Attack: l2, eps 0.1, 1 step of 0.01, random start with probability \S+$',
+        r'^Training: 2 epochs of 2 updates of 12 images, learning rate 0.01, on CPU, 1 thread, in float32, teacher and '
+        rf'VQGAN in fp32, to {tmp_path}/run$',
+        rf'^Epoch 0: loss {number} .*  val_ema_loss {number}  val_ema_top1 {number}  val_plain_loss {number}  '
+        rf'val_plain_top1 {number}  lr 0.01  {speed}  best top1 {number} \(epoch 0\)$',
+        rf'^Best: top-1 {number} \(epoch [01]\), {tmp_path}/run/model_best.pth.tar; next: timm-dad evaluate --model '
+        rf'run:{tmp_path}/run --suite val={pictures}/validation --output {tmp_path}/run/evaluate$',
+    ):
+        assert any(re.search(line, record.getMessage()) for record in caplog.records), line
+    assert 'Config(' not in caplog.text
     names = {path.name for path in (tmp_path / 'run').iterdir()}
     assert {'args.yaml', 'summary.csv', 'last.pth.tar', 'model_best.pth.tar', 'preview.png'} <= names
     assert not [name for name in names if 'tmp' in name]
@@ -164,10 +183,15 @@ def test_equal_seeds_give_equal_bits_and_other_seeds_do_not(pictures, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'source', ['fresh', *(pytest.param(name, marks=pytest.mark.slow) for name in ('cache', 'set'))]
+    'source', ['fresh', 'plateau', *(pytest.param(name, marks=pytest.mark.slow) for name in ('cache', 'set'))]
 )
-def test_a_resumed_run_ends_with_the_bits_of_an_undisturbed_one(pictures, dad_set, tmp_path, monkeypatch, source):
-    dad = {'fresh': DAD, 'cache': (*DAD, '--dad-cache', '2'), 'set': ('--dad', '--dad-dir', dad_set)}[source]
+def test_a_resumed_run_ends_with_the_bits_of_an_undisturbed_one(
+    pictures, dad_set, tmp_path, monkeypatch, caplog, source
+):
+    caplog.set_level('INFO', logger='timm_dad')
+    reduced = ('--sched', 'plateau', '--warmup-epochs', '1', '--patience-epochs', '0', '--lr-noise', '0', '1')
+    cached = (*DAD, '--dad-cache', '2')
+    dad = {'fresh': DAD, 'plateau': reduced, 'cache': cached, 'set': ('--dad', '--dad-dir', dad_set)}[source]
     more = (*dad, '--model-ema', '--epochs', '4', '--smoothing', '0.1', '--mixup', '0.2')
     train_dad.main(flags(pictures, tmp_path / 'whole', *more))
     train_one_epoch = train_dad.train_one_epoch
@@ -178,18 +202,24 @@ def test_a_resumed_run_ends_with_the_bits_of_an_undisturbed_one(pictures, dad_se
         return train_one_epoch(epoch, *rest)
 
     monkeypatch.setattr(train_dad, 'train_one_epoch', stop_at_epoch_2)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as stopped:
         train_dad.main(flags(pictures, tmp_path / 'broken', *more))
+    assert stopped.value.args == ('--output', tmp_path / 'broken', '--experiment', 'run', '--resume', 'auto')
     monkeypatch.undo()
     resume = str(tmp_path / 'broken' / 'run' / 'last.pth.tar')
     train_dad.main(flags(pictures, tmp_path / 'broken', *more, '--resume', resume))
     whole, broken = weights(tmp_path / 'whole'), weights(tmp_path / 'broken')
     for name in ('state_dict', 'state_dict_ema'):
         assert digest(whole[name]) == digest(broken[name])
-    assert [row['epoch'] for row in summary(tmp_path / 'broken')] == ['0', '1', '2', '3']
+    rows = summary(tmp_path / 'broken')
+    assert [row['epoch'] for row in rows] == ['0', '1', '2', '3']
+    assert [row['lr'] for row in rows] == [row['lr'] for row in summary(tmp_path / 'whole')]
+    assert 'Already finished' not in caplog.text
+    train_dad.main(flags(pictures, tmp_path / 'broken', *more, '--resume', 'auto'))
+    assert f'Already finished: all 4 epochs are done, in {tmp_path}/broken/run; more --epochs go on' in caplog.text
 
 
-def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_checkpoint(pictures, tmp_path, monkeypatch):
+def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_checkpoint(pictures, tmp_path, monkeypatch, capsys):
     calls = []
     cross_entropy = torch.nn.CrossEntropyLoss.forward
 
@@ -198,10 +228,37 @@ def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_checkpoint(pictures,
         return cross_entropy(self, *args) * (float('nan') if len(calls) == 4 else 1.0)
 
     monkeypatch.setattr(torch.nn.CrossEntropyLoss, 'forward', poisoned)
-    with pytest.raises(SystemExit, match=r'not finite in epoch 1, batch 1, process 0 .*last\.pth\.tar with'):
+    with pytest.raises(SystemExit, match='2'):
         train_dad.main(flags(pictures, tmp_path, '--smoothing', '0'))
+    message = r'error: the loss is not finite in epoch 1, batch 1, process 0 .*last\.pth\.tar with --resume auto$'
+    assert re.search(message, capsys.readouterr().err.strip())
     assert weights(tmp_path)['epoch'] == 0
     assert all(value.isfinite().all() for value in weights(tmp_path)['state_dict'].values())
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        ValueError('DAD set: view1/cat/3.png is truncated'),
+        OSError(errno.ENOSPC, 'No space left on device', 'last.pth.tar'),
+    ],
+)
+def test_what_a_reader_or_a_disk_says_while_training_is_one_line(pictures, tmp_path, monkeypatch, capsys, error):
+    monkeypatch.setattr(train_dad, 'validate_task', lambda *args, **more: (_ for _ in ()).throw(error))
+    with pytest.raises(SystemExit, match='2'):
+        train_dad.main(flags(pictures, tmp_path))
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.endswith(('error: DAD set: view1/cat/3.png is truncated', 'no space left on device: last.pth.tar'))
+
+
+def test_classes_of_the_data_are_those_of_the_student(pictures, tmp_path):
+    argv = flags(pictures, tmp_path)
+    place = argv.index('--num-classes')
+    args = parse_args([*argv[:place], *argv[place + 2 :]])
+    assert open_training_data(args).class_names == sorted(CLASSES)
+    assert create_student(args).num_classes == args.num_classes == 4
+    streams = parse_args(['--dataset', 'wds/x', '--data-dir', 'x', '--model', 'test_resnet'])
+    assert streams.num_classes is None
 
 
 def bad_folder(tmp_path, pictures, kind):
@@ -286,6 +343,10 @@ def bad_folder(tmp_path, pictures, kind):
         (('--mean', '0.5', '0.5'), r'--mean takes 3 numbers'),
         (('--std', '0', '0', '0'), r'--std must be positive, got \[0\.0, 0\.0, 0\.0\]'),
         (('--opt-betas', '0.9'), r'--opt-betas takes 2 numbers'),
+        (
+            ('--model', 'vit_tiny_patch16_224', '--img-size', '48'),
+            r'--img-size: vit_tiny\w+ does not take pictures of 3x48x48 \(.*48.*\); add --model-kwargs img_size=48',
+        ),
         (('--opt-kwargs', 'foo=1'), r'--opt, --opt-kwargs: TypeError'),
         (('--model-kwargs', 'foo=1'), r'--model, --model-kwargs.*TypeError'),
         (('--hflip', '2'), r'--hflip must be from 0 to 1, got 2'),
@@ -294,7 +355,7 @@ def bad_folder(tmp_path, pictures, kind):
         (('--start-epoch', '-1'), r'--start-epoch must be 0 or more, got -1'),
         (('--torchcompile', 'foo'), r'--torchcompile must be one of'),
         (('--config', '{nonsense}'), r"--config .*: dad_view has the bad value 'nonsense'"),
-        (('--resume', '{junk}'), r'--resume must be a training checkpoint, got .*junk'),
+        (('--resume', '{junk}'), r'--resume: .*junk.pth is no checkpoint of PyTorch'),
         (('--initial-checkpoint', '{junk}'), r'--initial-checkpoint: '),
         (('--eval-suites', 'a={pictures}', 'a={pictures}'), r'--eval-suites takes every NAME once, got a more often'),
         (('--eval-suites', 'a=nowhere'), r'--eval-suites a: no images for split'),
@@ -403,21 +464,21 @@ def fingerprint(argv, root, monkeypatch):
         seen['postfix'] += 1
         return set_postfix(self, *args, **kwargs)
 
-    validate, save_recovery = train_dad.validate, CheckpointSaver.save_recovery
+    validate_task, save_recovery = train_dad.validate_task, CheckpointSaver.save_recovery
     seen['recovery'] = []
 
     def spy_recovery(self, *args, **kwargs):
         seen['recovery'].append((args, kwargs))
         return save_recovery(self, *args, **kwargs)
 
-    def spy_validate(model, loader, accelerator):
+    def spy_validate(task, loader, accelerator, **more):
         seen['eval_loader'] = (getattr(loader, 'loader', loader).batch_size, len(loader))
-        return validate(model, loader, accelerator)
+        return validate_task(task, loader, accelerator, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(train_dad, 'train_one_epoch', spy)
         patch.setattr(train_dad.tqdm, 'set_postfix', count)
-        patch.setattr(train_dad, 'validate', spy_validate)
+        patch.setattr(train_dad, 'validate_task', spy_validate)
         patch.setattr(CheckpointSaver, 'save_recovery', spy_recovery)
         patch.chdir(root)
         results = train_dad.main(argv)

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -262,7 +263,7 @@ def test_a_broken_file_is_not_resumed(pictures, tmp_path, capsys):
     (tmp_path / 'resume.pt').write_bytes(b'no zip')
     with pytest.raises(SystemExit):
         main(flags(pictures, tmp_path, '--resume', 'auto'))
-    assert 'resume.pt cannot be read: ' in capsys.readouterr().err
+    assert 'resume.pt is no checkpoint of PyTorch: ' in capsys.readouterr().err
 
 
 def test_a_folder_in_use_is_refused(pictures, tmp_path, capsys):
@@ -276,8 +277,9 @@ def test_an_infinite_loss_stops_the_run(pictures, tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(
         VQGANTrainer, 'step', lambda trainer, x: {name: value * np.nan for name, value in forward(trainer, x).items()}
     )
-    with pytest.raises(SystemExit, match=r'the loss is not finite in step 1, .*lower --lr .*start again'):
+    with pytest.raises(SystemExit, match='2'):
         main(flags(pictures, tmp_path, '--steps', '2'))
+    assert re.search(r'the loss is not finite in step 1, .*lower --lr .*start again', capsys.readouterr().err)
     assert not (tmp_path / 'last.safetensors').exists()
 
 

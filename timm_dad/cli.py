@@ -5,6 +5,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from timm_dad.common.errors import run_command
 from timm_dad.common.version import __version__
 from timm_dad.flags.parser import Parser, did_you_mean
 
@@ -50,4 +51,4 @@ def main(argv: Sequence[str] | None = None) -> None:
         near = did_you_mean(command, COMMANDS) or f'; there are {", ".join(COMMANDS)}'
         parser.error(f'there is no command {command!r}{near}')
     module, function, _ = COMMANDS[command]
-    getattr(importlib.import_module(module), function)(arguments[1:])
+    run_command(lambda: getattr(importlib.import_module(module), function)(arguments[1:]), ['timm-dad', *arguments])

@@ -1,10 +1,13 @@
-"""Errors of the user's end a command with one line, in any number of processes."""
+"""Errors of the user's, and Ctrl-C, end a command with one line, in any number of processes."""
 
+import itertools
 import logging
 import os
+import re
+import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 _logger = logging.getLogger(__name__)
@@ -21,18 +24,48 @@ def is_main_process() -> bool:
 
 @contextmanager
 def user_errors(program: str) -> Iterator[None]:
-    """End the process on an error of the user's, with one line; its traceback is logged at DEBUG.
+    """End the process on an error of the user's or of a disk, with one line; its traceback is logged at DEBUG.
 
     Args:
         program: What the line begins with.
     """
     try:
         yield
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, OSError) as error:
         _logger.debug('Where it was raised:', exc_info=True)
         if not is_main_process():
             # The main process says it, and it alone: launchers end all others when it exits. Those that wait for the
             # whole time met an error of their own.
             time.sleep(10)
-        sys.stderr.write(f'{program}: error: {error}\n')
+        sys.stderr.write(f'{program}: error: {_message(error)}\n')
         sys.exit(2)
+
+
+def _message(error: Exception) -> str:
+    """What an error says: the file last where a disk says it, and without the traceback of a loader's process."""
+    if isinstance(error, OSError) and error.strerror:
+        reason = error.strerror[0].lower() + error.strerror[1:]
+        return f'{reason}: {error.filename}' if error.filename is not None else reason
+    message = str(error)
+    if message.startswith('Caught ') and 'Original Traceback' in message:
+        message = message.rsplit(f'\n{type(error).__name__}: ', 1)[-1].strip()
+    return re.sub(r'^\[Errno -?\d+\] ', '', message)
+
+
+def run_command(main: Callable[[], object], command: Sequence[str]) -> None:
+    """Run a command; Ctrl-C ends it with one line that says how to go on, and exit code 130.
+
+    Args:
+        main: The command. The arguments of its ``KeyboardInterrupt`` are more flags to go on with, each with a value.
+        command: Its command line.
+    """
+    try:
+        main()
+    except KeyboardInterrupt as error:
+        words, flags = list(command), list(map(str, error.args))
+        for flag, value in zip(flags[::2], flags[1::2], strict=True):
+            if (flag, value) not in itertools.pairwise(words):
+                words += [flag, value]
+        if is_main_process():
+            sys.stderr.write(f'\nInterrupted. Go on with: {shlex.join(words)}\n')
+        sys.exit(130)

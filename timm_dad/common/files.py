@@ -1,6 +1,7 @@
 """Files that are never half written under their final name."""
 
 import os
+import re
 import stat
 import uuid
 from collections.abc import Iterator
@@ -15,12 +16,25 @@ def check_no_folder(path: Path) -> None:
 
 
 @contextmanager
+def naming_file(path: str | Path, temporary: str | Path | None = None) -> Iterator[None]:
+    """Let what a disk says while a file is written be an ``OSError`` that names the file, under its final name."""
+    try:
+        yield
+    except Exception as error:
+        found = re.search(r'\(os error (\d+)\)', str(error))  # safetensors raises errors of its own
+        number = error.errno if isinstance(error, OSError) else found and int(found[1])
+        if not number or getattr(error, 'filename', None) not in (None, str(temporary)):
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+@contextmanager
 def replacing(path: str | Path, *, sync: bool = False, work: Path | None = None) -> Iterator[Path]:
     """Yield a temporary file for a writer that takes a path, and rename it to ``path`` afterwards.
 
     Whatever the writer does, the file has the mode that opening it for writing would give: an old file's own, else 0644
     with the usual umask. On any exception, ``KeyboardInterrupt`` included, the temporary file is removed and ``path``
-    stays as it was.
+    stays as it was; where the disk says no, the ``OSError`` names ``path``.
 
     Args:
         path: The file; its folder is made if there is none.
@@ -41,14 +55,15 @@ def replacing(path: str | Path, *, sync: bool = False, work: Path | None = None)
         folder.mkdir(parents=True, exist_ok=True)
     temporary = work / f'.{uuid.uuid4().hex}.tmp{path.suffix}'
     try:
-        temporary.touch(exist_ok=False)
-        mode = (path if path.exists() else temporary).stat().st_mode
-        yield temporary
-        temporary.chmod(stat.S_IMODE(mode))  # safetensors puts a file of mode 0600 in its place
-        if sync:
-            with temporary.open('rb') as file:
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with naming_file(path, temporary):
+            temporary.touch(exist_ok=False)
+            mode = (path if path.exists() else temporary).stat().st_mode
+            yield temporary
+            temporary.chmod(stat.S_IMODE(mode))  # safetensors puts a file of mode 0600 in its place
+            if sync:
+                with temporary.open('rb') as file:
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

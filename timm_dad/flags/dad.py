@@ -15,6 +15,7 @@ from timm_dad.dad_sets.read import DADSet
 from timm_dad.data.images import Source
 from timm_dad.flags.attack import forget_other_attack
 from timm_dad.flags.fields import add_fields, dad_flags, from_flags
+from timm_dad.flags.header import log_models
 from timm_dad.flags.kwargs import num_channels
 from timm_dad.flags.pairs import add_pair_args, check_pair_args, makes_views, training_frame, uses_cache, uses_pairs
 from timm_dad.flags.recipe import add_recipe_arg, apply_recipe
@@ -33,7 +34,7 @@ from timm_dad.method.augment import DADAugment
 from timm_dad.method.loss import DADLossConfig
 from timm_dad.method.schedule import DADSchedule
 from timm_dad.method.task import DADTask
-from timm_dad.preview.first_look import first_pictures, log_look, look
+from timm_dad.preview.first_look import FirstLook, first_pictures, log_look, look
 
 _logger = logging.getLogger(__name__)
 
@@ -180,19 +181,24 @@ def build_task(
         micro_batch=args.dad_micro_batch,
         seed=args.seed,
         device=device,
-        verbose=verbose,
+        verbose=False,
     )
+    found = None
     if augment is not None and dataset is not None and args.dad_look and is_main_process():
-        _look_first(args, augment, Source(dataset), data_config, device)
+        found = _look_first(args, augment, Source(dataset), data_config, device)
+    if verbose:
+        log_models(args, task, found)
+    if found is not None:
+        log_look(found)
     return task, augment
 
 
 def _look_first(
     args: argparse.Namespace, augment: DADAugment, source: Source, data_config: Mapping[str, Any], device: torch.device
-) -> None:
+) -> FirstLook | None:
     if source.streams:
         _logger.info('No look at pictures of a stream: timm-dad preview shows some')
-        return
+        return None
     with under_flag('--dad-look:'):
         x_pix, target = first_pictures(source, training_frame(data_config), args.dad_look, device)
-    log_look(look(augment, x_pix, target, seed=args.seed, batch_size=args.batch_size))
+    return look(augment, x_pix, target, seed=args.seed, batch_size=args.batch_size)

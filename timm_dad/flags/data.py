@@ -104,11 +104,16 @@ def create_dataset(args: argparse.Namespace, split: str, *, split_flag: str, **o
     )  # fmt: skip
 
 
-def _check_split_folder(root: Path, split: str, flag: str) -> None:
-    # NOTE: where the split's folder is missing timm takes all of the root, training pictures for validation too.
+def split_folder(root: Path, split: str) -> Path | None:
+    """The folder of a split, as timm finds it; ``None`` where there is none."""
     name = split.split('[')[0]
     synonyms = next((group for group in _SYNONYMS if name in group), (name,))
-    if not any((root / synonym).is_dir() for synonym in synonyms):
+    return next((root / each for each in (name, *synonyms) if (root / each).is_dir()), None)
+
+
+def _check_split_folder(root: Path, split: str, flag: str) -> None:
+    # NOTE: where the split's folder is missing timm takes all of the root, training pictures for validation too.
+    if split_folder(root, split) is None:
         folders = sorted(path.name for path in root.iterdir() if path.is_dir())[:5]
         raise ValueError(f'{flag} must be a folder in {root}, got {split!r}; there are {folders or "none"}')
 
@@ -123,7 +128,10 @@ class TrainingData:
 
 
 def open_training_data(args: argparse.Namespace) -> TrainingData:
-    """Open the data of ``timm-dad train``; ``ValueError`` where it does not exist or is empty."""
+    """Open the data of ``timm-dad train``; ``ValueError`` where it does not exist or is empty.
+
+    Classes that have names say what ``--num-classes`` is, where it was not given.
+    """
     common: dict[str, Any] = {
         'input_img_mode': args.input_img_mode or ('RGB' if num_channels(args) == 3 else 'L'),
         'batch_size': args.batch_size,
@@ -136,7 +144,10 @@ def open_training_data(args: argparse.Namespace) -> TrainingData:
     val = None
     if args.val_split:
         val = create_dataset(args, args.val_split, split_flag='--val-split', num_samples=args.val_num_samples, **common)
-    return TrainingData(train, val, dataset_class_names(train))
+    class_names = dataset_class_names(train)
+    if args.num_classes is None and class_names is not None:
+        args.num_classes = len(class_names)
+    return TrainingData(train, val, class_names)
 
 
 def check_training_data(data: TrainingData, num_classes: int) -> None:

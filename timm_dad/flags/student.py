@@ -6,6 +6,7 @@ from typing import Any
 import timm
 import torch
 from accelerate import Accelerator
+from timm.data import resolve_data_config
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm
 from timm.models import create_model
 from timm.task import TrainingTask, load_task_ema_checkpoint
@@ -20,7 +21,7 @@ def create_student(args: argparse.Namespace) -> nn.Module:
     """Create the student of a training on the CPU, with split batch norm where the flags ask for it.
 
     Raises:
-        ValueError: If timm does not know the model, or its weights or arguments do not fit.
+        ValueError: If timm does not know the model, its weights or arguments do not fit, or it does not take the size.
     """
     check_file_args(args, 'initial_checkpoint', 'pretrained_path', what='a checkpoint')
     if not args.model.startswith(('hf-hub:', 'hf_hub:', 'local-dir:')) and not timm.is_model(args.model.split('.')[0]):
@@ -42,6 +43,7 @@ def create_student(args: argparse.Namespace) -> nn.Module:
             **(overlay if args.pretrained_path else {}),
             **args.model_kwargs,
         )
+    _check_size(args, student)
     _scale_head(student, args.head_init_scale, args.head_init_bias)
     if args.grad_checkpointing:
         student.set_grad_checkpointing(enable=True)  # type: ignore[operator]
@@ -50,6 +52,25 @@ def create_student(args: argparse.Namespace) -> nn.Module:
         if args.dad:
             add_splits(student, (args.aug_splits or 1) + 1)
     return student
+
+
+def _check_size(args: argparse.Namespace, student: nn.Module) -> None:
+    """Let an empty picture pass: timm's networks say only then whether they take a size."""
+    shape = (num_channels(args), *resolve_data_config(vars(args), model=student)['input_size'][-2:])
+    training = student.training
+    try:
+        with torch.no_grad():
+            student.eval()(torch.zeros(1, *shape))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        size, cfg = 'x'.join(map(str, shape)), getattr(student, 'pretrained_cfg', {})
+        fix = 'choose another size'
+        if cfg.get('fixed_input_size') and not {'img_size', 'dynamic_img_size'} & args.model_kwargs.keys():
+            height, width = shape[1:]
+            fix = f'add --model-kwargs img_size={height if height == width else (height, width)}'
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f'--img-size: {args.model} does not take pictures of {size} ({reason}); {fix}') from error
+    finally:
+        student.train(training)
 
 
 def place_student(args: argparse.Namespace, student: nn.Module, accelerator: Accelerator) -> nn.Module:

@@ -126,13 +126,18 @@ def preview_image(augment: DADAugment, x_pix: Tensor, label: int, *, title: str,
 def describe_settings(augment: DADAugment) -> str:
     """Attack and codebook in a line."""
     config = augment.vqgan.config
+    codes = f'{config.n_embed} codes of {config.factor} x {config.factor} pixels'
+    return f'attack: {describe_attack(augment)}; VQGAN: {codes}'
+
+
+def describe_attack(augment: DADAugment) -> str:
+    """The attack in plain words."""
     origin = '' if augment.attack_from == 'reconstruction' else ', from the input'
     kept = '; where the teacher loses the label x_dad is Q(x)' if augment.keep_label else ''
-    codes = f'{config.n_embed} codes of {config.factor} x {config.factor} pixels'
-    return f'attack: {_describe_attack(augment.attack)}{origin}{kept}; VQGAN: {codes}'
+    return f'{_describe_config(augment.attack)}{origin}{kept}'
 
 
-def _describe_attack(attack: AnyAttack) -> str:
+def _describe_config(attack: AnyAttack) -> str:
     if isinstance(attack, CodeAttackConfig):
         which = 'that raise the loss most' if attack.num_steps else 'at random'
         return f'codes, {attack.eps:g} of them replaced by ones of the {attack.neighbours} nearest, {which}'

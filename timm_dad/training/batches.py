@@ -1,6 +1,7 @@
 """Batches of an epoch: on the device, mixed, each with seeds of its own, from any batch on."""
 
 import copy
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,10 @@ class Batches:
         mixup_off_epoch: No mixing from this epoch on, whoever does it; 0 for never.
         dtype: Of the images, where the loader does not bring them to the device.
         channels_last: Memory format of the images.
+
+    Attributes:
+        seconds: Since the last pass began, when its latest batch was done.
+        passed: Batches of it that are done.
     """
 
     def __init__(
@@ -69,7 +74,8 @@ class Batches:
         rank, device = self.accelerator.process_index, self.accelerator.device
         if self.mixup_off_epoch and epoch >= self.mixup_off_epoch:
             self.stop_mixup()
-        iterator = self._iterate(epoch, start)
+        self.seconds, self.passed = 0.0, 0  # of this pass
+        began, iterator = time.perf_counter(), self._iterate(epoch, start)
         for place in range(start, len(self)):
             batch = next(iterator, None)
             if batch is None:  # a stream may be shorter than it says
@@ -83,6 +89,7 @@ class Batches:
             if self.channels_last:
                 input = input.contiguous(memory_format=torch.channels_last)
             yield place, input, target
+            self.seconds, self.passed = time.perf_counter() - began, self.passed + 1
 
     def _iterate(self, epoch: int, start: int) -> Iterator[Any]:
         set_epoch(self.loader, epoch)

@@ -9,11 +9,11 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from timm import utils
 from timm.task import TrainingTask
-from timm.utils import CheckpointSaver
 from torch import Tensor
 
 from timm_dad.training.meters import Meters, merged
-from timm_dad.training.resume import Resumed, TrainState, load_plain
+from timm_dad.training.resume import Resumed, TrainState
+from timm_dad.training.saver import Saver
 
 
 class _TaskWithProgress:
@@ -68,7 +68,7 @@ class Checkpoints:
         self._task = _TaskWithProgress(self.task)
         self.saver = None
         if self.accelerator.is_main_process:
-            self.saver = CheckpointSaver(
+            self.saver = Saver(
                 model=self.task.trainable_module,
                 optimizer=self.optimizer,
                 args=self.flags,
@@ -93,6 +93,12 @@ class Checkpoints:
             path.unlink(missing_ok=True)  # this one is later
         return {'best_metric': best_metric, 'best_epoch': best_epoch}
 
+    def best_with(self, epoch: int, metric: float) -> tuple[float, int]:
+        """Best metric and its epoch once an epoch is counted, which is not saved yet."""
+        if self.saver is None or self.saver.best_metric is None or self.saver.cmp(metric, self.saver.best_metric):
+            return metric, epoch
+        return self.saver.best_metric, self.saver.best_epoch
+
     def save_recovery(self, epoch: int, batch: int, meters: Meters) -> None:
         """Write a recovery file after a batch of an epoch, if it is due."""
         updates = -(-(batch + 1) // self.accum_steps)
@@ -111,6 +117,7 @@ class Checkpoints:
             progress['scaler'] = self.accelerator.scaler.state_dict()
         if hasattr(self.scheduler, 'lr_scheduler'):  # plateau
             progress['plateau'] = self.scheduler.lr_scheduler.state_dict()
+            progress['plateau_rates'] = self.scheduler.restore_lr  # those without noise
 
     def _modules(self) -> dict[str, Any]:
         modules = {'': self.task.get_trainable_module(), 'ema.': self.task.get_trainable_module(ema=True)}
@@ -125,7 +132,7 @@ class Checkpoints:
         }
 
     def restore(self, resumed: Resumed | None, state: TrainState) -> None:
-        """Give a run what a checkpoint holds of loss scaler, batch norm, plateau and meters, and its folder's history.
+        """Give a run what a checkpoint holds of loss scaler, batch norm and meters, and its folder's history.
 
         Args:
             resumed: The checkpoint, if there is one.
@@ -134,12 +141,10 @@ class Checkpoints:
         if resumed is None:
             return
         if self.saver is not None:
-            _restore_history(self.saver, self.folder)
+            self.saver.restore()
         progress, accelerator = resumed.progress, self.accelerator
         if progress.get('scaler') and accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(progress['scaler'])
-        if progress.get('plateau') and hasattr(self.scheduler, 'lr_scheduler'):
-            self.scheduler.lr_scheduler.load_state_dict(progress['plateau'])
         if len(progress.get('buffers', [])) == accelerator.num_processes:
             own = progress['buffers'][accelerator.process_index]
             for prefix, module in self._modules().items():
@@ -157,19 +162,3 @@ def _sums_and_count(meters: Any) -> tuple[dict[str, float], int]:
         return meters[0], meters[1]
     counts = [count for _, count in meters.values()]
     return {name: total for name, (total, _) in meters.items()}, counts[0] if counts else 0
-
-
-def _restore_history(saver: CheckpointSaver, folder: Path) -> None:
-    """Give a saver the ranking of the checkpoints in its folder, so that it goes on evicting and naming the best.
-
-    timm 1.0.31 can do it from what it saves; 1.0.28 cannot. Reading the files serves both.
-    """
-    found = []
-    for path in folder.glob('checkpoint-*.pth.tar'):
-        checkpoint = load_plain(path)
-        if checkpoint.get('metric') is not None:
-            found.append((str(path), checkpoint['metric'], checkpoint['epoch']))
-    found.sort(key=lambda entry: (entry[1] if saver.decreasing else -entry[1], entry[2]))
-    saver.checkpoint_files = [(path, metric) for path, metric, _ in found]
-    if found:
-        _, saver.best_metric, saver.best_epoch = found[0]

@@ -1,23 +1,26 @@
 """Where a training goes on: the checkpoint that ``--resume`` names, and the position in it."""
 
-import argparse
 import contextlib
+import logging
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from timm.task import TrainingTask, resume_task_checkpoint
 
+from timm_dad.common.torch_files import read_checkpoint
 from timm_dad.training.meters import Meters, NonFiniteLossError
 
 LAST = 'last.pth.tar'
 
-
 _RECOVERY = re.compile(r'recovery-(\d+)-(\d+)\.pth\.tar')
+_NUMBERED = re.compile(r'checkpoint-(\d+)\.pth\.tar')
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +32,14 @@ class Resumed:
         epoch: Epoch that comes next, or is under way.
         flags: Flags of the run that wrote it; empty where the file does not say.
         progress: Position and states beside model, moving average and optimizer; empty for a checkpoint of timm's own.
+        metric: What the validation after its last epoch said; ``None`` within an epoch.
     """
 
     path: str
     epoch: int
     flags: Mapping[str, Any]
     progress: Mapping[str, Any]
+    metric: float | None = None
 
     def position(self, images_per_batch: int, accum_steps: int) -> tuple[int, int]:
         """Epoch, and how many batches of it are done, counted in batches of this run.
@@ -71,47 +76,67 @@ def open_checkpoint(path: str) -> Resumed | None:
         return None
     if not Path(path).is_file():
         raise ValueError(f'--resume must be a checkpoint, got {path!r}, which does not exist')
-    checkpoint = load_plain(path)
-    if 'optimizer' not in checkpoint:
+    try:
+        checkpoint = read_checkpoint(path, mmap=True)
+    except ValueError as error:
+        raise ValueError(f'--resume: {error}') from error
+    if not isinstance(checkpoint, dict) or 'optimizer' not in checkpoint:
         raise ValueError(f'--resume must be a training checkpoint, got {path!r}, which holds no optimizer')
     progress = checkpoint.get('progress', {})
     under_way = bool(progress.get('batches') or progress.get('images'))
     done = 'epoch' in checkpoint and checkpoint.get('version', 1) > 1  # before version 2 timm counted what comes next
     epoch = checkpoint.get('epoch', 0) + (done and not under_way)
     flags = checkpoint.get('args')
-    return Resumed(path=path, epoch=epoch, flags=vars(flags) if flags is not None else {}, progress=progress)
-
-
-def load_plain(path: str | Path) -> dict[str, Any]:
-    """Load a checkpoint of plain data and tensors, whose bytes stay on the disk until they are used."""
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
-    except Exception as error:
-        raise ValueError(f'--resume must be a training checkpoint, got {str(path)!r}: {error}') from error
-    return content if isinstance(content, dict) else {}
+    flags = vars(flags) if flags is not None else {}
+    return Resumed(path=path, epoch=epoch, flags=flags, progress=progress, metric=checkpoint.get('metric'))
 
 
 def find_newest(folder: Path) -> str:
-    """The checkpoint that is furthest in training: ``last`` or a recovery file; ``''`` if there is none."""
-    found = []
-    if (folder / LAST).is_file():
-        found.append(((load_plain(folder / LAST)['epoch'] + 1, 0), folder / LAST))
-    for path in folder.glob('recovery-*.pth.tar'):
-        match = _RECOVERY.fullmatch(path.name)
-        if match:
-            found.append(((int(match[1]), int(match[2]) + 1), path))
-    return str(max(found)[1]) if found else ''
+    """The checkpoint that is furthest in training, of those that are whole; ``''`` if there is none.
+
+    Raises:
+        ValueError: If all are damaged: a new run would take their place.
+    """
+    found = [(_place(path), path.name == LAST, path) for path in folder.glob('*.pth.tar')]
+    problems = []
+    for _, _, path in sorted((entry for entry in found if entry[0] is not None), reverse=True):
+        try:
+            read_checkpoint(path, mmap=True)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        for problem in problems:
+            _logger.warning('%s; left out for %s', problem, path.name)
+        return str(path)
+    if problems:
+        raise ValueError(f'no checkpoint in {folder} is whole, remove them to start anew: {problems[0]}')
+    return ''
+
+
+def _place(path: Path) -> tuple[int, int] | None:
+    """Epoch and batch after which a checkpoint was written; ``None`` for other files."""
+    if path.name == LAST:
+        try:
+            return read_checkpoint(path, mmap=True)['epoch'] + 1, 0
+        except ValueError:
+            return sys.maxsize, 0  # damaged, and meant to be the newest
+    recovery, numbered = _RECOVERY.fullmatch(path.name), _NUMBERED.fullmatch(path.name)
+    if recovery:
+        return int(recovery[1]), int(recovery[2]) + 1
+    return (int(numbered[1]) + 1, 0) if numbered else None
 
 
 @contextlib.contextmanager
-def non_finite_in_one_line(program: str, folder: Path, find_run: Callable[[Path], str] = find_newest) -> Iterator[None]:
-    """End the process on a loss that is not finite, with one line that says where to go on from.
+def advising_where_to_go_on(folder: Path, find_run: Callable[[Path], str] = find_newest) -> Iterator[None]:
+    """Let the error of a loss that is not finite say where to go on from.
 
     Args:
-        program: What the line begins with.
         folder: Folder of the run.
         find_run: Names the file in it to go on from; empty if there is none.
+
+    Raises:
+        ValueError: In the processes where the loss was not finite.
+        SystemExit: In the others.
     """
     try:
         yield
@@ -120,7 +145,7 @@ def non_finite_in_one_line(program: str, folder: Path, find_run: Callable[[Path]
             sys.exit(2)  # another process says why
         kept = find_run(folder)
         advice = f'go on from {kept} with --resume auto' if kept else 'start again (there is no checkpoint yet)'
-        sys.exit(f'{program}: error: {error}; lower --lr or set --clip-grad, and {advice}')
+        raise ValueError(f'{error}; lower --lr or set --clip-grad, and {advice}') from error
 
 
 @dataclass
@@ -131,11 +156,14 @@ class TrainState:
         meters: Sums of the parts of the loss in the epoch.
         epoch: Epoch, from 0.
         batch: Batches of it that are done.
+        rates: Learning rates of the resumed optimizer's groups, and by what factor ``--lr`` changed since; empty where
+            it begins anew.
     """
 
     meters: Meters
     epoch: int = 0
     batch: int = 0
+    rates: list[tuple[float, float]] = field(default_factory=list)
 
 
 def resume_training(
@@ -162,11 +190,25 @@ def resume_training(
         keep_optimizer: Load the state of the optimizer.
 
     Raises:
-        ValueError: If no update of this run begins where the checkpoint was written.
+        ValueError: If no update of this run begins where the checkpoint was written, or it is of another model or
+            optimizer.
     """
     if start_epoch is not None:
         state.epoch, state.batch = start_epoch, 0
     elif resumed is not None:
         state.epoch, state.batch = resumed.position(images_per_batch, accum_steps)
-    if resumed is not None:
+    if resumed is None:
+        return
+    rates = [group['lr'] for group in optimizer.param_groups]
+    try:
         resume_task_checkpoint(task, resumed.path, optimizer=optimizer if keep_optimizer else None, log_info=False)
+    except (KeyError, RuntimeError, ValueError) as error:  # of load_state_dict: a line for every weight
+        reason = ' '.join(str(error).split())
+        raise ValueError(
+            f'--resume: {resumed.path} does not fit model and optimizer: {textwrap.shorten(reason, 160)}; give the '
+            'flags of its run, or take its weights alone with --initial-checkpoint'
+        ) from error
+    if keep_optimizer:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            state.rates.append((group['lr'], rate / (group.get('initial_lr') or rate or 1.0)))
+            group['initial_lr'] = rate  # of --lr, which may have changed: schedules begin with it

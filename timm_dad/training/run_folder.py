@@ -1,8 +1,10 @@
 """The folder of a run: held by one run at a time, with its flags and its summary."""
 
 import csv
+import itertools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 from timm import utils
 
-from timm_dad.common.files import write_file
+from timm_dad.common.files import replacing, write_file
 from timm_dad.flags.rules import written
 
 _logger = logging.getLogger(__name__)
@@ -22,7 +24,9 @@ SUMMARY = 'summary.csv'
 SUITES = 'suites.csv'
 # Flags that may differ between a run and its resumption without changing what is trained.
 _INCIDENTAL = {'config', 'data', 'experiment', 'local_rank', 'no_resume_opt', 'output', 'resume', 'start_epoch'}
-_FIXED = ('model', 'num_classes', 'in_chans', 'opt')
+_FIXED = ('model', 'num_classes', 'in_chans')
+# What the state of an optimizer holds, whatever the flags say; its rate is of the schedule.
+_OPTIMIZER = ('opt', 'opt_eps', 'opt_betas', 'opt_kwargs', 'momentum', 'weight_decay', 'layer_decay')
 
 
 class RunFolder:
@@ -53,16 +57,19 @@ class RunFolder:
         self.path, self.accelerator, self.flag = named[0], accelerator, flag
         self._find_run, self._resume = find_run, resume
         self._lock = FileLock(self.path / '.lock')
-        self._unsaid: set[str] = set()
 
     def __enter__(self) -> 'RunFolder':
         """Hold the folder, if it is there."""
         self._hold(only_if=self.path.is_dir(), resume=self._resume)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Let go of it."""
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        """Let go of it; a ``KeyboardInterrupt`` gets the flags to go on with."""
         self._lock.release()
+        if isinstance(error, KeyboardInterrupt):
+            names = self.flag.split('/')  # of the folder alone, or of the folder that it is in and its name
+            values = (self.path,) if len(names) == 1 else (self.path.parent, self.path.name)
+            error.args = (*itertools.chain(*zip(names, values, strict=True)), '--resume', 'auto')
 
     def _hold(self, *, only_if: bool, resume: bool) -> None:
         """Take the lock, and make the folder for it; raises in all processes if it cannot be had."""
@@ -71,9 +78,12 @@ class RunFolder:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
                 self._lock.acquire(timeout=0)
-                if self._find_run(self.path) and not resume:
+                if not resume and self._find_run(self.path):
                     self._lock.release()
                     refusal = ['holds an older run; name another folder, or --resume auto']
+            except ValueError:  # damaged checkpoints alone
+                self._lock.release()
+                refusal = ['holds an older run; name another folder']
             except Timeout:
                 refusal = ['is in use by another run; name another folder']
             except OSError as error:
@@ -86,10 +96,18 @@ class RunFolder:
         """Path of ``--resume``; ``auto`` is the newest checkpoint of this folder, if there is one, in all processes."""
         if resume != 'auto':
             return resume
-        newest = [self._find_run(self.path) if self.accelerator.is_main_process else '']
-        broadcast_object_list(newest)
-        _logger.info('--resume auto: %s', newest[0] or f'no checkpoint in {self.path}, starting')
-        return newest[0]
+        found = ['', '']
+        if self.accelerator.is_main_process:
+            try:
+                found = [self._find_run(self.path), '']
+            except ValueError as error:
+                found = ['', f'--resume auto: {error}']
+        broadcast_object_list(found)
+        newest, problem = found
+        if problem:
+            raise ValueError(problem)
+        _logger.info('--resume auto: %s', newest or f'no checkpoint in {self.path}, starting')
+        return newest
 
     def start(self, flags: Mapping[str, Any], epoch: int) -> None:
         """Write the flags, and cut the summaries where the run begins; the main process does.
@@ -100,12 +118,11 @@ class RunFolder:
             flags: Plain values by name.
             epoch: Epoch from which on it is trained.
         """
-        self._unsaid = {'val_top5'} if (flags.get('num_classes') or 6) <= 5 else set()  # it is 100 % there
         self._hold(only_if=not self._lock.is_locked, resume=False)  # what another run made meanwhile is its own
         if not self.accelerator.is_main_process:
             return
         path, text = self.path / ARGS, yaml.safe_dump(dict(flags), default_flow_style=False)
-        changed = changed_flags(yaml.safe_load(path.read_text()) or {}, yaml.safe_load(text)) if path.exists() else []
+        changed = changed_flags(_read_flags(path), yaml.safe_load(text)) if path.exists() else []
         if changed:
             _logger.info('Flags that changed since: %s', ', '.join(changed))
             number = 1 + len(list(self.path.glob('args-*.yaml')))
@@ -120,24 +137,49 @@ class RunFolder:
         train_metrics: Mapping[str, float],
         eval_metrics: Mapping[str, float] | None,
         optimizer: Any,
+        *,
+        plain: Mapping[str, float] | None = None,
+        notes: Sequence[str] = (),
+        hidden: Sequence[str] = (),
     ) -> None:
-        """Give an epoch's metrics and learning rate to the trackers, the summary and the terminal."""
-        values = {**train_metrics, **{f'val_{name}': value for name, value in (eval_metrics or {}).items()}}
+        """Give an epoch's metrics and learning rate to the trackers, the summary and the terminal.
+
+        Args:
+            epoch: The epoch.
+            train_metrics: Means of the parts of the loss.
+            eval_metrics: Of the validation: the moving average's, if there is one.
+            optimizer: Of the student.
+            plain: The student's own, if those are the moving average's; not in the summary.
+            notes: More for the terminal.
+            hidden: Metrics that the terminal does not show.
+        """
+        kinds = {'val_': eval_metrics, 'val_plain_': plain}
+        values = {f'{kind}{name}': value for kind, own in kinds.items() for name, value in (own or {}).items()}
+        values = {**train_metrics, **values}
         rates = [group['lr'] for group in optimizer.param_groups]
         rate = sum(rates) / len(rates)
         self.accelerator.log({**values, 'lr': rate}, step=epoch)
         if not self.accelerator.is_main_process:
             return
-        shown = (
-            f'{name} {value:.4g}' if isinstance(value, float) else f'{name} {value}'
-            for name, value in values.items()
-            if name not in self._unsaid
-        )
-        _logger.info('Epoch %d: %s', epoch, '  '.join(shown))
-        summary = self.path / SUMMARY
-        utils.update_summary(
-            epoch, train_metrics, eval_metrics, filename=str(summary), lr=rate, write_header=not summary.exists()
-        )
+        shown = [
+            f'{name if plain is None else name.replace("val_", "val_ema_").replace("ema_plain", "plain")} {value:.4g}'
+            for name, value in {**values, 'lr': rate}.items()
+            if name.rsplit('_', 1)[-1] not in hidden
+        ]
+        _logger.info('Epoch %d: %s', epoch, '  '.join([*shown, *notes]))
+        with appending(self.path / SUMMARY) as temporary:
+            utils.update_summary(
+                epoch, train_metrics, eval_metrics, filename=str(temporary), lr=rate,
+                write_header=not temporary.stat().st_size,
+            )  # fmt: skip
+
+
+def _read_flags(path: Path) -> dict[str, Any]:
+    try:
+        flags = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f'{path} is no YAML ({" ".join(str(error).split())}): move it away') from error
+    return flags if isinstance(flags, dict) else {}
 
 
 def changed_flags(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -158,22 +200,39 @@ def check_resumed_flags(before: Mapping[str, Any], now: Mapping[str, Any], *, ke
         keep_optimizer: Whether the optimizer's state is resumed.
 
     Raises:
-        ValueError: If model, classes, channels or optimizer are others.
+        ValueError: If model, classes, channels, or optimizer and its settings are others.
     """
-    for name in _FIXED:
+    for name in (*_FIXED, *(_OPTIMIZER if keep_optimizer else ())):
         old, new = before.get(name), now.get(name)
-        if None in (old, new) or old == new or (name == 'opt' and not keep_optimizer):
+        if (None in (old, new) and name in _FIXED) or old == new or name not in before:
             continue
-        raise ValueError(
-            f'{written(name)} must be what the resumed run has, {old}, got {new}: '
-            + ('or give --no-resume-opt' if name == 'opt' else 'leave it as it was, or start another run')
-        )
+        fix = 'leave it as it was, or ' + ('start another run' if name in _FIXED else 'give --no-resume-opt')
+        raise ValueError(f'{written(name)} must be what the resumed run has, {old}, got {new}: {fix}')
+
+
+@contextmanager
+def appending(path: Path) -> Iterator[Path]:
+    """Yield a copy of a file, if there is one, for a writer that appends to it, and put it in its place afterwards."""
+    before = path.read_bytes() if path.exists() else b''
+    with replacing(path) as temporary:
+        temporary.write_bytes(before)
+        yield temporary
 
 
 def cut_summary(path: Path, epoch: int) -> None:
-    """Drop the rows of epochs that will be trained again."""
-    if path.exists():
-        lines = path.read_bytes().decode().splitlines(keepends=True)
+    """Drop the rows of epochs that will be trained again.
+
+    Raises:
+        ValueError: If it is no table of epochs.
+    """
+    if not path.exists():
+        return
+    try:
+        lines = [line for line in path.read_bytes().decode('utf-8-sig').splitlines(keepends=True) if line.strip()]
         rows = list(csv.DictReader(lines))
         kept = [line for line, row in zip(lines[1:], rows, strict=True) if int(row['epoch']) < epoch]
-        write_file(path, ''.join([lines[0], *kept]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f'{path} is no table of epochs ({type(error).__name__}: {error}), so no rows can be added: move it away'
+        ) from error
+    write_file(path, ''.join([*lines[:1], *kept]))

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from timm_dad.training.resume import TrainState
+from timm_dad.training.resume import Resumed, TrainState
 
 
 def is_due(epoch: int, interval: int, num_epochs: int) -> bool:
@@ -17,8 +17,40 @@ def step_schedule(scheduler: Any, epoch: int, metric: float | None) -> None:
         scheduler.step(epoch, metric)
 
 
-def fast_forward(scheduler: Any, state: TrainState, updates_per_epoch: int, accum_steps: int) -> None:
-    """Bring the schedule to where a resumed training is."""
-    if state.epoch or state.batch:
+def fast_forward(
+    scheduler: Any, state: TrainState, resumed: Resumed | None, updates_per_epoch: int, accum_steps: int
+) -> None:
+    """Bring the schedule to where a resumed training is.
+
+    Args:
+        scheduler: timm's, new.
+        state: Where the training is.
+        resumed: The checkpoint, if there is one.
+        updates_per_epoch: Updates of an epoch.
+        accum_steps: Batches an update.
+    """
+    if hasattr(scheduler, 'lr_scheduler'):
+        _resume_plateau(scheduler, state, resumed)
+    elif state.epoch or state.batch:
         scheduler.step_update(state.epoch * updates_per_epoch + -(-state.batch // accum_steps))
-        step_schedule(scheduler, state.epoch, None)
+        scheduler.step(state.epoch)
+
+
+def _resume_plateau(scheduler: Any, state: TrainState, resumed: Resumed | None) -> None:
+    """Bring plateau to where it was: the only schedule whose rate is no function of the epoch."""
+    progress = resumed.progress if resumed is not None else {}
+    if progress.get('plateau'):
+        scheduler.lr_scheduler.load_state_dict(progress['plateau'])
+        if progress.get('plateau_rates') and state.rates:  # those without noise
+            calm = zip(progress['plateau_rates'], state.rates, strict=True)
+            scheduler.restore_lr = [rate * factor for rate, (_, factor) in calm]
+    if not state.epoch:
+        return  # as it was made: timm's step to epoch 0 sets the rate of a warm-up, even without one
+    if state.epoch <= scheduler.warmup_t:
+        scheduler.step(state.epoch)
+        return
+    rates = [rate * factor for rate, factor in state.rates] or scheduler.base_values
+    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group['lr'] = rate
+    if resumed is not None and not state.batch:  # written before the step after its epoch
+        step_schedule(scheduler, state.epoch, resumed.metric)

@@ -14,7 +14,7 @@ from timm_dad.evaluation.report.figures import MEAN_OOD, WHOLE, Results
 from timm_dad.evaluation.report.plots import write_plots
 from timm_dad.evaluation.report.write import build_report, write_report
 from timm_dad.method.task import DADTask
-from timm_dad.training.run_folder import SUITES, cut_summary
+from timm_dad.training.run_folder import SUITES, appending, cut_summary
 from timm_dad.training.suites import StudentSuites
 from timm_dad.training.validate import eval_model
 
@@ -101,7 +101,7 @@ class SuitesHook:
         if self.accelerator.is_main_process:
             path = self.folder / SUITES
             cut_summary(path, epoch)  # a run that is resumed at its end evaluates its last epoch again
-            with path.open('a', newline='') as file:
+            with appending(path) as temporary, temporary.open('a', newline='') as file:
                 writer = csv.writer(file)
                 if not file.tell():
                     writer.writerow(('epoch', 'model', 'suite', *FIGURES))

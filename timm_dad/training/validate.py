@@ -25,6 +25,24 @@ def eval_model(task: TrainingTask, *, use_ema: bool = True) -> nn.Module:
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
+def validate_task(
+    task: TrainingTask, loader: Any, accelerator: Accelerator, *, use_ema: bool = True
+) -> tuple[Metrics | None, Metrics | None]:
+    """Measure the model to evaluate and, where that is the moving average, the student itself; ``None`` if neither.
+
+    Args:
+        task: The training task.
+        loader: Of ``create_eval_loader``; ``None`` without validation data.
+        accelerator: Device and processes.
+        use_ema: Take the moving average, if there is one.
+    """
+    if loader is None:
+        return None, None
+    averaged = use_ema and task.has_ema()
+    plain = validate(eval_model(task, use_ema=False), loader, accelerator)
+    return (validate(eval_model(task), loader, accelerator), plain) if averaged else (plain, None)
+
+
 @torch.inference_mode()
 def validate(model: nn.Module, loader: Any, accelerator: Accelerator) -> Metrics:
     """Measure a model on validation data.

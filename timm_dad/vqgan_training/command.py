@@ -21,7 +21,7 @@ from timm_dad.flags.kwargs import amp_precision
 from timm_dad.flags.pairs import load_vqgan_by_spec
 from timm_dad.training.batches import Batches
 from timm_dad.training.loaders import create_train_loader
-from timm_dad.training.resume import non_finite_in_one_line
+from timm_dad.training.resume import advising_where_to_go_on
 from timm_dad.training.run_folder import RunFolder
 from timm_dad.training.setup import create_accelerator
 from timm_dad.vqgan.model import VQGAN
@@ -51,27 +51,26 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     program = f'{PROGRAM} {args.command}'
     setup_logging()
     path = Path(args.output or f'output/vqgan/{datetime.now().strftime("%Y%m%d-%H%M%S")}')
-    with contextlib.ExitStack() as stack:
-        with user_errors(program):
-            accelerator = create_accelerator(path, device=args.device, precision=amp_precision(args), seed=args.seed)
-            folder = stack.enter_context(
-                RunFolder(path, accelerator, find_state, resume=bool(args.resume), flag='--output')
-            )
-            seed_all(args.seed, RUN)  # alike in all processes, which begin with the same weights
-            dataset, dataset_val = open_images(args, '--train-split'), open_images(args, '--val-split')
-            vqgan = create_vqgan(args)
-            batches = create_batches(args, dataset, accelerator)
-            loader_val = create_own_loader(args, dataset_val, accelerator)
-            steps = args.steps or (args.epochs or 30) * len(batches)
-            settings = create_settings(args, vqgan, steps, accelerator.num_processes)
-            trainer = create_trainer(args, vqgan, accelerator, steps)
-            run = VQGANRun(trainer, batches, loader_val, folder, settings, args.recovery_interval)
-            run.resume(folder.resolve(args.resume))
-            folder.start(vars(args), run.epoch)
-            size = describe(trainer.vqgan, args.img_size)
-            _logger.info('VQGAN of %s; steps %d to %d, to %s', size, trainer.steps_done, steps, path)
-        with non_finite_in_one_line(program, path, find_state):
-            metrics = run.train()
+    with user_errors(program), contextlib.ExitStack() as stack:
+        accelerator = create_accelerator(path, device=args.device, precision=amp_precision(args), seed=args.seed)
+        folder = stack.enter_context(
+            RunFolder(path, accelerator, find_state, resume=bool(args.resume), flag='--output')
+        )
+        seed_all(args.seed, RUN)  # alike in all processes, which begin with the same weights
+        dataset, dataset_val = open_images(args, '--train-split'), open_images(args, '--val-split')
+        vqgan = create_vqgan(args)
+        batches = create_batches(args, dataset, accelerator)
+        loader_val = create_own_loader(args, dataset_val, accelerator)
+        steps = args.steps or (args.epochs or 30) * len(batches)
+        settings = create_settings(args, vqgan, steps, accelerator.num_processes)
+        trainer = create_trainer(args, vqgan, accelerator, steps)
+        run = VQGANRun(trainer, batches, loader_val, folder, settings, args.recovery_interval)
+        run.resume(folder.resolve(args.resume))
+        folder.start(vars(args), run.epoch)
+        size = describe(trainer.vqgan, args.img_size)
+        _logger.info('VQGAN of %s; steps %d to %d, to %s', size, trainer.steps_done, steps, path)
+        stack.enter_context(advising_where_to_go_on(path, find_state))
+        metrics = run.train()
         accelerator.end_training()
         return metrics
 

@@ -11,6 +11,7 @@ from accelerate.utils import gather_object
 
 from timm_dad.common.files import replacing
 from timm_dad.common.progress import progress, tell
+from timm_dad.common.torch_files import read_checkpoint
 from timm_dad.training.batches import Batches
 from timm_dad.training.meters import Meters, Metrics, merged
 from timm_dad.training.run_folder import RunFolder, changed_flags
@@ -67,9 +68,9 @@ class VQGANRun:
         if not path:
             return
         try:
-            state: dict[str, Any] = torch.load(path, map_location='cpu', weights_only=True)
-        except Exception as error:  # torch raises what it likes on a broken file
-            raise ValueError(f'--resume auto: {path} cannot be read: {error}') from error
+            state: dict[str, Any] = read_checkpoint(path)
+        except ValueError as error:
+            raise ValueError(f'--resume auto: {error}; or remove it to start anew') from error
         if state.get('version') != _VERSION:
             raise ValueError(
                 f'--resume auto: {path} is of version 0.1, which drew its samples in another way; name another --output'
@@ -143,5 +144,5 @@ class VQGANRun:
             'meters': gather_object([(self.meters.sums, self.meters.count)]),
         }
         if self.accelerator.is_main_process:
-            with replacing(self.folder.path / STATE) as temporary, temporary.open('wb') as file:
+            with replacing(self.folder.path / STATE, sync=True) as temporary, temporary.open('wb') as file:
                 torch.save(state, file)

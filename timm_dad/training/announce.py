@@ -1,0 +1,46 @@
+"""What a training says while it goes on, and at its end."""
+
+import argparse
+import logging
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from timm_dad.demo.data import PREFIX
+from timm_dad.flags.data import split_folder
+from timm_dad.training.batches import Batches
+from timm_dad.training.checkpoint import Checkpoints
+from timm_dad.training.saver import BEST
+
+_logger = logging.getLogger(__name__)
+
+
+def epoch_notes(batches: Batches, checkpoints: Checkpoints, epoch: int, metric: float, name: str) -> list[str]:
+    """Seconds and images a second of the pass that is over, and the best metric so far."""
+    best_metric, best_epoch = checkpoints.best_with(epoch, metric)
+    speed = batches.passed * checkpoints.images_per_batch / max(batches.seconds, 1e-9)
+    return [f'{batches.seconds:.3g} s', f'{speed:.3g} images/s', f'best {name} {best_metric:.4g} (epoch {best_epoch})']
+
+
+def log_best(args: argparse.Namespace, folder: Path, results: Mapping[str, Any], name: str) -> None:
+    """Log where the best checkpoint is, and the command that evaluates it on the validation data."""
+    if results.get('best_metric') is None:
+        return
+    words = ['timm-dad', 'evaluate', '--model', f'run:{folder}', '--suite', _suite(args)]
+    words += ['--output', str(folder / 'evaluate')]
+    _logger.info(
+        'Best: %s %.4g (epoch %d), %s; next: %s',
+        name.replace('top', 'top-'), results['best_metric'], results['best_epoch'], folder / BEST, shlex.join(words),
+    )  # fmt: skip
+
+
+def _suite(args: argparse.Namespace) -> str:
+    """The validation data of a training, as ``--suite`` of ``timm-dad evaluate`` takes it."""
+    kind, split = args.dataset.split('/')[0], args.val_split
+    if args.dataset.startswith(PREFIX):
+        return str(args.dataset)
+    if kind in ('hfds', 'torch'):
+        return f'val={args.dataset}{f",root={args.data_dir}" if args.data_dir else ""},split={split}'
+    folder = split_folder(Path(args.data_dir), split) if args.data_dir and split and not args.dataset else None
+    return f'val={folder}' if folder is not None else 'NAME=FOLDER'

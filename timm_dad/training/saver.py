@@ -1,0 +1,74 @@
+"""timm's saver of checkpoints, for disks that fill up and machines that fail."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from timm.utils import CheckpointSaver
+
+from timm_dad.common.files import naming_file
+from timm_dad.common.torch_files import read_checkpoint
+from timm_dad.training.resume import LAST
+
+BEST = 'model_best.pth.tar'
+
+_logger = logging.getLogger(__name__)
+
+
+class Saver(CheckpointSaver):  # type: ignore[misc]
+    """Write every file to the disk before it gets its name, and finish what a killed run began."""
+
+    def _save(self, save_path: str, epoch: int, metric: float | None = None) -> None:
+        # Given a path, torch hides what the disk says.
+        with naming_file(save_path), open(save_path, 'wb') as file:
+            super()._save(file, epoch, metric)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _replace(self, src: str, dst: str) -> None:
+        os.replace(src, dst)  # timm's removes dst before
+
+    def restore(self) -> None:
+        """Take the ranking of the checkpoints in the folder, and link those that a killed run had no time to link.
+
+        timm 1.0.31 can restore the ranking from what it saves; 1.0.28 cannot. Reading the files serves both.
+        """
+        folder = Path(self.checkpoint_dir)
+        read = {path: _epoch_and_metric(path) for path in folder.glob('checkpoint-*.pth.tar')}
+        found = [(epoch, metric, path) for path, (epoch, metric) in read.items() if metric is not None]
+        self._rank(found)
+        epoch, metric = _epoch_and_metric(folder / LAST)
+        if metric is not None and epoch not in [entry[0] for entry in found] and self._earns_a_place(metric):
+            if len(self.checkpoint_files) >= self.max_history:
+                self._cleanup_checkpoints(1)
+            path = Path(self._checkpoint_path(epoch))
+            self._duplicate(str(folder / LAST), str(path))
+            kept = [entry for entry in found if (str(entry[2]), entry[1]) in self.checkpoint_files]
+            self._rank([*kept, (epoch, metric, path)])
+        if self.best_epoch is not None and _epoch_and_metric(folder / BEST)[0] != self.best_epoch:
+            _logger.info('%s is made again from %s', folder / BEST, self.checkpoint_files[0][0])
+            self._duplicate(self.checkpoint_files[0][0], str(folder / BEST))
+
+    def _earns_a_place(self, metric: float) -> bool:
+        free = len(self.checkpoint_files) < self.max_history
+        return free or bool(self.cmp(metric, self.checkpoint_files[-1][1]))
+
+    def _rank(self, found: list[tuple[int, float, Path]]) -> None:
+        """Order checkpoints from the best to the worst, and equals by epoch."""
+        ranked = sorted(found, key=lambda entry: (entry[1] if self.decreasing else -entry[1], entry[0]))
+        self.checkpoint_files = [(str(path), metric) for _, metric, path in ranked]
+        if ranked:
+            self.best_epoch, self.best_metric, _ = ranked[0]
+
+
+def _epoch_and_metric(path: Path) -> tuple[Any, Any]:
+    """What a checkpoint says of itself; twice ``None``, with a warning, where it is damaged."""
+    if not path.exists():
+        return None, None
+    try:
+        checkpoint = read_checkpoint(path, mmap=True)
+    except ValueError as error:
+        _logger.warning('%s; it is left out', error)
+        return None, None
+    return checkpoint.get('epoch'), checkpoint.get('metric')
