@@ -31,7 +31,7 @@ from timm_dad.flags.dad import build_task
 from timm_dad.flags.data import check_training_data, open_training_data
 from timm_dad.flags.objective import create_criterion, create_kd_task
 from timm_dad.flags.pairs import cached_set, open_dad_set, pair_dataset, uses_cache, uses_pairs
-from timm_dad.flags.rules import flag_errors
+from timm_dad.flags.rules import flag_errors, under_flag
 from timm_dad.flags.student import create_student, place_student, prepare_task
 from timm_dad.flags.train import init_trackers, learning_rate, parse_args, run_path
 from timm_dad.method.augment import DADAugment
@@ -151,7 +151,7 @@ def main(
 
         results: dict[str, Any] = {'output_dir': str(path)}
         for epoch in range(state.epoch, num_epochs):
-            with non_finite_in_one_line(PROGRAM, path):
+            with user_errors(PROGRAM), non_finite_in_one_line(PROGRAM, path):
                 train_metrics = train_one_epoch(epoch, task, batches, optimizer, scheduler, checkpoints, state, args)
             mode = '' if args.sync_bn else args.dist_bn
             distribute_batch_norm(task, world_size, mode, ema=not args.model_ema_force_cpu)
@@ -160,7 +160,8 @@ def main(
             metric = None
             if is_due(epoch, args.val_interval, num_epochs):
                 model = eval_model(task, use_ema=not args.model_ema_force_cpu)
-                val_metrics = None if loader_val is None else validate(model, loader_val, accelerator)
+                with user_errors(PROGRAM), under_flag('--val-split:'):
+                    val_metrics = None if loader_val is None else validate(model, loader_val, accelerator)
                 metric = (val_metrics or train_metrics)[metric_name]
                 folder.log_epoch(epoch, train_metrics, val_metrics, optimizer)
                 results.update(checkpoints.save_epoch(epoch, metric))

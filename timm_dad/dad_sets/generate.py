@@ -17,6 +17,7 @@ from timm_dad.dad_sets.maker import GenerateConfig, ShardMaker
 from timm_dad.dad_sets.shards import ShardedFolder
 from timm_dad.dad_sets.summary import finish
 from timm_dad.data.images import FramedImages, LoadedImage, Source
+from timm_dad.data.pictures import NOTHING_READ
 from timm_dad.method.augment import DADAugment
 
 
@@ -156,6 +157,8 @@ def _claimed_stream(folder: ShardedFolder, images: FramedImages, batch_size: int
                 yield batch
                 batch = []
             batch.append(images.load(index, *image))
+    if index < 0:
+        raise ValueError(NOTHING_READ)
     if index + 1 != folder.num_images:  # before the last shard is made
         more = 'more' if index >= folder.num_images else f'{index + 1} that decode'
         raise ValueError(
