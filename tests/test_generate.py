@@ -80,7 +80,7 @@ AUGMENT = make_augment()
 
 def make(
     source, output, augment=None, size=(SIDE, SIDE), crop_pct=1.0, format='folder', image_format='png', quality=95,
-    rank=0, world_size=1, workers=0, progress=False, **config
+    rank=0, world_size=1, workers=0, progress=False, repair=False, **config
 ):  # fmt: skip
     """``generate`` with small shards; returns the summary."""
     augment = augment or AUGMENT
@@ -97,7 +97,7 @@ def make(
             'vqgan': {'fingerprint': augment.vqgan.fingerprint()},
             'keep_label': augment.keep_label,
         },
-        rank=rank, world_size=world_size, workers=workers, progress=progress,
+        rank=rank, world_size=world_size, workers=workers, progress=progress, repair=repair,
     )  # fmt: skip
 
 

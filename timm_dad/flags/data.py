@@ -111,7 +111,7 @@ def _check_split_folder(root: Path, split: str, flag: str) -> None:
     name = split.split('[')[0]
     synonyms = next((group for group in _SYNONYMS if name in group), (name,))
     if not any((root / synonym).is_dir() for synonym in synonyms):
-        folders = sorted(path.name for path in root.iterdir() if path.is_dir())[:5]
+        folders = sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[0] != '.')[:5]
         raise ValueError(f'{flag} must be a folder in {root}, got {split!r}; there are {folders or "none"}')
 
 
