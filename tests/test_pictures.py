@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 import train_dad
 from timm_dad.commands import generate as generate_command
 from timm_dad.commands import preview, probe
-from timm_dad.data.datasets import check_images, check_labels, open_dataset
+from timm_dad.data.datasets import check_class_names, check_images, check_labels, dataset_class_names, open_dataset
 from timm_dad.data.images import FramedImages, Source
 from timm_dad.data.pairs import DADPairs, SameImage
 from timm_dad.data.pictures import DataError, decode, eight_bits
@@ -216,3 +216,16 @@ def test_dad_of_one_class_is_refused_where_the_data_names_none(capsys):
     with pytest.raises(SystemExit):
         train_dad.main(['--dataset', 'hfds/x', '--dad', '--dad-vqgan', 'demo', '--num-classes', '1'])
     assert '--num-classes must be 2 or more with --dad, got 1' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('name', [b'\xff\xfe', b'a\nb', 'a\u2028b'.encode()])
+def test_class_folders_that_no_file_of_names_could_hold_are_refused(tmp_path, name):
+    root = os.fsdecode(bytes(write(tmp_path, Image.new('RGB', (8, 8)), classes=('a',))) + b'/' + name)
+    write(type(tmp_path)(root), Image.new('RGB', (8, 8)), classes=('.',))
+    names = dataset_class_names(open_dataset('', str(tmp_path), '', '--data-dir'))
+    one_line = r'class names must be lines of UTF-8 text, got \S+: rename the folder$'
+    with pytest.raises(ValueError, match=f'^--data-dir x: {one_line}'):
+        check_class_names(names, '--data-dir x')
+    with pytest.raises(ValueError, match=one_line):
+        open_suites([f'mine={tmp_path}'])
+    check_class_names(['caf\u00e9', '日本', 'a b', 'x\u200dy'], '--data-dir x')

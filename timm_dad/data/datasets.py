@@ -133,10 +133,22 @@ def dataset_class_names(dataset: Any) -> list[str] | None:
 
 
 def check_class_names(names: Sequence[str] | None, flag: str) -> None:
-    """Raise ``ValueError`` where classes are fewer than two, or pictures lie beside the class folders."""
-    if names is not None and ('' in names or len(names) < 2):
+    """Raise ``ValueError`` where classes are fewer than two, or one has no name or a name that is no text."""
+    if names is None:
+        return
+    if '' in names or len(names) < 2:
         found = 'some lie in none' if '' in names else f'there is one class, {names[0]!r}'
         raise ValueError(f'{flag}: pictures must lie in one folder a class, of two classes or more, and {found}')
+    check_names_are_text(names, flag)
+
+
+def check_names_are_text(names: Sequence[str], flag: str) -> None:
+    """Raise ``ValueError`` where a class name is no UTF-8 or has several lines: files of names could not hold it."""
+    odd = next(
+        (name for name in names if name and name.encode('utf-8', 'ignore').decode().splitlines() != [name]), None
+    )
+    if odd is not None:
+        raise ValueError(f'{flag}: class names must be lines of UTF-8 text, got {ascii(odd)}: rename the folder')
 
 
 def check_images(dataset: Any, flag: str) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import itertools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -102,8 +103,13 @@ class Source:
     @cached_property
     def _folders(self) -> list[str]:
         names = [name.replace('/', '_') for name in self.class_names or ()]
-        usable = [name.strip('.') and names.count(name) == 1 for name in names]
-        return [name if ok else f'{name}-{label}' for label, (name, ok) in enumerate(zip(names, usable, strict=True))]
+        counted = Counter(names)
+        folders = [
+            name if name.strip('.') and counted[name] == 1 else f'{name}-{label}' for label, name in enumerate(names)
+        ]
+        while len(counted := Counter(folders)) < len(folders):  # 'a/b', 'a_b' and 'a_b-0'
+            folders = [name if counted[name] == 1 else f'{name}-{label}' for label, name in enumerate(folders)]
+        return folders
 
     def name(self, index: int, label: int) -> str:
         """Name of an image, no other has it: path without suffix where it has one, else ``class/index``."""
