@@ -33,7 +33,7 @@ from timm_dad.flags.data import check_training_data, open_training_data
 from timm_dad.flags.header import log_student, log_training
 from timm_dad.flags.objective import create_criterion, create_kd_task
 from timm_dad.flags.pairs import cached_set, open_dad_set, pair_dataset, uses_cache, uses_pairs
-from timm_dad.flags.rules import flag_errors
+from timm_dad.flags.rules import flag_errors, under_flag
 from timm_dad.flags.student import create_student, place_student, prepare_task
 from timm_dad.flags.train import PROGRAM, create_parser, init_trackers, learning_rate, parse_args, run_path
 from timm_dad.method.augment import DADAugment
@@ -160,7 +160,8 @@ def main(
                 hook(epoch)
             metric = None
             if is_due(epoch, args.val_interval, num_epochs):
-                val_metrics, plain = validate_task(task, loader_val, accelerator, use_ema=use_ema)
+                with under_flag('--val-split:'):
+                    val_metrics, plain = validate_task(task, loader_val, accelerator, use_ema=use_ema)
                 metric = (val_metrics or train_metrics)[metric_name]
                 notes = epoch_notes(batches, checkpoints, epoch, metric, metric_name)
                 folder.log_epoch(epoch, train_metrics, val_metrics, optimizer, plain=plain, notes=notes, hidden=hidden)

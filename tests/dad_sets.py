@@ -7,7 +7,15 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from timm_dad.dad_sets.formats import FormatConfig, Item, encode_image, pack_codes, write_items
+from timm_dad.dad_sets.formats import (
+    FormatConfig,
+    Item,
+    encode_image,
+    logits_path,
+    pack_codes,
+    place_of,
+    write_items,
+)
 from timm_dad.dad_sets.logits import StoredLogits, encode_target, sparse_logits
 from timm_dad.dad_sets.manifest import (
     FORMAT_VERSION,
@@ -99,6 +107,16 @@ def write_dad_set(
             if logits:
                 stored.append(sparse_logits(logits(image, views), 2, temperature))
         places, files = write_items(root, root / 'work', shard, items, config)
+        if logits:
+            values, classes, rest = (torch.stack(part) for part in zip(*stored, strict=True))
+            parts = {'values': values, 'classes': classes, 'rest': rest}
+            (root / 'logits').mkdir(exist_ok=True)
+            save_file(
+                {f'{kind}_{name}': (part[:, 0] if kind == 'clean' else part[:, 1:]).contiguous()
+                 for name, part in parts.items() for kind in ('clean', 'dad')},
+                root / logits_path(shard),
+            )  # fmt: skip
+            files = [*files, place_of(logits_path(shard), (root / logits_path(shard)).read_bytes())]
         lines = [
             {'index': item.index, 'name': item.name, 'label': item.label, 'source_sha256': item.source_sha256,
              'views': views}
@@ -109,15 +127,6 @@ def write_dad_set(
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(manifest.to_bytes())
         shards.append({'path': str(path.relative_to(root)), 'sha256': sha256(manifest.to_bytes()), 'items': len(items)})
-        if logits:
-            values, classes, rest = (torch.stack(part) for part in zip(*stored, strict=True))
-            parts = {'values': values, 'classes': classes, 'rest': rest}
-            (root / 'logits').mkdir(exist_ok=True)
-            save_file(
-                {f'{kind}_{name}': (part[:, 0] if kind == 'clean' else part[:, 1:]).contiguous()
-                 for name, part in parts.items() for kind in ('clean', 'dad')},
-                root / 'logits' / f'{shard:06d}.safetensors',
-            )  # fmt: skip
     (root / SETTINGS).write_bytes(canonical_json(settings))
     index = {'settings': settings_id(settings), 'items': len(images), 'shards': shards, 'files': []}
     index['sha256'] = index_hash(index)

@@ -1,5 +1,6 @@
 import collections
 import pickle
+import re
 import shutil
 
 import numpy as np
@@ -10,6 +11,7 @@ from test_generate import AUGMENT, items, make, open_source, tree, write_images
 
 from timm_dad.dad_sets.manifest import canonical_json, read_json
 from timm_dad.dad_sets.read import DADSet, read_settings
+from timm_dad.data.pictures import DataError
 
 
 @pytest.fixture(scope='module')
@@ -139,7 +141,9 @@ def test_damaged_files_of_the_set_are_named(copied, file, content):
 def test_a_damaged_manifest_is_named(copied, content):
     path = copied / 'manifest' / '000001.jsonl'
     path.unlink() if content is None else path.write_bytes(content)
-    with pytest.raises(ValueError, match=r'manifest/000001\.jsonl is damaged \(.+\): timm-dad verify .* says'):
+    with pytest.raises(
+        ValueError, match=r'manifest/000001\.jsonl is damaged \(.+\): timm-dad generate --repair, with the flags'
+    ):
         list(DADSet(copied).manifests())
 
 
@@ -161,22 +165,22 @@ def test_a_damaged_view_is_named(copied, damage):
     if damage != 'missing':
         keep = {'folder': len(data) // 2, 'wds': dad_set.num_views * 512, 'codes': len(data) - 3}[dad_set.format]
         path.write_bytes(b'' if damage == 'empty' else data[:keep])
-    with pytest.raises(ValueError, match=r'set: .* is damaged \(.+\): timm-dad verify .*set says what to do') as caught:
+    with pytest.raises(ValueError, match=r' is damaged \(.+\): timm-dad generate --repair, with the fl') as caught:
         dad_set.image(19, 1, 'tree/4')
     assert 'tree/4' in str(caught.value) or path.name in str(caught.value)
 
 
-def test_a_view_with_other_bytes_is_named_where_it_does_not_decode(copied):
+def test_a_view_with_other_bytes_is_named(copied):
     dad_set = _open(copied)
-    if dad_set.format == 'codes':
-        pytest.skip('any codes decode')
     place = items(copied)[19]['views'][1]
     path = copied / place['path']
     data = bytearray(path.read_bytes())
     start = place.get('offset', 0)
     data[start : start + place['bytes']] = bytes(place['bytes'])
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=r'view 1 of tree/4 is damaged'):
+    with pytest.raises(
+        ValueError, match=r' is damaged \(its bytes are others than it was made with\): timm-dad generate --repair'
+    ):
         dad_set.image(19, 1, 'tree/4')
 
 
@@ -201,3 +205,39 @@ def test_damaged_logits_are_named(copied, damage):
         path.write_bytes(content)
     with pytest.raises(ValueError, match=r'logits/000001\.safetensors is damaged'):
         stored_logits(DADSet(copied), 9, 0)
+
+
+def _swap(one, other):
+    one_data = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(one_data)
+
+
+def test_swapped_files_are_never_used(copied):
+    dad_set, (one, *_, other) = _open(copied), sorted(copied.glob('view0/*/*.png')) or sorted(copied.glob('shards/*'))
+    _swap(one, other)
+    with pytest.raises(DataError, match=rf'^{re.escape(str(one))}.* is damaged \(.*\): timm-dad generate --repair'):
+        dad_set.image(0, 0, 'cat/0')
+    _swap(copied / 'logits' / '000000.safetensors', copied / 'logits' / '000001.safetensors')
+    with pytest.raises(DataError, match=r'logits/000000\.safetensors is damaged \(its bytes are others'):
+        stored_logits(dad_set, 0, 0)
+    _swap(copied / 'manifest' / '000000.jsonl', copied / 'manifest' / '000001.jsonl')
+    with pytest.raises(DataError, match=r'manifest/000000\.jsonl is damaged \(it is another than the index says'):
+        DADSet(copied)
+
+
+@pytest.mark.parametrize('bit', [0, 3])
+def test_any_flipped_bit_of_a_view_is_found(copied, bit):
+    place = items(copied)[3]['views'][1]
+    path, dad_set = copied / place['path'], _open(copied)
+    whole = path.read_bytes()
+    for position in range(0, place['bytes'], 11):
+        data = bytearray(whole)
+        data[place.get('offset', 0) + position] ^= 1 << bit
+        path.write_bytes(data)
+        with pytest.raises(DataError, match='its bytes are others than it was made with'):
+            dad_set.image(3, 1, 'cat/3')
+    if dad_set.format == 'folder':
+        path.write_bytes(whole + b'\0')
+        with pytest.raises(DataError, match='its bytes are others'):
+            dad_set.image(3, 1, 'cat/3')

@@ -107,7 +107,7 @@ def test_a_set_of_files_is_not_one_of_a_stream(dad_set):
 
 def test_a_damaged_manifest_is_named(dad_set, greys):
     (dad_set.root / 'manifest' / '000002.jsonl').unlink()
-    with pytest.raises(ValueError, match=r'000002\.jsonl is damaged .*: timm-dad verify .* says what to do'):
+    with pytest.raises(ValueError, match=r'000002\.jsonl is damaged .*: timm-dad generate --repair'):
         check_data(dad_set, Source(folder(greys)))
 
 

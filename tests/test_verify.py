@@ -1,3 +1,4 @@
+import errno
 import os
 import re
 import shutil
@@ -29,8 +30,8 @@ def sets(tmp_path_factory, source):
     return root
 
 
-def _make(source, root, format):
-    make(source, root, format=format, num_views=2, top_k=2)
+def _make(source, root, format, **more):
+    make(source, root, format=format, num_views=2, top_k=2, **more)
 
 
 @pytest.fixture(params=FORMATS)
@@ -57,11 +58,10 @@ def _run(root, capsys):
     return code, captured.out + captured.err + message
 
 
-def _follow(root, output):
-    """Run the `rm -f ...` of the advice in a shell."""
-    advice = re.search(r'(rm -f .*?); then the same timm-dad generate', output)
-    assert advice, output
-    subprocess.run(['bash', '-euc', advice[1]], check=True, cwd=root.parent)
+def _repair(source, root, format, output):
+    """Do as the advice says."""
+    assert 'damaged. To make them again: the same timm-dad generate, with --repair' in output, output
+    _make(source, root, format, repair=True)
 
 
 def _flip(path, position):
@@ -112,8 +112,7 @@ def test_damage_is_found_named_and_made_good_by_the_advice(damaged, source, sets
     assert re.search(rf'^({kind}|altered|missing): {re.escape(name)}', output, re.M), output
     if file != 'manifest/000001.jsonl':
         assert re.search(rf'^{kind}: {re.escape(name)}', output, re.M), output
-    _follow(damaged, output)
-    _make(source, damaged, format)
+    _repair(source, damaged, format, output)
     assert_same_tree(damaged, tree(sets / format))
 
 
@@ -130,19 +129,17 @@ def test_damage_of_index_or_settings_is_found_named_and_made_good_by_the_advice(
         assert 'is not finished' in output
     else:
         assert file in output
-        _follow(root, output)
-    _make(source, root, 'folder')
+    _make(source, root, 'folder', repair=True)
     assert_same_tree(root, tree(sets / 'folder'))
 
 
-def test_the_advice_works_where_names_need_quotes(sets, source, tmp_path, capsys):
+def test_the_repair_works_where_names_would_need_quotes(sets, source, tmp_path, capsys):
     root = shutil.copytree(sets / 'folder', tmp_path / "a set; of $mine's")
     (tmp_path / 'a').write_text('not of the set')
     (root / 'view0/cat/0.png').unlink()
     _, output = _run(root, capsys)
-    _follow(root, output)
+    _repair(source, root, 'folder', output)
     assert (tmp_path / 'a').exists()
-    _make(source, root, 'folder')
     assert_same_tree(root, tree(sets / 'folder'))
 
 
@@ -155,8 +152,7 @@ def test_two_swapped_files_are_found_and_made_good(damaged, source, sets, format
     assert code == 1
     for path in (one, other):
         assert str(path.relative_to(damaged)) in output
-    _follow(damaged, output)
-    _make(source, damaged, format)
+    _repair(source, damaged, format, output)
     assert_same_tree(damaged, tree(sets / format))
 
 
@@ -210,8 +206,7 @@ def test_the_advice_never_makes_a_set_whole_whose_manifest_is_altered(sets, sour
         code, output = _run(root, capsys)
         if code == 0:
             break
-        _follow(root, output)
-        _make(source, root, 'folder')
+        _repair(source, root, 'folder', output)
     assert_same_tree(root, tree(sets / 'folder'))
 
 
@@ -235,14 +230,14 @@ def test_several_shards_are_made_again_and_no_others(damaged, source, sets, form
     paths = sorted(damaged.glob('view0/*/*.png' if format == 'folder' else ITEMS[format]))
     for path in (paths[0], paths[-1]):
         path.write_bytes(b'')
+    kept = (damaged / 'manifest' / '000001.jsonl').stat().st_ino
     _, output = _run(damaged, capsys)
-    _follow(damaged, output)
-    assert [path.name for path in sorted((damaged / 'manifest').iterdir())] == ['000001.jsonl']
-    _make(source, damaged, format)
+    _repair(source, damaged, format, output)
+    assert (damaged / 'manifest' / '000001.jsonl').stat().st_ino == kept
     assert_same_tree(damaged, tree(sets / format))
 
 
-def test_what_cannot_be_read_is_named_too(sets, tmp_path, capsys):
+def test_what_cannot_be_read_is_named_and_made_again_too(sets, source, tmp_path, capsys):
     root = shutil.copytree(sets / 'folder', tmp_path / 'set')
     path = root / 'view0' / 'cat' / '1.png'
     path.unlink()
@@ -253,6 +248,30 @@ def test_what_cannot_be_read_is_named_too(sets, tmp_path, capsys):
     assert code == 1
     assert 'view0/cat/1.png' in output
     assert 'view1/dog/0.png' in output
+    _repair(source, root, 'folder', output)
+    assert_same_tree(root, tree(sets / 'folder'))
+
+
+def test_a_repair_takes_nothing_from_a_set_of_other_flags_and_needs_something_whole(sets, source, tmp_path):
+    root = shutil.copytree(sets / 'folder', tmp_path / 'set')
+    (root / 'view0' / 'cat' / '1.png').unlink()
+    before = tree(root)
+    with pytest.raises(ValueError, match='is a set of other settings'):
+        make(source, root, format='folder', num_views=2, top_k=2, seed=5, repair=True)
+    assert tree(root) == before
+    shutil.rmtree(root / 'manifest')
+    (root / 'dad_set.json').write_bytes(b'')
+    with pytest.raises(ValueError, match=r'nothing in it is whole, not even dad_set\.json: remove it'):
+        _make(source, root, 'folder', repair=True)
+    with pytest.raises(ValueError, match='holds no DAD set'):
+        _make(source, tmp_path / 'nowhere', 'folder', repair=True)
+    assert not (tmp_path / 'nowhere').exists()
+
+
+def test_a_whole_set_is_left_as_it_is_by_a_repair(damaged, source, format):
+    before = {path: path.stat().st_mtime_ns for path in damaged.rglob('*') if path.is_file()}
+    _make(source, damaged, format, repair=True)
+    assert {path: path.stat().st_mtime_ns for path in damaged.rglob('*') if path.is_file()} == before
 
 
 def test_a_set_that_is_not_finished_is_checked_as_far_as_it_is(damaged, source, format, capsys):
@@ -318,7 +337,7 @@ def test_command_exits_with_its_code(sets, tmp_path):
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stdout == 'truncated: view0/dog/0.png\n'
-    assert '1 damaged. To make them again: rm -f ' in done.stderr
+    assert '1 damaged. To make them again: the same timm-dad generate, with --repair' in done.stderr
     assert 'Traceback' not in done.stderr
 
 
@@ -329,3 +348,23 @@ def test_a_shard_that_is_being_made_again_is_not_whole(sets, source, tmp_path):
     folder = ShardedFolder(root, read_json(root / 'dad_set.json'), 20, 8)
     assert folder.pending() == [1]
     assert not folder.is_whole()
+
+
+def test_what_is_refused_leaves_nothing_behind(sets, source, tmp_path):
+    (tmp_path / 'train').mkdir()
+    with pytest.raises(ValueError, match=r'holds other files \(train\): name an empty folder'):
+        _make(source, tmp_path, 'folder')
+    assert [path.name for path in tmp_path.iterdir()] == ['train']
+    root = shutil.copytree(sets / 'folder', tmp_path / 'set')
+    with pytest.raises(ValueError, match='is a set of other settings'):
+        make(source, root, seed=5)
+    assert_same_tree(root, tree(sets / 'folder'))
+
+
+def test_a_full_disk_while_a_shard_is_claimed_is_no_error_of_the_data(source, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(ShardedFolder, 'claim', full)
+    with pytest.raises(ValueError, match=r'set cannot be written \(No space left on device\): free the room'):
+        _make(source, tmp_path / 'set', 'folder')

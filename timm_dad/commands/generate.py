@@ -58,7 +58,14 @@ def create_parser() -> Parser:
     add_frame_args(group, size_help='size of views and student (default: 224)')
     add_fields(group, GenerateConfig, _VIEWS)
     group = parser.add_argument_group('DAD: the set')
-    group.add_argument('--output', metavar='DIR', required=True, help='folder of the set; the same one to go on')
+    group.add_argument(
+        '--output', metavar='DIR', required=True, help='folder of the set; the same one to go on, or to --repair'
+    )
+    group.add_argument(
+        '--repair', action='store_true',
+        help='compare every byte of the set with its manifests first, as timm-dad verify does, and make again what is '
+        'missing or altered (one process; takes the flags that made the set)',
+    )  # fmt: skip
     add_fields(group, FormatConfig, _FILES)
     add_fields(group, GenerateConfig, _SET)
     group = add_data_args(parser, split='train', alias='--train-split')
@@ -82,6 +89,8 @@ def _check_args(args: argparse.Namespace, given: dict[str, Any]) -> None:
         (args.dad_precision != 'auto',
          '--dad-precision decides the bytes of a set, in every process that works on it: give fp32, bf16 or fp16 '
          '(timm-dad info --dad-precision auto says which is faster here)'),
+        (not args.repair or int(os.environ.get('WORLD_SIZE', 1)) == 1,
+         '--repair looks for damage in one process: leave the launcher out (others may join once views are made)'),
         (args.workers >= 0, f'--workers must be 0 or more, got {args.workers}'),
         (args.dad_vqgan, NO_VQGAN),
         device_rule(args.device),
@@ -121,6 +130,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
             world_size=int(os.environ.get('WORLD_SIZE', 1)),
             workers=args.workers,
             progress=is_main_process(),
+            repair=args.repair,
         )  # fmt: skip
     if is_main_process():
         print(format_summary(summary, Path(args.output)))

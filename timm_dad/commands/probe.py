@@ -21,7 +21,7 @@ from timm_dad.common.errors import user_errors
 from timm_dad.common.hashing import content_hash
 from timm_dad.common.log import setup_logging
 from timm_dad.common.progress import progress
-from timm_dad.data.datasets import check_images, dataset_class_names
+from timm_dad.data.datasets import check_class_names, check_images, dataset_class_names
 from timm_dad.flags.config import add_config_arg, parse_checked
 from timm_dad.flags.data import add_source_args, create_dataset, data_flag
 from timm_dad.flags.execution import add_execution_args, device_rule, pick_device
@@ -210,6 +210,7 @@ def make_probe(args: argparse.Namespace) -> LinearHead:
     """Fit the head that the flags ask for; ``ValueError`` where data or tower cannot be used."""
     dataset = create_dataset(args, args.split, split_flag='--split')
     check_images(dataset, data_flag(args))
+    check_class_names(dataset_class_names(dataset), data_flag(args))
     with under_flag(f'--dad-teacher {args.dad_teacher}:'):
         visual, norm = load_tower(args.dad_teacher)
     sha256 = content_hash(visual.state_dict())

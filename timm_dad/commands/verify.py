@@ -1,13 +1,13 @@
 """The command ``timm-dad verify``: compare every byte of a DAD set with its manifests."""
 
-import shlex
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from timm_dad.common.errors import user_errors
 from timm_dad.common.progress import say
-from timm_dad.dad_sets.manifest import INDEX, SETTINGS, found_shards, manifest_path
+from timm_dad.dad_sets.manifest import INDEX
 from timm_dad.dad_sets.verify import verify
 from timm_dad.flags.parser import Parser
 
@@ -29,14 +29,7 @@ def main(argv: Sequence[str]) -> None:
             say(damage)
             damages.append(damage)
     if damages:
-        shards = sorted({damage.shard for damage in damages if damage.shard is not None})
-        own = [damage.path for damage in damages if damage.shard is None]
-        paths = [args.root / INDEX, *(manifest_path(args.root, shard) for shard in shards)]
-        paths += [args.root / SETTINGS] if SETTINGS in own else []
-        remove = f'rm -f {shlex.join(str(path) for path in paths)}'
-        if SETTINGS in own and not found_shards(args.root).difference(shards):  # nothing left says whose they are
-            remove = f'rm -rf {shlex.quote(str(args.root))}'
-        sys.exit(f'{len(damages)} damaged. To make them again: {remove}; then the same timm-dad generate')
+        sys.exit(f'{len(damages)} damaged. To make them again: the same timm-dad generate, with --repair')
     if not (args.root / INDEX).exists():
         sys.exit(f'{args.root} is not finished: what is there is whole; the same timm-dad generate goes on')
     print(f'{args.root} is whole')

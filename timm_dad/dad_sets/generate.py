@@ -5,7 +5,7 @@ depends neither on the processes that share the work nor on how often they were 
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from torch.utils.data import DataLoader
 
 from timm_dad.common.progress import progress as progress_bar
 from timm_dad.dad_sets.maker import GenerateConfig, ShardMaker
-from timm_dad.dad_sets.shards import ShardedFolder
+from timm_dad.dad_sets.shards import ShardedFolder, check_folder
 from timm_dad.dad_sets.summary import finish
+from timm_dad.dad_sets.verify import clear_damage
 from timm_dad.data.images import FramedImages, LoadedImage, Source
+from timm_dad.data.pictures import NOTHING_READ
 from timm_dad.method.augment import DADAugment
 
 
@@ -33,6 +35,7 @@ def generate(
     workers: int = 0,
     progress: bool = True,
     one_thread: bool = True,
+    repair: bool = False,
 ) -> dict[str, Any]:
     """Make a DAD set, or go on with one; returns when it is whole, whoever made the last shard.
 
@@ -48,6 +51,7 @@ def generate(
         workers: Processes that load images.
         progress: Show a progress bar.
         one_thread: Compute with one thread on a CPU: the bytes of a set do not depend on the number of threads then.
+        repair: Look for what is missing or altered in a set first, and make exactly that again.
 
     Returns:
         The summary: ``images``, ``views``, ``teacher_kept``, ``l2``, ``codebook_used``, ``bytes_per_view``, and
@@ -62,7 +66,11 @@ def generate(
     if one_thread and device.type == 'cpu':
         torch.set_num_threads(1)  # sums over threads round otherwise than those of one: more processes are faster, too
     try:
-        folder = ShardedFolder(Path(root), {**settings, **config.settings}, len(source), config.shard_size)
+        all_settings = {**settings, **config.settings}
+        if repair:
+            clear_damage(Path(root), all_settings, progress)
+        check_folder(Path(root), all_settings)  # before anything is written into it
+        folder = ShardedFolder(Path(root), all_settings, len(source), config.shard_size)
         try:
             done = folder.images_done()
             with progress_bar(total=len(source), initial=done, unit='img', show=progress, desc='DAD views') as bar:
@@ -110,24 +118,21 @@ def _claimed_images(
     folder: ShardedFolder, images: FramedImages, shards: Sequence[int], batch_size: int, workers: int
 ) -> Iterator[list[LoadedImage]]:
     """Claim shards as they come free, in this order (a stream's in its own), and load them in batches of one shard."""
-    try:
-        if images.dataset.streams:
-            yield from _claimed_stream(folder, images, batch_size)
-            return
-        loader = DataLoader(
-            images,
-            batch_sampler=_claimed_batches(folder, shards, batch_size),
-            num_workers=workers,
-            collate_fn=list,
-            prefetch_factor=1 if workers else None,  # what is loaded ahead is claimed, and no other process makes it
-        )
-        for batch in loader:
-            for image in batch:
-                if isinstance(image, ValueError):
-                    raise image
-            yield batch
-    except OSError as error:  # while images are read, it is one of the data, not of the folder
-        raise ValueError(f'the data set cannot be read: {error}') from error
+    if images.dataset.streams:
+        yield from _claimed_stream(folder, images, batch_size)
+        return
+    loader = DataLoader(
+        images,
+        batch_sampler=_claimed_batches(folder, shards, batch_size),
+        num_workers=workers,
+        collate_fn=list,
+        prefetch_factor=1 if workers else None,  # what is loaded ahead is claimed, and no other process makes it
+    )
+    for batch in loader:
+        for image in batch:
+            if isinstance(image, ValueError):
+                raise image
+        yield batch
 
 
 def _claimed_batches(folder: ShardedFolder, shards: Sequence[int], batch_size: int) -> Iterator[list[int]]:
@@ -141,7 +146,7 @@ def _claimed_batches(folder: ShardedFolder, shards: Sequence[int], batch_size: i
 def _claimed_stream(folder: ShardedFolder, images: FramedImages, batch_size: int) -> Iterator[list[LoadedImage]]:
     """Batches of claimed shards of a stream: every process reads all of it and takes what it claims."""
     batch, claimed, index = list[LoadedImage](), False, -1
-    for index, (picture, label) in enumerate(images.dataset.dataset):
+    for index, (picture, label) in enumerate(_read_stream(images.dataset.dataset)):
         if index >= folder.num_images:
             break
         image = Source.of_pixels(picture, label)
@@ -154,6 +159,8 @@ def _claimed_stream(folder: ShardedFolder, images: FramedImages, batch_size: int
                 yield batch
                 batch = []
             batch.append(images.load(index, *image))
+    if index < 0:
+        raise ValueError(NOTHING_READ)
     if index + 1 != folder.num_images:  # before the last shard is made
         more = 'more' if index >= folder.num_images else f'{index + 1} that decode'
         raise ValueError(
@@ -162,3 +169,11 @@ def _claimed_stream(folder: ShardedFolder, images: FramedImages, batch_size: int
         )
     if batch:
         yield batch
+
+
+def _read_stream(stream: Iterable[Any]) -> Iterator[Any]:
+    """The images of a stream; an error of the disk is then one of the data, not of the folder that is written."""
+    try:
+        yield from stream
+    except OSError as error:
+        raise ValueError(f'the data set cannot be read: {error}') from error

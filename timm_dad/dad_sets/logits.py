@@ -8,7 +8,6 @@ index: ``(index * num_views + view) * num_classes + label``, an int64, and the t
 import math
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -83,11 +82,7 @@ class StoredLogits:
 
     def _shard(self, shard: int) -> dict[str, Tensor]:
         if shard not in self._shards:
-            path = self.dad_set.root / logits_path(shard)
-            try:
-                self._shards[shard] = load_file(path)
-            except (OSError, SafetensorError) as error:
-                raise ValueError(
-                    f'{path} is damaged ({error}): timm-dad verify {self.dad_set.root} says what to do'
-                ) from error
+            path = logits_path(shard)
+            self.dad_set.check_file(shard, path)
+            self._shards[shard] = load_file(self.dad_set.root / path)
         return self._shards[shard]

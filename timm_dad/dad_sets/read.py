@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
 from timm_dad.dad_sets.formats import FormatConfig, container_path, unpack_codes, view_path
@@ -21,8 +20,12 @@ from timm_dad.dad_sets.manifest import (
     manifest_path,
     read_json,
     settings_id,
+    sha256,
 )
+from timm_dad.data.pictures import DataError
 from timm_dad.vqgan.model import VQGAN
+
+_HASH = 16  # bytes kept of the SHA-256 of each view
 
 
 def read_settings(root: Path) -> dict[str, Any]:
@@ -61,61 +64,80 @@ class DADSet:
         self.format: str = files['format']
         self._config = FormatConfig(**files)
         self.decoder: VQGAN | None = None  # of the format codes: the VQGAN that made it, on the CPU
-        self._places = None if self.format == 'folder' else self._read_places()
+        self._places, self._hashes = self._read_places()
 
     def manifests(self) -> Iterator[ShardManifest]:
         """The manifests of all shards, in order; see ``manifest``."""
         return (self.manifest(shard) for shard in range(len(self.index['shards'])))
 
     def manifest(self, shard: int) -> ShardManifest:
-        """The manifest of one shard; ``ValueError`` if it is missing or damaged."""
+        """The manifest of one shard; ``DataError`` if it is missing or damaged."""
         path = manifest_path(self.root, shard)
         try:
-            return ShardManifest.from_bytes(path.read_bytes())
+            data = path.read_bytes()
+            manifest = ShardManifest.from_bytes(data)
+            if sha256(data) != self.index['shards'][shard]['sha256']:
+                raise ValueError('it is another than the index says')
+            return manifest
         except (OSError, ValueError) as error:
-            raise ValueError(f'{path} is damaged ({error}): timm-dad verify {self.root} says what to do') from error
+            raise self.damaged(str(path), error) from error
 
-    def _read_places(self) -> NDArray[np.int64]:
-        """Offset and size of every view in the file of its shard ``[num_images, num_views, 2]``."""
-        places = np.zeros((self.num_images, self.num_views, 2), np.int64)
+    def _read_places(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Offset and size ``[num_images, num_views, 2]`` and half of the hash ``[num_images, num_views, 16]`` of views.
+
+        Tensors, which workers of a loader share however they are started.
+        """
+        shape = (self.num_images, self.num_views)
+        places, hashes = np.zeros((*shape, 2), np.int64), np.zeros((*shape, _HASH), np.uint8)
         for manifest in self.manifests():
             for item in manifest.items:
-                places[item['index']] = [(view['offset'], view['bytes']) for view in item['views']]
-        return places
+                for view, place in enumerate(item['views']):
+                    places[item['index'], view] = place.get('offset', 0), place['bytes']
+                    hashes[item['index'], view] = np.frombuffer(bytes.fromhex(place['sha256'])[:_HASH], np.uint8)
+        return torch.from_numpy(places), torch.from_numpy(hashes)
 
     def draw_view(self) -> int:
         """One of the views, at random."""
         return random.randrange(self.num_views) if self.num_views > 1 else 0
 
     def image(self, index: int, view: int, name: str) -> Image.Image:
-        """One DAD view, RGB, of the image ``Source.name`` at ``index``; ``ValueError`` if it is missing or damaged."""
+        """One DAD view, RGB, of the image ``Source.name`` at ``index``; ``DataError`` if it is missing or damaged."""
         data = self._read(index, view, name)
         if self.format == 'codes':
             return self._decode(data)
-        try:
-            with io.BytesIO(data) as file, Image.open(file) as picture:
-                return picture.convert('RGB')
-        except (OSError, SyntaxError) as error:
-            raise self._damaged(f'view {view} of {name}', error) from error
+        with io.BytesIO(data) as file, Image.open(file) as picture:
+            return picture.convert('RGB')
 
     def _read(self, index: int, view: int, name: str) -> bytes:
-        if self._places is None:
-            path, offset, size = self.root / view_path(name, view, self._config), 0, -1
-        else:
-            path = self.root / container_path(index // self.shard_size, self.format)
-            offset, size = self._places[index, view].tolist()
+        """Bytes of a view, which are those that it was made with."""
+        single = self.format == 'folder'
+        place = view_path(name, view, self._config) if single else container_path(index // self.shard_size, self.format)
+        offset, size = self._places[index, view].tolist()
         try:
-            with path.open('rb') as file:
+            with (self.root / place).open('rb') as file:
                 file.seek(offset)
-                data = file.read(size)
-            if len(data) < size:
-                raise OSError('it is truncated')
+                data = file.read(size + single)  # a byte more, if there is one
+            if len(data) != size or bytes.fromhex(sha256(data))[:_HASH] != bytes(self._hashes[index, view].tolist()):
+                raise OSError('it is truncated' if len(data) < size else 'its bytes are others than it was made with')
             return data
         except OSError as error:
-            raise self._damaged(str(path), error) from error
+            raise self.damaged(str(self.root / place), error, '' if single else f', view {view} of {name},') from error
 
-    def _damaged(self, what: str, why: Exception) -> ValueError:
-        return ValueError(f'{self.root}: {what} is damaged ({why}): timm-dad verify {self.root} says what to do')
+    def damaged(self, path: str, why: Exception, what: str = '') -> DataError:
+        """The error that says how a file of the set, or ``what`` in it, is made again."""
+        return DataError(
+            f'{path}{what} is damaged ({why}): timm-dad generate --repair, with the flags that made {self.root}, makes '
+            'it again'
+        )
+
+    def check_file(self, shard: int, path: str) -> None:
+        """Compare a file of a shard that holds no views with its manifest; ``DataError`` if it is damaged."""
+        places = {place['path']: place for place in self.manifest(shard).header['files']}
+        try:
+            if sha256((self.root / path).read_bytes()) != places[path]['sha256']:
+                raise OSError('its bytes are others than it was made with')
+        except OSError as error:
+            raise self.damaged(str(self.root / path), error) from error
 
     def _decode(self, data: bytes) -> Image.Image:
         if self.decoder is None:

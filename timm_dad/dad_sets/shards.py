@@ -31,6 +31,31 @@ from timm_dad.dad_sets.manifest import (
 _WORK = '.work'
 
 
+def check_folder(root: Path, settings: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` if a folder holds anything else than a set of these settings; nothing is written."""
+    path = root / SETTINGS
+    if not root.exists():
+        return
+    if not path.exists():
+        strangers = sorted(file.name for file in root.iterdir() if file.name != _WORK)[:3]
+        if strangers and not _has_own_shards(root, settings_id(settings)):
+            raise ValueError(f'{root} holds other files ({", ".join(strangers)}): name an empty folder')
+        return
+    others = differences(identity(settings), identity(read_json(path)))
+    if others:
+        raise ValueError(
+            f'{root} is a set of other settings ({"; ".join(others[:3])}): give the same flags to go on with it, or '
+            'name another folder'
+        )
+
+
+def _has_own_shards(root: Path, settings: str) -> bool:
+    """Whether the shards that are there were made with these settings, whose file is gone."""
+    done = found_shards(root)
+    manifests = (ShardManifest.from_bytes(manifest_path(root, shard).read_bytes()) for shard in done)
+    return bool(done) and all(manifest.header['settings'] == settings for manifest in manifests)
+
+
 class ShardedFolder:
     """The folder of a set while it is made; ``ValueError`` if it holds anything else, or a set of other settings."""
 
@@ -44,28 +69,14 @@ class ShardedFolder:
 
     def _start(self, settings: Mapping[str, Any]) -> None:
         with self._lock('start', timeout=60):
+            check_folder(self.root, settings)  # nobody has begun another set since
             path = self.root / SETTINGS
             if not path.exists():
-                strangers = sorted(file.name for file in self.root.iterdir() if file.name != _WORK)[:3]
-                if strangers and not self._has_own_shards():
-                    raise ValueError(f'{self.root} holds other files ({", ".join(strangers)}): name an empty folder')
                 write_file(path, canonical_json(settings) + b'\n', sync=True, work=self.work('start'))
-            others = differences(identity(settings), identity(read_json(path)))
-            if others:
-                raise ValueError(
-                    f'{self.root} is a set of other settings ({"; ".join(others[:3])}): give the same flags to go on '
-                    'with it, or name another folder'
-                )
             if self.pending():
                 (self.root / INDEX).unlink(missing_ok=True)  # a shard was taken out of a whole set, to be made again
             else:
                 self._tidy()
-
-    def _has_own_shards(self) -> bool:
-        """Whether the shards that are there were made with these settings, whose file is gone."""
-        done = self.done()
-        manifests = (ShardManifest.from_bytes(manifest_path(self.root, shard).read_bytes()) for shard in done)
-        return bool(done) and all(manifest.header['settings'] == self.settings_id for manifest in manifests)
 
     @contextmanager
     def _lock(self, name: str, timeout: float) -> Iterator[None]:

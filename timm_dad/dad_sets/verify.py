@@ -1,5 +1,7 @@
-"""``timm-dad verify``: find every item of a DAD set that is missing, truncated or altered."""
+"""``timm-dad verify``: find every item of a DAD set that is missing, truncated or altered; and clear it away."""
 
+import logging
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,9 @@ from timm_dad.dad_sets.manifest import (
     sha256,
 )
 from timm_dad.dad_sets.read import read_settings
+from timm_dad.dad_sets.shards import check_folder
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -107,3 +112,37 @@ def _compare(root: Path, place: Mapping[str, Any], shard: int | None = None, ite
         what = 'truncated' if len(data) < place['bytes'] else altered
     if what:
         yield Damage(what, place['path'], item, shard)
+
+
+def clear_damage(root: Path, settings: Mapping[str, Any], progress: bool = False) -> None:
+    """Take away whatever of a set is damaged, so that ``generate`` makes it again, with the bytes that it had.
+
+    A damaged view takes its shard along. Nothing is taken from a set of other ``settings``.
+
+    Raises:
+        ValueError: If there is no set, it is one of other settings, or nothing in it is whole.
+    """
+    damages = list(verify(root, progress))
+    if SETTINGS not in {damage.path for damage in damages}:
+        check_folder(root, settings)
+    shards = {damage.shard for damage in damages if damage.shard is not None}
+    if SETTINGS in {damage.path for damage in damages} and not found_shards(root) - shards:
+        raise ValueError(f'{root}: nothing in it is whole, not even {SETTINGS}: remove it, and make the set anew')
+    for damage in damages:
+        _logger.info('To be made again: %s', damage)
+        _clear_place(root, root / damage.path)
+    manifests = [str(manifest_path(Path(), shard)) for shard in shards]
+    for name in {INDEX, *manifests, *(damage.path for damage in damages if damage.shard is None)} if damages else ():
+        _clear_place(root, root / name)
+        (root / name).unlink(missing_ok=True)
+
+
+def _clear_place(root: Path, path: Path) -> None:
+    """Remove what is in the way of a file: a folder in its place, a link, or a file in the place of its folder."""
+    for place in (*reversed(path.parents), path):
+        if root not in place.parents:
+            continue
+        if place.is_symlink() or (place != path and place.exists() and not place.is_dir()):
+            place.unlink()
+        elif place == path and place.is_dir():
+            shutil.rmtree(place)

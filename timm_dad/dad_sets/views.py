@@ -9,6 +9,7 @@ from PIL import Image
 from timm_dad.dad_sets.logits import encode_target
 from timm_dad.dad_sets.read import DADSet
 from timm_dad.data.images import Source
+from timm_dad.data.pictures import DataError
 
 
 class SetViews:
@@ -41,18 +42,18 @@ class PictureIndex:
         self.keys, self.labels = keys[self.order], labels[self.order]
 
     def find(self, image: Image.Image, label: int) -> int:
-        """Index in the set of a picture with this label; ``ValueError`` if there is none, or with another label."""
+        """Index in the set of a picture with this label; ``DataError`` if there is none, or with another label."""
         key = _key(Source.of_pixels(image, label).sha256)
         first, last = int(self.keys.searchsorted(key, 'left')), int(self.keys.searchsorted(key, 'right'))
         for place in range(first, last):
             if self.labels[place] == label:
                 return int(self.order[place])
         if first < last:
-            raise ValueError(
+            raise DataError(
                 f'--dad-dir {self.root}: a picture of class {label} is of class {self.labels[first]} in the set, which '
                 'was made of other data or with another --class-map'
             )
-        raise ValueError(
+        raise DataError(
             f'--dad-dir {self.root}: a picture of class {label}, {image.width} x {image.height}, is not in the set: it '
             'was made of other data, or they are decoded in another way since; make the set again'
         )

@@ -1,18 +1,76 @@
 """Data: timm's data sets and the demo's, their class names, and checks before work starts."""
 
+import logging
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from timm.data import ImageDataset, IterableImageDataset
 from timm.data import create_dataset as create_timm_dataset
 from torch import Tensor
 from torch.utils.data import default_collate
+from torchvision.datasets import DatasetFolder
 
 from timm_dad.common.spread import spread
+from timm_dad.data.pictures import DataError, check_label, decode, eight_bits, open_entry
 from timm_dad.demo.data import PREFIX, DemoDataset
 
 _MAX_CHECKED = 1000
+_logger = logging.getLogger(__name__)
+
+
+class Pictures(ImageDataset):  # type: ignore[misc]
+    """timm's data set of pictures with an index, decoded by ``decode``; ``DataError`` on labels of no class.
+
+    ``num_classes`` may be set; labels are not checked before.
+    """
+
+    num_classes: int | None = None
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        """One transformed picture and its label; the next one's, with a warning, where it does not decode."""
+        for place in range(index, index + self._max_retries):
+            picture = self._decode(place % len(self))
+            if picture is not None:
+                image, label = picture
+                return self.transform(image) if self.transform else image, label
+        raise DataError(f'{self._max_retries} pictures in a row do not decode, the last is {self._name(place)}')
+
+    def _decode(self, index: int) -> tuple[Any, int] | None:
+        try:
+            file, target = open_entry(self.reader, index)
+            with file:
+                picture = decode(file, self.input_img_mode)
+        except DataError as error:
+            raise DataError(f'{self._name(index)} cannot be used: {error}') from error
+        except Exception as error:  # Pillow raises what it likes: a bomb, a broken chunk
+            _logger.warning('%s does not decode, and the next one is taken: %s', self._name(index), error)
+            return None
+        label = -1 if target is None else int(target)
+        return picture, label if self.num_classes is None else check_label(label, self.num_classes, self._name(index))
+
+    def _name(self, index: int) -> str:
+        return str(self.reader.filename(index % len(self), absolute=True) or f'image {index} of the data set')
+
+
+class PictureStream(IterableImageDataset):  # type: ignore[misc]
+    """timm's stream of pictures with what ``Pictures`` does; ``mode`` is what they are converted to."""
+
+    num_classes: int | None = None
+    mode = 'RGB'
+
+    def __iter__(self) -> Iterator[tuple[Any, int]]:
+        """Transformed pictures and their labels."""
+        for picture, target in self.reader:
+            try:
+                image = eight_bits(picture).convert(self.mode)
+            except DataError as error:
+                raise DataError(f'an image of the stream cannot be used: {error}') from error
+            label = int(target)
+            if self.num_classes is not None:
+                check_label(label, self.num_classes, 'an image of the stream')
+            yield self.transform(image) if self.transform else image, label
 
 
 def collate_views(batch: Any) -> tuple[Tensor, Tensor]:
@@ -29,11 +87,27 @@ def open_dataset(name: str, root: str | None, split: str, flag: str, **kwargs: A
     """Open ``demo/STYLE`` or a timm data set; ``flag`` is what an error names."""
     if name.startswith(PREFIX):
         return DemoDataset(name.removeprefix(PREFIX), split)
+    mode = kwargs.pop('input_img_mode', 'RGB')
+    # These readers convert pictures themselves, and clip them.
+    of_reader = '' if name.split('/')[0] in ('wds', 'hfids') else mode
     try:
-        dataset = create_timm_dataset(name, root=root, split=split, **kwargs)
+        dataset = create_timm_dataset(name, root=root, split=split, input_img_mode=of_reader, **kwargs)
     except Exception as error:  # timm and its readers raise what they like
         raise ValueError(f'{flag}: no images for split {split!r}: {error or type(error).__name__}') from error
     keep_no_tar_open(dataset)
+    return _decoded_here(dataset, mode)
+
+
+def _decoded_here(dataset: Any, mode: str) -> Any:
+    """The data set with our way of decoding."""
+    if isinstance(dataset, ImageDataset):
+        return Pictures(None, reader=dataset.reader, input_img_mode=mode)
+    if isinstance(dataset, IterableImageDataset):
+        stream = PictureStream(None, reader=dataset.reader)
+        stream.mode = mode
+        return stream
+    if isinstance(dataset, DatasetFolder):
+        dataset.loader = decode
     return dataset
 
 
@@ -58,6 +132,25 @@ def dataset_class_names(dataset: Any) -> list[str] | None:
     return sorted(class_to_idx, key=class_to_idx.__getitem__)
 
 
+def check_class_names(names: Sequence[str] | None, flag: str) -> None:
+    """Raise ``ValueError`` where classes are fewer than two, or one has no name or a name that is no text."""
+    if names is None:
+        return
+    if '' in names or len(names) < 2:
+        found = 'some lie in none' if '' in names else f'there is one class, {names[0]!r}'
+        raise ValueError(f'{flag}: pictures must lie in one folder a class, of two classes or more, and {found}')
+    check_names_are_text(names, flag)
+
+
+def check_names_are_text(names: Sequence[str], flag: str) -> None:
+    """Raise ``ValueError`` where a class name is no UTF-8 or has several lines: files of names could not hold it."""
+    odd = next(
+        (name for name in names if name and name.encode('utf-8', 'ignore').decode().splitlines() != [name]), None
+    )
+    if odd is not None:
+        raise ValueError(f'{flag}: class names must be lines of UTF-8 text, got {ascii(odd)}: rename the folder')
+
+
 def check_images(dataset: Any, flag: str) -> None:
     """Decode images of a folder (1000 at most) before work starts; a ``ValueError`` names ``flag`` and file."""
     reader: Any = getattr(dataset, 'reader', None)
@@ -65,10 +158,40 @@ def check_images(dataset: Any, flag: str) -> None:
         return
     for index in spread(len(reader), _MAX_CHECKED):
         try:
-            with Image.open(reader[index][0]) as image:
-                image.load()
-                if image.mode == 'F' and not np.isfinite(np.asarray(image)).all():
-                    raise ValueError('it has pixels that are not finite')
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-            name = reader.filename(index, absolute=True)
-            raise ValueError(f'{flag}: images must decode to finite pixels, {name} does not: {error}') from error
+            file, _ = open_entry(reader, index)
+            with file:
+                decode(file)
+        except Exception as error:  # Pillow raises what it likes: a bomb, a broken chunk
+            name = reader.filename(index, absolute=True) or f'image {index}'
+            raise ValueError(f'{flag}: images must decode, {name} does not: {error}') from error
+
+
+def check_labels(dataset: Any, flag: str, num_classes: int) -> None:
+    """Let a data set refuse labels of no class, those that it lists at once; ``ValueError`` names ``flag``."""
+    if isinstance(dataset, Pictures | PictureStream):
+        dataset.num_classes = num_classes
+    labels = _listed_labels(dataset)
+    if labels is None:
+        return
+    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(wrong):
+        raise ValueError(
+            f'{flag}: labels must be from 0 to {num_classes - 1}, image {wrong[0]} has {labels[wrong[0]]}: set '
+            '--num-classes, or mend the labels'
+        )
+
+
+def _listed_labels(dataset: Any) -> Any:
+    """Labels ``[N]`` where a data set has them without its pictures, else ``None``."""
+    reader = getattr(dataset, 'reader', dataset)
+    label_key = getattr(reader, 'label_key', None)
+    if label_key and not reader.remap_class and label_key in getattr(reader.dataset, 'column_names', ()):  # hfds
+        labels = reader.dataset.with_format('numpy')[label_key][:]
+    else:
+        labels = getattr(reader, 'targets', None)
+        if labels is None and isinstance(getattr(reader, 'samples', None), list):
+            labels = [sample[1] for sample in reader.samples]
+    if labels is None:
+        return None
+    array = np.asarray(labels)
+    return array if array.ndim == 1 and array.dtype.kind in 'iu' else None

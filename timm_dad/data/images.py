@@ -3,6 +3,7 @@
 import hashlib
 import io
 import itertools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from timm_dad.common.options import option
 from timm_dad.common.spread import spread
 from timm_dad.data.datasets import dataset_class_names, keep_no_tar_open
+from timm_dad.data.pictures import DataError, decode, eight_bits, open_entry
 
 _MAX_CROP_PCT = 1.25  # timm's volo_d4 and volo_d5 have 1.15: a border beyond the picture
 
@@ -63,31 +65,36 @@ class Source:
         """What ``sha256`` of an image is of: ``file`` or ``pixels``."""
         return 'file' if self.has_files else 'pixels'
 
-    def read(self, index: int) -> SourceImage:
-        """One image, by index; a ``ValueError`` names it if it does not decode.
+    def read(self, index: int, *, hashed: bool = True) -> SourceImage:
+        """One image, by index; a ``DataError`` names it if it does not decode.
 
         NOTE: timm's data sets take the next image instead, which would pair it with another image's view.
+
+        Args:
+            index: Its place in the data set.
+            hashed: Hash it; else ``sha256`` is empty.
         """
         if not self.has_files:
             self.dataset.transform = None
             image, label = self.dataset[index]
-            return self.of_pixels(image, label)
+            return self.of_pixels(image, label, hashed=hashed)
         try:
-            file, label, *_ = self.reader[index]
+            file, label = open_entry(self.reader, index)
             with file:
                 data = file.read()
-            with Image.open(io.BytesIO(data)) as picture:
-                image = picture.convert('RGB')
+            image = decode(io.BytesIO(data))
         except Exception as error:  # Pillow raises what it likes: a bomb, a broken chunk
             name = self.reader.filename(index, absolute=True) or f'image {index} of the data set'
-            raise ValueError(f'{name} does not decode: {error}; mend it, or take it out of the data set') from error
-        return SourceImage(image, -1 if label is None else int(label), hashlib.sha256(data).hexdigest())
+            raise DataError(f'{name} does not decode: {error}; mend it, or take it out of the data set') from error
+        sha256 = hashlib.sha256(data).hexdigest() if hashed else ''
+        return SourceImage(image, -1 if label is None else int(label), sha256)
 
     @staticmethod
-    def of_pixels(image: Image.Image, label: Any) -> SourceImage:
+    def of_pixels(image: Image.Image, label: Any, *, hashed: bool = True) -> SourceImage:
         """An image of a stream."""
-        image = image.convert('RGB')
-        return SourceImage(image, int(label), hashlib.sha256(f'{image.size}'.encode() + image.tobytes()).hexdigest())
+        image = eight_bits(image).convert('RGB')
+        sha256 = hashlib.sha256(f'{image.size}'.encode() + image.tobytes()).hexdigest() if hashed else ''
+        return SourceImage(image, int(label), sha256)
 
     def folder(self, label: int) -> str:
         """Name of a class's folder where the data set has no folders."""
@@ -96,8 +103,13 @@ class Source:
     @cached_property
     def _folders(self) -> list[str]:
         names = [name.replace('/', '_') for name in self.class_names or ()]
-        usable = [name.strip('.') and names.count(name) == 1 for name in names]
-        return [name if ok else f'{name}-{label}' for label, (name, ok) in enumerate(zip(names, usable, strict=True))]
+        counted = Counter(names)
+        folders = [
+            name if name.strip('.') and counted[name] == 1 else f'{name}-{label}' for label, name in enumerate(names)
+        ]
+        while len(counted := Counter(folders)) < len(folders):  # 'a/b', 'a_b' and 'a_b-0'
+            folders = [name if counted[name] == 1 else f'{name}-{label}' for label, name in enumerate(folders)]
+        return folders
 
     def name(self, index: int, label: int) -> str:
         """Name of an image, no other has it: path without suffix where it has one, else ``class/index``."""

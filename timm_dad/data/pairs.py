@@ -15,6 +15,7 @@ from torchvision import transforms
 
 from timm_dad.common.seeds import random_states, set_random_states
 from timm_dad.data.images import Source
+from timm_dad.data.pictures import check_label, eight_bits
 
 Transform = Callable[[Any], Any]
 
@@ -137,7 +138,10 @@ class DADPairs(Dataset[tuple[Any, int]]):
     def __getitem__(self, index: int) -> tuple[Any, int]:
         """The views of an image, and its target."""
         # Not from the data set, which takes the next image where one does not decode: it would get the wrong view.
-        image = self.source.read(index)
+        image = self.source.read(index, hashed=False)
+        num_classes = getattr(self.dataset, 'num_classes', None)
+        if num_classes is not None:
+            check_label(image.label, num_classes, f'image {index} of the data set')
         extra, target = self.extra_views(index, image.image, image.label)
         return self.views(image.image, extra), target
 
@@ -164,7 +168,7 @@ class PairStream(IterableImageDataset):  # type: ignore[misc]
     def __iter__(self) -> Iterator[tuple[Any, int]]:
         """The views of every image, and its target."""
         for picture, label in self.reader:
-            image = picture.convert('RGB')
+            image = eight_bits(picture).convert('RGB')
             extra, target = self.extra_views(None, image, int(label))
             yield self.views(image, extra), target
 

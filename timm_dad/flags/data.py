@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from timm_dad.data.datasets import check_images, dataset_class_names, open_dataset
+from timm_dad.data.datasets import (
+    check_class_names,
+    check_images,
+    check_labels,
+    dataset_class_names,
+    open_dataset,
+)
 from timm_dad.demo.data import PREFIX
 from timm_dad.flags.kwargs import num_channels
 from timm_dad.flags.parser import add_alias
@@ -65,6 +71,7 @@ def check_data_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
 
 def number_of_classes(args: argparse.Namespace, class_names: Sequence[str] | None) -> int:
     """Classes of the data, by their names or ``--num-classes``; ``ValueError`` if neither says, or they differ."""
+    check_class_names(class_names, data_flag(args))
     if class_names is None and args.num_classes is None:
         raise ValueError('--num-classes must be given: the data does not name its classes')
     if class_names is not None and args.num_classes not in (None, len(class_names)):
@@ -114,7 +121,7 @@ def split_folder(root: Path, split: str) -> Path | None:
 def _check_split_folder(root: Path, split: str, flag: str) -> None:
     # NOTE: where the split's folder is missing timm takes all of the root, training pictures for validation too.
     if split_folder(root, split) is None:
-        folders = sorted(path.name for path in root.iterdir() if path.is_dir())[:5]
+        folders = sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[0] != '.')[:5]
         raise ValueError(f'{flag} must be a folder in {root}, got {split!r}; there are {folders or "none"}')
 
 
@@ -154,11 +161,16 @@ def check_training_data(data: TrainingData, num_classes: int) -> None:
     """Decode some images, and compare classes with the student's; ``ValueError`` names the flag of what is wrong."""
     for flag, dataset in {'--data-dir': data.train, '--val-split': data.val}.items():
         check_images(dataset, flag)
-        own = dataset_class_names(dataset)
-        if own is None:
-            continue
-        if len(own) != num_classes:
-            raise ValueError(f'{flag}: data must have as many classes as --num-classes, {num_classes}, got {len(own)}')
-        if data.class_names is not None and own != list(data.class_names):
-            other = sorted(set(own) ^ set(data.class_names))[:4]
-            raise ValueError(f'{flag}: data must have the classes of the training data in their order; {other} differ')
+        _check_classes(dataset_class_names(dataset), data.class_names, flag, num_classes)
+        check_labels(dataset, flag, num_classes)
+
+
+def _check_classes(own: Sequence[str] | None, of_training: Sequence[str] | None, flag: str, num_classes: int) -> None:
+    check_class_names(own, flag)
+    if own is None:
+        return
+    if len(own) != num_classes:
+        raise ValueError(f'{flag}: data must have as many classes as --num-classes, {num_classes}, got {len(own)}')
+    if of_training is not None and list(own) != list(of_training):
+        other = sorted(set(own) ^ set(of_training))[:4]
+        raise ValueError(f'{flag}: data must have the classes of the training data in their order; {other} differ')

@@ -84,6 +84,8 @@ def check_pair_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
     """
     view_flags = [written(name) for name in given if name in VIEW_FLAGS]
     rules = (
+        (not args.dad or args.num_classes is None or args.num_classes >= 2,
+         f'--num-classes must be 2 or more with --dad, got {args.num_classes}: one class has no other to be taken for'),
         (args.dad_cache >= 0, f'--dad-cache must be 0 or more, got {args.dad_cache}'),
         (args.dad_view == 'dad' or not view_flags,
          f'{"".join(view_flags[:1])} shapes the DAD view and needs --dad-view dad'),

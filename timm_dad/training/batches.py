@@ -14,6 +14,7 @@ from torch.utils.data import IterableDataset
 
 from timm_dad.common.seeds import RUN, STEP, seed_all
 from timm_dad.data.pairs import pair_views
+from timm_dad.data.pictures import NOTHING_READ, DataError
 from timm_dad.data.seeded import SeededErasing, SeededSamples
 from timm_dad.training.loaders import create_mixup, set_epoch, unwrapped
 
@@ -79,6 +80,8 @@ class Batches:
         for place in range(start, len(self)):
             batch = next(iterator, None)
             if batch is None:  # a stream may be shorter than it says
+                if not place:
+                    raise DataError(NOTHING_READ)
                 return
             input, target = batch
             input = input.to(device, self.dtype, non_blocking=True)

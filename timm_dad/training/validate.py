@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import IterableDataset
 
+from timm_dad.data.pictures import NOTHING_READ, DataError
 from timm_dad.training.meters import Metrics
 
 
@@ -69,6 +70,8 @@ def validate(model: nn.Module, loader: Any, accelerator: Accelerator) -> Metrics
         correct = output.topk(min(5, output.shape[1])).indices == target[:, None]
         loss = nn.functional.cross_entropy(output, target, reduction='sum')
         totals += torch.stack([torch.tensor(count).to(loss), correct[:, 0].sum(), correct.sum(), loss]).to(totals)
+    if streams and not totals[0]:
+        raise DataError(NOTHING_READ)
     count, top1, top5, loss = accelerator.reduce(totals, reduction='sum').tolist()
     return OrderedDict(loss=loss / count, top1=100 * top1 / count, top5=100 * top5 / count)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from timm_dad.data.datasets import open_dataset
+from timm_dad.data.datasets import check_names_are_text, open_dataset
 from timm_dad.data.images import Source
 from timm_dad.demo.data import PREFIX as DEMO
 from timm_dad.evaluation.suites.class_folders import Place, folders, inner
@@ -63,6 +63,7 @@ def open_suite(name: str, path: str) -> Suite:
     class_names = source.class_names or getattr(dataset, 'classes', None)
     if not class_names or '' in class_names:  # '': timm's class of pictures that lie beside the class folders
         raise ValueError(f'{name}={path}: pictures must lie in one folder a class, or the data name its classes')
+    check_names_are_text(class_names, f'{name}={path}')
     kind = 'clean' if name in CLEAN_NAMES or path == CLEAN_DEMO else 'ood'
     parts = (Part(name='test', dataset=source),)
     return Suite(name=name, kind=kind, parts=parts, class_names=tuple(class_names), num_classes=len(class_names))

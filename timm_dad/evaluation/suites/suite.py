@@ -1,5 +1,7 @@
 """What ``timm-dad evaluate`` reads: suites, their parts, and pictures that say which file they are."""
 
+import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +16,7 @@ from timm.data import get_img_extensions
 from torch.utils.data import Dataset, Subset
 
 from timm_dad.common.spread import spread
+from timm_dad.data.pictures import DataError, decode
 from timm_dad.flags.rules import under_flag
 
 _MAX_CHECKED = 1000
@@ -100,12 +103,13 @@ def picture_names(folder: Path) -> list[str]:
 
 
 def open_picture(file: Any, name: str) -> Image.Image:
-    """Decode a picture to RGB, or raise a ``ValueError`` that names it by ``name``."""
+    """Decode a picture to RGB, or raise a ``DataError`` that names it by ``name``."""
     try:
-        with Image.open(file) as image:
-            return image.convert('RGB')
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f'pictures must decode, {name} does not: {error}') from error
+        if not stat.S_ISREG(os.stat(file).st_mode):
+            raise OSError('it is no file')
+        return decode(file)
+    except Exception as error:  # Pillow raises what it likes: a bomb, a broken chunk
+        raise DataError(f'pictures must decode, {name} does not: {error}') from error
 
 
 def check_pictures(suite: Suite) -> None:
