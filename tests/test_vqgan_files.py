@@ -256,8 +256,8 @@ def test_a_gumbel_vqgan_is_no_vqmodel(tmp_path):
     ('name', 'content', 'match'),
     [
         ('a.ckpt', b'<html>not found</html>', r"a\.ckpt is no checkpoint of PyTorch: it begins with b'<h'"),
-        ('a.ckpt', b'', r'a\.ckpt is no checkpoint of PyTorch'),
-        ('a.pth', b'PK\x03\x04 and no more', r'a\.pth is broken'),
+        ('a.ckpt', b'', r'a\.ckpt is empty'),
+        ('a.pth', b'PK\x03\x04 and no more', r'a\.pth is truncated or damaged'),
         ('a.pt', b'\x80\x02', r'a\.pt is broken'),
         ('a.safetensors', b'<html>not found</html>', r'a\.safetensors is no safetensors file'),
         (

@@ -1,17 +1,15 @@
 """Files of VQGANs: checkpoints of taming-transformers and latent-diffusion, safetensors, folders of diffusers."""
 
 import logging
-import pickle
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from timm_dad.common.torch_files import MoreThanWeightsError, read_checkpoint
 from timm_dad.vqgan.diffusers import read_diffusers
 from timm_dad.vqgan.model import VQGAN, VQGANConfig
 from timm_dad.vqgan.presets import PRESETS, fetch
@@ -91,39 +89,15 @@ def read_weights(path: Path, *, trust: bool = False) -> dict[str, Any]:
             f'VQGANs are files {", ".join((*CHECKPOINTS, ".safetensors"))}, or folders of diffusers, got {path.name} '
             '(an archive? unpack it)'
         )
-    content = _unpickle(path, trust=trust)
+    try:
+        content = read_checkpoint(path, trust=trust)
+    except MoreThanWeightsError as error:
+        raise MoreThanWeightsError(path, error.found, f'run: timm-dad convert {path} --trust') from error
     state = content.get('state_dict', content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         found = sorted(map(str, content))[:5] if isinstance(content, Mapping) else type(content).__name__
         raise ValueError(f'{path} must hold weights by name, or these under state_dict, got {found}')
     return dict(state)
-
-
-def _unpickle(path: Path, *, trust: bool) -> Any:
-    with path.open('rb') as file:
-        start = file.read(2)
-    if start[:1] != b'\x80' and start != b'PK':  # a pickle, or torch's zip of one
-        raise ValueError(f'{path} is no checkpoint of PyTorch: it begins with {start!r} (a page of a failed download?)')
-    try:
-        return torch.load(path, map_location='cpu', weights_only=not trust)
-    except (EOFError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else 'it ends early'
-        raise ValueError(f'{path} is broken: {reason}') from error
-    except pickle.UnpicklingError as error:
-        if trust:
-            raise ValueError(f'{path} is broken: {error}') from error
-        raise ValueError(
-            f'{path} holds more than weights ({_refused(error)}) and may run code when it is loaded. If you trust its '
-            f'source, run: timm-dad convert {path} --trust'
-        ) from error
-
-
-def _refused(error: pickle.UnpicklingError) -> str:
-    """What torch's ``weights_only`` stumbled on."""
-    name = re.search(r'GLOBAL ([\w.]+)', str(error))
-    if name:
-        return name[1]
-    return next((line for line in str(error).splitlines() if line.startswith('Unsupported')), 'an unknown object')
 
 
 def model_weights(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
