@@ -15,7 +15,7 @@ class PixelNorm(nn.Module):
         std: The network's standard deviation, per channel, in [0, 1] pixel units.
 
     Raises:
-        ValueError: If a ``std`` is not positive.
+        ValueError: If they are not finite numbers, 3 each, or a ``std`` is not positive.
     """
 
     mean: Tensor
@@ -23,6 +23,9 @@ class PixelNorm(nn.Module):
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
+        for what, values in (('mean', mean), ('std', std)):
+            if not _three_numbers(values):
+                raise ValueError(f'{what} must be 3 finite numbers, one a channel, got {values!r}')
         if min(std) <= 0:
             raise ValueError(f'std must be positive, got {tuple(std)}')
         for name, values in (('mean', mean), ('std', std)):
@@ -45,6 +48,15 @@ class PixelNorm(nn.Module):
         """[0, 1] pixels ``[B, 3, H, W]`` to normalized, fp32."""
         self._move(x_pix)
         return (x_pix - self.mean) / self.std
+
+
+def _three_numbers(values: object) -> bool:
+    """Whether these are numbers for the channels of a colour image."""
+    try:
+        numbers = [float(value) for value in values]  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        return False
+    return len(numbers) == 3 and all(map(math.isfinite, numbers))
 
 
 def psnr(x_pix: Tensor, y_pix: Tensor, most: float = math.inf) -> Tensor:
