@@ -1,7 +1,9 @@
 import json
+import logging
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import open_clip
 import pytest
 import timm
@@ -12,6 +14,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 from timm_dad.teachers.ensemble import TeacherEnsemble
+from timm_dad.teachers.hub import load_error
 from timm_dad.teachers.teacher import Teacher, create_open_clip_teacher, create_timm_teacher
 
 NAMES = ['dog', 'red car', 'tree']
@@ -130,6 +133,24 @@ def test_a_std_that_is_not_positive_is_refused(std):
         Teacher(nn.Flatten(), mean=MEAN, std=std, input_size=(4, 4), num_classes=48)
 
 
+def test_requests_of_the_hub_are_not_printed_again_and_again(monkeypatch, caplog):
+    def no_network(*_, **__):
+        logging.getLogger('huggingface_hub.utils._http').warning('thrown while requesting HEAD')
+        raise huggingface_hub.errors.LocalEntryNotFoundError('cannot find the file\non the disk')
+
+    monkeypatch.setattr(timm, 'create_model', no_network)
+    with pytest.raises(ValueError, match=r'could not be loaded: cannot find the file; on the disk .*HF_HUB_OFFLINE=1'):
+        create_timm_teacher('test_resnet', 5)
+    assert caplog.text == ''
+    logging.getLogger('huggingface_hub.utils._http').warning('another one')
+    assert 'another one' in caplog.text
+
+
+def test_errors_of_many_lines_become_one():
+    text = load_error(RuntimeError('\n'.join(f'line {i} ' + 'x' * (500 if i == 1 else 0) for i in range(9))))
+    assert text == f'line 0; line 1 {"x" * 293} ...; line 2; and 6 more'
+
+
 GOOD = {'mean': MEAN, 'std': STD, 'input_size': (4, 4), 'num_classes': 48}
 
 
@@ -182,7 +203,7 @@ def test_weights_that_are_not_finite_are_refused():
     for value in (float('nan'), float('inf')):
         model = nn.Sequential(nn.Flatten(), nn.Linear(48, 48))
         nn.init.constant_(model[1].bias, value)
-        with pytest.raises(ValueError, match=r'weights of the teacher must be finite, got NaN or infinity in 1\.bias$'):
+        with pytest.raises(ValueError, match=r'weights of the network must be finite, got NaN or infinity in 1\.bias$'):
             Teacher(model, **GOOD)
 
 

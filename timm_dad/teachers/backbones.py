@@ -132,11 +132,11 @@ def timm_norm(name: str, model: Any) -> dict[str, Any]:
 
 
 def log_input(spec: str, norm: Mapping[str, Any], source: str) -> None:
-    """Log how a teacher's images look, and where that was read."""
+    """Log how a model's images look, and where that was read."""
     mean, std = (', '.join(f'{value:.3g}' for value in norm[name]) for name in ('mean', 'std'))
     height, width = norm['input_size']
     how = f'mean {mean}, std {std}, {norm["interpolation"]}'
-    _logger.info('Teacher %s: images of %dx%d, %s (from %s)', spec, height, width, how, source)
+    _logger.info('%s: images of %dx%d, %s (from %s)', spec, height, width, how, source)
 
 
 def load_open_clip(name: str, checkpoint_path: str | None = None, weights: bool = True) -> tuple[Any, dict[str, Any]]:

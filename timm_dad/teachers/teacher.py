@@ -161,7 +161,7 @@ def _check_finite(model: nn.Module) -> None:
     ]
     if broken:
         more = f' and {len(broken) - 3} more' if len(broken) > 3 else ''
-        raise ValueError(f'weights of the teacher must be finite, got NaN or infinity in {", ".join(broken[:3])}{more}')
+        raise ValueError(f'weights of the network must be finite, got NaN or infinity in {", ".join(broken[:3])}{more}')
 
 
 def create_timm_teacher(
