@@ -51,6 +51,14 @@ def own_accelerator_state():
 
 
 @pytest.fixture
+def tf32():
+    """TF32 is switched on, as training does; it is a switch of the process."""
+    before, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, True
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.fixture
 def student():
     # timm's ResNets start with residual branches multiplied by zero, whose weights get no gradient.
     return timm.create_model('test_resnet', num_classes=NUM_CLASSES, zero_init_last=False)

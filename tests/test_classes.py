@@ -86,10 +86,24 @@ def test_classes_are_found_by_name():
     assert match_classes(2, ['cat', 'dog'], 2, ['dog', 'cat']) == [1, 0]
 
 
-def test_as_many_classes_of_unknown_or_foreign_names_are_taken_to_be_the_same():
-    assert match_classes(5, None, 5, ['a', 'b', 'c', 'd', 'e']) is None
-    assert match_classes(1000, WNIDS, 1000, [f'class {i}' for i in range(1000)]) is None
-    assert match_classes(1000, WNIDS, 1000, None) is None
+@pytest.mark.parametrize(
+    ('labels', 'class_names', 'of_whom'),
+    [
+        (None, list('abcde'), 'its classes'),
+        (list('abcde'), None, "the data's classes"),
+        (None, None, "the data's classes"),
+    ],
+)
+def test_as_many_classes_are_taken_to_be_the_same_where_one_side_has_no_names(labels, class_names, of_whom, caplog):
+    assert match_classes(5, labels, 5, class_names) is None
+    assert (
+        f"5 classes are taken to be the data's, in the same order: the names of {of_whom} are not known" in caplog.text
+    )
+
+
+def test_as_many_classes_of_other_names_are_refused():
+    with pytest.raises(ValueError, match=r'it knows 0 of them by name .* give a class map'):
+        match_classes(1000, WNIDS, 1000, [f'class {i}' for i in range(1000)])
 
 
 @pytest.mark.parametrize(

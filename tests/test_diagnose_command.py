@@ -16,7 +16,7 @@ from timm_dad.cli import main as cli
 from timm_dad.commands.generate import main as generate
 from timm_dad.demo.data import DEMO_VQGAN, class_names
 from timm_dad.diagnosis.command import create_parser, main, make_frame, parse_args
-from timm_dad.teachers.teacher import INTERPOLATIONS
+from timm_dad.teachers.backbones import INTERPOLATIONS
 from timm_dad.vqgan.load import load_vqgan
 
 DEMO = '--dataset demo/noto --ood demo/twemoji --dad-teacher demo --dad-vqgan demo'.split()

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from timm_dad.common.extras import require_extra
+from timm_dad.common.tf32 import without_tf32
 from timm_dad.vqgan.load import load_vqgan
 from timm_dad.vqgan.model import VQGAN, VQGANConfig
 from timm_dad.vqgan.nearest import likeliest_codes, nearest_codes
@@ -114,6 +115,46 @@ def test_likeliest_codes_have_the_largest_logit(num_vectors, n_embed, dim):
     codes = likeliest_codes(z, weight, bias)
     assert codes.dtype == torch.int64
     assert torch.equal(codes, (z @ weight.t() + bias).argmax(dim=1))
+
+
+@pytest.mark.usefixtures('tf32')
+@pytest.mark.parametrize(
+    'search',
+    [lambda z, codes: nearest_codes(z, codes), lambda z, codes: likeliest_codes(z, codes, torch.zeros(len(codes)))],
+)
+def test_codes_are_searched_without_tf32(search, monkeypatch):
+    switches = []
+    z, codes = torch.randn(5, 4), torch.randn(9, 4)
+    expected, argmin, argmax = search(z, codes), torch.Tensor.argmin, torch.Tensor.argmax
+
+    def watched(find):
+        def found(*args, **kwargs):
+            switches.append(torch.backends.cuda.matmul.allow_tf32)
+            return find(*args, **kwargs)
+
+        return found
+
+    monkeypatch.setattr(torch.Tensor, 'argmin', watched(argmin))
+    monkeypatch.setattr(torch.Tensor, 'argmax', watched(argmax))
+    assert torch.equal(search(z, codes), expected)
+    assert switches == [False]
+    assert torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.usefixtures('tf32')
+def test_the_switch_of_tf32_is_put_back_after_an_error():
+    def fail():
+        with without_tf32():
+            assert not torch.backends.cuda.matmul.allow_tf32
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert torch.backends.cuda.matmul.allow_tf32
+
+
+def test_a_vqgan_says_what_is_inside(vqgan):
+    assert repr(vqgan) == 'VQGAN(32 codes of 4 channels, factor 2, nearest, taming)'
 
 
 def test_logits_are_never_whole():

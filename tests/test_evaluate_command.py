@@ -301,7 +301,7 @@ def test_size_workers_and_device_of_the_work_change_nothing(files, tmp_path):
         (('--suite', 'mean-ood={files}/data/train'), {}, r'mean-ood is also what'),
         (('--clean', 'train'), {}, r'--clean must name suites of your own (here val), got train'),
         ((), {'suite': 'a=nowhere'}, r'--suite: nothing to evaluate on, there is no data of a'),
-        ((), {'suite': 'demo/noto'}, r'a: teacher timm:test_resnet/'),
+        ((), {'suite': 'demo/noto'}, r'a: timm:test_resnet/'),
     ],
 )  # fmt: skip
 def test_errors_are_one_line(more, changes, message, files, tmp_path, capsys):

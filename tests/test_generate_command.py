@@ -129,6 +129,7 @@ DEMO = {'data_dir': None, 'dataset': 'demo/noto', 'img_size': 32, 'dad_teacher':
 HFDS = ('--dataset', 'hfds/{files}/hfds', '--data-dir', '{files}/cache')
 CODES = ('--dad-attack', 'codes', '--dad-neighbours', '8')
 CHANGES = {
+    'dad_teacher_img_size': ((), ('--dad-teacher-img-size', '64')),
     'data_dir': ((), ('--data-dir', '{files}/other')),
     'dataset': ((), ('--dataset', 'wds/', '--data-dir', '{files}/wds', '--num-classes', '4')),
     'split': ((), ('--split', 'validation')),

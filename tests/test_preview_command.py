@@ -101,6 +101,7 @@ WDS = ('--dataset', 'wds/', '--data-dir', '{files}/wds', '--split', 'train')
 CLIP = ('--dad-teacher', 'demo', '--img-size', '32')
 CODES = ('--dad-attack', 'codes', '--dad-neighbours', '8')
 CHANGES = {
+    'dad_teacher_img_size': ((), ('--dad-teacher-img-size', '64')),
     'data_dir': ((), ('--data-dir', '{files}/other')),
     'split': ((), ('--split', 'train')),
     'class_map': ((), ('--class-map', '{files}/map.txt', '--num-classes', '4')),

@@ -225,7 +225,10 @@ def test_a_probe_finds_its_classes_in_a_subset_in_another_order(pictures, clip, 
         (('--held-out', '1'), '--held-out must be between 0 and 1, got 1'),
         (('--batch-size', '0'), '--batch-size must be 1 or more'),
         (('--workers', '-1'), '--workers must be 0 or more'),
-        (('--dad-teacher', 'demo'), "--dad-teacher demo: an image tower is timm:MODEL or open_clip:.* got 'demo'"),
+        (
+            ('--teacher', 'demo'),
+            "--dad-teacher demo: an image tower is timm:MODEL, run:FOLDER or open_clip:.* got 'demo'",
+        ),
         (('--teacher', 'timm:nope'), "--dad-teacher timm:nope: timm has no model 'nope'"),
     ],
 )
@@ -290,10 +293,13 @@ def test_a_file_of_a_whole_clip_has_no_head(tmp_path):
     assert read_head(file) is None
 
 
-@pytest.mark.parametrize('name', ['junk.pt', 'junk.safetensors'])
-def test_a_file_that_holds_no_weights_is_refused(tmp_path, name):
+@pytest.mark.parametrize(
+    ('name', 'match'),
+    [('junk.pt', r'junk\.pt is no checkpoint of PyTorch'), ('junk.safetensors', 'is no file of weights')],
+)
+def test_a_file_that_holds_no_weights_is_refused(tmp_path, name, match):
     (tmp_path / name).write_text('junk')
-    with pytest.raises(ValueError, match='is no file of weights'):
+    with pytest.raises(ValueError, match=match):
         read_head(tmp_path / name)
 
 
@@ -303,7 +309,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path):
             return (open, (str(tmp_path / 'owned'), 'w'))
 
     torch.save({'head.weight': Payload()}, tmp_path / 'evil.pt')
-    with pytest.raises(ValueError, match='is no file of weights'):
+    with pytest.raises(ValueError, match=r'evil\.pt holds more than weights'):
         read_head(tmp_path / 'evil.pt')
     assert not (tmp_path / 'owned').exists()
 

@@ -276,7 +276,7 @@ def test_no_teacher_is_loaded_for_stored_logits(greys, tmp_path, student, monkey
         raise AssertionError('a teacher was loaded')
 
     monkeypatch.setattr('timm_dad.flags.dad.create_teacher', never)
-    monkeypatch.setattr('timm_dad.flags.teacher.create_teacher_by_spec', never)
+    monkeypatch.setattr('timm_dad.flags.runs.create_teacher_by_spec', never)
     write_dad_set(tmp_path / 'set', folder(greys), logits=logits)
     task, augment = build(parse('--dad-dir', str(tmp_path / 'set'), *STORED), student, greys)
     assert augment is task.teacher is None

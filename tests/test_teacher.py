@@ -1,7 +1,9 @@
 import json
+import logging
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import open_clip
 import pytest
 import timm
@@ -11,6 +13,8 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import nn
 
+from timm_dad.teachers.ensemble import TeacherEnsemble
+from timm_dad.teachers.hub import load_error
 from timm_dad.teachers.teacher import Teacher, create_open_clip_teacher, create_timm_teacher
 
 NAMES = ['dog', 'red car', 'tree']
@@ -96,8 +100,8 @@ def test_an_image_of_the_own_size_is_not_resampled():
 def test_what_the_network_gets_is_in_range_after_resizing():
     teacher = Teacher(nn.Identity(), mean=(0, 0, 0), std=(1, 1, 1), input_size=(24, 24), num_classes=3)
     x_pix = (torch.rand(2, 3, 16, 16) > 0.5).float()  # edges, where bicubic overshoots
-    assert teacher(x_pix).min() >= 0
-    assert teacher(x_pix).max() <= 1
+    assert teacher.normalize(x_pix).min() >= 0
+    assert teacher.normalize(x_pix).max() <= 1
 
 
 def test_a_teacher_is_frozen_and_stays_in_evaluation_mode(teacher, x_pix):
@@ -127,6 +131,96 @@ def test_gradients_reach_the_pixels_through_the_resizing(teacher, x_pix):
 def test_a_std_that_is_not_positive_is_refused(std):
     with pytest.raises(ValueError, match='std must be positive, got'):
         Teacher(nn.Flatten(), mean=MEAN, std=std, input_size=(4, 4), num_classes=48)
+
+
+def test_requests_of_the_hub_are_not_printed_again_and_again(monkeypatch, caplog):
+    def no_network(*_, **__):
+        logging.getLogger('huggingface_hub.utils._http').warning('thrown while requesting HEAD')
+        raise huggingface_hub.errors.LocalEntryNotFoundError('cannot find the file\non the disk')
+
+    monkeypatch.setattr(timm, 'create_model', no_network)
+    with pytest.raises(ValueError, match=r'could not be loaded: cannot find the file; on the disk .*HF_HUB_OFFLINE=1'):
+        create_timm_teacher('test_resnet', 5)
+    assert caplog.text == ''
+    logging.getLogger('huggingface_hub.utils._http').warning('another one')
+    assert 'another one' in caplog.text
+
+
+def test_errors_of_many_lines_become_one():
+    text = load_error(RuntimeError('\n'.join(f'line {i} ' + 'x' * (500 if i == 1 else 0) for i in range(9))))
+    assert text == f'line 0; line 1 {"x" * 293} ...; line 2; and 6 more'
+
+
+GOOD = {'mean': MEAN, 'std': STD, 'input_size': (4, 4), 'num_classes': 48}
+
+
+@pytest.mark.parametrize(
+    ('bad', 'match'),
+    [
+        ({'mean': 0.5}, 'mean must be 3 finite numbers, one a channel, got 0.5'),
+        ({'mean': (0.5,)}, r'mean must be 3 finite numbers, one a channel, got \(0.5,\)'),
+        ({'mean': 'abc'}, "mean must be 3 finite numbers, one a channel, got 'abc'"),
+        ({'std': (0.5, float('nan'), 0.5)}, 'std must be 3 finite numbers'),
+        ({'std': (0.5, float('inf'), 0.5)}, 'std must be 3 finite numbers'),
+        ({'input_size': 4}, r'input_size of the teacher must be \(h, w\) in pixels, got 4'),
+        ({'input_size': (4, 0)}, r'input_size of the teacher must be \(h, w\) in pixels, got \(4, 0\)'),
+        ({'input_size': (3, 4, 4)}, r'input_size of the teacher must be \(h, w\) in pixels'),
+        ({'input_size': (4.5, 4)}, r'input_size of the teacher must be \(h, w\) in pixels'),
+        ({'num_classes': -1}, 'num_classes of the teacher must be a positive integer, got -1'),
+        ({'num_classes': 4.0}, 'num_classes of the teacher must be a positive integer, got 4.0'),
+        ({'num_classes': True}, 'num_classes of the teacher must be a positive integer, got True'),
+        ({'class_index': [1, 2]}, r'class_index must hold 48 outputs of the network, from 0, got 2: \[1, 2\]'),
+        ({'class_index': [-1] * 48}, 'class_index must hold 48 outputs'),
+    ],
+)
+def test_arguments_of_a_teacher_are_checked(bad, match):
+    with pytest.raises(ValueError, match=match):
+        Teacher(nn.Flatten(), **{**GOOD, **bad})
+
+
+def test_a_teacher_is_made_of_a_module():
+    with pytest.raises(TypeError, match=r'model of the teacher must be a torch\.nn\.Module, got function'):
+        Teacher(lambda x: x, **GOOD)
+
+
+def test_a_size_may_be_a_list():
+    x_pix = torch.rand(2, 3, 4, 4)
+    assert torch.equal(
+        Teacher(nn.Flatten(), **{**GOOD, 'input_size': [4, 4]})(x_pix), Teacher(nn.Flatten(), **GOOD)(x_pix)
+    )
+
+
+@pytest.mark.parametrize(('model', 'count'), [(nn.Flatten(), 7), (nn.Identity(), 3)])
+def test_logits_that_are_not_of_the_classes_are_refused(model, count):
+    teacher = Teacher(model, **{**GOOD, 'num_classes': count})
+    with pytest.raises(
+        ValueError, match=rf'the teacher must give logits \[B, {count}\], one a class of num_classes, got'
+    ):
+        teacher(torch.rand(2, 3, 4, 4))
+
+
+def test_weights_that_are_not_finite_are_refused():
+    for value in (float('nan'), float('inf')):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(48, 48))
+        nn.init.constant_(model[1].bias, value)
+        with pytest.raises(ValueError, match=r'weights of the network must be finite, got NaN or infinity in 1\.bias$'):
+            Teacher(model, **GOOD)
+
+
+def test_logits_that_are_not_finite_are_refused():
+    class Overflow(nn.Module):
+        def forward(self, x_norm):
+            return x_norm.flatten(1) * 1e38 * 1e38
+
+    with pytest.raises(ValueError, match='the logits of the teacher are not finite'):
+        Teacher(Overflow(), **GOOD)(torch.rand(2, 3, 4, 4))
+
+
+def test_a_teacher_says_what_is_inside():
+    teacher = Teacher(nn.Flatten(), **GOOD)
+    assert repr(teacher) == f'Teacher(Flatten, 48 classes, 4x4, mean={list(MEAN)}, std={list(STD)}, bicubic)'
+    both = repr(TeacherEnsemble([teacher, teacher], [1, 3], temperature=4))
+    assert both == f'TeacherEnsemble([{teacher!r}, {teacher!r}], weights=[0.25, 0.75], temperature=4)'
 
 
 @pytest.mark.parametrize('name', ['test_resnet', 'test_efficientnet.r160_in1k'])
@@ -161,24 +255,24 @@ def test_a_timm_teacher_from_a_folder_brings_the_normalization_of_the_folder(tim
 
 
 def test_a_timm_teacher_of_other_classes_is_refused(timm_folder):
-    with pytest.raises(ValueError, match=r'teacher timm:local-dir:.* has 5 classes and the data 7'):
+    with pytest.raises(ValueError, match=r'timm:local-dir:.* has 5 classes and the data 7'):
         create_timm_teacher(f'local-dir:{timm_folder[0]}', 7)
 
 
 def test_a_checkpoint_of_other_classes_is_refused(tmp_path):
     torch.save(timm.create_model('test_resnet', num_classes=5).state_dict(), tmp_path / 'model.pth')
-    with pytest.raises(ValueError, match='teacher timm:test_resnet has 5 classes and the data 7'):
+    with pytest.raises(ValueError, match='timm:test_resnet has 5 classes and the data 7'):
         create_timm_teacher('test_resnet', 7, checkpoint_path=str(tmp_path / 'model.pth'))
 
 
 @pytest.mark.parametrize(
     ('name', 'match'),
     [
-        ('resnet18_nope', r"timm has no model 'resnet18_nope' .*close: .*'resnet18'"),
+        ('resnet18_nope', r"timm has no model 'resnet18_nope' .*close: .*resnet18"),
         ('xyzzy.in1k', r"timm has no model 'xyzzy\.in1k'"),
-        ('test_resnet.nope', r'teacher timm:test_resnet\.nope could not be loaded.*nope'),
-        ('botnet50ts_256', 'teacher timm:botnet50ts_256 could not be loaded.*[Nn]o pretrained weights'),
-        ('local-dir:/nowhere/at/all', 'teacher timm:local-dir:/nowhere/at/all could not be loaded'),
+        ('test_resnet.nope', r'timm:test_resnet\.nope could not be loaded.*nope'),
+        ('botnet50ts_256', 'timm:botnet50ts_256 could not be loaded.*[Nn]o pretrained weights'),
+        ('local-dir:/nowhere/at/all', 'timm:local-dir:/nowhere/at/all could not be loaded'),
     ],
 )
 def test_an_unknown_timm_teacher_is_refused(name, match):
@@ -187,14 +281,16 @@ def test_an_unknown_timm_teacher_is_refused(name, match):
 
 
 def test_a_missing_checkpoint_is_refused(tmp_path):
-    with pytest.raises(ValueError, match='teacher timm:test_resnet could not be loaded'):
+    with pytest.raises(
+        ValueError, match=r'timm:test_resnet could not be loaded: there is no checkpoint .*nowhere\.pth$'
+    ):
         create_timm_teacher('test_resnet', 5, checkpoint_path=str(tmp_path / 'nowhere.pth'))
 
 
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
 def test_a_checkpoint_that_is_none_is_refused(tmp_path, suffix):
     (tmp_path / 'model').with_suffix(suffix).write_text('this is no checkpoint')
-    with pytest.raises(ValueError, match='teacher timm:test_resnet could not be loaded'):
+    with pytest.raises(ValueError, match='timm:test_resnet could not be loaded'):
         create_timm_teacher('test_resnet', 5, checkpoint_path=str((tmp_path / 'model').with_suffix(suffix)))
 
 
@@ -265,14 +361,14 @@ def test_a_checkpoint_beside_a_folder_is_not_ignored(clip_folder, clip_name, ima
 def test_a_folder_without_weights_is_refused(clip_folder):
     # open_clip goes on with random weights: a teacher that knows nothing.
     folder, _ = clip_folder(weights=False)
-    with pytest.raises(ValueError, match=r'teacher open_clip:local-dir:.* could not be loaded'):
+    with pytest.raises(ValueError, match=r'open_clip:local-dir:.* could not be loaded'):
         create_open_clip_teacher(f'local-dir:{folder}', NAMES)
 
 
 def test_broken_weights_are_refused(clip_folder):
     folder, _ = clip_folder()
     (folder / 'open_clip_model.safetensors').write_text('this is no checkpoint')
-    with pytest.raises(ValueError, match=r'teacher open_clip:local-dir:.* could not be loaded'):
+    with pytest.raises(ValueError, match=r'open_clip:local-dir:.* could not be loaded'):
         create_open_clip_teacher(f'local-dir:{folder}', NAMES)
 
 
@@ -280,7 +376,7 @@ def test_weights_of_another_model_are_refused(clip_folder):
     folder, _ = clip_folder()
     other, _ = clip_folder('ModifiedResNet')
     (other / 'open_clip_model.safetensors').replace(folder / 'open_clip_model.safetensors')
-    with pytest.raises(ValueError, match=r'teacher open_clip:local-dir:.* could not be loaded'):
+    with pytest.raises(ValueError, match=r'open_clip:local-dir:.* could not be loaded'):
         create_open_clip_teacher(f'local-dir:{folder}', NAMES)
 
 
@@ -291,7 +387,7 @@ def test_weights_of_another_model_are_refused(clip_folder):
         ('ViT-B-32/nope', r"open_clip:ViT-B-32/PRETRAINED takes a file or one of .*'openai'.* got 'nope'"),
         ('ViT-B-32', "open_clip:ViT-B-32/PRETRAINED takes a file or one of .*'openai'.* got 'nothing'"),
         ('ViT-B-32/', "open_clip:ViT-B-32/PRETRAINED takes a file or one of .*'openai'.* got 'nothing'"),
-        ('local-dir:/nowhere/at/all', 'teacher open_clip:local-dir:/nowhere/at/all could not be loaded.*not found'),
+        ('local-dir:/nowhere/at/all', 'open_clip:local-dir:/nowhere/at/all could not be loaded.*not found'),
     ],
 )
 def test_an_unknown_open_clip_teacher_is_refused(name, match):

@@ -662,6 +662,9 @@ VARIANTS = {
     'dad_teacher_checkpoint': (
         (*TIMM_TEACHER, '--dad-teacher-checkpoint', '{checkpoint}'), ('--dad-teacher-checkpoint', '{best}')
     ),
+    'dad_teacher_img_size': (
+        (*TIMM_TEACHER, '--dad-teacher-checkpoint', '{checkpoint}'), ('--dad-teacher-img-size', '64')
+    ),
     'dad_teacher_weights': (TWO_TEACHERS, ('--dad-teacher-weights', '0.9', '0.1')),
     'dad_class_map': (
         (*TIMM_TEACHER, '--dad-teacher-checkpoint', '{checkpoint}'), ('--dad-class-map', '{teacher_classes}')
@@ -853,7 +856,10 @@ def factory_arguments(argv, monkeypatch):
             for name in ('vqgan', 'precision', 'keep_label', 'attack_from', 'gradient_vqgan')
         ]
         found['dad'] = [attack_config(args), loss_config(args), schedule_config(args), args.dad_view, views]
-        teacher = ('teacher', 'teacher_weights', 'teacher_checkpoint', 'classnames', 'templates', 'class_map')
+        teacher = (
+            'teacher', 'teacher_weights', 'teacher_checkpoint', 'teacher_img_size', 'classnames', 'templates',
+            'class_map',
+        )  # fmt: skip
         found['teacher'] = [getattr(args, f'dad_{name}') for name in teacher]
     return found
 

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from timm_dad.flags.dad import create_vqgan
 from timm_dad.flags.train import parse_args
 from timm_dad.vqgan.save import save_vqgan
 from timm_dad.vqgan_training import command as vqgan_command
+from timm_dad.vqgan_training.perceptual import check_vgg16, create_lpips
 from timm_dad.vqgan_training.reconstruction import VQGANTrainConfig, VQGANTrainer
 
 ARCHITECTURE = ('--ch 32 --ch-mult 1 2 --num-res-blocks 1 --z-channels 4 --n-embed 32 --embed-dim 4 '
@@ -307,6 +309,27 @@ def test_lpips_takes_the_place_of_l2(pictures, tmp_path, monkeypatch):
     assert perceptual == pytest.approx(l1, rel=1e-5)
     assert loss == pytest.approx(l1 + 0.5 * perceptual + commitment, rel=1e-5)
     assert 'train_l2' not in row
+
+
+def test_lpips_never_unpickles_what_lies_in_the_cache(tmp_path, monkeypatch):
+    class Payload:
+        def __reduce__(self):
+            return open, (str(tmp_path / 'it ran'), 'w')
+
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    check_vgg16()  # nothing is there yet
+    path = tmp_path / 'hub' / 'checkpoints' / 'vgg16-397923af.pth'
+    path.parent.mkdir(parents=True)
+    torch.save({'features.0.weight': torch.zeros(2)}, path)
+    check_vgg16()
+    torch.save({'features.0.weight': Payload()}, path)
+    monkeypatch.setitem(sys.modules, 'lpips', types.SimpleNamespace(LPIPS=lambda **_: pytest.fail('it was built')))
+    with pytest.raises(ValueError, match=r"vgg16-397923af\.pth is not torchvision's VGG16, .*open: delete it"):
+        create_lpips(torch.device('cpu'))
+    assert not (tmp_path / 'it ran').exists()
+    path.write_bytes(b'')
+    with pytest.raises(ValueError, match=r'--perceptual lpips: .*is empty; delete it'):
+        check_vgg16()
 
 
 def test_lpips_that_is_asked_for_and_missing_is_an_error(pictures, tmp_path, monkeypatch, capsys):

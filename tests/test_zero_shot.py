@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from timm.data import ImageNetInfo
 
 from timm_dad.common.cache import cache_dir
+from timm_dad.evaluation.models import frame_of
 from timm_dad.method.loss import DADLoss, DADLossConfig
 from timm_dad.teachers import zero_shot
 from timm_dad.teachers.backbones import load_open_clip
@@ -156,13 +157,14 @@ def changed_tokenizer(folder):
 
 @pytest.mark.parametrize('change', [changed_weights, changed_config, changed_activation, changed_tokenizer])
 def test_a_change_of_the_model_is_a_new_head(clip, heads_computed, change):
-    head_of(clip, [*NAMES, 'Red Car'])
+    names = ['dog', 'Red Car', 'tree']  # a car in small letters and this one are the same to a tokenizer
+    head_of(clip, names)
     change(clip)
-    changed = head_of(clip, [*NAMES, 'Red Car'])
+    changed = head_of(clip, names)
     assert len(heads_computed) == 2
     for path in cache_dir().iterdir():
         path.unlink()
-    assert torch.equal(changed, head_of(clip, [*NAMES, 'Red Car']))
+    assert torch.equal(changed, head_of(clip, names))
 
 
 @pytest.mark.parametrize(
@@ -307,6 +309,116 @@ def test_weights_of_a_tag_get_the_activation_that_they_were_trained_with(tmp_pat
         torch.testing.assert_close(by_file.encode_image(x_norm), expected)
         plain = load_open_clip(f'tiny-openai/{tmp_path / "quick.pt"}')[0].encode_image(x_norm)
     assert not torch.allclose(plain, expected, atol=1e-4)
+
+
+@pytest.fixture
+def tags(tmp_path, monkeypatch):
+    """Name tags of an architecture, each with its preprocessing; returns a file of weights of it."""
+
+    def add(*preprocess):
+        file, _ = add_clip_name(tmp_path, 'tiny-tagged')
+        cfgs = {f'tag{i}': open_clip.pretrained._pcfg('nowhere', **more) for i, more in enumerate(preprocess)}
+        monkeypatch.setitem(open_clip.pretrained._PRETRAINED, 'tiny-tagged', cfgs)
+        return file
+
+    return add
+
+
+SQUASHED = {'mean': (0, 0, 0), 'std': (1, 1, 1), 'interpolation': 'bilinear', 'resize_mode': 'squash'}
+
+
+def test_weights_from_a_file_are_normalized_as_all_tags_are(tags, caplog):
+    file = tags(SQUASHED, SQUASHED)
+    teacher = create_open_clip_teacher(f'tiny-tagged/{file}', NAMES)
+    assert teacher.norm.mean.flatten().tolist() == [0, 0, 0]
+    assert teacher.norm.std.flatten().tolist() == [1, 1, 1]
+    assert teacher.interpolation == 'bilinear'
+    assert frame_of(teacher).crop_mode == 'squash'
+    assert 'normalization' not in caplog.text
+
+
+@pytest.mark.parametrize('preprocess', [(), (SQUASHED, {**SQUASHED, 'interpolation': 'bicubic'})])
+def test_weights_from_a_file_get_clips_normalization_with_a_warning_otherwise(tags, caplog, preprocess):
+    file = tags(*preprocess)
+    teacher = create_open_clip_teacher(f'tiny-tagged/{file}', NAMES)
+    assert teacher.norm.mean.flatten().tolist() == pytest.approx(open_clip.OPENAI_DATASET_MEAN)
+    (warning,) = [line for line in caplog.text.splitlines() if 'normalization' in line]
+    assert f'open_clip:tiny-tagged/{file}: ' in warning
+    assert "CLIP's normalization" in warning
+    assert '--dad-teacher open_clip:tiny-tagged/TAG --dad-teacher-checkpoint FILE' in warning
+
+
+def test_a_tag_that_is_named_says_all_of_it(tags):
+    file = tags(SQUASHED, {})
+    teacher = create_open_clip_teacher('tiny-tagged/tag0', NAMES, checkpoint_path=str(file))
+    assert teacher.interpolation == 'bilinear'
+    assert frame_of(teacher).crop_mode == 'squash'
+
+
+@pytest.mark.parametrize('prefix', ['_orig_mod.', 'module.', '_orig_mod.module.', 'module._orig_mod.'])
+def test_weights_of_compiled_and_parallel_models_are_read(clip, tmp_path, prefix):
+    expected = load_open_clip(f'local-dir:{clip}')[0].state_dict()
+    changed = {name: value + 1 for name, value in expected.items()}
+    torch.save({'state_dict': {prefix + name: value for name, value in changed.items()}}, tmp_path / 'w.pt')
+    found = load_open_clip(f'local-dir:{clip}', str(tmp_path / 'w.pt'))[0].state_dict()
+    assert all(torch.equal(value, changed[name]) for name, value in found.items())
+
+
+def test_open_clip_weights_that_are_damaged_are_refused_in_one_line(clip, tmp_path):
+    state = load_open_clip(f'local-dir:{clip}')[0].state_dict()
+    torch.save({'state_dict': state}, tmp_path / 'w.pt')
+    raw = bytearray((tmp_path / 'w.pt').read_bytes())
+    raw[raw.find(state['visual.conv1.weight'].numpy().tobytes()) + 3] ^= 0x40
+    (tmp_path / 'w.pt').write_bytes(raw)
+    with pytest.raises(ValueError, match=r'w\.pt is damaged: .* does not match its checksum'):
+        load_open_clip(f'local-dir:{clip}', str(tmp_path / 'w.pt'))
+
+
+# Prompts that the text tower cannot tell apart.
+
+
+LEAD = 'a picture that was drawn by a vendor of phones and that shows, among many other things, a '
+
+
+def test_classes_whose_prompts_are_cut_to_the_same_tokens_are_refused(clip):
+    with pytest.raises(
+        ValueError, match=r"the classes '.* dog' and '.* red car' have the same tokens in a context of 16"
+    ):
+        head_of(clip, [LEAD + name for name in NAMES])
+
+
+def test_prompts_that_are_cut_are_a_warning(clip, caplog):
+    head_of(clip, ['dog', f'red {LEAD}', 'tree'])
+    assert "2 of 6 prompts are longer than the context of 16 tokens and are cut, such as '" in caplog.text
+    caplog.clear()
+    head_of(clip, ['dog', ' '.join(9 * 'a'), 'tree'])  # 16 tokens with the template, begin and end
+    assert 'longer' not in caplog.text
+
+
+def test_classes_of_one_name_are_a_warning(clip, caplog):
+    head_of(clip, ['dog', 'tree', 'dog'])
+    assert 'Several classes are called dog: the teacher cannot tell them apart' in caplog.text
+    caplog.clear()
+    head_of(clip, NAMES)
+    assert caplog.text == ''
+
+
+@pytest.mark.usefixtures('tf32')
+def test_the_cosines_are_computed_without_tf32(clip):
+    classifier = create_open_clip_teacher(f'local-dir:{clip}', NAMES).model
+    switches = []
+
+    class Watched(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            if function in (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__):
+                switches.append(torch.backends.cuda.matmul.allow_tf32)
+            return super().__torch_function__(function, types, args, kwargs or {})
+
+    classifier.text_features = classifier.text_features.as_subclass(Watched)
+    classifier(torch.rand(2, 3, 32, 32))
+    assert switches == [False]
+    assert torch.backends.cuda.matmul.allow_tf32
 
 
 def test_the_default_teachers_weights_want_quick_gelu():

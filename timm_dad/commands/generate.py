@@ -157,6 +157,8 @@ def build_models(
     teacher = create_teacher(args, args.num_classes, source.class_names, device)
     vqgan = create_vqgan(args, config.frame.size)
     teacher_flags = {name: getattr(args, name) for name in TEACHER_FLAGS}
+    if args.dad_teacher_img_size is None:  # as sets had it from before there was the flag
+        del teacher_flags['dad_teacher_img_size']
     settings = {
         'teacher': {'fingerprint': teacher.fingerprint(), 'flags': teacher_flags},
         'vqgan': {'fingerprint': vqgan.fingerprint(), 'spec': args.dad_vqgan, 'strict_size': args.dad_strict_size},

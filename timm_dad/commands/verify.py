@@ -1,6 +1,5 @@
 """The command ``timm-dad verify``: compare every byte of a DAD set with its manifests."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path

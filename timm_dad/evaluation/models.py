@@ -8,20 +8,22 @@ from typing import Any
 
 import torch
 from timm.data import resolve_data_config
-from timm.models import load_checkpoint
-from torch import Tensor, nn
+from torch import Tensor
 
 from timm_dad.common.hashing import content_hash
 from timm_dad.data.images import Frame
-from timm_dad.evaluation.runs import create_run_student, create_run_teacher, run_folder
+from timm_dad.evaluation.runs import create_run_teacher
 from timm_dad.evaluation.suites.class_folders import imagenet_wnids
 from timm_dad.evaluation.suites.suite import Suite
 from timm_dad.flags.rules import under_flag
+from timm_dad.flags.runs import create_spec_teacher
 from timm_dad.frozen.prepare import prepare_frozen
+from timm_dad.teachers.backbones import takes_any_size
 from timm_dad.teachers.classes import in_label_order
 from timm_dad.teachers.ensemble import TeacherEnsemble
-from timm_dad.teachers.spec import DataClasses, create_teacher_by_spec
+from timm_dad.teachers.spec import DataClasses
 from timm_dad.teachers.teacher import Teacher
+from timm_dad.teachers.trained import run_folder
 from timm_dad.teachers.zero_shot import ZeroShotClassifier
 
 SOURCES = ('timm', 'open_clip', 'probe', 'run', 'teacher')
@@ -178,14 +180,10 @@ def _timm_name(model: ModelSpec, teacher: Teacher) -> str | None:
 
 def _load(model: ModelSpec, data: DataClasses, options: ModelOptions, device: torch.device) -> tuple[Teacher, Frame]:
     source, _, rest = model.spec.partition(':')
-    if source == 'run':
-        return create_run_student(rest, data, use_ema=options.use_ema)
     if source == 'teacher':
         teacher = create_run_teacher(rest, data, device)
         return teacher, frame_of(teacher)
-    teacher = create_teacher_by_spec(model.spec, data, device=device)
-    if model.file and not options.use_ema:
-        load_checkpoint(teacher.model, model.file, use_ema=False)  # timm's create_model has taken the moving average
+    teacher = create_spec_teacher(model.spec, data, device=device, use_ema=options.use_ema)
     return teacher, frame_of(teacher, use_train_size=options.use_train_size)
 
 
@@ -208,16 +206,6 @@ def frame_of(teacher: Teacher, use_train_size: bool = False) -> Frame:
         crop_mode=_CROP_MODES[cfg.get('resize_mode', 'shortest')],
         fill=(cfg.get('fill_color', 0) / 255,) * 3,
     )
-
-
-def takes_any_size(network: nn.Module) -> bool:
-    """Whether a network takes images of any size: no, where timm's config or patch embedding fixes it."""
-    cfg: Any = getattr(network, 'pretrained_cfg', None)  # open_clip's have none, and take one size
-    strict = any(
-        getattr(module, 'strict_img_size', False) and getattr(module, 'img_size', None) is not None
-        for module in network.modules()
-    )
-    return bool(cfg) and not cfg.get('fixed_input_size') and not strict
 
 
 def uncut_network(teacher: Teacher) -> Callable[[Tensor], Tensor] | None:

@@ -7,7 +7,7 @@ from typing import Any
 from timm_dad.data.images import Frame
 from timm_dad.flags.fields import field_kwargs
 from timm_dad.flags.rules import naming_flag
-from timm_dad.teachers.teacher import INTERPOLATIONS
+from timm_dad.teachers.backbones import INTERPOLATIONS
 
 
 def add_frame_args(group: Any, *, size_help: str, input_size: bool = True) -> None:

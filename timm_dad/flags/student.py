@@ -112,12 +112,6 @@ def prepare_task(
     return accelerator.prepare_optimizer(optimizer)
 
 
-def create_untrained_student(args: argparse.Namespace) -> nn.Module:
-    """Create the student of a run without any weights, to load a checkpoint of the run into it."""
-    weights = {'pretrained': False, 'pretrained_path': None, 'initial_checkpoint': ''}
-    return create_student(argparse.Namespace(**{**vars(args), **weights}))
-
-
 def _scale_head(student: nn.Module, scale: float | None, bias: float | None) -> None:
     if scale is None and bias is None:
         return

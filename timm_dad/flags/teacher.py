@@ -9,14 +9,16 @@ import torch
 
 from timm_dad.common.text_files import read_text
 from timm_dad.flags.rules import check_file_args, check_rules, under_flag, written
+from timm_dad.flags.runs import create_spec_teacher
 from timm_dad.teachers.classes import in_label_order, read_class_file
 from timm_dad.teachers.ensemble import TeacherEnsemble
-from timm_dad.teachers.spec import DEFAULT_TEACHER, PAPERS_TEACHER, DataClasses, check_spec, create_teacher_by_spec
+from timm_dad.teachers.spec import DEFAULT_TEACHER, PAPERS_TEACHER, DataClasses, check_spec
 from timm_dad.teachers.teacher import Teacher
 from timm_dad.teachers.zero_shot import ZeroShotClassifier, check_templates, is_imagenet
 
 TEACHER_FLAGS = (
-    'dad_teacher', 'dad_teacher_weights', 'dad_teacher_checkpoint', 'dad_classnames', 'dad_templates', 'dad_class_map',
+    'dad_teacher', 'dad_teacher_weights', 'dad_teacher_checkpoint', 'dad_teacher_img_size', 'dad_classnames',
+    'dad_templates', 'dad_class_map',
 )  # fmt: skip
 _logger = logging.getLogger(__name__)
 
@@ -33,7 +35,8 @@ def add_teacher_args(group: Any) -> None:
     group.add_argument(
         '--dad-teacher', metavar='SPEC', nargs='+', action=_OneOrMore,
         help='timm:MODEL (its pretrained weights) or timm:MODEL/FILE, open_clip:MODEL/PRETRAINED (a tag or a file), '
-        'both with hf-hub:ORG/REPO or local-dir:DIR in place of the model, probe:FILE (of `timm-dad probe`), or demo; '
+        'both with hf-hub:ORG/REPO or local-dir:DIR in place of the model, run:FOLDER (a training of timm or of this '
+        'project), probe:FILE (of `timm-dad probe`), or demo; '
         f"several are averaged (default, for ImageNet's classes alone: {DEFAULT_TEACHER}, zero-shot; the paper's: "
         f'{PAPERS_TEACHER})',
     )  # fmt: skip
@@ -41,6 +44,11 @@ def add_teacher_args(group: Any) -> None:
         '--dad-teacher-weights', type=float, nargs='+', metavar='W', help='weights of several teachers (default: equal)'
     )
     group.add_argument('--dad-teacher-checkpoint', metavar='PATH', help='weights of the teacher')
+    group.add_argument(
+        '--dad-teacher-img-size', type=int, metavar='N',
+        help="side of the images of a timm: or run: teacher (default: that of its training, which the checkpoint's "
+        "args, args.yaml or config.json say, or else the model's own)",
+    )  # fmt: skip
     group.add_argument(
         '--dad-classnames', metavar='FILE',
         help='class names for a zero-shot teacher: text (one a line), .json (a list, or a map from class folder), or '
@@ -83,16 +91,24 @@ def check_teacher_args(args: argparse.Namespace, given: Mapping[str, Any]) -> No
         (not weights or min(weights) > 0, f'--dad-teacher-weights must be positive, got {weights}'),
         (not args.dad_teacher_checkpoint or len(specs) < 2,
          '--dad-teacher-checkpoint is for one teacher: write timm:MODEL/FILE or open_clip:MODEL/FILE'),
+        (args.dad_teacher_img_size is None or args.dad_teacher_img_size > 0,
+         f'--dad-teacher-img-size must be a side in pixels, got {args.dad_teacher_img_size}'),
+        (args.dad_teacher_img_size is None or (specs and all(spec.startswith(('timm:', 'run:')) for spec in specs)),
+         f'--dad-teacher-img-size is for timm: and run:, got --dad-teacher {" ".join(specs) or "by default"}'),
     )  # fmt: skip
     check_rules(rules)
     check_file_args(args, 'dad_classnames', 'dad_templates', 'dad_teacher_checkpoint', 'dad_class_map')
     zero_shot = not specs or any(spec.startswith(('open_clip:', 'demo')) for spec in specs)
-    own_head = any(spec.startswith(('timm:', 'probe:', 'open_clip:')) for spec in specs)
+    own_head = any(spec.startswith(('timm:', 'run:', 'probe:', 'open_clip:')) for spec in specs)
     for name, used, rule in (
         ('dad_classnames', zero_shot, 'is for zero-shot teachers'),
         ('dad_templates', zero_shot, 'is for zero-shot teachers'),
-        ('dad_class_map', own_head, 'is for teachers with a head of their own (timm:, probe:)'),
-        ('dad_teacher_checkpoint', not specs or not specs[0].startswith('probe:'), 'is for timm: and open_clip:'),
+        ('dad_class_map', own_head, 'is for teachers with a head of their own (timm:, run:, probe:)'),
+        (
+            'dad_teacher_checkpoint',
+            not specs or not specs[0].startswith(('probe:', 'run:')),
+            'is for timm: and open_clip:',
+        ),
     ):
         if name in given and not used:
             raise ValueError(f'{written(name)} {rule}, got --dad-teacher {" ".join(specs)}')
@@ -132,7 +148,8 @@ def create_teacher(
     teachers = []
     for spec in specs:
         with under_flag(f'--dad-teacher {spec}:'):
-            teachers.append(create_teacher_by_spec(spec, data, args.dad_teacher_checkpoint, device))
+            size = args.dad_teacher_img_size
+            teachers.append(create_spec_teacher(spec, data, args.dad_teacher_checkpoint, device, img_size=size))
     _check_heads(args, specs, teachers)
     if len(teachers) == 1:
         return teachers[0]

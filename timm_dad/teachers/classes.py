@@ -1,6 +1,7 @@
 """The teacher's classes and the data's: which is which, and files that say so."""
 
 import csv
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,8 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
 from timm_dad.common.text_files import read_json, read_text
+
+_logger = logging.getLogger(__name__)
 
 
 def timm_labels(model: nn.Module) -> list[str] | None:
@@ -29,15 +32,20 @@ def match_classes(
         The teacher's output of each class of the data; ``None`` where they are the same, in the same order.
 
     Raises:
-        ValueError: If they differ and cannot be matched.
+        ValueError: If they differ and cannot be matched. As many classes as the data has are taken to be the same ones
+            only where the names of one side are not known, with a warning.
     """
     position = {name: index for index, name in enumerate(labels or [])}
     missing = [name for name in class_names or [] if name not in position]
     if class_names and not missing:
         found = [position[name] for name in class_names]
         return None if found == list(range(num_outputs)) else found
-    if num_outputs == num_classes and len(missing) == len(class_names or []):
-        return None  # no name in common: taken to be the same classes, in the same order
+    if num_outputs == num_classes and not (labels and class_names):
+        _logger.warning(
+            "The teacher's %d classes are taken to be the data's, in the same order: the names of %s are not known",
+            *(num_outputs, 'its classes' if class_names else "the data's classes"),
+        )
+        return None
     reason = 'the names of its classes are not known'
     if labels and class_names:
         reason = f'it knows {len(class_names) - len(missing)} of them by name (not {missing[:3]})'

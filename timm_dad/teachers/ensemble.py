@@ -32,6 +32,10 @@ class TeacherEnsemble(Teacher):
     def __init__(
         self, teachers: Sequence[Teacher], weights: Sequence[float] | None = None, temperature: float = 1.0
     ) -> None:
+        if not teachers or not all(isinstance(teacher, Teacher) for teacher in teachers):
+            raise TypeError(
+                f'teachers must be timm_dad.Teacher, got {[type(teacher).__name__ for teacher in teachers]}'
+            )
         counts = [teacher.num_classes for teacher in teachers]
         if len(set(counts)) != 1:
             raise ValueError(f'teachers must have the same classes, got {counts} of them')
@@ -50,6 +54,11 @@ class TeacherEnsemble(Teacher):
         self.teachers = nn.ModuleList(teachers)
         self.temperature = temperature
         self.register_buffer('log_weights', (torch.tensor(weights) / sum(weights)).log(), persistent=False)
+
+    def __repr__(self) -> str:
+        weights = [round(weight, 4) for weight in self.log_weights.exp().tolist()]
+        members = ', '.join(map(repr, self.teachers))
+        return f'TeacherEnsemble([{members}], weights={weights}, temperature={self.temperature:g})'
 
     def fingerprint(self) -> str:
         """Hash of all that the logits depend on."""

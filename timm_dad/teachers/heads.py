@@ -14,13 +14,16 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from timm.models import clean_state_dict
 from torch import Tensor, nn
 
 from timm_dad.common.files import replacing
 from timm_dad.common.hashing import content_hash
+from timm_dad.common.torch_files import read_checkpoint
 from timm_dad.teachers.backbones import load_open_clip, load_timm, open_clip_norm, timm_norm
 from timm_dad.teachers.classes import match_classes, resolve_classes
 from timm_dad.teachers.teacher import Teacher
+from timm_dad.teachers.trained import find_run
 from timm_dad.teachers.zero_shot import unit_features
 
 _logger = logging.getLogger(__name__)
@@ -76,11 +79,13 @@ def read_head(path: str | Path) -> LinearHead | None:
                 metadata = file.metadata() or {}
                 state = {name: file.get_tensor(name) for name in file.keys()}
         else:
-            content = torch.load(path, map_location='cpu', weights_only=True)
+            content = read_checkpoint(path)
             state = content.get('state_dict', content)
-    except Exception as error:  # torch and safetensors raise what they like on broken files
+    except ValueError:
+        raise
+    except Exception as error:  # safetensors raises what it likes on broken files; others hold no weights by name
         raise ValueError(f'{path} is no file of weights: {error}') from error
-    state = {name.removeprefix('module.'): value for name, value in state.items()}
+    state = clean_state_dict(state)
     if 'head.weight' not in state:
         return None
     weight = state['head.weight']
@@ -112,12 +117,12 @@ def load_tower(spec: str, weights: bool = True) -> tuple[nn.Module, dict[str, An
     if source == 'open_clip':
         visual = load_open_clip(name, weights=weights)[0].visual
         return visual.eval(), open_clip_norm(visual)
-    if source == 'timm':
-        model = load_timm(name)
+    if source in ('timm', 'run'):
+        model = load_timm(*find_run(name)) if source == 'run' else load_timm(name)
         norm = timm_norm(name, model)
         model.reset_classifier(0)
         return model.eval(), norm
-    raise ValueError(f'an image tower is timm:MODEL or open_clip:MODEL/PRETRAINED, got {spec!r}')
+    raise ValueError(f'an image tower is timm:MODEL, run:FOLDER or open_clip:MODEL/PRETRAINED, got {spec!r}')
 
 
 def create_head_teacher(

@@ -9,6 +9,7 @@ import torch
 from timm_dad.demo.data import DEMO_TEACHER, TEMPLATES
 from timm_dad.teachers.heads import LinearHead, create_head_teacher, read_head
 from timm_dad.teachers.teacher import Teacher, create_open_clip_teacher, create_timm_teacher
+from timm_dad.teachers.trained import find_run
 from timm_dad.teachers.zero_shot import default_templates, spoken_names
 
 DEFAULT_TEACHER = 'open_clip:ViT-L-14/openai'
@@ -28,34 +29,55 @@ class DataClasses:
 
 def check_spec(spec: str) -> None:
     """Raise ``ValueError`` unless a SPEC begins like one."""
-    if spec != 'demo' and not spec.startswith(('timm:', 'open_clip:', 'probe:')):
+    if spec != 'demo' and not spec.startswith(('timm:', 'open_clip:', 'probe:', 'run:')):
         raise ValueError(
             f'must be timm:MODEL, open_clip:MODEL/PRETRAINED or demo, got {spec!r} '
-            f'(such as {DEFAULT_TEACHER}), or probe:FILE of `timm-dad probe`'
+            f'(such as {DEFAULT_TEACHER}), run:FOLDER of a training, or probe:FILE of `timm-dad probe`'
         )
 
 
 def create_teacher_by_spec(
-    spec: str, data: DataClasses, checkpoint_path: str | None = None, device: torch.device | None = None
+    spec: str,
+    data: DataClasses,
+    checkpoint_path: str | None = None,
+    device: torch.device | None = None,
+    *,
+    img_size: int | None = None,
+    labels: Sequence[str] | None = None,
+    use_ema: bool = True,
 ) -> Teacher:
     """Create the teacher of a SPEC.
 
     Args:
         spec: ``timm:MODEL``, ``timm:MODEL/FILE``, ``open_clip:MODEL/PRETRAINED``, ``open_clip:MODEL/FILE``, either with
-            ``hf-hub:ORG/REPO`` or ``local-dir:DIR`` in place of the model, ``probe:FILE`` or ``demo``.
+            ``hf-hub:ORG/REPO`` or ``local-dir:DIR`` in place of the model, ``probe:FILE``, ``run:FOLDER``
+            (what a training of timm or ``timm-dad train`` trained), ``run:FILE`` (a checkpoint in it) or ``demo``.
         data: Classes of the data.
         checkpoint_path: Weights in place of the named ones.
         device: Where a text head is computed, if it is not in the cache.
+        img_size: Side of the images of a timm model, whatever it and its training say.
+        labels: Names of the classes of a run, if they are known.
+        use_ema: Take the moving average of a timm checkpoint's weights, if there is one.
 
     Raises:
         ValueError: If it cannot be loaded, or its classes are not those of the data.
     """
     check_spec(spec)
     source, _, name = spec.partition(':')
-    if source == 'timm':
+    if source in ('timm', 'run'):
+        name, checkpoint_path = find_run(name) if source == 'run' else (name, checkpoint_path)
         return create_timm_teacher(
-            name, data.num_classes, checkpoint_path, class_names=data.class_names, class_map=data.class_map
+            name,
+            data.num_classes,
+            checkpoint_path,
+            class_names=data.class_names,
+            class_map=data.class_map,
+            labels=labels,
+            img_size=img_size,
+            use_ema=use_ema,
         )
+    if img_size is not None:
+        raise ValueError('takes one size alone: leave --dad-teacher-img-size out, which is for timm: and run:')
     if source == 'probe':
         head = read_head(name) if Path(name).is_file() else None
         if head is None or not head.tower:

@@ -5,6 +5,7 @@ section 3.2).
 """
 
 import logging
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,13 +16,12 @@ from torch import Tensor, nn
 from timm_dad.common.extras import require_extra
 from timm_dad.common.hashing import content_hash
 from timm_dad.common.pixels import PixelNorm
-from timm_dad.teachers.backbones import load_open_clip, load_timm, open_clip_norm, timm_norm
+from timm_dad.teachers.backbones import INTERPOLATIONS, load_open_clip, load_timm, open_clip_norm, timm_norm
 from timm_dad.teachers.classes import match_classes, resolve_classes, timm_labels
+from timm_dad.teachers.hub import load_error, quiet_hub
 from timm_dad.teachers.zero_shot import DEFAULT_TEMPLATES, ZeroShotClassifier, check_templates, zero_shot_head
 
 _logger = logging.getLogger(__name__)
-
-INTERPOLATIONS = ('bicubic', 'bilinear')
 
 
 class Teacher(nn.Module):
@@ -38,7 +38,9 @@ class Teacher(nn.Module):
             other outputs are left out, so the softmax is over the data's classes.
 
     Raises:
-        ValueError: If a ``std`` is not positive, or the interpolation cannot be done.
+        TypeError: If ``model`` is no module.
+        ValueError: If a value is out of range, the interpolation cannot be done, or a weight is not finite; in a call
+            (on a GPU the first), if the logits are not finite or not of ``num_classes``.
     """
 
     class_index: Tensor | None
@@ -55,13 +57,28 @@ class Teacher(nn.Module):
         class_index: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f'model of the teacher must be a torch.nn.Module, got {type(model).__name__}')
         if interpolation not in INTERPOLATIONS:
             raise ValueError(f'interpolation of the teacher must be one of {INTERPOLATIONS}, got {interpolation!r}')
+        self.input_size, self.num_classes, self.interpolation = _size(input_size), num_classes, interpolation
+        _check_classes(num_classes, class_index)
+        _check_finite(model)
         self.model = model.eval().requires_grad_(False)
-        self.input_size, self.num_classes, self.interpolation = input_size, num_classes, interpolation
         self.norm = PixelNorm(mean, std)
+        self._logits_seen = False
         index = None if class_index is None else torch.tensor(class_index)
         self.register_buffer('class_index', index, persistent=False)
+
+    def __repr__(self) -> str:
+        height, width = self.input_size
+        mean, std = (
+            [round(value, 4) for value in getattr(self.norm, name).flatten().tolist()] for name in ('mean', 'std')
+        )
+        return (
+            f'{type(self).__name__}({type(self.model).__name__}, {self.num_classes} classes, {height}x{width}, '
+            f'mean={mean}, std={std}, {self.interpolation})'
+        )
 
     def train(self, mode: bool = True) -> 'Teacher':
         """Stay in evaluation mode, whatever ``mode`` says."""
@@ -98,7 +115,53 @@ class Teacher(nn.Module):
     def forward(self, x_pix: Tensor) -> Tensor:
         """Logits ``[B, K]`` of images ``[B, 3, H, W]`` in [0, 1]; gradients reach ``x_pix``, never a parameter."""
         with torch.autocast(x_pix.device.type, enabled=False):  # the student's precision is not the teacher's
-            return self.select(self.model(self.normalize(x_pix)))
+            logits = self.select(self.model(self.normalize(x_pix)))
+        self._check_logits(logits)
+        return logits
+
+    def _check_logits(self, logits: Tensor) -> None:
+        # A look at the values waits for the device: on a CPU that is free, elsewhere the first batch must do.
+        if torch.compiler.is_compiling() or (self._logits_seen and not logits.is_cpu):
+            return
+        if self.num_classes and (logits.ndim != 2 or logits.shape[1] != self.num_classes):
+            raise ValueError(
+                f'the teacher must give logits [B, {self.num_classes}], one a class of num_classes, got '
+                f'{list(logits.shape)}'
+            )
+        if not logits.detach().isfinite().all():
+            raise ValueError('the logits of the teacher are not finite (16 bits are too few for it? take fp32)')
+        self._logits_seen = True
+
+
+def _size(input_size: Sequence[int]) -> tuple[int, int]:
+    """``(h, w)`` as a tuple of plain integers; ``ValueError`` if it is none."""
+    try:
+        height, width = (operator.index(side) for side in input_size)
+        if min(height, width) < 1:
+            raise ValueError
+    except (TypeError, ValueError):
+        raise ValueError(f'input_size of the teacher must be (h, w) in pixels, got {input_size!r}') from None
+    return height, width
+
+
+def _check_classes(num_classes: int, class_index: Sequence[int] | None) -> None:
+    """Raise ``ValueError`` unless there is a number of classes (0 for features) and, if given, an index for each."""
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
+        raise ValueError(f'num_classes of the teacher must be a positive integer, got {num_classes!r}')
+    if class_index is not None and (len(class_index) != num_classes or min(class_index, default=0) < 0):
+        raise ValueError(
+            f'class_index must hold {num_classes} outputs of the network, from 0, got {len(class_index)}: '
+            f'{list(class_index)[:5]}'
+        )
+
+
+def _check_finite(model: nn.Module) -> None:
+    broken = [
+        name for name, value in model.state_dict().items() if value.is_floating_point() and not value.isfinite().all()
+    ]
+    if broken:
+        more = f' and {len(broken) - 3} more' if len(broken) > 3 else ''
+        raise ValueError(f'weights of the network must be finite, got NaN or infinity in {", ".join(broken[:3])}{more}')
 
 
 def create_timm_teacher(
@@ -108,8 +171,14 @@ def create_timm_teacher(
     *,
     class_names: Sequence[str] | None = None,
     class_map: Sequence[str] | None = None,
+    labels: Sequence[str] | None = None,
+    img_size: int | None = None,
+    use_ema: bool = True,
 ) -> Teacher:
     """Create a frozen teacher from a timm model.
+
+    Weights from a file run with the network, size and normalization of their training, where the flags that it kept in
+    the checkpoint (``args``), ``args.yaml`` or a hub's ``config.json`` beside it say them.
 
     Args:
         name: timm's name of a model, with its pretrained tag, ``NAME/FILE``, or ``hf-hub:`` / ``local-dir:`` as timm
@@ -119,23 +188,25 @@ def create_timm_teacher(
         class_names: The data's class folders. Where the teacher has other classes, they are looked up by name
             (WordNet ids, or the names in the model's config).
         class_map: The teacher's class of each class of the data, by index or name, in place of that.
+        labels: Names of the teacher's classes, if the model's config does not say them.
+        img_size: Side of the teacher's images, whatever model and training say.
+        use_ema: Take the moving average of a checkpoint's weights, if there is one.
 
     Raises:
         ValueError: If timm does not know the model, the checkpoint does not fit, or the classes do not match.
     """
-    architecture, _, file = (name, '', '') if ':' in name.split('/')[0] else name.partition('/')
-    checkpoint_path = checkpoint_path or file
-    model = load_timm(architecture, checkpoint_path, num_classes)
-    labels = timm_labels(model)
+    model = load_timm(name, checkpoint_path, num_classes, img_size=img_size, use_ema=use_ema)
+    own_head = bool(checkpoint_path) or (':' not in name.split('/')[0] and '/' in name)
+    named, labels = labels is not None, labels or timm_labels(model)
     try:
         if class_map is not None:
             class_index: Sequence[int] | None = resolve_classes(class_map, model.num_classes, labels)
-        elif checkpoint_path and model.num_classes == num_classes:
+        elif own_head and not named and model.num_classes == num_classes:
             class_index = None  # fine-tuned on this data, in its order
         else:
             class_index = match_classes(model.num_classes, labels, num_classes, class_names)
     except ValueError as error:
-        raise ValueError(f'teacher timm:{name} {error}') from error
+        raise ValueError(f'timm:{name} {error}') from error
     return Teacher(model, **timm_norm(name, model), num_classes=num_classes, class_index=class_index)
 
 
@@ -164,9 +235,10 @@ def create_open_clip_teacher(
     check_templates(templates)
     model, config = load_open_clip(name, checkpoint_path)
     try:
-        tokenizer = open_clip.get_tokenizer(name if ':' in name.split('/')[0] else name.partition('/')[0])
+        with quiet_hub():
+            tokenizer = open_clip.get_tokenizer(name if ':' in name.split('/')[0] else name.partition('/')[0])
     except Exception as error:  # transformers may be missing, or its files
-        raise ValueError(f'the tokenizer of open_clip:{name} could not be loaded: {error}') from error
+        raise ValueError(f'the tokenizer of open_clip:{name} could not be loaded: {load_error(error)}') from error
     text_features = zero_shot_head(model, tokenizer, class_names, templates, config, device)
     _logger.info('Zero-shot teacher open_clip:%s: %d classes, %d templates', name, len(class_names), len(templates))
     prompts = [template.format(name) for name in class_names for template in templates]

@@ -6,6 +6,7 @@ Source: Radford et al. 2021, arXiv:2103.00020, section 3.1.
 import contextlib
 import logging
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from timm_dad.common.cache import cache_dir
 from timm_dad.common.extras import require_extra
 from timm_dad.common.files import replacing
 from timm_dad.common.hashing import content_hash
+from timm_dad.common.tf32 import without_tf32
 
 _logger = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ class ZeroShotClassifier(nn.Module):
     def forward(self, x_norm: Tensor) -> Tensor:
         """Logits ``[B, K]`` of normalized images ``[B, 3, h, w]``."""
         features = unit_features(self.visual, x_norm)
-        with torch.autocast(x_norm.device.type, enabled=False):  # cosines times 100 need more than 8 bits
+        with torch.autocast(x_norm.device.type, enabled=False), without_tf32():  # cosines times 100 need the bits
             logits: Tensor = self.logit_scale * features @ self.text_features
         return logits
 
@@ -127,23 +129,67 @@ def zero_shot_head(
     versions = {'open_clip': open_clip.__version__, 'torch': torch.__version__}
     facts = {**versions, 'config': config, 'class_names': list(class_names), 'templates': list(templates)}
     state = {name: value for name, value in model.state_dict().items() if not name.startswith('visual.')}
+    tokens = tokenizer(prompts)
+    check_prompts(tokenizer, tokens, prompts, class_names)
     # The prompts' tokens stand for the tokenizer and its vocabulary, the text tower's weights for its name and file.
-    key = content_hash({**state, 'tokens': tokenizer(prompts)}, facts)
+    key = content_hash({**state, 'tokens': tokens}, facts)
     path = cache_dir() / f'zero-shot-{key[:32]}.safetensors'
     head = _read_head(path, key)
     if head is None:
         _logger.info('Zero-shot head of %d classes, %d templates: computing it', len(class_names), len(templates))
-        tf32, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, False
-        try:
+        with without_tf32():
             head = open_clip.build_zero_shot_classifier(
                 model.to(device or 'cpu'), tokenizer, list(class_names), list(templates), device=device or 'cpu'
             )
-        finally:
-            torch.backends.cuda.matmul.allow_tf32 = tf32
         model.to('cpu')
         head = head.float().cpu().contiguous()
         _write_head(path, key, head)
     return head
+
+
+def check_prompts(tokenizer: Any, tokens: Tensor, prompts: Sequence[str], class_names: Sequence[str]) -> None:
+    """Compare what the text tower gets of the classes, and warn of prompts that do not fit into its context.
+
+    Args:
+        tokenizer: open_clip's.
+        tokens: Tokens of the prompts ``[K * templates, context]``, class by class.
+        prompts: The prompts.
+        class_names: Names of the classes ``[K]``; two equal ones are a warning.
+
+    Raises:
+        ValueError: If classes of different names have the same tokens.
+    """
+    context = tokens.shape[1]
+    cut = _cut_prompts(tokenizer, tokens, prompts)
+    if cut:
+        _logger.warning(
+            '%d of %d prompts are longer than the context of %d tokens and are cut, such as %r: shorten class names or '
+            'templates',
+            *(len(cut), len(prompts), context, cut[0]),
+        )
+    first: dict[bytes, str] = {}
+    for name, of_class in zip(class_names, tokens.view(len(class_names), -1, context), strict=True):
+        other = first.setdefault(of_class.numpy().tobytes(), name)
+        if other != name:
+            raise ValueError(
+                f'the classes {other!r} and {name!r} have the same tokens in a context of {context}: the teacher could '
+                'not tell them apart; give shorter names, or names that differ (--dad-classnames)'
+            )
+    twice = sorted(name for name, times in Counter(class_names).items() if times > 1)
+    if twice and list(class_names) != list(require_extra('open_clip', 'clip').IMAGENET_CLASSNAMES):
+        _logger.warning('Several classes are called %s: the teacher cannot tell them apart', twice[0])
+
+
+def _cut_prompts(tokenizer: Any, tokens: Tensor, prompts: Sequence[str]) -> list[str]:
+    """The prompts of which a longer context would hold more."""
+    context = tokens.shape[1]
+    try:
+        padding = tokenizer([''], context_length=2 * context)[0, -1]
+        full = [prompt for prompt, last in zip(prompts, tokens[:, -1], strict=True) if last != padding]
+        more = tokenizer(full, context_length=2 * context)[:, context] != padding if full else []
+    except TypeError:  # a tokenizer of one context
+        return []
+    return [prompt for prompt, is_cut in zip(full, more, strict=True) if is_cut]
 
 
 def _read_head(path: Path, key: str) -> Tensor | None:

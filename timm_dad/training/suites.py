@@ -12,12 +12,13 @@ from torch.nn import functional as F
 from timm_dad.common.pixels import PixelNorm
 from timm_dad.data.images import Frame
 from timm_dad.evaluation.evaluate import resize_note
-from timm_dad.evaluation.models import EvalModel, takes_any_size
+from timm_dad.evaluation.models import EvalModel
 from timm_dad.evaluation.predict import EvalConfig, Predictions, evaluate_part
 from timm_dad.evaluation.report.figures import MEAN_OOD, Results
 from timm_dad.evaluation.suites.open import open_suites
 from timm_dad.evaluation.suites.suite import Suite
 from timm_dad.flags.rules import under_flag
+from timm_dad.teachers.backbones import takes_any_size
 
 FLAG = '--eval-suites'
 

@@ -137,6 +137,11 @@ class VQGAN(nn.Module):
         self.quant_conv = nn.Conv2d(config.ddconfig['z_channels'], config.embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.ddconfig['z_channels'], 1)
 
+    def __repr__(self) -> str:
+        of = self.config
+        what = f'{of.n_embed} codes of {of.embed_dim} channels, factor {of.factor}, {of.quantizer}, {of.networks}'
+        return f'VQGAN({what}{", strict_size" if self.strict_size else ""})'
+
     @property
     def codebook(self) -> Tensor:
         """Codes ``[n_embed, embed_dim]``."""

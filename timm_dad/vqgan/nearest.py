@@ -6,6 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from timm_dad.common.tf32 import without_tf32
+
 _MAX_BLOCK = 2**22  # floats in one block of the distance matrix: 16 MiB in fp32
 
 
@@ -62,4 +64,5 @@ def nearest_others(codes: Tensor, codebook: Tensor, count: int) -> Tensor:
 def _in_blocks(codes_of: Callable[[Tensor], Tensor], rows: Tensor, n_embed: int) -> Tensor:
     """Codes of rows, so many at once that their ``n_embed`` scores each stay in ``_MAX_BLOCK``."""
     blocks = max(1, math.ceil(len(rows) * n_embed / _MAX_BLOCK))
-    return torch.cat([codes_of(block) for block in rows.tensor_split(blocks)])
+    with without_tf32():
+        return torch.cat([codes_of(block) for block in rows.tensor_split(blocks)])

@@ -1,12 +1,15 @@
 """How far pictures are from what they should be: L1 with L2 or LPIPS."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.models import VGG16_Weights
 
 from timm_dad.common.extras import require_extra
+from timm_dad.common.torch_files import MoreThanWeightsError, read_checkpoint
 
 Perceptual = Callable[[Tensor, Tensor], Tensor]
 
@@ -33,6 +36,7 @@ def create_lpips(device: torch.device) -> Perceptual:
         lpips = require_extra('lpips', 'vqgan')
     except ImportError as error:
         raise ImportError('--perceptual lpips needs the package lpips; run: pip install lpips') from error
+    check_vgg16()
     try:
         network = lpips.LPIPS(net='vgg', verbose=False).to(device).eval().requires_grad_(False)
     except Exception as error:  # no network, a broken file: torch and torchvision raise what they like
@@ -43,6 +47,28 @@ def create_lpips(device: torch.device) -> Perceptual:
         return value
 
     return distance
+
+
+def check_vgg16() -> None:
+    """Read the VGG16 in torch's cache without running code: lpips would unpickle whatever lies there.
+
+    A file that is not there yet is downloaded by torchvision, which compares its hash.
+
+    Raises:
+        ValueError: If the file is damaged, or holds more than weights.
+    """
+    path = Path(torch.hub.get_dir()) / 'checkpoints' / Path(VGG16_Weights.IMAGENET1K_V1.url).name
+    if not path.is_file():
+        return
+    try:
+        read_checkpoint(path, mmap=True)
+    except MoreThanWeightsError as error:
+        raise ValueError(
+            f"--perceptual lpips: {path} is not torchvision's VGG16, which holds no {error.found}: delete it, and it "
+            'is downloaded again'
+        ) from error
+    except ValueError as error:
+        raise ValueError(f'--perceptual lpips: {error}; delete it, and it is downloaded again') from error
 
 
 def picture_loss(

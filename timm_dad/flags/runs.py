@@ -1,0 +1,49 @@
+"""Trainings as teachers and models: ``run:FOLDER`` with the classes of its data."""
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from timm_dad.data.datasets import dataset_class_names
+from timm_dad.demo.data import PREFIX
+from timm_dad.flags.data import add_source_args, create_dataset
+from timm_dad.teachers.spec import DataClasses, create_teacher_by_spec
+from timm_dad.teachers.teacher import Teacher
+from timm_dad.teachers.trained import read_flags, run_folder
+
+
+def trained_classes(flags: Mapping[str, Any]) -> list[str] | None:
+    """Class folders of a run's training data, where it is still there.
+
+    A run's folder may be a stranger's: data sets that are downloaded, or run code of a repository, are left alone.
+    """
+    parser = argparse.ArgumentParser()
+    add_source_args(parser, 'train', '--train-split')
+    defaults = vars(parser.parse_args([]))
+    args = argparse.Namespace(**{name: flags.get(name) or default for name, default in defaults.items()})
+    args.dataset_download = args.dataset_trust_remote_code = False
+    if args.dataset and not str(args.dataset).startswith(PREFIX):
+        return None
+    try:
+        return dataset_class_names(create_dataset(args, args.train_split, split_flag='--train-split', is_training=True))
+    except (ValueError, TypeError, OSError):  # gone, or flags of other types
+        return None
+
+
+def create_spec_teacher(
+    spec: str,
+    data: DataClasses,
+    checkpoint_path: str | None = None,
+    device: torch.device | None = None,
+    *,
+    img_size: int | None = None,
+    use_ema: bool = True,
+) -> Teacher:
+    """Create the teacher of a SPEC, as ``create_teacher_by_spec``; of a run, its classes are known by its data."""
+    labels = None
+    if spec.startswith('run:'):
+        labels = trained_classes(read_flags(run_folder(spec.removeprefix('run:')) / 'args.yaml'))
+    options: dict[str, Any] = {'img_size': img_size, 'labels': labels, 'use_ema': use_ema}
+    return create_teacher_by_spec(spec, data, checkpoint_path, device, **options)
