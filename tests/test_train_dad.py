@@ -183,15 +183,21 @@ def test_equal_seeds_give_equal_bits_and_other_seeds_do_not(pictures, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'source', ['fresh', 'plateau', *(pytest.param(name, marks=pytest.mark.slow) for name in ('cache', 'set'))]
+    'source',
+    ['fresh', 'plateau', *(pytest.param(name, marks=pytest.mark.slow) for name in ('lookahead', 'cache', 'set'))],
 )
 def test_a_resumed_run_ends_with_the_bits_of_an_undisturbed_one(
     pictures, dad_set, tmp_path, monkeypatch, caplog, source
 ):
     caplog.set_level('INFO', logger='timm_dad')
     reduced = ('--sched', 'plateau', '--warmup-epochs', '1', '--patience-epochs', '0', '--lr-noise', '0', '1')
-    cached = (*DAD, '--dad-cache', '2')
-    dad = {'fresh': DAD, 'plateau': reduced, 'cache': cached, 'set': ('--dad', '--dad-dir', dad_set)}[source]
+    dad = {
+        'fresh': DAD,
+        'plateau': reduced,
+        'lookahead': ('--opt', 'lookahead_adamw'),
+        'cache': (*DAD, '--dad-cache', '2'),
+        'set': ('--dad', '--dad-dir', dad_set),
+    }[source]
     more = (*dad, '--model-ema', '--epochs', '4', '--smoothing', '0.1', '--mixup', '0.2')
     train_dad.main(flags(pictures, tmp_path / 'whole', *more))
     train_one_epoch = train_dad.train_one_epoch
@@ -343,6 +349,13 @@ def bad_folder(tmp_path, pictures, kind):
         (('--mean', '0.5', '0.5'), r'--mean takes 3 numbers'),
         (('--std', '0', '0', '0'), r'--std must be positive, got \[0\.0, 0\.0, 0\.0\]'),
         (('--opt-betas', '0.9'), r'--opt-betas takes 2 numbers'),
+        (('--opt-betas', '2', '3'), r'--opt-betas must be from 0 to below 1, got \[2\.0, 3\.0\]'),
+        (('--scale', '1', '0.1'), r'--scale must be two numbers of 0 or more that rise, got 1\.0 0\.1'),
+        (('--ratio', '2', '1'), r'--ratio must be two numbers'),
+        (('--cutmix-minmax', '0.8', '0.2'), r'--cutmix-minmax must be two numbers'),
+        (('--seed', '-1'), r'--seed must be 0 or more, got -1'),
+        (('--resume', 'auto', '--experiment', ''), r'--resume auto needs --experiment'),
+        (('--opt', 'lookahead_nobody'), r'--opt must be one of'),
         (
             ('--model', 'vit_tiny_patch16_224', '--img-size', '48'),
             r'--img-size: vit_tiny\w+ does not take pictures of 3x48x48 \(.*48.*\); add --model-kwargs img_size=48',

@@ -8,6 +8,7 @@ from timm.optim import list_optimizers
 
 from timm_dad.flags.attack import DISAGREEMENT
 from timm_dad.flags.execution import device_rule
+from timm_dad.flags.hints import LOOKAHEAD
 from timm_dad.flags.kwargs import mixes, num_channels
 from timm_dad.flags.pairs import makes_views
 from timm_dad.flags.rules import check_rules, check_values, written
@@ -43,6 +44,12 @@ def check_ranges(args: argparse.Namespace) -> None:
         value, lengths = getattr(args, name), {length, channels} if length == 3 else {length}
         if value is not None and len(value) not in lengths:
             raise ValueError(f'{written(name)} takes {length} numbers, got {value}')
+    for name in ('scale', 'ratio', 'cutmix_minmax'):
+        low, high = getattr(args, name) or (0, 0)
+        if low > high or low < 0:
+            raise ValueError(f'{written(name)} must be two numbers of 0 or more that rise, got {low} {high}')
+    if args.opt_betas is not None and not all(0 <= beta < 1 for beta in args.opt_betas):
+        raise ValueError(f'--opt-betas must be from 0 to below 1, got {args.opt_betas}')
 
 
 def check_args(args: argparse.Namespace, chosen: set[str]) -> None:
@@ -56,7 +63,7 @@ def check_args(args: argparse.Namespace, chosen: set[str]) -> None:
             raise ValueError(f'{written(name)} does not work here: {reason}; {fix}')
     check_ranges(args)
     for name, known in (('opt', list_optimizers()), ('sched', SCHEDULES)):
-        if getattr(args, name).lower() not in known:
+        if getattr(args, name).lower().removeprefix(LOOKAHEAD) not in known:
             raise ValueError(f'--{name} must be one of {", ".join(known)}; got {getattr(args, name)!r}')
     splits, mixing, size = args.aug_splits, mixes(args), f'--in-chans {args.in_chans}, --input-size {args.input_size}'
     rules = (
@@ -73,6 +80,8 @@ def check_args(args: argparse.Namespace, chosen: set[str]) -> None:
         (not args.bce_loss or mixing or args.smoothing, '--bce-loss needs --smoothing, --mixup or --cutmix'),
         (not args.amp or args.model_dtype in (None, 'float32'),
          f'--amp needs --model-dtype float32, got {args.model_dtype}'),
+        (args.resume != 'auto' or args.experiment,
+         '--resume auto needs --experiment: without it every run gets a folder of its own, named after the time'),
         (not args.wandb_resume_id or args.resume, '--wandb-resume-id needs --resume'),
         (not args.eval_suites_interval or args.eval_suites, '--eval-suites-interval needs --eval-suites'),
         (not args.eval_suites or num_channels(args) == 3, f'--eval-suites needs images of 3 channels, got {size}'),

@@ -8,7 +8,7 @@ from typing import Any
 from timm_dad.common.errors import user_errors
 from timm_dad.common.text_files import read_yaml
 from timm_dad.flags.parser import Parser, did_you_mean
-from timm_dad.flags.rules import given_flags, under_flag, written
+from timm_dad.flags.rules import check_seed, given_flags, under_flag, written
 
 _KINDS = {int: 'a whole number', float: 'a number'}
 
@@ -184,5 +184,6 @@ def parse_checked(
     """
     args, given, _ = parse_flags(create_parser, argv)
     with user_errors(create_parser().prog):
+        check_seed(args)
         check(args, given)
     return args

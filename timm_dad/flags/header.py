@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from timm_dad.flags.data import TrainingData, data_flag
+from timm_dad.flags.hints import hints
 from timm_dad.method.task import DADTask
 from timm_dad.preview.first_look import FirstLook
 from timm_dad.preview.image import describe_attack
@@ -19,7 +20,9 @@ _logger = logging.getLogger(__name__)
 
 
 def log_student(args: argparse.Namespace, data: TrainingData, student: nn.Module, size: tuple[int, int]) -> None:
-    """Log a line about the data and one about the student, which takes images of ``size``."""
+    """Log a line about the data and one about the student, which takes images of ``size``; warn of odd flags."""
+    for hint in hints(args):
+        _logger.warning('%s', hint)
     name = data_flag(args).split(maxsplit=1)[1]
     val = 'none to validate' if data.val is None else f'{_count(data.val)} to validate'
     _logger.info('Data: %s, %s images of %d classes, %s', name, _count(data.train), args.num_classes, val)

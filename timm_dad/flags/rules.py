@@ -33,6 +33,12 @@ def check_values(args: argparse.Namespace, rules: Sequence[tuple[Sequence[str], 
                 raise ValueError(f'{written(name)} must be {rule}, got {value}')
 
 
+def check_seed(args: argparse.Namespace) -> None:
+    """Raise ``ValueError`` where there is a ``--seed`` that numpy does not take."""
+    if getattr(args, 'seed', 0) < 0:
+        raise ValueError(f'--seed must be 0 or more, got {args.seed}')
+
+
 def check_file_args(args: argparse.Namespace, *names: str, what: str = 'a file') -> None:
     """Raise ``ValueError`` where a flag that is given names no file."""
     for name in names:
