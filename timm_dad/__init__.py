@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from timm_dad.common.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from timm_dad.dad_sets.read import DADSet
+    from timm_dad.data.pairs import DADPairs
     from timm_dad.flags.dad import add_dad_args
     from timm_dad.frozen.prepare import prepare_frozen
     from timm_dad.method.attack import AttackConfig, ascend
@@ -30,6 +32,8 @@ __all__ = [
     'DADAugment',
     'DADLoss',
     'DADLossConfig',
+    'DADPairs',
+    'DADSet',
     'DADTask',
     'DADViews',
     'LatentAttackConfig',
@@ -45,6 +49,8 @@ __all__ = [
 ]
 
 _MODULES = {
+    'dad_sets.read': ('DADSet',),
+    'data.pairs': ('DADPairs',),
     'flags.dad': ('add_dad_args',),
     'frozen.prepare': ('prepare_frozen',),
     'method.attack': ('AttackConfig', 'ascend'),

@@ -148,7 +148,7 @@ def check_names_are_text(names: Sequence[str], flag: str) -> None:
         (name for name in names if name and name.encode('utf-8', 'ignore').decode().splitlines() != [name]), None
     )
     if odd is not None:
-        raise ValueError(f'{flag}: class names must be lines of UTF-8 text, got {ascii(odd)}: rename the folder')
+        raise ValueError(f'{flag}: class names must be lines of UTF-8 text, got {odd!a}: rename the folder')
 
 
 def check_images(dataset: Any, flag: str) -> None:
