@@ -453,6 +453,10 @@ def test_settings_know_models_by_their_content_not_by_where_they_lie(files, tmp_
     monkeypatch.chdir(tmp_path / 'moved')
     here = {'dad_teacher': 'timm:test_resnet/teacher1.safetensors', 'dad_vqgan': 'vqgan1.safetensors'}
     main(flags(files, tmp_path / 'set', **here))
+    main(flags(files, tmp_path / 'own', **here))
+    settings = read_json(tmp_path / 'own' / 'dad_set.json')
+    assert settings['teacher']['flags']['dad_teacher'] == f'timm:test_resnet/{tmp_path}/moved/teacher1.safetensors'
+    assert settings['vqgan']['spec'] == f'{tmp_path}/moved/vqgan1.safetensors'
 
 
 def test_it_is_a_command_of_timm_dad(files, tmp_path, base):

@@ -634,3 +634,20 @@ def test_many_images_views_and_classes_fit_in_a_target(greys, tmp_path):
     target = encode_target(dad_set, 14_000_000, 2, 21840)
     assert torch.tensor([target]).dtype == torch.int64
     assert divmod(target, 21841) == (14_000_000 * 3 + 2, 21840)
+
+
+def test_the_loop_of_the_docs_reads_a_set(greys, monkeypatch, tmp_path):
+    """As it is written there, on a small set."""
+    page = (REPO / 'docs' / 'generate.md').read_text()
+    code = page.partition('<!-- python: reader -->\n```python\n')[2].partition('```')[0]
+    code = code.replace('batch_size=64', 'batch_size=NUM_IMAGES').replace('    ...  ', '    seen = x, x_dad, target  ')
+    assert 'seen' in code
+    write_dad_set(tmp_path / 'dad-imagenet', folder(greys))
+    (tmp_path / 'imagenet').symlink_to(greys)
+    monkeypatch.chdir(tmp_path)
+    namespace = {'NUM_IMAGES': NUM_IMAGES}
+    exec(code, namespace)
+    x, x_dad, target = namespace['seen']
+    assert x.shape == x_dad.shape == (NUM_IMAGES, 3, 32, 32)
+    assert target.bincount().tolist() == [6, 6, 6, 6]
+    assert not torch.equal(x, x_dad)

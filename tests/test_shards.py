@@ -168,15 +168,16 @@ def test_many_processes_never_have_one_shard_at_a_time(tmp_path):
     assert not (root / '.work').exists()
 
 
-def test_a_file_system_without_locks_is_one_line(tmp_path, monkeypatch):
+@pytest.mark.parametrize('code', [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+def test_a_file_system_without_locks_is_refused_and_no_soft_lock_taken(tmp_path, monkeypatch, code):
     """flock answers ENOSYS or ENOTSUP on some network file systems."""
     import fcntl
 
     def refuse(*_):
-        raise OSError(errno.ENOTSUP, 'Operation not supported')
+        raise OSError(code, 'Function not implemented')
 
     monkeypatch.setattr(fcntl, 'flock', refuse)
-    with pytest.raises((OSError, ValueError), match='not supported'):
+    with pytest.raises(ValueError, match=r'is on a file system without locks \(flock\): name a folder on another one'):
         open_folder(tmp_path)
 
 

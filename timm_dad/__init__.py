@@ -33,6 +33,8 @@ from typing import TYPE_CHECKING, Any
 from timm_dad.common.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from timm_dad.dad_sets.read import DADSet
+    from timm_dad.data.pairs import DADPairs
     from timm_dad.flags.dad import add_dad_args
     from timm_dad.frozen.prepare import prepare_frozen
     from timm_dad.method.attack import AttackConfig, ascend
@@ -56,7 +58,9 @@ __all__ = [
     'DADAugment',
     'DADLoss',
     'DADLossConfig',
+    'DADPairs',
     'DADSchedule',
+    'DADSet',
     'DADTask',
     'DADViews',
     'DataClasses',
@@ -75,6 +79,8 @@ __all__ = [
 ]
 
 _MODULES = {
+    'dad_sets.read': ('DADSet',),
+    'data.pairs': ('DADPairs',),
     'flags.dad': ('add_dad_args',),
     'frozen.prepare': ('prepare_frozen',),
     'method.attack': ('AttackConfig', 'ascend'),

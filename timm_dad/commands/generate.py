@@ -23,6 +23,7 @@ from timm_dad.flags.data import add_data_args, check_data_args, create_dataset, 
 from timm_dad.flags.execution import add_execution_args, device_rule, pick_device
 from timm_dad.flags.fields import add_fields, from_flags
 from timm_dad.flags.frame import add_frame_args, create_frame, frame_rules
+from timm_dad.flags.moved import absolute
 from timm_dad.flags.pairs import load_vqgan_by_spec
 from timm_dad.flags.parser import Parser
 from timm_dad.flags.rules import check_rules, given_flags
@@ -156,12 +157,16 @@ def build_models(
     """Teacher, VQGAN and attack, and what of them the set keeps."""
     teacher = create_teacher(args, args.num_classes, source.class_names, device)
     vqgan = create_vqgan(args, config.frame.size)
-    teacher_flags = {name: getattr(args, name) for name in TEACHER_FLAGS}
+    teacher_flags = {name: absolute(getattr(args, name)) for name in TEACHER_FLAGS}
     if args.dad_teacher_img_size is None:  # as sets had it from before there was the flag
         del teacher_flags['dad_teacher_img_size']
     settings = {
         'teacher': {'fingerprint': teacher.fingerprint(), 'flags': teacher_flags},
-        'vqgan': {'fingerprint': vqgan.fingerprint(), 'spec': args.dad_vqgan, 'strict_size': args.dad_strict_size},
+        'vqgan': {
+            'fingerprint': vqgan.fingerprint(),
+            'spec': absolute(args.dad_vqgan),
+            'strict_size': args.dad_strict_size,
+        },
         'attack': {**describe_attack(attack_config(args)), 'keep_label': args.dad_keep_label},
         'precision': args.dad_precision,
         **_other_rounding(args),

@@ -12,7 +12,7 @@ from timm_dad.common.errors import user_errors
 from timm_dad.common.files import write_file
 from timm_dad.common.log import setup_logging
 from timm_dad.common.spread import spread
-from timm_dad.dad_sets.maker import view_seed
+from timm_dad.dad_sets.maker import GenerateConfig, view_seed
 from timm_dad.data.images import Source, SourceImage
 from timm_dad.demo.data import PREFIX
 from timm_dad.demo.data import SIZE as DEMO_SIZE
@@ -66,7 +66,11 @@ def create_parser() -> Parser:
     )  # fmt: skip
     which.add_argument('--index', type=int, nargs='+', metavar='I', help='these images, counted from 0')
     add_frame_args(group, size_help='size of the views (default: 224; of the demo 32)')
-    group.add_argument('--seed', type=int, default=42, metavar='S', help='random seed, as that of timm-dad generate')
+    group.add_argument(
+        '--seed', type=int, default=GenerateConfig.seed, metavar='S',
+        help='random seed; with the seed of timm-dad generate, the first view that it makes (default: %(default)s, in '
+        'both)',
+    )  # fmt: skip
     group.add_argument('--output', metavar='DIR', default='output/preview', help=f'folder of {" and ".join(FILES)}')
     add_device_arg(group)
     return parser

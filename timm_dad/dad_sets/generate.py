@@ -86,8 +86,6 @@ def generate(
             'the memory of the GPU does not hold so many images at once: give --dad-micro-batch (or a smaller '
             '--batch-size), and another folder, for sets differ by it in the last bits'
         ) from error
-    except NotImplementedError as error:  # of filelock
-        raise ValueError(f'{root} is on a file system without locks (flock): name a folder on another one') from error
     except OSError as error:
         raise ValueError(
             f'{root} cannot be written ({error.strerror or error}): free the room or the right it needs and start the '

@@ -4,6 +4,7 @@ A shard is claimed by a lock that the operating system frees when its process di
 there. Unfinished files lie in ``.work``, which goes when the set is whole.
 """
 
+import errno
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,7 @@ from timm_dad.dad_sets.manifest import (
 )
 
 _WORK = '.work'
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
 
 def check_folder(root: Path, settings: Mapping[str, Any]) -> None:
@@ -92,10 +94,15 @@ class ShardedFolder:
         try:
             folder = self.root / _WORK / 'locks'
             folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / f'{name}.lock')
+            # A soft lock, which filelock falls back to, outlives its process.
+            lock = FileLock(folder / f'{name}.lock', fallback_to_soft=False)
             lock.acquire(timeout=timeout)
-        except (FileNotFoundError, FileExistsError):
-            if not self.is_whole():
+        except (NotImplementedError, OSError) as error:
+            if getattr(error, 'errno', errno.ENOSYS) in _NO_LOCKS:
+                raise ValueError(
+                    f'{self.root} is on a file system without locks (flock): name a folder on another one'
+                ) from error
+            if not isinstance(error, FileNotFoundError | FileExistsError) or not self.is_whole():
                 raise
             return None
         return lock

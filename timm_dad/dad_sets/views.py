@@ -7,15 +7,21 @@ import numpy as np
 from PIL import Image
 
 from timm_dad.dad_sets.logits import encode_target
+from timm_dad.dad_sets.match import check_data
 from timm_dad.dad_sets.read import DADSet
 from timm_dad.data.images import Source
 from timm_dad.data.pictures import DataError
 
 
 class SetViews:
-    """The extra view is one of a DAD set of ``source``, drawn anew; ``coded`` targets are for ``StoredLogits``."""
+    """The extra view is one of a DAD set of ``source``, drawn anew; ``coded`` targets are for ``StoredLogits``.
+
+    Raises:
+        ValueError: If the set was made of other data; it says what differs.
+    """
 
     def __init__(self, dad_set: DADSet, source: Source, coded: bool = False) -> None:
+        check_data(dad_set, source)
         self.dad_set, self.source, self.coded = dad_set, source, coded
         self.pictures = PictureIndex(dad_set) if source.streams else None
 

@@ -11,7 +11,7 @@ from torch.utils.data import IterableDataset
 
 from timm_dad.dad_sets.formats import FormatConfig
 from timm_dad.dad_sets.maker import GenerateConfig
-from timm_dad.dad_sets.match import check_data, check_decoder, check_student
+from timm_dad.dad_sets.match import check_decoder, check_student
 from timm_dad.dad_sets.read import DADSet, read_settings
 from timm_dad.dad_sets.temporary import temporary_set
 from timm_dad.dad_sets.views import SetViews
@@ -19,6 +19,7 @@ from timm_dad.data.images import Frame, Source
 from timm_dad.data.pairs import DADPairs, ExtraViews, PairStream, PairTransform, SameImage
 from timm_dad.demo.data import DEMO_VQGAN
 from timm_dad.flags.attack import ATTACK_FLAGS, DISAGREEMENT
+from timm_dad.flags.moved import find_here
 from timm_dad.flags.rules import check_rules, under_flag, written
 from timm_dad.method.augment import DADAugment
 from timm_dad.vqgan.load import load_vqgan
@@ -133,7 +134,8 @@ def check_set_args(args: argparse.Namespace, given: Mapping[str, Any], *, loads_
     if loads_teacher and not args.dad_teacher:
         for name, value in settings['teacher']['flags'].items():
             if getattr(args, name) is None:
-                setattr(args, name, value)
+                with under_flag('--dad-dir:'):
+                    setattr(args, name, find_here(value, Path(args.dad_dir), written(name)))
     return settings
 
 
@@ -183,7 +185,9 @@ def open_set(args: argparse.Namespace, size: tuple[int, int]) -> DADSet:
         check_student(dad_set, args.num_classes, size)
     if dad_set.format == 'codes':
         made = dad_set.settings['vqgan']
-        vqgan = load_vqgan_by_spec(args.dad_vqgan or made['spec'], made['strict_size'])
+        with under_flag(flag):
+            spec = args.dad_vqgan or find_here(made['spec'], dad_set.root, '--dad-vqgan')
+        vqgan = load_vqgan_by_spec(spec, made['strict_size'])
         with under_flag(flag):
             check_decoder(dad_set, vqgan)
         dad_set.decoder = vqgan.eval().requires_grad_(False)  # on the CPU: workers of the loader decode
@@ -221,8 +225,7 @@ def pair_dataset(
     extra = extra_views or SameImage()
     if dad_set is not None:
         with under_flag('--dad-cache:' if uses_cache(args) else f'--dad-dir {args.dad_dir}:'):
-            check_data(dad_set, source)
-        extra = SetViews(dad_set, source, coded=args.dad_stored_logits)
+            extra = SetViews(dad_set, source, coded=args.dad_stored_logits)
     views = PairTransform(
         args.aug_splits or 1,
         _frame(args, dad_set),

@@ -1,0 +1,58 @@
+"""Files that the settings of a DAD set name: they are found from any folder, and where the set was moved with them."""
+
+from pathlib import Path
+from typing import Any
+
+from timm_dad.vqgan.presets import PRESETS
+
+
+def _split(value: str) -> tuple[str, str]:
+    """A SPEC or path in two: what stands before the path, and the path; empty where there is none."""
+    kind, _, rest = value.partition(':')
+    if value in ('demo', *PRESETS) or 'hf-hub:' in value:
+        return value, ''
+    if kind not in ('timm', 'open_clip', 'probe', 'run'):
+        return '', value
+    if kind in ('probe', 'run'):
+        return f'{kind}:', rest
+    before = 'local-dir:' if rest.startswith('local-dir:') else ''.join(rest.partition('/')[:2])
+    return f'{kind}:{before}', rest.removeprefix(before)
+
+
+def absolute(value: Any) -> Any:
+    """The value of a flag as a set keeps it: SPECs and paths that name a file here name it from everywhere."""
+    if isinstance(value, list):
+        return [absolute(each) for each in value]
+    if not isinstance(value, str):
+        return value
+    before, path = _split(value)
+    return f'{before}{Path(path).absolute()}' if path and Path(path).exists() else value
+
+
+def find_here(value: Any, root: Path, flag: str) -> Any:
+    """The value of a flag that a set keeps, with the path that its file has here.
+
+    Where it is not at its path, a file of the same last folders and name beside the set, or above it, is taken: weights
+    are compared with the set's by their hash anyway.
+
+    Args:
+        value: The value, of ``absolute`` or as it was given once.
+        root: Folder of the set.
+        flag: The flag, such as ``--dad-teacher``.
+
+    Raises:
+        ValueError: If there is no such file.
+    """
+    if isinstance(value, list):
+        return [find_here(each, root, flag) for each in value]
+    before, path = _split(value) if isinstance(value, str) else ('', '')
+    if not path or Path(path).exists():
+        return value
+    parts = Path(path).parts[Path(path).is_absolute() :]
+    for start in range(len(parts)):
+        for folder in root.absolute().parents:
+            if (found := folder.joinpath(*parts[start:])).exists():
+                return f'{before}{found}'
+    if len(parts) == 1 and not Path(path).suffix:  # a tag of open_clip
+        return value
+    raise ValueError(f'the set {root} was made with {flag} {value}, and {path} is not here: give {flag}')
