@@ -149,7 +149,8 @@ def test_flags_of_dad_do_not_reach_the_plain_arm(tmp_path, monkeypatch):
 
     seen = []
 
-    def train(argv):
+    def train(argv, program):
+        assert program == 'timm-dad demo'
         seen.append(argv)
         return {'student': dict.fromkeys(data.STYLES, 1.0), 'teacher': dict.fromkeys(data.STYLES, 2.0)}
 

@@ -1,13 +1,12 @@
 """``--config FILE``: defaults of a command's flags, from YAML; and how commands read their flags."""
 
 import argparse
+import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from timm_dad.common.errors import user_errors
 from timm_dad.common.text_files import read_yaml
-from timm_dad.flags.parser import Parser, did_you_mean
+from timm_dad.flags.parser import Parser, did_you_mean, flag_errors_of
 from timm_dad.flags.rules import check_seed, given_flags, under_flag, written
 
 _KINDS = {int: 'a whole number', float: 'a number'}
@@ -27,7 +26,7 @@ def read_config(parser: Parser, path: str) -> dict[str, Any]:
     Raises:
         ValueError: If the file is no YAML of flags, or a value is not one of its flag; it says which and where.
     """
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise ValueError(f'--config must be a YAML file, got {path!r}, which does not exist')
     with under_flag('--config'):
         content = read_yaml(path)
@@ -137,7 +136,7 @@ def parse_flags(
     given = given_flags(_without_required(create_parser()), argv)
     path = given.get('config', '') or (default_config(given) if default_config else '')
     parser = create_parser()
-    with user_errors(parser.prog):
+    with flag_errors_of(parser.prog):
         configured = read_config(parser, path) if path else {}
         defaults = _not_overridden(parser, given, configured)
     parser.set_defaults(**{**defaults, 'config': path})
@@ -183,7 +182,7 @@ def parse_checked(
         SystemExit: On a bad flag, with one line that names flag, rule, value and fix.
     """
     args, given, _ = parse_flags(create_parser, argv)
-    with user_errors(create_parser().prog):
+    with flag_errors_of(create_parser().prog):
         check_seed(args)
         check(args, given)
     return args

@@ -121,7 +121,7 @@ def check_set_args(args: argparse.Namespace, given: Mapping[str, Any], *, loads_
     Raises:
         ValueError: If the folder holds no DAD set, or a flag of ``given`` would be ignored.
     """
-    with under_flag('--dad-dir:'):
+    with under_flag('--dad-dir:', OSError):
         settings = read_settings(Path(args.dad_dir))
     reasons = {
         '--dad-vqgan': f'is not used: {args.dad_dir} holds pictures; leave it out',

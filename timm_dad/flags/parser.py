@@ -4,7 +4,8 @@ import argparse
 import difflib
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from timm_dad.common.errors import user_errors
@@ -14,6 +15,20 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
     """The nearest of the known words, as the end of an error line; empty where none is near."""
     close = difflib.get_close_matches(str(word), list(known), n=1)
     return f'; did you mean {close[0]}?' if close else ''
+
+
+@contextmanager
+def flag_errors_of(program: str) -> Iterator[None]:
+    """End the process with one line on what is wrong with a flag, whatever its value holds.
+
+    Args:
+        program: What the line begins with.
+    """
+    with user_errors(program):
+        try:
+            yield
+        except (ValueError, OSError) as error:  # OSError: a path that is too long to be one
+            raise ValueError(' '.join(str(error).splitlines())) from error
 
 
 def add_alias(group: Any, action: argparse.Action, *flags: str) -> None:
@@ -79,8 +94,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End with one line, as all errors of the user's end."""
-        with user_errors(self.prog):
-            raise ValueError(' '.join(message.splitlines()))
+        with flag_errors_of(self.prog):
+            raise ValueError(message)
         raise AssertionError('user_errors ends the process')
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
