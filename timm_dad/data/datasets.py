@@ -28,7 +28,10 @@ def collate_views(batch: Any) -> tuple[Tensor, Tensor]:
 def open_dataset(name: str, root: str | None, split: str, flag: str, **kwargs: Any) -> Any:
     """Open ``demo/STYLE`` or a timm data set; ``flag`` is what an error names."""
     if name.startswith(PREFIX):
-        return DemoDataset(name.removeprefix(PREFIX), split)
+        try:
+            return DemoDataset(name.removeprefix(PREFIX), split)
+        except ValueError as error:
+            raise ValueError(f'{flag}: {error}') from error
     try:
         dataset = create_timm_dataset(name, root=root, split=split, **kwargs)
     except Exception as error:  # timm and its readers raise what they like

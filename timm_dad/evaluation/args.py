@@ -14,7 +14,7 @@ from timm_dad.evaluation.report.bootstrap import RESAMPLES
 from timm_dad.evaluation.suites.open import PUBLISHED
 from timm_dad.flags.execution import add_execution_args, device_rule
 from timm_dad.flags.fields import from_flags
-from timm_dad.flags.rules import check_file_args, check_rules, parse_checked, under_flag
+from timm_dad.flags.rules import check_file_args, check_output, check_rules, parse_checked, under_flag
 from timm_dad.frozen.prepare import PRECISIONS
 from timm_dad.method.attack import NORMS
 from timm_dad.teachers.classes import read_class_file
@@ -103,13 +103,12 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 def _check_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
     with under_flag('--model:'):
         models = parse_models(args.model)
-    output, linf = Path(args.output), args.attack_norm == 'linf'
+    linf = args.attack_norm == 'linf'
     attack_flags = ('attack_eps', 'attack_norm', 'attack_images')
     zero_shot = any(model.spec.startswith(('open_clip:', 'demo')) for model in models)
     own_head = any(not model.spec.startswith(('demo', 'teacher:')) for model in models)
     rules = (
         (args.suite or args.data_root, '--suite must name a data set as NAME=PATH (or give --data-root)'),
-        (not output.exists() or output.is_dir(), f'--output must be a folder, got {args.output!r}'),
         ('severity' not in given or args.corrupt is not None, '--severity is for --corrupt: add it'),
         (args.attack or not any(name in given for name in attack_flags), '--attack-... needs --attack: add it'),
         (linf or 'attack_eps' in given,
@@ -125,6 +124,7 @@ def _check_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
     )  # fmt: skip
     check_rules(rules)
     check_file_args(args, 'classnames', 'templates', 'class_map')
+    check_output(Path(args.output))
     create_config(args)
 
 
