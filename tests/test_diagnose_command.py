@@ -339,7 +339,7 @@ def test_missing_flags(tmp_path, capsys, flags, message):
 
 def test_the_output_is_a_folder(tmp_path, capsys):
     (tmp_path / 'file').write_text('')
-    assert '--output must be a folder, got the file' in error(capsys, [*DEMO, '--output', str(tmp_path / 'file')])
+    assert 'file is no folder' in error(capsys, [*DEMO, '--output', str(tmp_path / 'file')])
 
 
 def test_too_few_images(root, tmp_path, capsys):

@@ -1,7 +1,6 @@
 """``timm-dad preview``: DAD views of a few images of any data set, as a PNG sheet and an HTML page."""
 
 import argparse
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from timm_dad.flags.execution import add_device_arg, device_rule, pick_device
 from timm_dad.flags.fields import add_fields, dad_flags
 from timm_dad.flags.frame import add_frame_args, create_frame, frame_rules
 from timm_dad.flags.parser import Parser
-from timm_dad.flags.rules import check_rules, given_flags, under_flag
+from timm_dad.flags.rules import check_output, check_rules, given_flags, under_flag
 from timm_dad.flags.teacher import check_teacher_args, create_teacher, teacher_specs
 from timm_dad.flags.views import (
     NO_VQGAN,
@@ -129,15 +128,6 @@ def main(argv: Sequence[str]) -> list[PreviewImage]:
     for name in FILES:
         print(f'Preview: {output / name}')
     return images
-
-
-def check_output(folder: Path) -> None:
-    """Raise ``ValueError`` where files cannot be written into a folder that may have to be made; nothing is made."""
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not nearest.is_dir():
-        raise ValueError(f'--output: {folder} cannot be written: {nearest} is no folder; name another one')
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise ValueError(f'--output: {folder} cannot be written: {nearest} is not yours to write; name another one')
 
 
 def choose_images(args: argparse.Namespace, source: Source) -> list[tuple[int, SourceImage]]:

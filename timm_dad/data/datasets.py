@@ -86,7 +86,10 @@ def collate_views(batch: Any) -> tuple[Tensor, Tensor]:
 def open_dataset(name: str, root: str | None, split: str, flag: str, **kwargs: Any) -> Any:
     """Open ``demo/STYLE`` or a timm data set; ``flag`` is what an error names."""
     if name.startswith(PREFIX):
-        return DemoDataset(name.removeprefix(PREFIX), split)
+        try:
+            return DemoDataset(name.removeprefix(PREFIX), split)
+        except ValueError as error:
+            raise ValueError(f'{flag}: {error}') from error
     mode = kwargs.pop('input_img_mode', 'RGB')
     # These readers convert pictures themselves, and clip them.
     of_reader = '' if name.split('/')[0] in ('wds', 'hfids') else mode

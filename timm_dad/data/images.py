@@ -24,7 +24,7 @@ from timm_dad.common.spread import spread
 from timm_dad.data.datasets import dataset_class_names, keep_no_tar_open
 from timm_dad.data.pictures import DataError, decode, eight_bits, open_entry
 
-_MAX_CROP_PCT = 1.25  # timm's volo_d4 and volo_d5 have 1.15: a border beyond the picture
+MAX_CROP_PCT = 1.25  # timm's volo_d4 and volo_d5 have 1.15: a border beyond the picture
 
 
 class SourceImage(NamedTuple):
@@ -191,8 +191,8 @@ class Frame:
     fill: tuple[float, ...] = (0.0, 0.0, 0.0)
 
     def __post_init__(self) -> None:
-        if not 0 < self.crop_pct <= _MAX_CROP_PCT:
-            raise ValueError(f'crop_pct must be more than 0 and at most {_MAX_CROP_PCT}, got {self.crop_pct}')
+        if not 0 < self.crop_pct <= MAX_CROP_PCT:
+            raise ValueError(f'crop_pct must be more than 0 and at most {MAX_CROP_PCT}, got {self.crop_pct}')
         if min(self.size) < 1:
             raise ValueError(f'size must be positive, got {self.size}')
 

@@ -28,7 +28,7 @@ from timm_dad.flags.fields import from_flags
 from timm_dad.flags.frame import add_frame_args
 from timm_dad.flags.pairs import check_set_args, open_set
 from timm_dad.flags.parser import Parser
-from timm_dad.flags.rules import check_rules, given_flags, under_flag, written
+from timm_dad.flags.rules import check_output, check_rules, given_flags, under_flag, written
 from timm_dad.flags.teacher import check_teacher_args, create_teacher, teacher_specs
 from timm_dad.flags.views import (
     NO_VQGAN,
@@ -108,11 +108,12 @@ def _check_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
             '--dad-temperature is for comparing --student with the teacher, or for several teachers',
         ),
         device_rule(args.device),
-        (not args.output or not Path(args.output).is_file(), f'--output must be a folder, got the file {args.output}'),
     )
     check_rules(rules)
     check_view_args(args)
     create_config(args)
+    if args.output:
+        check_output(Path(args.output))
     if args.dad_dir:
         check_set_args(args, given)
 

@@ -15,7 +15,7 @@ from timm_dad.flags.config import add_config_arg, parse_checked
 from timm_dad.flags.execution import add_execution_args, device_rule
 from timm_dad.flags.fields import from_flags
 from timm_dad.flags.parser import Parser, add_alias
-from timm_dad.flags.rules import check_file_args, check_rules, under_flag
+from timm_dad.flags.rules import check_file_args, check_output, check_rules, under_flag
 from timm_dad.frozen.prepare import PRECISIONS
 from timm_dad.method.attack import NORMS
 from timm_dad.teachers.classes import read_class_file
@@ -117,14 +117,13 @@ def _check_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
     with under_flag('--model:'):
         models = parse_models(args.model)
     odd = [model.name for model in models if not model.name.isprintable()]  # no report could hold it
-    output, linf = Path(args.output), args.attack_norm == 'linf'
+    linf = args.attack_norm == 'linf'
     attack_flags = ('attack_eps', 'attack_norm', 'attack_images')
     zero_shot = any(model.spec.startswith(('open_clip:', 'demo')) for model in models)
     own_head = any(not model.spec.startswith(('demo', 'teacher:')) for model in models)
     rules = (
         (args.suite or args.data_root, '--suite must name a data set as NAME=PATH (or give --data-root)'),
         (not odd, f'--model: the name of a model must be printable text, got {odd[:1]}: write NAME=SPEC'),
-        (not output.exists() or output.is_dir(), f'--output must be a folder, got {args.output!r}'),
         ('severity' not in given or args.corrupt is not None, '--severity is for --corrupt: add it'),
         (args.attack or not any(name in given for name in attack_flags), '--attack-... needs --attack: add it'),
         (linf or 'attack_eps' in given,
@@ -142,6 +141,7 @@ def _check_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
     )  # fmt: skip
     check_rules(rules)
     check_file_args(args, 'dad_classnames', 'dad_templates', 'dad_class_map')
+    check_output(Path(args.output))
     create_config(args)
 
 

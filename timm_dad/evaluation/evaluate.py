@@ -45,7 +45,8 @@ class _Opener:
     def __call__(self, spec: ModelSpec, data: DataClasses) -> EvalModel:
         if self.last is None or self.last[0] != (spec, data):
             self.last = None  # free it first
-            self.last = (spec, data), open_model(spec, data, self.options, self.device)
+            with under_flag('--model'):
+                self.last = (spec, data), open_model(spec, data, self.options, self.device)
         return self.last[1]
 
 

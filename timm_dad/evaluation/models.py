@@ -76,6 +76,8 @@ def _parse_model(text: str) -> ModelSpec:
     if spec != 'demo' and ':' not in spec:
         spec = f'timm:{spec}'
     source, _, rest = spec.partition(':')
+    if text.startswith('='):
+        raise ValueError(f'NAME=SPEC needs a name, got {text!r}')
     if spec != 'demo' and (source not in SOURCES or not rest):
         raise ValueError(
             f'a model is SPEC or NAME=SPEC, SPEC being a name of timm, {", ".join(f"{s}:..." for s in SOURCES)} or '

@@ -4,14 +4,16 @@ import argparse
 import os
 
 import torch
+from timm.data import create_transform
 from timm.optim import list_optimizers
 
+from timm_dad.data.images import MAX_CROP_PCT
 from timm_dad.flags.attack import DISAGREEMENT
 from timm_dad.flags.execution import device_rule
 from timm_dad.flags.hints import LOOKAHEAD
 from timm_dad.flags.kwargs import mixes, num_channels
 from timm_dad.flags.pairs import makes_views
-from timm_dad.flags.rules import check_rules, check_values, written
+from timm_dad.flags.rules import check_file_args, check_rules, check_values, flag_errors, written
 from timm_dad.flags.timm import REFUSED
 
 # What timm's create_scheduler_v2 knows; it takes any other name without a word.
@@ -25,6 +27,8 @@ _AT_LEAST_0 = """warmup_epochs cooldown_epochs start_epoch workers recovery_inte
 _FRACTIONS = """hflip vflip reprob smoothing mixup_prob mixup_switch_prob model_ema_decay drop drop_path drop_block
     color_jitter_prob grayscale_prob gaussian_blur_prob""".split()
 _LENGTHS = {'scale': 2, 'ratio': 2, 'cutmix_minmax': 2, 'mean': 3, 'std': 3, 'opt_betas': 2}
+_CROP_MODES = ('rrc', 'rkrc', 'rkrr')
+_MAX_SEED = 2**63 - 1  # of torch's generators
 _INTERPOLATIONS = ('random', 'nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
 
 
@@ -35,8 +39,18 @@ def check_ranges(args: argparse.Namespace) -> None:
         (_AT_LEAST_1, '1 or more', lambda value: value >= 1),
         (_AT_LEAST_0, '0 or more', lambda value: value >= 0),
         (_FRACTIONS, 'from 0 to 1', lambda value: 0 <= value <= 1),
+        (['in_chans', 'train_num_samples', 'val_num_samples'], '1 or more', lambda value: value >= 1),
+        (['color_jitter', 'opt_eps'], '0 or more', lambda value: value >= 0),
+        (['momentum'], 'from 0 to 1', lambda value: 0 <= value <= 1),
+        (['opt_betas'], 'from 0 to less than 1', lambda value: all(0 <= beta < 1 for beta in value)),
+        (['seed'], f'from 0 to {_MAX_SEED}', lambda value: 0 <= value <= _MAX_SEED),
+        (['input_size'], 'positive', lambda value: min(value) > 0),
         (['std'], 'positive', lambda value: min(value) > 0),
-        (['crop_pct'], 'more than 0', lambda value: value > 0),
+        (['decay_epochs'], 'more than 0', lambda value: value > 0),
+        (['crop_pct'], f'more than 0 and at most {MAX_CROP_PCT}', lambda value: 0 < value <= MAX_CROP_PCT),
+        (['scale', 'ratio'], 'positive, the smaller one first', lambda value: 0 < value[0] <= value[-1]),
+        (['cutmix_minmax'], 'from 0 to 1, the smaller one first', lambda value: 0 <= value[0] < value[-1] <= 1),
+        (['train_crop_mode'], f'one of {_CROP_MODES}', lambda value: value in _CROP_MODES),
         (['interpolation', 'train_interpolation'], f'one of {_INTERPOLATIONS}', lambda value: value in _INTERPOLATIONS),
     )
     check_values(args, rules)
@@ -91,12 +105,30 @@ def check_args(args: argparse.Namespace, chosen: set[str]) -> None:
         device_rule(args.device),
         (args.sched != 'plateau' or not args.sched_on_updates,
          '--sched plateau goes by epochs: leave --sched-on-updates out'),
+        (args.sched != 'plateau' or args.decay_rate < 1,
+         f'--decay-rate must be less than 1 with --sched plateau, got {args.decay_rate}'),
+        (args.data in (None, args.data_dir),
+         f'{args.data} and --data-dir {args.data_dir} both name the data: leave one of them out'),
     )  # fmt: skip
     check_rules(rules)
+    if args.resume != 'auto':
+        check_file_args(args, 'resume', what='a checkpoint')
+    if args.aa:
+        _check_policy(args.aa)
     if args.torchcompile:
         backends = torch.compiler.list_backends(exclude_tags=())
         if args.torchcompile not in backends:
             raise ValueError(f'--torchcompile must be one of {", ".join(backends)}; got {args.torchcompile!r}')
+
+
+def _check_policy(policy: str) -> None:
+    """Check the policy of ``--aa``; timm passes by parts of it without a number."""
+    hint = f'--aa must be a policy such as rand-m9-mstd0.5-inc1, augmix-m5-w4 or original, got {policy!r}'
+    _, *parts = str(policy).split('-')
+    if any(not any(letter.isdigit() for letter in part) for part in parts if not part.startswith('t')):
+        raise ValueError(hint)
+    with flag_errors(hint):
+        create_transform(32, is_training=True, auto_augment=policy)
 
 
 def check_extra_args(args: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """The flags about data, named as timm names them, and the data sets that they ask for."""
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ from timm_dad.flags.kwargs import num_channels
 from timm_dad.flags.parser import add_alias
 from timm_dad.flags.rules import written
 
-# Data sets that a flag is for; timm passes them by elsewhere.
+# What a data set's name may begin with, and those that a flag is for; timm passes them by elsewhere.
+_KINDS = ('demo', 'torch', 'hfds', 'hfids', 'tfds', 'wds')
 _DATA_FLAGS = {
     'train_num_samples': ('wds', 'tfds', 'hfids'),
     'input_key': ('hfds', 'hfids', 'wds', 'tfds'),
@@ -54,7 +56,8 @@ def add_data_args(parser: argparse.ArgumentParser, split: str, *, alias: str = '
 
 def data_flag(args: argparse.Namespace) -> str:
     """The flag that names the data, with its value, as errors begin."""
-    return f'--dataset {args.dataset}' if args.dataset else f'--data-dir {args.data_dir}'
+    flag = f'--dataset {args.dataset}' if args.dataset else f'--data-dir {args.data_dir}'
+    return f'{flag} --class-map {args.class_map}' if args.class_map else flag
 
 
 def check_data_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
@@ -95,12 +98,15 @@ def create_dataset(args: argparse.Namespace, split: str, *, split_flag: str, **o
     Raises:
         ValueError: If it does not exist or is empty.
     """
+    kind, separator, _ = args.dataset.partition('/')
+    if separator and kind not in _KINDS:  # timm takes --data-dir then, whatever the name
+        raise ValueError(f'--dataset must be NAME or begin with {"/, ".join(_KINDS)}/, got {args.dataset!r}')
     if args.dataset.startswith(PREFIX) and args.data_dir:
         raise ValueError(f'--data-dir {args.data_dir} and --dataset {args.dataset}: the demo needs no folder')
     if not args.data_dir and not args.dataset:
         raise ValueError('--data-dir must name a folder with one sub-folder a class (or give --dataset)')
     flag = data_flag(args)
-    if not args.dataset and not Path(args.data_dir).exists():
+    if not args.dataset and not os.path.exists(args.data_dir):  # Path.exists raises where the name is too long
         raise ValueError(f'{flag}: there is no such folder')
     if not args.dataset and Path(args.data_dir).is_dir():
         _check_split_folder(Path(args.data_dir), split, split_flag)

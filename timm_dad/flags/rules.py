@@ -4,6 +4,7 @@ import argparse
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 
@@ -47,32 +48,47 @@ def check_file_args(args: argparse.Namespace, *names: str, what: str = 'a file')
             raise ValueError(f'{written(name)} must be {what}, got {path!r}, which does not exist')
 
 
+def check_output(folder: Path) -> None:
+    """Raise ``ValueError`` where files cannot be written into a folder that may have to be made; nothing is made."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise ValueError(f'--output: {folder} cannot be written: {nearest} is no folder; name another one')
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ValueError(f'--output: {folder} cannot be written: {nearest} is not yours to write; name another one')
+
+
 @contextmanager
 def flag_errors(flags: str) -> Iterator[None]:
     """Turn whatever a factory of timm or torch raises into a ``ValueError`` that names the flags it got.
 
-    A ``ValueError`` or ``ImportError`` passes: our own name their flags already.
+    An ``ImportError`` passes, and a ``ValueError`` that names a flag already, as our own do.
     """
     try:
         yield
-    except (ValueError, ImportError):
+    except ImportError:
         raise
+    except ValueError as error:
+        if '--' in str(error):
+            raise
+        raise ValueError(f'{flags}: {error}') from error
     except Exception as error:
         raise ValueError(f'{flags}: {type(error).__name__}: {error}') from error
 
 
 @contextmanager
-def naming_flag(flags: Mapping[str, str] | None = None) -> Iterator[None]:
+def naming_flag(flags: Mapping[str, str] | None = None, other: str = '') -> Iterator[None]:
     """Put the flag before the ``ValueError`` of a config, which begins with the field.
 
     Args:
-        flags: Field to flag, by the name that ``args`` has for it; a field that is left out is called like its flag.
+        flags: Field to flag, by the name that ``args`` has for it; a field that is left out is called like its flag,
+            or is part of ``other``.
+        other: The flag of all other fields.
     """
     try:
         yield
     except ValueError as error:
         field = str(error).split()[0]
-        raise ValueError(f'{written((flags or {}).get(field, field))}: {error}') from error
+        raise ValueError(f'{written((flags or {}).get(field, other or field))}: {error}') from error
 
 
 @contextmanager

@@ -116,7 +116,7 @@ def create_augment(
     if args.dad_gradient_vqgan:
         gradient_vqgan = load_vqgan_by_spec(args.dad_gradient_vqgan, flag='--dad-gradient-vqgan')
         prepare_frozen(teacher, gradient_vqgan, args.dad_precision, vqgan.codebook.device, compile=args.dad_compile)
-    with under_flag('--dad-attack:'):
+    with naming_flag({name: f'dad_{name}' for name in ('neighbours', 'gradient_vqgan')}, other='dad_attack'):
         return DADAugment(
             teacher,
             vqgan,
