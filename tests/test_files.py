@@ -123,3 +123,12 @@ def test_what_a_disk_says_names_the_file(tmp_path, error):
     other = OSError(errno.ENOENT, 'No such file or directory', 'b.txt')
     with pytest.raises(OSError, match=r'b\.txt'), replacing(tmp_path / 'a.txt'):
         raise other
+
+
+@pytest.mark.parametrize('by', [OSError, None])
+def test_what_torch_makes_of_a_full_disk_names_the_file(tmp_path, by):
+    failure = RuntimeError('[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598')
+    failure.__context__ = by and by(errno.ENOSPC, 'No space left on device')
+    message = r'No space left on device: .*a\.pt' if by else 'unexpected pos'
+    with pytest.raises(by or RuntimeError, match=message), replacing(tmp_path / 'a.pt'):
+        raise failure

@@ -21,11 +21,22 @@ def naming_file(path: str | Path, temporary: str | Path | None = None) -> Iterat
     try:
         yield
     except Exception as error:
-        found = re.search(r'\(os error (\d+)\)', str(error))  # safetensors raises errors of its own
-        number = error.errno if isinstance(error, OSError) else found and int(found[1])
-        if not number or getattr(error, 'filename', None) not in (None, str(temporary)):
+        number, named = _what_the_disk_says(error)
+        if not number or named not in (None, str(temporary)):
             raise
         raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _what_the_disk_says(error: BaseException | None) -> tuple[int | None, str | None]:
+    """Number and file of an ``OSError``, also where torch or safetensors made an error of their own of it."""
+    if isinstance(error, OSError):
+        return error.errno, error.filename
+    found = re.search(r'\(os error (\d+)\)', str(error))
+    if found:
+        return int(found[1]), None
+    if isinstance(error, RuntimeError) and 'inline_container' in str(error):  # of torch.save
+        return _what_the_disk_says(error.__context__)
+    return None, None
 
 
 @contextmanager
