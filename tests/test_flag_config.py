@@ -1,10 +1,11 @@
 import argparse
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from timm_dad.commands import demo
+from timm_dad.commands import demo, generate
 from timm_dad.flags import train
 from timm_dad.flags.config import add_config_arg, config_flags, parse_checked, parse_flags, read_config
 from timm_dad.flags.parser import Parser
@@ -140,6 +141,14 @@ def test_values_by_name_are_parsed_or_refused(words, capsys):
     except SystemExit as stop:
         assert stop.code == 2  # noqa: PT017
     assert capsys.readouterr().err.count('\n') <= 1
+
+
+def test_the_file_of_the_documentation_is_one(tmp_path):
+    text = (Path(__file__).parents[1] / 'docs/command_line.md').read_text()
+    path = tmp_path / 'pets.yaml'
+    path.write_text(re.search(r'```yaml\n(.*?)```', text, re.DOTALL)[1])
+    args = parse_flags(generate.create_parser, ['--config', str(path), '--output', 'x', '--dad-eps', '0.2'])[0]
+    assert (args.dad_eps, args.dad_compile, len(args.dad_teacher), args.data_dir) == (0.2, True, 2, 'pets')
 
 
 def test_flags_of_a_file_become_words(tmp_path):

@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import os
+import sys
 import tarfile
 import zlib
 from types import SimpleNamespace
@@ -87,7 +88,7 @@ def make(
     config = {'batch_size': 3, 'shard_size': 8, **config}
     files = FormatConfig(format=format, image_format=image_format, quality=quality)
     args = SimpleNamespace(
-        dataset='', train_split='train', input_key=None, target_key=None, num_classes=augment.teacher.num_classes
+        dataset='', split='train', input_key=None, target_key=None, num_classes=augment.teacher.num_classes
     )
     return generate(
         source, augment, output, GenerateConfig(frame=Frame(size=size, crop_pct=crop_pct), files=files, **config),
@@ -890,15 +891,18 @@ def test_stored_logits_of_lossy_views_are_of_the_pictures_as_they_are_read(tmp_p
     torch.testing.assert_close(found.softmax(1), logits.softmax(1), atol=2e-3, rtol=1e-2)
 
 
-def test_progress_shows_images_a_second_and_the_time_left(tmp_path, source, capfd):
+def test_progress_shows_images_a_second_and_the_time_left(tmp_path, source, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, 'isatty', lambda: True, raising=False)
     make(source, tmp_path, progress=True)
-    error = capfd.readouterr().err
+    error = capsys.readouterr().err
     assert 'DAD views: 100%' in error
     assert '20/20' in error
     assert 'img/s' in error
     assert '<' in error  # tqdm's `elapsed<left`
     make(source, tmp_path / 'quiet', progress=False)
-    assert capfd.readouterr().err == ''
+    monkeypatch.setattr(sys.stderr, 'isatty', lambda: False, raising=False)
+    make(source, tmp_path / 'file', progress=True)
+    assert capsys.readouterr().err == ''
 
 
 @pytest.mark.parametrize(

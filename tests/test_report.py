@@ -166,9 +166,10 @@ def test_too_few_models_have_no_effective_robustness_and_are_told(results):
     report = build_report({'kd': results['kd']}, SUITES[:3], resamples=5)
     assert report['baselines'] == {}
     assert 'effective_robustness' not in report['figures']['kd']['imagenet-r']['*']
-    assert any(
-        note.startswith('No effective robustness on imagenet-a, imagenet-r: it needs') for note in report['notes']
-    )
+    start = 'No effective robustness on imagenet-a, imagenet-r: it needs'
+    assert any(note.startswith(f'{start} 3 models or more') for note in report['notes'])  # there is a clean suite
+    report = build_report({'kd': results['kd']}, SUITES[1:3], resamples=5)
+    assert any(note.startswith(f'{start} a clean suite, and 3 models or more') for note in report['notes'])
 
 
 def test_notes_name_what_is_missing(results, report):

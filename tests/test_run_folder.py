@@ -1,5 +1,7 @@
 """The folder of a run: what a resumed run may change, and what is kept of the run before."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import yaml
@@ -43,6 +45,18 @@ def test_changed_flags_are_named_old_and_new_and_the_old_file_is_kept(tmp_path, 
     assert (kept['lr'], kept['epochs']) == (0.1, 3)
     assert yaml.safe_load((tmp_path / 'run' / 'args.yaml').read_text())['lr'] == 0.05
     assert changed_flags({'lr': 1}, {'lr': 1, 'new': 2}) == []
+
+
+@pytest.mark.parametrize(('num_classes', 'shown'), [(5, False), (6, True), (None, True)])
+def test_top5_of_few_classes_is_in_the_summary_alone(tmp_path, caplog, num_classes, shown):
+    caplog.set_level('INFO', logger='timm_dad')
+    optimizer = SimpleNamespace(param_groups=[{'lr': 0.1}])
+    with RunFolder(tmp_path, Accelerator(), find_newest, resume=True) as folder:
+        folder.start({'num_classes': num_classes}, 0)
+        folder.log_epoch(0, {'loss': 1.0}, {'top1': 50.0, 'top5': 100.0}, optimizer)
+    assert ('val_top5 100' in caplog.text) is shown
+    assert 'val_top1 50' in caplog.text
+    assert 'eval_top5' in (tmp_path / 'summary.csv').read_text()
 
 
 def test_rows_of_epochs_that_are_trained_again_are_dropped(tmp_path):
