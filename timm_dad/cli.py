@@ -46,4 +46,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.print_help()
         sys.exit(0 if args.help else 2)
     module, function, _ = COMMANDS[args.command]
-    run_command(lambda: getattr(importlib.import_module(module), function)(arguments[1:]), ['timm-dad', *arguments])
+
+    def command() -> object:
+        return getattr(importlib.import_module(module), function)(arguments[1:])
+
+    if argv is None:
+        run_command(command, ['timm-dad', *arguments], resumes=arguments[0] in ('train', 'vqgan'))
+    else:  # called from Python, where Ctrl-C is the caller's
+        command()
