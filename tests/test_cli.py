@@ -105,3 +105,16 @@ def test_a_missing_extra_is_one_line_that_says_what_to_install(module, extra, tm
     assert stop.value.code == 2
     assert f'pip install "timm-dad[{extra}]"' in capsys.readouterr().err.strip().splitlines()[-1]
     assert not (tmp_path / 'output').exists()
+
+
+def test_ctrl_c_ends_a_process_with_one_line_and_a_call_as_it_is(monkeypatch, capsys):
+    def stopped(argv):
+        raise KeyboardInterrupt('--resume', 'auto')  # as a training says, here inside another command
+
+    monkeypatch.setattr('timm_dad.commands.verify.main', stopped)
+    with pytest.raises(KeyboardInterrupt):
+        main(['verify', 'a b'])
+    monkeypatch.setattr('sys.argv', ['timm-dad', 'verify', 'a b'])
+    with pytest.raises(SystemExit, match='130'):
+        main()
+    assert capsys.readouterr().err == "\nInterrupted. Go on with: timm-dad verify 'a b'\n"

@@ -51,4 +51,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         near = did_you_mean(command, COMMANDS) or f'; there are {", ".join(COMMANDS)}'
         parser.error(f'there is no command {command!r}{near}')
     module, function, _ = COMMANDS[command]
-    run_command(lambda: getattr(importlib.import_module(module), function)(arguments[1:]), ['timm-dad', *arguments])
+
+    def run() -> object:
+        return getattr(importlib.import_module(module), function)(arguments[1:])
+
+    if argv is None:
+        run_command(run, ['timm-dad', *arguments], resumes=command in ('train', 'vqgan'))
+    else:  # called from Python, where Ctrl-C is the caller's
+        run()

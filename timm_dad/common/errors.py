@@ -52,17 +52,18 @@ def _message(error: Exception) -> str:
     return re.sub(r'^\[Errno -?\d+\] ', '', message)
 
 
-def run_command(main: Callable[[], object], command: Sequence[str]) -> None:
+def run_command(main: Callable[[], object], command: Sequence[str], *, resumes: bool = True) -> None:
     """Run a command; Ctrl-C ends it with one line that says how to go on, and exit code 130.
 
     Args:
         main: The command. The arguments of its ``KeyboardInterrupt`` are more flags to go on with, each with a value.
         command: Its command line.
+        resumes: Whether it is the one that takes those flags.
     """
     try:
         main()
     except KeyboardInterrupt as error:
-        words, flags = list(command), list(map(str, error.args))
+        words, flags = list(command), list(map(str, error.args if resumes else ()))
         for flag, value in zip(flags[::2], flags[1::2], strict=True):
             if (flag, value) not in itertools.pairwise(words):
                 words += [flag, value]
