@@ -14,6 +14,8 @@ from timm.models import save_for_hf
 from timm_dad.data.images import Frame
 from timm_dad.evaluation.models import ModelOptions, open_model, parse_models
 from timm_dad.flags.runs import create_spec_teacher, trained_classes
+from timm_dad.flags.teacher import check_teacher_args, create_teacher
+from timm_dad.flags.train import create_parser
 from timm_dad.teachers import trained
 from timm_dad.teachers.heads import load_tower
 from timm_dad.teachers.spec import DataClasses, create_teacher_by_spec
@@ -242,3 +244,34 @@ def test_a_file_without_weights_is_refused(tmp_path, content):
     torch.save(content, tmp_path / 'own.pth')
     with pytest.raises(ValueError, match=r'own\.pth holds no weights by name'):
         read_trained(tmp_path / 'own.pth')
+
+
+# Flags.
+
+
+def flags(*argv):
+    args = create_parser().parse_args(['--dad', '--num-classes', '4', *argv])
+    return args, {name: value for name, value in vars(args).items() if f'--{name.replace("_", "-")}' in argv}
+
+
+@pytest.mark.parametrize(
+    ('argv', 'match'),
+    [
+        (('--dad-teacher', 'run:a', '--dad-teacher-img-size', '0'), 'must be a side in pixels, got 0'),
+        (('--dad-teacher', 'demo', '--dad-teacher-img-size', '64'), 'is for timm: and run:, got --dad-teacher demo'),
+        (('--dad-teacher', 'run:a', '--dad-teacher-checkpoint', __file__), 'is for timm: and open_clip:, got .* run:a'),
+    ],
+)
+def test_flags_that_a_teacher_cannot_take_are_refused(argv, match):
+    with pytest.raises(ValueError, match=match):
+        check_teacher_args(*flags(*argv))
+
+
+def test_runs_are_members_of_an_ensemble(run):
+    folder, _ = run
+    args, given = flags('--dad-teacher', f'run:{folder}', f'timm:test_resnet/{folder}/model_best.pth.tar')
+    check_teacher_args(args, given)
+    ensemble = create_teacher(args, 4, CLASSES)
+    assert [member.input_size for member in ensemble.teachers] == [(64, 64)] * 2
+    args.dad_teacher_img_size = 96
+    assert [member.input_size for member in create_teacher(args, 4, CLASSES).teachers] == [(96, 96)] * 2
