@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import tarfile
+import threading
 import zlib
 from types import SimpleNamespace
 
@@ -23,7 +24,7 @@ from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
 from timm_dad.commands.generate import describe_data
-from timm_dad.dad_sets.formats import FormatConfig
+from timm_dad.dad_sets.formats import FormatConfig, encode_image
 from timm_dad.dad_sets.generate import generate
 from timm_dad.dad_sets.maker import GenerateConfig, view_seed
 from timm_dad.dad_sets.manifest import FORMAT_VERSION, ShardManifest
@@ -921,3 +922,21 @@ def test_progress_shows_images_a_second_and_the_time_left(tmp_path, source, caps
 def test_config_says_what_is_out_of_range(change, message):
     with pytest.raises(ValueError, match=message):
         GenerateConfig(frame=Frame(size=(8, 8)), files=FormatConfig(), **change)
+
+
+def test_views_are_encoded_and_written_beside_the_networks_and_an_error_loses_no_shard_before(tmp_path, monkeypatch):
+    threads = set()
+
+    def encode(*given):
+        threads.add(threading.current_thread())
+        return encode_image(*given)
+
+    monkeypatch.setattr('timm_dad.dad_sets.maker.encode_image', encode)
+    source = open_source(write_images(tmp_path))
+    (tmp_path / 'train' / 'dog' / '3.png').write_bytes(b'no picture')  # image 8, the first of the second shard
+    with pytest.raises(ValueError, match=r'dog/3\.png does not decode'):
+        make(source, tmp_path / 'set')
+    assert threads
+    assert threading.main_thread() not in threads
+    assert [path.name for path in (tmp_path / 'set' / 'manifest').iterdir()] == ['000000.jsonl']
+    assert list(verify(tmp_path / 'set')) == []

@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,22 +117,27 @@ def logits_path(shard: int) -> str:
 
 
 def write_items(
-    root: Path, work: Path, shard: int, items: Sequence[Item], config: FormatConfig
+    root: Path,
+    work: Path,
+    shard: int,
+    items: Sequence[Item],
+    config: FormatConfig,
+    pool: Executor | None = None,
 ) -> tuple[list[list[Place]], list[Place]]:
-    """Write the views of a shard under ``root``, unfinished files in ``work``.
+    """Write the views of a shard under ``root``, unfinished files in ``work``; many files in the threads of ``pool``.
 
     Returns:
         The place of every view of every item, and of files that hold several.
     """
     if config.format == 'folder':
-        places = [
-            [place_of(view_path(item.name, view, config), data) for view, data in enumerate(item.views)]
-            for item in items
-        ]
-        for item, own in zip(items, places, strict=True):
-            for place, data in zip(own, item.views, strict=True):
+
+        def write(item: Item) -> list[Place]:
+            places = [place_of(view_path(item.name, view, config), data) for view, data in enumerate(item.views)]
+            for place, data in zip(places, item.views, strict=True):
                 write_file(root / place['path'], data, sync=True, work=work)
-        return places, []
+            return places
+
+        return list((pool.map if pool else map)(write, items)), []
     path = container_path(shard, config.format)
     data, starts = _join_codes(items) if config.format == 'codes' else _tar(items, IMAGE_FORMATS[config.image_format])
     write_file(root / path, data, sync=True, work=work)

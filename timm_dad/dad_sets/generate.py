@@ -92,6 +92,7 @@ def generate(
             'same command again, it goes on; nothing half-written has a final name'
         ) from error
     finally:
+        maker.close()
         torch.set_num_threads(threads)
 
 
@@ -101,15 +102,18 @@ def _make_shards(folder: ShardedFolder, maker: ShardMaker, shards: Sequence[int]
         time.sleep(0.1)  # others are at the rest, or gone: then their shards come free
         return
     images, config, looked = FramedImages(maker.source, maker.config.frame), maker.config, time.monotonic()
-    for batch in _claimed_images(folder, images, shards, config.batch_size, workers):
-        maker.add(batch)
-        bar.update(len(batch))
-        shard = batch[0].index // config.shard_size
-        if len(maker.items) == len(folder.shard_range(shard)):
-            maker.write(folder, shard)
-            if time.monotonic() - looked > 2:  # at what others have done
-                looked = time.monotonic()
-                bar.update(folder.images_done() - bar.n)
+    try:
+        for batch in _claimed_images(folder, images, shards, config.batch_size, workers):
+            maker.add(batch)
+            bar.update(len(batch))
+            shard = batch[0].index // config.shard_size
+            if len(maker.items) == len(folder.shard_range(shard)):
+                maker.write(folder, shard)
+                if time.monotonic() - looked > 2:  # at what others have done
+                    looked = time.monotonic()
+                    bar.update(max(0, folder.images_done() - bar.n))
+    finally:
+        maker.settle(folder)
 
 
 def _claimed_images(

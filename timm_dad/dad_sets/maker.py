@@ -3,7 +3,8 @@
 import base64
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,9 @@ from timm_dad.dad_sets.manifest import ShardManifest
 from timm_dad.dad_sets.shards import ShardedFolder
 from timm_dad.data.images import Frame, LoadedImage, Source
 from timm_dad.method.augment import DADAugment
+
+_ENCODERS = 4  # threads; a PNG of 224 px takes one 5 ms, and a GPU about 9 ms to make
+_NO_PIXELS = torch.empty(0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +90,15 @@ class ShardMaker:
     def __init__(self, source: Source, augment: DADAugment, config: GenerateConfig, device: torch.device) -> None:
         self.source, self.augment, self.config, self.device = source, augment, config, device
         self.n_embed = augment.vqgan.config.n_embed
+        # Encoding and writing go on beside the networks; on a CPU they share its cores with them.
+        self._encoders = ThreadPoolExecutor(_ENCODERS if device.type == 'cuda' else 1)
+        self._writer = ThreadPoolExecutor(1)
+        self._written: tuple[int, Future[ShardManifest]] | None = None
         self.clear()
 
     def clear(self) -> None:
         """Begin a shard."""
-        self.items: list[Item] = []
+        self.items: list[tuple[LoadedImage, Sequence[Future[bytes]]]] = []
         self.facts: list[Sequence[dict[str, Any]]] = []  # of every view
         self.codes_used = np.zeros(self.n_embed, bool)
         self.logits: dict[str, list[Tensor]] = {}
@@ -117,10 +125,8 @@ class ShardMaker:
             if self.config.top_k:
                 dad_logits.append(self.augment.ask_teacher(self._as_stored(dad_pixels, data)))
         self.facts += zip(*facts, strict=True)
-        self.items += [
-            Item(image.index, self.source.name(image.index, image.label), image.label, image.sha256, own)
-            for image, own in zip(batch, zip(*encoded, strict=True), strict=True)
-        ]
+        facts_alone = (replace(image, pixels=_NO_PIXELS) for image in batch)
+        self.items += zip(facts_alone, zip(*encoded, strict=True), strict=True)
         if self.config.top_k:
             self._keep_logits('clean', self.augment.ask_teacher(x_pix) if centre.logits is None else centre.logits)
             self._keep_logits('dad', torch.stack(dad_logits, dim=1))
@@ -133,15 +139,16 @@ class ShardMaker:
             )
         return image.label
 
-    def _encode(self, pixels: Tensor, codes: Tensor) -> list[bytes]:
+    def _encode(self, pixels: Tensor, codes: Tensor) -> list[Future[bytes]]:
         if self.config.files.format == 'codes':
-            return [pack_codes(own, self.n_embed) for own in codes]
-        return [encode_image(own, self.config.files) for own in pixels.permute(0, 2, 3, 1).cpu().numpy()]
+            return [self._encoders.submit(pack_codes, own, self.n_embed) for own in codes.cpu()]
+        views = pixels.permute(0, 2, 3, 1).cpu().numpy()
+        return [self._encoders.submit(encode_image, own, self.config.files) for own in views]
 
-    def _as_stored(self, pixels: Tensor, data: list[bytes]) -> Tensor:
+    def _as_stored(self, pixels: Tensor, data: list[Future[bytes]]) -> Tensor:
         """The views as training will read them, in [0, 1]: JPEG and WebP lose something."""
         if self.config.files.settings.get('quality'):
-            pictures = [pil_to_tensor(Image.open(io.BytesIO(own)).convert('RGB')) for own in data]
+            pictures = [pil_to_tensor(Image.open(io.BytesIO(own.result())).convert('RGB')) for own in data]
             pixels = torch.stack(pictures).to(self.device)
         return pixels.float() / 255
 
@@ -151,28 +158,58 @@ class ShardMaker:
             self.logits.setdefault(f'{of}_{name}', []).append(part)
 
     def write(self, folder: ShardedFolder, shard: int) -> None:
-        """Write the shard and say that it is done."""
-        work = folder.work(f'{shard:06d}')
-        places, files = write_items(folder.root, work, shard, self.items, self.config.files)
-        if self.logits:
-            path = logits_path(shard)
-            data = save({name: torch.cat(parts) for name, parts in self.logits.items()})
-            write_file(folder.root / path, data, sync=True, work=work)
-            files = [*files, place_of(path, data)]
-        versions = {'timm_dad': __version__, 'torch': torch.__version__, 'pillow': PIL.__version__}
+        """Begin to write the shard; it is done by the next call, or by ``settle``."""
+        self.settle(folder)
         device = torch.cuda.get_device_name(self.device) if self.device.type == 'cuda' else self.device.type
         header = {
             'shard': shard,
-            'first': self.items[0].index,
+            'first': self.items[0][0].index,
             'items': len(self.items),
             'settings': folder.settings_id,
-            'made_with': {**versions, 'device': device},
+            'made_with': {
+                'timm_dad': __version__, 'torch': torch.__version__, 'pillow': PIL.__version__, 'device': device,
+            },
             'codes_used': base64.b64encode(np.packbits(self.codes_used).tobytes()).decode(),
-            'files': files,
-        }
-        items = [
-            {**vars(item), 'views': [{**place, **fact} for place, fact in zip(own_places, own_facts, strict=True)]}
-            for item, own_places, own_facts in zip(self.items, places, self.facts, strict=True)
-        ]
-        folder.commit(shard, ShardManifest(header, items))
+        }  # fmt: skip
+        job = self._writer.submit(self._write, folder, header, self.items, self.facts, self.logits)
+        self._written = shard, job
         self.clear()
+
+    def settle(self, folder: ShardedFolder) -> None:
+        """Wait until the shard of the last ``write`` is on the disk, and say that it is done."""
+        if self._written is not None:
+            (shard, job), self._written = self._written, None
+            folder.commit(shard, job.result())
+
+    def close(self) -> None:
+        """Stop the threads, once what they are at is written."""
+        for pool in (self._writer, self._encoders):
+            pool.shutdown(cancel_futures=True)
+
+    def _write(
+        self,
+        folder: ShardedFolder,
+        header: dict[str, Any],
+        images: Sequence[tuple[LoadedImage, Sequence[Future[bytes]]]],
+        facts: Sequence[Sequence[dict[str, Any]]],
+        logits: dict[str, list[Tensor]],
+    ) -> ShardManifest:
+        """Write the files of a shard; returns its manifest."""
+        shard = header['shard']
+        work = folder.work(f'{shard:06d}')
+        items = [
+            Item(image.index, self.source.name(image.index, image.label), image.label, image.sha256,
+                 tuple(view.result() for view in views))
+            for image, views in images
+        ]  # fmt: skip
+        places, files = write_items(folder.root, work, shard, items, self.config.files, self._encoders)
+        if logits:
+            path = logits_path(shard)
+            data = save({name: torch.cat(parts) for name, parts in logits.items()})
+            write_file(folder.root / path, data, sync=True, work=work)
+            files = [*files, place_of(path, data)]
+        lines = [
+            {**vars(item), 'views': [{**place, **fact} for place, fact in zip(own_places, own_facts, strict=True)]}
+            for item, own_places, own_facts in zip(items, places, facts, strict=True)
+        ]
+        return ShardManifest({**header, 'files': files}, lines)
