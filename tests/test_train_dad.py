@@ -343,7 +343,7 @@ def bad_folder(tmp_path, pictures, kind):
         (('--sched', 'plateau', '--sched-on-updates'), r'--sched plateau goes by epochs'),
         (('--train-split', 'trian'), r"--train-split must be a folder in .* got 'trian'; there are .*'train'"),
         (('--val-split', 'test'), r"--val-split must be a folder in .* got 'test'"),
-        (('--aa', 'foo'), r'--aa, .*AssertionError'),
+        (('--aa', 'foo'), r'--aa must be a policy'),
         (('--interpolation', 'foo'), r"--interpolation must be one of .*'bicubic'.*, got foo"),
         (('--scale', '0.5'), r'--scale takes 2 numbers, got \[0\.5\]'),
         (('--mean', '0.5', '0.5'), r'--mean takes 3 numbers'),

@@ -50,8 +50,8 @@ VQGAN = (
 DISTILL = f'vqgan distill {PICTURES} --img-size 32 --vqgan demo --ch 8 -b 4 -j 0 --steps 2 --output new'
 
 # Rules that lines may give in several ways.
-LEAST = r'or more|at least|positive|more than|above|greater|non-negative|from [01]|between'
-RANGE = r'from -?\d|between|at most|in \[0, 1\]|or less|up to'
+LEAST = r'finite|or more|at least|positive|more than|above|greater|non-negative|from [01]|between'
+RANGE = r'finite|from -?\d|between|at most|in \[0, 1\]|or less|up to'
 WHOLE = r'\bint\b|integer|whole number'
 NUMBER = r'\bfloat\b|number'
 CHOICE = r'choose|one of|known|close|mean|such as|there (are|is)|must be'

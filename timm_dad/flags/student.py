@@ -27,7 +27,7 @@ def create_student(args: argparse.Namespace) -> nn.Module:
     if not args.model.startswith(('hf-hub:', 'hf_hub:', 'local-dir:')) and not timm.is_model(args.model.split('.')[0]):
         raise ValueError(f'--model must be a timm model, got {args.model!r} (timm.list_models() names them)')
     overlay = {'pretrained_cfg_overlay': {'file': args.pretrained_path, 'num_classes': -1}}  # -1: adapt the head
-    with flag_errors('--model, --model-kwargs, --pretrained, --initial-checkpoint, --gp'):
+    with flag_errors('--model, --model-kwargs, --gp, --pretrained, --initial-checkpoint'):
         student: nn.Module = create_model(
             args.model,
             pretrained=args.pretrained,
