@@ -929,11 +929,12 @@ def test_views_are_encoded_and_written_beside_the_networks_and_an_error_loses_no
 
     def encode(*given):
         threads.add(threading.current_thread())
+        broken.write_bytes(b'no picture')  # image 8, the first of the second shard, once the first is begun
         return encode_image(*given)
 
     monkeypatch.setattr('timm_dad.dad_sets.maker.encode_image', encode)
     source = open_source(write_images(tmp_path))
-    (tmp_path / 'train' / 'dog' / '3.png').write_bytes(b'no picture')  # image 8, the first of the second shard
+    broken = tmp_path / 'train' / 'dog' / '3.png'
     with pytest.raises(ValueError, match=r'dog/3\.png does not decode'):
         make(source, tmp_path / 'set')
     assert threads

@@ -179,6 +179,7 @@ ELSEWHERE = {
     'output': 'test_flags_of_execution_change_no_byte',
     'shard_size': 'test_flags_of_execution_change_no_byte',
     'batch_size': 'test_flags_of_execution_change_no_byte',
+    'repair': 'test_repair_makes_again_what_is_damaged',
     'input_size': 'test_input_size_is_another_way_to_say_it',
     'train_num_samples': 'test_the_number_of_images_of_a_stream_may_be_given',
     'dataset_download': 'test_flags_of_the_data_reach_timm',
@@ -463,6 +464,19 @@ def test_it_is_a_command_of_timm_dad(files, tmp_path, base):
     cli(['generate', *flags(files, tmp_path / 'set')])
     cli(['verify', str(tmp_path / 'set')])
     assert content(tmp_path / 'set') == base
+
+
+def test_repair_makes_again_what_is_damaged(files, tmp_path, base, capsys, monkeypatch):
+    assert 'holds no DAD set' in error_of(capsys, flags(files, tmp_path / 'set', '--repair'))
+    main(flags(files, tmp_path / 'set'))
+    view = next((tmp_path / 'set').glob('view0/*/*.png'))
+    view.write_bytes(view.read_bytes()[:-1])
+    main(flags(files, tmp_path / 'set'))  # finds nothing to do
+    assert content(tmp_path / 'set') != base
+    main(flags(files, tmp_path / 'set', '--repair'))
+    assert content(tmp_path / 'set') == base
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    assert '--repair looks for damage in one process' in error_of(capsys, flags(files, tmp_path / 'set', '--repair'))
 
 
 # Processes
