@@ -12,11 +12,12 @@ from statistics import mean, stdev
 from typing import Any
 
 import train_dad
+from timm_dad.common.errors import user_errors
 from timm_dad.common.files import write_file
 from timm_dad.demo.data import STYLES, UNSEEN_STYLES
 from timm_dad.flags.config import add_config_arg, config_flags, read_config
 from timm_dad.flags.pairs import VIEW_FLAGS
-from timm_dad.flags.parser import Parser, flag_errors_of
+from timm_dad.flags.parser import Parser
 from timm_dad.flags.train import create_parser, parse_args
 
 PROGRAM = 'timm-dad demo'
@@ -129,7 +130,7 @@ def _parse_own(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
         return args, extra
     of_arms = create_parser(PROGRAM)
     _add_seeds_arg(of_arms)
-    with flag_errors_of(PROGRAM):
+    with user_errors(PROGRAM):
         configured = read_config(of_arms, args.config)
     parser.set_defaults(**{name: configured.pop(name) for name in ('output', 'seeds') if name in configured})
     args, extra = parser.parse_known_args(argv)
@@ -144,7 +145,7 @@ def _add_seeds_arg(parser: Parser) -> None:
 
 
 def _fail(message: str) -> None:
-    with flag_errors_of(PROGRAM):
+    with user_errors(PROGRAM):
         raise ValueError(message)
 
 

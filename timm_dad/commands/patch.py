@@ -42,10 +42,10 @@ def apply_patch(path: Path, patch: Path, *, revert: bool = False) -> bytes:
     if all(_apply_hunk(original, hunk, not revert) is not None for hunk in hunks):
         return original
     missing = missing.rstrip('\n')
+    sys.stdout.write(f'{missing}\n')
     raise ValueError(
-        f'{path} is left as it is: the lines around these changes are missing there, or stand there more than once '
-        f'(another version of timm, or edited?). All changes, to {"undo" if revert else "make"} by hand, are in '
-        f'{patch}\n\n{missing}'
+        f'{path} is left as it is: the lines around the changes above are missing there, or stand there more than once '
+        f'(another version of timm, or edited?). All changes, to {"undo" if revert else "make"} by hand, are in {patch}'
     )
 
 

@@ -42,14 +42,15 @@ def user_errors(program: str) -> Iterator[None]:
 
 
 def _message(error: Exception) -> str:
-    """What an error says: the file last where a disk says it, and without the traceback of a loader's process."""
-    if isinstance(error, OSError) and error.strerror:
-        reason = error.strerror[0].lower() + error.strerror[1:]
-        return f'{reason}: {error.filename}' if error.filename is not None else reason
+    """What an error says, in one line: the file last where a disk says it, and without a loader process's traceback."""
     message = str(error)
-    if message.startswith('Caught ') and 'Original Traceback' in message:
+    if isinstance(error, OSError) and error.strerror:
+        message = error.strerror[0].lower() + error.strerror[1:]
+        message += f': {error.filename}' if error.filename is not None else ''
+    elif message.startswith('Caught ') and 'Original Traceback' in message:
         message = message.rsplit(f'\n{type(error).__name__}: ', 1)[-1].strip()
-    return re.sub(r'^\[Errno -?\d+\] ', '', message)
+    message = re.sub(r'^\[Errno -?\d+\] ', '', ' '.join(message.split('\n')))
+    return re.sub(r'\S{500,}', lambda word: f'{word[0][:100]}...{word[0][-20:]}', message)
 
 
 def run_command(main: Callable[[], object], command: Sequence[str], *, resumes: bool = True) -> None:

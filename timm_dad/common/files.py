@@ -15,6 +15,20 @@ def check_no_folder(path: Path) -> None:
         raise ValueError(f'{path} must be a file, and it is a folder: move it away')
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those that it is in; where one cannot be made, none stays."""
+    missing = [folder for folder in (path, *path.parents) if not os.path.exists(folder)]  # which takes any text
+    made: list[Path] = []
+    try:
+        for folder in reversed(missing):
+            folder.mkdir(exist_ok=True)
+            made.append(folder)
+    except OSError:
+        for folder in reversed(made):
+            folder.rmdir()
+        raise
+
+
 @contextmanager
 def naming_file(path: str | Path, temporary: str | Path | None = None) -> Iterator[None]:
     """Let what a disk says while a file is written be an ``OSError`` that names the file, under its final name."""

@@ -64,7 +64,8 @@ def collect_suites(args: argparse.Namespace) -> tuple[list[Suite], list[str]]:
         _logger.warning('--suite: there is no folder for %s', ', '.join(not_there))
     missing = [*(parse_suite(text)[0] for text in not_there), *missing]
     if not suites:
-        raise ValueError(f'--suite: nothing to evaluate on, there is no data of {", ".join(missing)}')
+        flag = f'--data-root {args.data_root}' if args.data_root else '--suite'
+        raise ValueError(f'{flag}: nothing to evaluate on, there is no data of {", ".join(missing)}')
     with under_flag('--clean'):
         suites = mark_clean(suites, [name for name in args.clean if name not in missing])
     made = list(clean_counterparts(suites))

@@ -13,6 +13,7 @@ from timm_dad.flags.execution import device_rule
 from timm_dad.flags.hints import LOOKAHEAD
 from timm_dad.flags.kwargs import mixes, num_channels
 from timm_dad.flags.pairs import makes_views
+from timm_dad.flags.parser import did_you_mean
 from timm_dad.flags.rules import check_file_args, check_rules, check_values, flag_errors, written
 from timm_dad.flags.timm import REFUSED
 
@@ -28,7 +29,6 @@ _FRACTIONS = """hflip vflip reprob smoothing mixup_prob mixup_switch_prob model_
     color_jitter_prob grayscale_prob gaussian_blur_prob""".split()
 _LENGTHS = {'scale': 2, 'ratio': 2, 'cutmix_minmax': 2, 'mean': 3, 'std': 3, 'opt_betas': 2}
 _CROP_MODES = ('rrc', 'rkrc', 'rkrr')
-_MAX_SEED = 2**63 - 1  # of torch's generators
 _INTERPOLATIONS = ('random', 'nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
 
 
@@ -43,7 +43,6 @@ def check_ranges(args: argparse.Namespace) -> None:
         (['color_jitter', 'opt_eps'], '0 or more', lambda value: value >= 0),
         (['momentum'], 'from 0 to 1', lambda value: 0 <= value <= 1),
         (['opt_betas'], 'from 0 to less than 1', lambda value: all(0 <= beta < 1 for beta in value)),
-        (['seed'], f'from 0 to {_MAX_SEED}', lambda value: 0 <= value <= _MAX_SEED),
         (['input_size'], 'positive', lambda value: min(value) > 0),
         (['std'], 'positive', lambda value: min(value) > 0),
         (['decay_epochs'], 'more than 0', lambda value: value > 0),
@@ -78,7 +77,9 @@ def check_args(args: argparse.Namespace, chosen: set[str]) -> None:
     check_ranges(args)
     for name, known in (('opt', list_optimizers()), ('sched', SCHEDULES)):
         if getattr(args, name).lower().removeprefix(LOOKAHEAD) not in known:
-            raise ValueError(f'--{name} must be one of {", ".join(known)}; got {getattr(args, name)!r}')
+            few = f'one of {", ".join(known)}' if len(known) < 20 else f'of the {len(known)} that timm has'
+            near = did_you_mean(getattr(args, name), known)
+            raise ValueError(f'--{name} must be {few}, got {getattr(args, name)!r}{near}')
     splits, mixing, size = args.aug_splits, mixes(args), f'--in-chans {args.in_chans}, --input-size {args.input_size}'
     rules = (
         (splits in (0, *range(2, 100)), f'--aug-splits must be 0, or 2 or more, got {splits}'),

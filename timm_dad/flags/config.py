@@ -5,8 +5,9 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from timm_dad.common.errors import user_errors
 from timm_dad.common.text_files import read_yaml
-from timm_dad.flags.parser import Parser, did_you_mean, flag_errors_of
+from timm_dad.flags.parser import Parser, did_you_mean
 from timm_dad.flags.rules import check_seed, given_flags, under_flag, written
 
 _KINDS = {int: 'a whole number', float: 'a number'}
@@ -136,7 +137,7 @@ def parse_flags(
     given = given_flags(_without_required(create_parser()), argv)
     path = given.get('config', '') or (default_config(given) if default_config else '')
     parser = create_parser()
-    with flag_errors_of(parser.prog):
+    with user_errors(parser.prog):
         configured = read_config(parser, path) if path else {}
         defaults = _not_overridden(parser, given, configured)
     parser.set_defaults(**{**defaults, 'config': path})
@@ -182,7 +183,7 @@ def parse_checked(
         SystemExit: On a bad flag, with one line that names flag, rule, value and fix.
     """
     args, given, _ = parse_flags(create_parser, argv)
-    with flag_errors_of(create_parser().prog):
+    with user_errors(create_parser().prog):
         check_seed(args)
         check(args, given)
     return args

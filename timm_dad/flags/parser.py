@@ -4,31 +4,18 @@ import argparse
 import difflib
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from timm_dad.common.errors import user_errors
+
+_MOST = 2**63 - 1  # of the integers of torch
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:
     """The nearest of the known words, as the end of an error line; empty where none is near."""
     close = difflib.get_close_matches(str(word), list(known), n=1)
     return f'; did you mean {close[0]}?' if close else ''
-
-
-@contextmanager
-def flag_errors_of(program: str) -> Iterator[None]:
-    """End the process with one line on what is wrong with a flag, whatever its value holds.
-
-    Args:
-        program: What the line begins with.
-    """
-    with user_errors(program):
-        try:
-            yield
-        except (ValueError, OSError) as error:  # OSError: a path that is too long to be one
-            raise ValueError(' '.join(str(error).splitlines())) from error
 
 
 def add_alias(group: Any, action: argparse.Action, *flags: str) -> None:
@@ -94,7 +81,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End with one line, as all errors of the user's end."""
-        with flag_errors_of(self.prog):
+        with user_errors(self.prog):
             raise ValueError(message)
         raise AssertionError('user_errors ends the process')
 
@@ -102,4 +89,6 @@ class Parser(argparse.ArgumentParser):
         value: Any = super()._get_value(action, arg_string)
         if isinstance(value, float) and not math.isfinite(value):
             raise argparse.ArgumentError(action, f'must be a finite number, got {arg_string!r}')
+        if isinstance(value, int) and abs(value) > _MOST:
+            raise argparse.ArgumentError(action, f'must be from -{_MOST} to {_MOST}, got {arg_string}')
         return value

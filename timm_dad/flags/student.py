@@ -13,8 +13,10 @@ from timm.task import TrainingTask, load_task_ema_checkpoint
 from torch import nn
 
 from timm_dad.flags.kwargs import num_channels, torch_dtype
-from timm_dad.flags.rules import check_file_args, flag_errors
+from timm_dad.flags.rules import check_file_args, flag_errors, under_flag
 from timm_dad.method.splits import add_splits
+from timm_dad.teachers.hub import load_error
+from timm_dad.teachers.trained import read_trained
 
 
 def create_student(args: argparse.Namespace) -> nn.Module:
@@ -27,6 +29,7 @@ def create_student(args: argparse.Namespace) -> nn.Module:
     if not args.model.startswith(('hf-hub:', 'hf_hub:', 'local-dir:')) and not timm.is_model(args.model.split('.')[0]):
         raise ValueError(f'--model must be a timm model, got {args.model!r} (timm.list_models() names them)')
     overlay = {'pretrained_cfg_overlay': {'file': args.pretrained_path, 'num_classes': -1}}  # -1: adapt the head
+    of_jax = args.initial_checkpoint.endswith(('.npz', '.npy'))  # timm knows how to read them
     with flag_errors('--model, --model-kwargs, --gp, --pretrained, --initial-checkpoint'):
         student: nn.Module = create_model(
             args.model,
@@ -39,10 +42,12 @@ def create_student(args: argparse.Namespace) -> nn.Module:
             global_pool=args.gp,
             bn_momentum=args.bn_momentum,
             bn_eps=args.bn_eps,
-            checkpoint_path=args.initial_checkpoint,
+            checkpoint_path=args.initial_checkpoint if of_jax else '',
             **(overlay if args.pretrained_path else {}),
             **args.model_kwargs,
         )
+    if args.initial_checkpoint and not of_jax:
+        _load_weights(student, args.initial_checkpoint)
     _check_size(args, student)
     _scale_head(student, args.head_init_scale, args.head_init_bias)
     if args.grad_checkpointing:
@@ -52,6 +57,15 @@ def create_student(args: argparse.Namespace) -> nn.Module:
         if args.dad:
             add_splits(student, (args.aug_splits or 1) + 1)
     return student
+
+
+def _load_weights(student: nn.Module, path: str) -> None:
+    with under_flag('--initial-checkpoint:'):
+        state = read_trained(path).state
+        try:
+            student.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f'the weights in {path} are of another network ({load_error(error)})') from error
 
 
 def _check_size(args: argparse.Namespace, student: nn.Module) -> None:

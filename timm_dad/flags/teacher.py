@@ -147,9 +147,9 @@ def create_teacher(
     data = _data_classes(args, num_classes, class_names)
     teachers = []
     for spec in specs:
-        with under_flag(f'--dad-teacher {spec}:'):
-            size = args.dad_teacher_img_size
-            teachers.append(create_spec_teacher(spec, data, args.dad_teacher_checkpoint, device, img_size=size))
+        checkpoint, size = args.dad_teacher_checkpoint, args.dad_teacher_img_size
+        with under_flag(f'--dad-teacher {spec}{f" --dad-teacher-checkpoint {checkpoint}" if checkpoint else ""}:'):
+            teachers.append(create_spec_teacher(spec, data, checkpoint, device, img_size=size))
     _check_heads(args, specs, teachers)
     if len(teachers) == 1:
         return teachers[0]

@@ -11,11 +11,12 @@ import torch
 from accelerate import Accelerator
 from timm.models import safe_model_name
 
+from timm_dad.common.errors import user_errors
 from timm_dad.demo.data import DEMO_CONFIG
 from timm_dad.flags.checks import check_args, check_extra_args
 from timm_dad.flags.config import add_config_arg, parse_flags
 from timm_dad.flags.dad import add_dad_args, check_dad_args
-from timm_dad.flags.parser import Parser, flag_errors_of
+from timm_dad.flags.parser import Parser
 from timm_dad.flags.timm import add_timm_args
 
 PROGRAM = 'timm-dad train'
@@ -68,7 +69,7 @@ def parse_args(
     chosen = {name for name in (*given, *configured) if getattr(args, name) != defaults.get_default(name)}
     if 'device' not in given and not torch.cuda.is_available():
         args.device = 'cpu'
-    with flag_errors_of(defaults.prog):
+    with user_errors(defaults.prog):
         check_args(args, chosen)
         check_dad_args(args, given, configured)
         check_extra_args(args)

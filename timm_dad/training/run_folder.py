@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 from timm import utils
 
-from timm_dad.common.files import replacing, write_file
+from timm_dad.common.files import make_folder, replacing, write_file
 from timm_dad.flags.rules import written
 
 _logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ class RunFolder:
         refusal = ['']
         if self.accelerator.is_main_process and only_if:
             try:
-                self.path.mkdir(parents=True, exist_ok=True)
+                make_folder(self.path)
                 self._lock.acquire(timeout=0)
                 if not resume and self._find_run(self.path):
                     self._lock.release()
