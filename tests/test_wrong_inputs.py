@@ -54,7 +54,7 @@ LEAST = r'finite|or more|at least|positive|more than|above|greater|non-negative|
 RANGE = r'finite|from -?\d|between|at most|in \[0, 1\]|or less|up to'
 WHOLE = r'\bint\b|integer|whole number'
 NUMBER = r'\bfloat\b|number'
-CHOICE = r'choose|one of|known|close|mean|such as|there (are|is)|must be'
+CHOICE = r'choose|names them|one of|known|close|mean|such as|there (are|is)|must be'
 ABSENT = r'no such|not exist|not found|missing|is no\b|there is no|no file|no folder|is none|cannot (be|locate)'
 FILE = r'must be|file|folder|cannot|holds|no\b'
 LEAVE = r'leave|needs|give|without|is for|exclude|not (used|allowed)|instead|only'
@@ -270,11 +270,17 @@ row('train-resume-folder', f'{PLAIN} --resume run', '--resume', r'\brun\b', FILE
 row('train-resume-weights-alone', f'{PLAIN} --resume weights.pth', '--resume', r'weights\.pth', 'optimizer|training')
 row('train-resume-a-list', f'{PLAIN} --resume a.pth', '--resume', r'a\.pth', 'optimizer|training',
     change=lambda root: torch.save([1, 2], root / 'a.pth'))  # fmt: skip
-row('train-resume-safetensors', f'{PLAIN} --resume vqgan.safetensors', '--resume', r'vqgan\.safetensors', 'training')
+row(
+    'train-resume-safetensors',
+    f'{PLAIN} --resume vqgan.safetensors',
+    '--resume',
+    r'vqgan\.safetensors',
+    'training|checkpoint',
+)
 row('train-resume-other-classes', f'{PLAIN} --num-classes 5 --resume run/last.pth.tar', '--num-classes', r'\b5\b',
     r'\b4\b')  # fmt: skip
-row('train-resume-auto-damaged', f'{PLAIN} --output . --experiment run --resume auto', r'last\.pth\.tar',
-    r'last\.pth\.tar', r'damaged|broken|cannot|must be|remove',
+row('train-resume-damaged', f'{PLAIN} --resume run/last.pth.tar', '--resume', r'last\.pth\.tar',
+    r'damaged|broken|cannot|must be|no checkpoint',
     change=lambda root: write_file(root / 'run' / 'last.pth.tar', b'half'))  # fmt: skip
 row('train-start-epoch-negative', f'{PLAIN} --start-epoch -1', '--start-epoch', '-1', LEAST)
 
@@ -471,10 +477,17 @@ row('set-settings-list', FROM_SET, '--dad-dir', r'dad_set\.json', r'damaged|alte
     files={'set/dad_set.json': '[1, 2]\n'})  # fmt: skip
 row('set-of-the-future', FROM_SET, '--dad-dir', '99', r'version|reads',
     change=lambda root: replace(root / 'set/dad_set.json', '"format_version":1', '"format_version":99'))  # fmt: skip
-row('set-index-edited', FROM_SET, '--dad-dir', r'index\.json', 'verify',
+row('set-index-edited', FROM_SET, '--dad-dir', r'index\.json', 'repair|verify',
     change=lambda root: replace(root / 'set/index.json', '"items":12', '"items":11'))  # fmt: skip
-row('set-index-text', FROM_SET, '--dad-dir', r'index\.json', 'verify|damaged|json', files={'set/index.json': 'hello\n'})
-row('set-manifest-text', FROM_SET, '--dad-dir', r'000000\.jsonl', 'verify',
+row(
+    'set-index-text',
+    FROM_SET,
+    '--dad-dir',
+    r'index\.json',
+    'repair|verify|damaged|json',
+    files={'set/index.json': 'hello\n'},
+)
+row('set-manifest-text', FROM_SET, '--dad-dir', r'000000\.jsonl', 'repair|verify',
     files={'set/manifest/000000.jsonl': 'hello\n'})  # fmt: skip
 row('set-of-another-size', f'{FROM_SET} --img-size 48', '--dad-dir', '48', '--img-size 32')
 row('set-of-another-split', f'{FROM_SET} --train-split validation', '--dad-dir', r'\b12\b|image 0|another', 'split|set')
