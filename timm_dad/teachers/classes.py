@@ -65,8 +65,8 @@ def resolve_classes(values: Sequence[str], num_outputs: int, labels: Sequence[st
     if bad:
         known = f'such as {list(labels[:2])}' if labels else 'which are not known here'
         raise ValueError(
-            f'a class map (--dad-class-map) must name a class of the teacher, by index from 0 to {num_outputs - 1} or by name '
-            f'({known}), got {bad[:3]}'
+            f'a class map (--dad-class-map) must name a class of the teacher, by index from 0 to {num_outputs - 1} or '
+            f'by name ({known}), got {bad[:3]}'
         )
     times = Counter(found)
     twice = sorted({value for value, index in zip(values, found, strict=True) if times[index] > 1})

@@ -110,7 +110,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    top.add_argument('command', choices=COMMANDS, metavar=f'{{{",".join(COMMANDS)}}}', help='what to do')
+    top.add_argument('command', choices=COMMANDS, metavar=f'COMMAND ({" or ".join(COMMANDS)})', help='what to do')
     command: str = top.parse_args(argv[:1]).command
     args = parse_checked(partial(create_parser, command), argv[1:], partial(_check_all, command))
     args.command = command
