@@ -187,7 +187,7 @@ def build_task(
     if augment is not None and dataset is not None and args.dad_look and is_main_process():
         found = _look_first(args, augment, Source(dataset), data_config, device)
     if verbose:
-        log_models(args, task, found)
+        log_models(args, task, augment, found)
     if found is not None:
         log_look(found)
     return task, augment

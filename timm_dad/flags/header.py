@@ -11,6 +11,7 @@ from torch import nn
 
 from timm_dad.flags.data import TrainingData, data_flag
 from timm_dad.flags.hints import hints
+from timm_dad.method.augment import DADAugment
 from timm_dad.method.task import DADTask
 from timm_dad.preview.first_look import FirstLook
 from timm_dad.preview.image import describe_attack
@@ -33,24 +34,27 @@ def log_student(args: argparse.Namespace, data: TrainingData, student: nn.Module
     _logger.info('Student: %s at %dx%d, %s parameters%s', args.model, *size, _millions(parameters), weights)
 
 
-def log_models(args: argparse.Namespace, task: DADTask, found: FirstLook | None) -> None:
-    """Log a line about each of teacher, VQGAN and attack, with what a first look at some pictures found."""
+def log_models(args: argparse.Namespace, task: DADTask, augment: DADAugment | None, found: FirstLook | None) -> None:
+    """Log a line about each of teacher, VQGAN and attack, with what a first look at some pictures found.
+
+    ``augment`` is what makes DAD views, in the training step or before it.
+    """
     if task.teacher is not None:
         size = 'x'.join(map(str, task.teacher.input_size))
         right = f', right on {found.right[0] / found.count:.0%} of {found.count} pictures' if found else ''
         specs = args.dad_teacher or DEFAULT_TEACHER
         spec = specs if isinstance(specs, str) else ' + '.join(specs)
         _logger.info('Teacher: %s at %s%s', spec, size, right)
-    augment = task.augment
     if augment is None:
         origin = f'DAD views of {args.dad_dir}' if args.dad_dir else f'the extra view is a {args.dad_view} one'
-        _logger.info('Attack: none here, %s', 'DAD views made before training' if args.dad_cache else origin)
+        _logger.info('Attack: none here, %s', origin)
         return
     config = augment.vqgan.config
     noise = f', Q(x) at {found.psnr:.1f} dB' if found else ''
     codes = f'{config.n_embed} codes of {config.factor}x{config.factor} pixels'
     _logger.info('VQGAN: %s, %s%s', args.dad_vqgan, codes, noise)
-    _logger.info('Attack: %s', describe_attack(augment))
+    before = f'; {args.dad_cache} views of every image, made before training' if args.dad_cache else ''
+    _logger.info('Attack: %s%s', describe_attack(augment), before)
 
 
 def log_training(

@@ -240,7 +240,7 @@ def create_open_clip_teacher(
     except Exception as error:  # transformers may be missing, or its files
         raise ValueError(f'the tokenizer of open_clip:{name} could not be loaded: {load_error(error)}') from error
     text_features = zero_shot_head(model, tokenizer, class_names, templates, config, device)
-    _logger.info('Zero-shot teacher open_clip:%s: %d classes, %d templates', name, len(class_names), len(templates))
+    _logger.debug('Zero-shot teacher open_clip:%s: %d classes, %d templates', name, len(class_names), len(templates))
     prompts = [template.format(name) for name in class_names for template in templates]
     classifier = ZeroShotClassifier(model.visual, text_features, model.logit_scale.exp().item(), prompts)
     return Teacher(classifier, **open_clip_norm(model.visual), num_classes=len(class_names))

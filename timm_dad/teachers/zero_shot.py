@@ -204,7 +204,7 @@ def _read_head(path: Path, key: str) -> Tensor | None:
     except Exception as error:  # safetensors raises what it likes on a broken file
         _logger.warning('%s is damaged and is made again: %s', path, error)
         return None
-    _logger.info('Zero-shot head from %s', path)
+    _logger.debug('Zero-shot head from %s', path)
     return head
 
 
