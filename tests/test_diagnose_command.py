@@ -189,6 +189,7 @@ def test_flags_of_several_teachers_and_of_one_with_a_head(root, base):
     assert run(root, 'map', '--dad-teacher', student, '--dad-class-map', 'ROOT/map.txt')['risks'] != one['risks']
     checkpoint = ('--dad-teacher', 'timm:test_resnet', '--dad-teacher-checkpoint', 'ROOT/student.safetensors')
     assert run(root, 'checkpoint', *checkpoint)['risks'] == one['risks']
+    assert run(root, 'size', '--dad-teacher', student, '--dad-teacher-img-size', '24')['risks'] != one['risks']
 
 
 @pytest.mark.slow
@@ -300,7 +301,7 @@ def test_what_does_not_go_with_a_set(root, dad_set, capsys, flags, message):
         ('--num-classes 9', '--num-classes must be 16, the classes of the data, got 9'),
         ('--crop-pct 2', '--crop-pct: crop_pct must be more than 0'),
         ('--splits 0', '--splits: num_splits must be 1 or more, got 0'),
-        ('--seed -1', '--seed: seed must be 0 or more'),
+        ('--seed -1', '--seed must be 0 or more'),
         ('--workers -1', '--workers: workers must be 0 or more'),
         ('--batch-size 0', '--batch-size: batch_size must be 1 or more'),
         ('--dad-temperature 2', '--dad-temperature is for comparing --student'),

@@ -548,7 +548,7 @@ def test_a_model_that_cannot_do_a_suite_ends_it_before_the_first_is_evaluated(tw
     create = timm.create_model
     monkeypatch.setattr(timm, 'create_model', lambda name, **_: create(name))  # no download
     models = parse_models(['demo', 'test_vit'])
-    with pytest.raises(ValueError, match=r'^test_vit: .* has 1000 classes and the data 16'):
+    with pytest.raises(ValueError, match=r'^--model test_vit: .* has 1000 classes and the data 16'):
         evaluate(models, [twemoji], EvalConfig(), ModelOptions(), tmp_path, CPU)
     assert not names_of(tmp_path)
 

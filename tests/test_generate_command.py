@@ -359,7 +359,7 @@ def test_words_of_a_zero_shot_teacher_change_the_views(files, tmp_path, flag):
         (('--img-size', '0'), '--img-size: size must be positive, got (0, 0)'),
         (('--crop-pct', '2'), '--crop-pct: crop_pct must be more than 0 and at most 1.25, got 2.0'),
         (('--dad-views', '0'), '--dad-views: num_views must be 1 or more, got 0'),
-        (('--seed', '-1'), '--seed: seed must be 0 or more, got -1'),
+        (('--seed', '-1'), '--seed must be 0 or more, got -1'),
         (('--batch-size', '0'), '--batch-size: batch_size must be 1 or more, got 0'),
         (('--shard-size', '0'), '--shard-size: shard_size must be 1 or more, got 0'),
         (('--dad-store-logits', '-1'), '--dad-store-logits: top_k must be 0 or more, got -1'),

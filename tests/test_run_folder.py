@@ -47,13 +47,13 @@ def test_changed_flags_are_named_old_and_new_and_the_old_file_is_kept(tmp_path, 
     assert changed_flags({'lr': 1}, {'lr': 1, 'new': 2}) == []
 
 
-@pytest.mark.parametrize(('num_classes', 'shown'), [(5, False), (6, True), (None, True)])
-def test_top5_of_few_classes_is_in_the_summary_alone(tmp_path, caplog, num_classes, shown):
+@pytest.mark.parametrize(('hidden', 'shown'), [(('top5',), False), ((), True)])
+def test_hidden_metrics_are_in_the_summary_alone(tmp_path, caplog, hidden, shown):
     caplog.set_level('INFO', logger='timm_dad')
     optimizer = SimpleNamespace(param_groups=[{'lr': 0.1}])
     with RunFolder(tmp_path, Accelerator(), find_newest, resume=True) as folder:
-        folder.start({'num_classes': num_classes}, 0)
-        folder.log_epoch(0, {'loss': 1.0}, {'top1': 50.0, 'top5': 100.0}, optimizer)
+        folder.start({}, 0)
+        folder.log_epoch(0, {'loss': 1.0}, {'top1': 50.0, 'top5': 100.0}, optimizer, hidden=hidden)
     assert ('val_top5 100' in caplog.text) is shown
     assert 'val_top1 50' in caplog.text
     assert 'eval_top5' in (tmp_path / 'summary.csv').read_text()

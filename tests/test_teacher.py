@@ -129,7 +129,7 @@ def test_gradients_reach_the_pixels_through_the_resizing(teacher, x_pix):
 
 @pytest.mark.parametrize('std', [(0.5, 0.0, 0.5), (0.5, 0.5, -1.0)])
 def test_a_std_that_is_not_positive_is_refused(std):
-    with pytest.raises(ValueError, match='std must be positive, got'):
+    with pytest.raises(ValueError, match=r'std must be positive, up to 1 .*, got'):
         Teacher(nn.Flatten(), mean=MEAN, std=std, input_size=(4, 4), num_classes=48)
 
 
@@ -157,11 +157,11 @@ GOOD = {'mean': MEAN, 'std': STD, 'input_size': (4, 4), 'num_classes': 48}
 @pytest.mark.parametrize(
     ('bad', 'match'),
     [
-        ({'mean': 0.5}, 'mean must be 3 finite numbers, one a channel, got 0.5'),
-        ({'mean': (0.5,)}, r'mean must be 3 finite numbers, one a channel, got \(0.5,\)'),
-        ({'mean': 'abc'}, "mean must be 3 finite numbers, one a channel, got 'abc'"),
-        ({'std': (0.5, float('nan'), 0.5)}, 'std must be 3 finite numbers'),
-        ({'std': (0.5, float('inf'), 0.5)}, 'std must be 3 finite numbers'),
+        ({'mean': 0.5}, 'mean must be 3 numbers, one a channel, .*got 0.5'),
+        ({'mean': (0.5,)}, r'mean must be 3 numbers, one a channel, .*got \(0.5,\)'),
+        ({'mean': 'abc'}, "mean must be 3 numbers, one a channel, got 'abc'"),
+        ({'std': (0.5, float('nan'), 0.5)}, 'std must be positive, up to 1'),
+        ({'std': (0.5, float('inf'), 0.5)}, 'std must be positive, up to 1'),
         ({'input_size': 4}, r'input_size of the teacher must be \(h, w\) in pixels, got 4'),
         ({'input_size': (4, 0)}, r'input_size of the teacher must be \(h, w\) in pixels, got \(4, 0\)'),
         ({'input_size': (3, 4, 4)}, r'input_size of the teacher must be \(h, w\) in pixels'),

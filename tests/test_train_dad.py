@@ -254,7 +254,9 @@ def test_what_a_reader_or_a_disk_says_while_training_is_one_line(pictures, tmp_p
     with pytest.raises(SystemExit, match='2'):
         train_dad.main(flags(pictures, tmp_path))
     said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert said.endswith(('error: DAD set: view1/cat/3.png is truncated', 'no space left on device: last.pth.tar'))
+    assert said.endswith(
+        ('error: --val-split: DAD set: view1/cat/3.png is truncated', 'no space left on device: last.pth.tar')
+    )
 
 
 def test_classes_of_the_data_are_those_of_the_student(pictures, tmp_path):
@@ -293,7 +295,7 @@ def bad_folder(tmp_path, pictures, kind):
         ((*DAD, '--dad-eps', '8', '--dad-norm', 'linf'), r'--dad-eps: eps is in \[0, 1\] pixel units.*got 8.*8/255'),
         ((*DAD, '--dad-eps', '8'), r'--dad-eps: eps is in \[0, 1\] pixel units.*got 8.*8/255'),
         ((*DAD, '--dad-temperature', '0'), r'--dad-temperature: temperature must be positive, got 0'),
-        ((*DAD, '--dad-weight', '-1'), r'--dad-weight: dad_weight must be 0 or more, got -1'),
+        ((*DAD, '--dad-weight', '-1'), r'--dad-weight: dad_weight must be 0 or more and finite, got -1'),
         ((*DAD, '--img-size', '30', '--dad-strict-size'), r'--img-size: image size must be a multiple of 4.*got 30x30'),
         ((*DAD[:3], '--dad-view', 'random', '--dad-strict-size'), r'--dad-strict-size shapes the DAD view and needs'),
         ((*DAD, '--num-classes', '7'), r'--data-dir: data must have as many classes as --num-classes, 7, got 4'),
@@ -349,10 +351,10 @@ def bad_folder(tmp_path, pictures, kind):
         (('--mean', '0.5', '0.5'), r'--mean takes 3 numbers'),
         (('--std', '0', '0', '0'), r'--std must be positive, got \[0\.0, 0\.0, 0\.0\]'),
         (('--opt-betas', '0.9'), r'--opt-betas takes 2 numbers'),
-        (('--opt-betas', '2', '3'), r'--opt-betas must be from 0 to below 1, got \[2\.0, 3\.0\]'),
-        (('--scale', '1', '0.1'), r'--scale must be two numbers of 0 or more that rise, got 1\.0 0\.1'),
-        (('--ratio', '2', '1'), r'--ratio must be two numbers'),
-        (('--cutmix-minmax', '0.8', '0.2'), r'--cutmix-minmax must be two numbers'),
+        (('--opt-betas', '2', '3'), r'--opt-betas must be from 0 to less than 1, got \[2\.0, 3\.0\]'),
+        (('--scale', '1', '0.1'), r'--scale must be positive, the smaller one first, got \[1\.0, 0\.1\]'),
+        (('--ratio', '2', '1'), r'--ratio must be positive, the smaller one first'),
+        (('--cutmix-minmax', '0.8', '0.2'), r'--cutmix-minmax must be from 0 to 1, the smaller one first'),
         (('--seed', '-1'), r'--seed must be 0 or more, got -1'),
         (('--resume', 'auto', '--experiment', ''), r'--resume auto needs --experiment'),
         (('--opt', 'lookahead_nobody'), r'--opt must be one of'),
@@ -381,7 +383,7 @@ def bad_folder(tmp_path, pictures, kind):
         (('--dataset', 'demo/noto'), r'--data-dir .* and --dataset demo/noto: the demo needs no folder'),
         ((*DAD, '--dad-classnames', '{three}'), r'there are 3 class names for 4 classes'),
         ((*DAD, '--dad-teacher', 'demo:small'), r"--dad-teacher must be .* got 'demo:small'"),
-        ((*DAD, '--dad-teacher', 'probe:{three}'), r'--dad-teacher probe:.*three.txt is no file of weights'),
+        ((*DAD, '--dad-teacher', 'probe:{three}'), r'--dad-teacher probe:.*three.txt is no checkpoint of PyTorch'),
         ((*DAD, '--dad-teacher', 'demo', 'clip'), r"--dad-teacher must be .* got 'clip'"),
         ((*DAD, '--dad-teacher-weights', '1'), r'--dad-teacher-weights is for several teachers, one weight each'),
         ((*DAD, '--dad-class-map', '{three}'), r'--dad-class-map is for teachers with a head of their own'),
@@ -459,7 +461,7 @@ def test_a_folder_in_use_and_a_folder_of_an_older_run_are_refused(pictures, tmp_
 def fingerprint(argv, root, monkeypatch):
     """All that a run leaves or uses, but for the echo of its flags in ``args.yaml``."""
     seen = {'postfix': 0}
-    train_one_epoch, set_postfix = train_dad.train_one_epoch, train_dad.tqdm.set_postfix
+    train_one_epoch, tell = train_dad.train_one_epoch, train_dad.tell
 
     def spy(epoch, task, batches, *rest):
         loader = batches.loader
@@ -473,9 +475,9 @@ def fingerprint(argv, root, monkeypatch):
         seen['channels_last'] = kernel.is_contiguous(memory_format=torch.channels_last)
         return train_one_epoch(epoch, task, batches, *rest)
 
-    def count(self, *args, **kwargs):
+    def count(*args):
         seen['postfix'] += 1
-        return set_postfix(self, *args, **kwargs)
+        tell(*args)
 
     validate_task, save_recovery = train_dad.validate_task, CheckpointSaver.save_recovery
     seen['recovery'] = []
@@ -490,7 +492,7 @@ def fingerprint(argv, root, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(train_dad, 'train_one_epoch', spy)
-        patch.setattr(train_dad.tqdm, 'set_postfix', count)
+        patch.setattr(train_dad, 'tell', count)
         patch.setattr(train_dad, 'validate_task', spy_validate)
         patch.setattr(CheckpointSaver, 'save_recovery', spy_recovery)
         patch.chdir(root)
@@ -832,7 +834,7 @@ def factory_arguments(argv, monkeypatch):
 
     def create_model(*names, **arguments):
         seen.append((names, arguments))
-        return timm.create_model('test_resnet', num_classes=4)
+        return timm.create_model('test_resnet', num_classes=4, in_chans=arguments['in_chans'])
 
     args = parse_args(argv)
     config = resolve_data_config(vars(args))

@@ -210,7 +210,7 @@ def test_what_a_folder_says_of_data_never_downloads_or_runs_code(monkeypatch, tm
     ('change', 'match'),
     [
         (lambda folder: (folder / 'args.yaml').write_text('a: [3'), r'run:FOLDER is a folder .* expected'),
-        (lambda folder: (folder / 'args.yaml').write_bytes(b'\xff\xfe\xfd'), r'run:FOLDER is a folder .* decode'),
+        (lambda folder: (folder / 'args.yaml').write_bytes(b'\xff\xfe\xfd'), r'run:FOLDER is a folder .* not UTF-8'),
         (lambda folder: (folder / 'args.yaml').write_text('model: 5'), r'model must be a name of timm, got 5'),
         (lambda folder: (folder / 'args.yaml').unlink(), r'run:FOLDER is a folder .* No such file'),
         (lambda folder: (folder / 'model_best.pth.tar').unlink(), r'has no model_best\.pth\.tar \(yet\)'),

@@ -311,7 +311,7 @@ def with_payload(path, model, marker):
 
 
 @pytest.mark.parametrize('zipped', [True, False])
-def test_a_payload_is_never_run_without_trust(tmp_path, vq_model, images, zipped):
+def test_a_payload_is_never_run_without_trust(tmp_path, vq_model, images, zipped, capsys):
     marker, path = tmp_path / 'it ran', tmp_path / 'vqgan.ckpt'
     write_yaml(tmp_path / 'vqgan.yaml')
     content = {'state_dict': vq_model.state_dict(), 'callbacks': Payload(marker)}
@@ -320,8 +320,9 @@ def test_a_payload_is_never_run_without_trust(tmp_path, vq_model, images, zipped
     for refuses in (load_vqgan, convert):
         with pytest.raises(ValueError, match=match):
             refuses(path)
-    with pytest.raises(SystemExit, match=match):
+    with pytest.raises(SystemExit, match='2'):
         main(['convert', str(path)])
+    assert re.search(match, capsys.readouterr().err.strip())
     assert not marker.exists()
     assert not path.with_suffix('.safetensors').exists()
     # The payload is a real one, and --trust means what it says.
@@ -596,15 +597,16 @@ def test_an_address_that_gives_something_else_leaves_nothing(tmp_path, preset, p
     assert os.listdir(tmp_path / 'hub' / 'timm_dad') == ['small.lock']
 
 
-def test_a_preset_that_needs_trust_is_converted_once(tmp_path, preset, public, vq_model, images):
+def test_a_preset_that_needs_trust_is_converted_once(tmp_path, preset, public, vq_model, images, capsys):
     with_payload(public / 'model.ckpt', vq_model, tmp_path / 'it ran')
     cached = tmp_path / 'hub' / 'timm_dad' / 'small.ckpt'
     with pytest.raises(ValueError, match=f'timm-dad convert {cached} --trust'):
         load_vqgan('small')
     content = cached.read_bytes()
     cached.write_bytes(content + b' ')
-    with pytest.raises(SystemExit, match=r'is not .*delete both'):
+    with pytest.raises(SystemExit, match='2'):
         main(['convert', str(cached), '--trust'])
+    assert re.search(r'is not .*delete both', capsys.readouterr().err)
     assert not (tmp_path / 'it ran').exists()
     cached.write_bytes(content)
     main(['convert', str(cached), '--trust'])

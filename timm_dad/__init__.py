@@ -19,6 +19,7 @@ loop of your own::
 Teachers: ``create_teacher_by_spec`` (with ``DataClasses``) makes them by what ``--dad-teacher`` takes,
 ``create_timm_teacher`` and ``create_open_clip_teacher`` one of a kind, ``TeacherEnsemble`` joins several. VQGANs:
 ``load_vqgan``; ``VQGANConfig``, ``nearest_codes``. ``prepare_frozen`` puts both on a device, in a precision of theirs.
+``DADSet`` reads the sets of ``timm-dad generate``, ``DADPairs`` pairs a data set with its views (docs/generate.md).
 Settings: ``AttackConfig``, ``LatentAttackConfig`` and ``CodeAttackConfig``, ``DADLossConfig``, ``DADSchedule``. Pieces:
 ``ascend`` is the attack alone, ``DADLoss`` the loss, ``DADViews`` what ``DADAugment.make_views`` returns;
 ``add_dad_args`` adds the flags to a parser.

@@ -24,9 +24,12 @@ class PixelNorm(nn.Module):
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         for name, values in (('mean', mean), ('std', std)):
-            found = torch.as_tensor(values, dtype=torch.float32)
+            try:
+                found = torch.as_tensor(values, dtype=torch.float32)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f'{name} must be 3 numbers, one a channel, got {values!r}') from error
             if found.shape != (3,):
-                raise ValueError(f'{name} must hold one number a channel, such as (0.5, 0.5, 0.5), got {values}')
+                raise ValueError(f'{name} must be 3 numbers, one a channel, such as (0.5, 0.5, 0.5), got {values!r}')
             least = 0 if name == 'mean' else torch.finfo(torch.float32).tiny
             if not ((found >= least) & (found <= 1)).all():
                 rule = 'from 0' if name == 'mean' else 'positive, up'

@@ -57,12 +57,6 @@ def check_ranges(args: argparse.Namespace) -> None:
         value, lengths = getattr(args, name), {length, channels} if length == 3 else {length}
         if value is not None and len(value) not in lengths:
             raise ValueError(f'{written(name)} takes {length} numbers, got {value}')
-    for name in ('scale', 'ratio', 'cutmix_minmax'):
-        low, high = getattr(args, name) or (0, 0)
-        if low > high or low < 0:
-            raise ValueError(f'{written(name)} must be two numbers of 0 or more that rise, got {low} {high}')
-    if args.opt_betas is not None and not all(0 <= beta < 1 for beta in args.opt_betas):
-        raise ValueError(f'--opt-betas must be from 0 to below 1, got {args.opt_betas}')
 
 
 def check_args(args: argparse.Namespace, chosen: set[str]) -> None:
