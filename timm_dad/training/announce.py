@@ -9,9 +9,9 @@ from typing import Any
 
 from timm_dad.demo.data import PREFIX
 from timm_dad.flags.data import split_folder
+from timm_dad.teachers.trained import BEST
 from timm_dad.training.batches import Batches
 from timm_dad.training.checkpoint import Checkpoints
-from timm_dad.training.saver import BEST
 
 _logger = logging.getLogger(__name__)
 

@@ -9,9 +9,8 @@ from timm.utils import CheckpointSaver
 
 from timm_dad.common.files import naming_file
 from timm_dad.common.torch_files import read_checkpoint
+from timm_dad.teachers.trained import BEST
 from timm_dad.training.resume import LAST
-
-BEST = 'model_best.pth.tar'
 
 _logger = logging.getLogger(__name__)
 
