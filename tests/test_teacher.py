@@ -148,7 +148,7 @@ def test_requests_of_the_hub_are_not_printed_again_and_again(monkeypatch, caplog
 
 def test_errors_of_many_lines_become_one():
     text = load_error(RuntimeError('\n'.join(f'line {i} ' + 'x' * (500 if i == 1 else 0) for i in range(9))))
-    assert text == f'line 0; line 1 {"x" * 293} ...; line 2; and 6 more'
+    assert text == f'line 0; line 1 {"x" * 193} ...; line 2; and 6 more'
 
 
 GOOD = {'mean': MEAN, 'std': STD, 'input_size': (4, 4), 'num_classes': 48}

@@ -144,7 +144,7 @@ def test_a_checkpoint_fine_tuned_on_as_many_classes_keeps_its_order(tmp_path):
         ('{"cat": 1}', r"--dad-class-map: the teacher's classes name 1 of 2 classes of the data; .* \['dog'\]"),
         (
             '{"cat": 1, "dog": 1000}',
-            r'a class map must name a class of the teacher, by index from 0 to 999',
+            r'must name a class of the teacher, by index from 0 to 999',
         ),
         ('{"cat": 1, "dog": "hound"}', r"\(such as \['n01440764', 'n01443537'\]\), got \['hound'\]"),
         ('[1, 2, 3]', "there are 3 teacher's classes for 2 classes"),

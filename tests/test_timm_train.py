@@ -467,11 +467,11 @@ def test_run_refuses_a_script_without_the_place_of_a_change(script, capsys, line
     path = script(SCRIPT.replace(f'{line}\n', f'{line}  # edited\n'))
     with pytest.raises(SystemExit) as stop:
         main(['run', path, *DAD])
-    error = capsys.readouterr().err
+    shown, error = capsys.readouterr()
     assert stop.value.code == 2
-    assert error.startswith(f'train.py: error: {path} is left as it is: the lines around these changes are missing')
-    assert line in error
-    assert error.count('@@ -') == 1
+    assert error.startswith(f'train.py: error: {path} is left as it is: the lines around the changes above are missing')
+    assert line in shown
+    assert shown.count('@@ -') == 1
 
 
 def test_run_takes_a_patched_script_as_it_is(script, pictures):

@@ -357,7 +357,7 @@ def bad_folder(tmp_path, pictures, kind):
         (('--cutmix-minmax', '0.8', '0.2'), r'--cutmix-minmax must be from 0 to 1, the smaller one first'),
         (('--seed', '-1'), r'--seed must be 0 or more, got -1'),
         (('--resume', 'auto', '--experiment', ''), r'--resume auto needs --experiment'),
-        (('--opt', 'lookahead_nobody'), r'--opt must be one of'),
+        (('--opt', 'lookahead_nobody'), r'--opt must be of the'),
         (
             ('--model', 'vit_tiny_patch16_224', '--img-size', '48'),
             r'--img-size: vit_tiny\w+ does not take pictures of 3x48x48 \(.*48.*\); add --model-kwargs img_size=48',

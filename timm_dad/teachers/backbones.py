@@ -89,7 +89,7 @@ def _load_checkpoint(
             raise
         if not img_size:
             raise ValueError(
-                f'{load_error(error)} (if they were trained at another size: --dad-teacher-img-size)'
+                f'give --dad-teacher-img-size, if its weights are of another size; {load_error(error)}'
             ) from error
         model.set_input_size(img_size=(img_size, img_size))  # positions of weights that were trained at this size
         model.load_state_dict(trained.state)
