@@ -23,6 +23,7 @@ from torch import nn
 
 from timm_dad.cli import main as cli
 from timm_dad.commands.generate import create_config, create_parser, main, parse_args
+from timm_dad.dad_sets.claims import Leases, Locks
 from timm_dad.dad_sets.manifest import read_json
 from timm_dad.dad_sets.verify import verify
 from timm_dad.data import datasets as data
@@ -180,6 +181,8 @@ ELSEWHERE = {
     'shard_size': 'test_flags_of_execution_change_no_byte',
     'batch_size': 'test_flags_of_execution_change_no_byte',
     'repair': 'test_repair_makes_again_what_is_damaged',
+    'claim': 'test_claims_change_no_byte',
+    'shards': 'test_a_part_says_that_others_are_to_make_the_rest_and_the_last_one_finishes',
     'input_size': 'test_input_size_is_another_way_to_say_it',
     'train_num_samples': 'test_the_number_of_images_of_a_stream_may_be_given',
     'dataset_download': 'test_flags_of_the_data_reach_timm',
@@ -374,6 +377,13 @@ def test_words_of_a_zero_shot_teacher_change_the_views(files, tmp_path, flag):
         (('--class-map', '{files}/no.txt'), 'no.txt'),
         (('--dad-teacher', 'timm:test_resnet/{files}/no.pth'), '--dad-teacher'),
         (('--dad-vqgan', '{files}/no.ckpt'), '--dad-vqgan: no VQGAN at'),
+        (('--shards', '5/4'), '--shards must be I/N with I from 0 to N - 1, got 5/4'),
+        (('--shards', '0/0'), '--shards must be I/N with I from 0 to N - 1, got 0/0'),
+        (('--shards', 'a/b'), "--shards must be I/N, such as 0/4 for the first of 4 parts, or auto, got 'a/b'"),
+        (('--shards',), '--shards auto needs SLURM_ARRAY_TASK_ID or RANK, and neither is set: give I/N'),
+        (('--shards', '0/2', '--claim', 'lease'), '--claim is for processes that share all shards: leave it out'),
+        (('--shards', '0/2', '--repair'), '--repair looks at the whole set: leave --shards out'),
+        (('--claim', 'flock'), "argument --claim: invalid choice: 'flock'"),
         (('--format', 'zip'), "argument --format: invalid choice: 'zip'"),
         (('--interpolation', 'random'), "argument --interpolation: invalid choice: 'random'"),
         (('--dad-dir', 'x'), 'unrecognized arguments: --dad-dir x'),
@@ -477,6 +487,39 @@ def test_repair_makes_again_what_is_damaged(files, tmp_path, base, capsys, monke
     assert content(tmp_path / 'set') == base
     monkeypatch.setenv('WORLD_SIZE', '2')
     assert '--repair looks for damage in one process' in error_of(capsys, flags(files, tmp_path / 'set', '--repair'))
+
+
+@pytest.mark.parametrize('claim', ['lock', 'lease'])
+def test_claims_change_no_byte(files, tmp_path, base, claim, monkeypatch):
+    kinds, taken = {'lock': Locks, 'lease': Leases}, []
+    take = kinds[claim].take
+    monkeypatch.setattr(kinds[claim], 'take', lambda self, name: taken.append(name) or take(self, name))
+    main(flags(files, tmp_path / 'set', '--claim', claim))
+    assert content(tmp_path / 'set') == base
+    assert [name for name in taken if not name.startswith('test-')] == ['start', '000000', '000001', '000002', 'finish']
+    assert not (tmp_path / 'set' / '.work').exists()
+
+
+def test_locks_that_do_not_work_are_an_error_before_a_shard_is_made(files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr('timm_dad.dad_sets.claims._TRY_LOCK', 'pass')
+    message = error_of(capsys, flags(files, tmp_path / 'set', '--claim', 'lock'))
+    assert 'where a lock (flock) keeps no second process out: give --claim lease' in message
+    assert not (tmp_path / 'set' / 'dad_set.json').exists()
+
+
+def test_a_part_says_that_others_are_to_make_the_rest_and_the_last_one_finishes(
+    files, tmp_path, base, capsys, monkeypatch
+):
+    output = tmp_path / 'set'
+    assert main(flags(files, output, '--shards', '0/2')) is None
+    assert f'{output}: part 0/2 is done, 2 of 3 shards are. The last of the other parts, or' in capsys.readouterr().out
+    for name, value in {'ID': 8, 'COUNT': 1, 'MIN': 8, 'MAX': 8, 'STEP': 1}.items():
+        monkeypatch.setenv(f'SLURM_ARRAY_TASK_{name}', str(value))
+    monkeypatch.setenv('RANK', '1')
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    assert main(flags(files, output, '--shards'))['images'] == 12
+    assert content(output) == base
+    assert f'{output}: 12 DAD views of 12 images' in capsys.readouterr().out
 
 
 # Processes
