@@ -334,6 +334,23 @@ def test_the_same_without_parts_finishes_the_set_and_a_part_that_has_no_shard_do
     assert make(source, tmp_path / 'set', shard_size=1, claims=lambda root: Part(8, 9))['images'] == expected['images']
 
 
+def test_a_set_that_is_finished_under_the_hands_of_a_process_is_finished(tmp_path, monkeypatch):
+    """The same part started twice: whoever is first takes the other one's work folder away."""
+    source, replace = few_pictures(), os.replace
+    expected = make(source, tmp_path / 'one', shard_size=1)
+
+    def late(here, there):
+        if str(there).endswith('000001.jsonl'):
+            monkeypatch.setattr(os, 'replace', replace)
+            make(source, tmp_path / 'set', shard_size=1, claims=lambda root: Part(0, 1))
+        replace(here, there)
+
+    monkeypatch.setattr(os, 'replace', late)
+    assert make(source, tmp_path / 'set', shard_size=1, claims=lambda root: Part(0, 1)) == expected
+    assert os.replace is replace
+    assert_same_tree(tmp_path / 'set', tree(tmp_path / 'one'))
+
+
 # Workers that are killed
 
 

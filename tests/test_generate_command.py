@@ -570,6 +570,18 @@ def test_processes_started_together_make_the_same_bytes(files, undisturbed, tmp_
 
 
 @pytest.mark.slow
+def test_parts_of_an_array_of_launchers_make_the_same_bytes(files, undisturbed, tmp_path, monkeypatch):
+    argv = many(files, tmp_path / 'set', '--dad-store-logits', '2', '--shards')
+    for task in (4, 2):
+        for name, value in {'ID': task, 'COUNT': 2, 'MIN': 2, 'MAX': 4, 'STEP': 2}.items():
+            monkeypatch.setitem(ENV, f'SLURM_ARRAY_TASK_{name}', str(value))
+        output, _ = run(TORCHRUN, argv)
+        assert ('200 DAD views' in output) is (task == 2)
+        assert ('part 2/4 is done' in output) is (task == 4)
+    assert_same_tree(tmp_path / 'set', undisturbed)
+
+
+@pytest.mark.slow
 def test_processes_share_a_stream_out(files, tmp_path):
     """timm's readers of streams give each process of a group a part of their own: here each must see all of it."""
     more = {'dataset': 'wds/', 'data_dir': files / 'wds', 'num_classes': 4, 'shard_size': 2}
@@ -580,8 +592,9 @@ def test_processes_share_a_stream_out(files, tmp_path):
 
 
 @pytest.mark.slow
-def test_runs_of_their_own_share_one_folder(files, undisturbed, tmp_path):
-    argv = many(files, tmp_path / 'set', '--dad-store-logits', '2')
+@pytest.mark.parametrize('claim', ['lock', 'lease'])
+def test_runs_of_their_own_share_one_folder(files, undisturbed, tmp_path, claim):
+    argv = many(files, tmp_path / 'set', '--dad-store-logits', '2', '--claim', claim)
     processes = [start(ONE, argv) for _ in range(3)]
     ends = [(process.communicate(timeout=180), process.returncode) for process in processes]
     assert [code for _, code in ends] == [0] * 3, ends
