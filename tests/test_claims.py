@@ -4,9 +4,11 @@ import errno
 import itertools
 import multiprocessing
 import os
+import shutil
 import sys
 import time
 from collections import namedtuple
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +19,7 @@ from timm_dad.common.files import write_file
 from timm_dad.dad_sets import claims
 from timm_dad.dad_sets.claims import Leases, Locks, file_system, locks_work, open_claims
 from timm_dad.dad_sets.parts import Part
+from timm_dad.dad_sets.verify import verify
 from timm_dad.data.images import Source
 
 FORK = multiprocessing.get_context('fork')
@@ -145,7 +148,7 @@ def test_one_of_two_observers_takes_over(leases, clock, monkeypatch):
     assert not other.take('a')
     clock.now = 61
     assert one.take('a')
-    monkeypatch.setattr(other, '_last', lambda name: 0)  # it looked before the first one took it
+    monkeypatch.setattr(other, '_look', lambda name: 0)  # it looked before the first one took it
     assert not other.take('a')
     assert one.holds('a')
     assert not holder.holds('a')
@@ -162,6 +165,22 @@ def test_a_holder_notices_that_its_lease_is_stolen_even_when_the_thief_is_done(l
     assert not holder.holds('a')
     holder.let_go('a')
     assert leases().take('a')
+
+
+def test_a_name_that_many_had_is_looked_at_where_it_was_last(tmp_path, leases, monkeypatch):
+    one, other = leases(), leases()
+    for _ in range(20):
+        assert one.take('a')
+        one.let_go('a')
+    assert one.take('a')
+    assert not other.take('a')
+    exists, looked = Path.exists, []
+    monkeypatch.setattr(Path, 'exists', lambda path: looked.append(path) or exists(path))
+    assert not other.take('a')
+    assert [path.name for path in looked] == ['a.20', 'a.21']
+    shutil.rmtree(tmp_path / '.work')
+    assert other.take('a')
+    assert (tmp_path / '.work/leases/a.0').exists()
 
 
 def test_a_holder_notices_that_the_work_folder_is_gone(tmp_path, leases):
@@ -201,6 +220,30 @@ def test_a_disk_that_is_full_ends_no_lease_and_lets_none_begin(leases, monkeypat
     with pytest.raises(OSError, match='No space'):
         one.take('b')
     monkeypatch.undo()
+
+
+@pytest.mark.parametrize('way', ['lease', 'part'])
+@pytest.mark.parametrize('count', range(1, 22, 4))
+def test_a_full_disk_is_one_line_and_is_gone_on_from(tmp_path, monkeypatch, way, count):
+    """A disk that is full for all of the process, leases included."""
+    source, calls, fsync = few_pictures(), itertools.count(1), os.fsync
+
+    def full(file):
+        if next(calls) >= count:
+            raise OSError(errno.ENOSPC, 'No space left on device')
+        fsync(file)
+
+    def run():
+        for index in (0, 1):
+            make(source, tmp_path, shard_size=2, claims=claims_of(way, index))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'fsync', full)
+        with pytest.raises(ValueError, match=r'cannot be written \(No space left on device\): free the room'):
+            run()
+    run()
+    assert list(verify(tmp_path)) == []
+    assert (tmp_path / 'index.json').exists()
 
 
 # Which of them
@@ -440,8 +483,7 @@ def test_a_worker_killed_at_any_operation_on_a_file_is_gone_on_from(tmp_path, mo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('format', ['folder', 'wds'])
-@pytest.mark.parametrize('way', WAYS)
+@pytest.mark.parametrize(('way', 'format'), [('lock', 'folder'), ('lease', 'wds'), ('part', 'codes')])
 def test_generate_killed_at_any_operation_on_a_file_is_gone_on_from(tmp_path, monkeypatch, way, format):
     monkeypatch.setattr(os, 'fsync', lambda file: None)
     source, how = few_pictures(), {'shard_size': 2, 'top_k': 2, 'format': format}

@@ -111,7 +111,8 @@ class Leases:
         self._interval, self._patience = interval, missed * interval
         self.pause = interval / 5
         self._held: dict[str, _Lease] = {}
-        self._seen: dict[str, tuple[Path, bytes, float]] = {}  # name: its file, what was in it, since when
+        self._last: dict[str, int] = {}  # name: number of its last file, as far as this process has looked
+        self._seen: dict[str, tuple[Path, bytes, float]] = {}  # name: that file, what was in it, since when
 
     def makes(self, shard: int) -> bool:
         """Any process may make any shard."""
@@ -120,7 +121,7 @@ class Leases:
     def take(self, name: str) -> bool:
         """See ``Claims``."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        last = self._last(name)
+        last = self._look(name)
         if last >= 0 and not self._is_free(name, last):
             return False
         try:
@@ -132,11 +133,13 @@ class Leases:
     def _path(self, name: str, number: int) -> Path:
         return self._folder / f'{name}.{number}'
 
-    def _last(self, name: str) -> int:
-        """Number of the last holder of a name; -1 if there was none."""
-        number = -1
+    def _look(self, name: str) -> int:
+        """Number of the last file of a name; -1 if there is none."""
+        known = self._last.get(name, -1)
+        number = known if self._path(name, known).exists() else -1  # all are gone if the work folder is
         while self._path(name, number + 1).exists():
             number += 1
+        self._last[name] = number
         return number
 
     def _is_free(self, name: str, number: int) -> bool:
