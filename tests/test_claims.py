@@ -5,6 +5,7 @@ import itertools
 import multiprocessing
 import os
 import shutil
+import subprocess
 import sys
 import time
 from collections import namedtuple
@@ -257,6 +258,18 @@ def test_locks_work_here_and_the_test_leaves_nothing_behind(tmp_path):
 def test_locks_that_keep_no_second_process_out_do_not_work(tmp_path, monkeypatch):
     monkeypatch.setattr(claims, '_TRY_LOCK', 'pass')
     assert not locks_work(tmp_path)
+
+
+def test_a_work_folder_that_goes_while_locks_are_tried_says_nothing_against_them(tmp_path, monkeypatch):
+    """Another process has finished the set, and taken the folder away."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, 'mkdir', lambda *args, **kwargs: None)
+        assert locks_work(tmp_path)
+    run = subprocess.run
+    monkeypatch.setattr(
+        subprocess, 'run', lambda *args, **more: shutil.rmtree(tmp_path / '.work') or run(*args, **more)
+    )
+    assert locks_work(tmp_path)
 
 
 def _refuse(*_):

@@ -183,9 +183,7 @@ class _Lease:
         count = 0
         while not self._ended.wait(self._interval):
             count += 1
-            with suppress(
-                OSError
-            ):  # a full disk, a server away: if that lasts, others take over, and ``holds`` says so
+            with suppress(OSError):  # if that lasts, others take over, and ``holds`` says so
                 self._write(f'{self._owner} {count:012d}\n'.encode())
 
     def _write(self, content: bytes) -> None:
@@ -216,18 +214,18 @@ def open_claims(root: Path, kind: str = 'auto') -> Claims:
     """
     if kind == 'lease':
         return Leases(root)
-    local = file_system(root) in _LOCAL
-    if kind == 'auto' and not local:
+    system = file_system(root)
+    if kind == 'auto' and system not in _LOCAL:
         _logger.info(
-            '%s is on %s, where locks may hold on one machine alone: shards are claimed by leases, those of a process '
-            'that is killed after a minute', root, file_system(root),
+            '%s is on a file system (%s) where locks may hold on one machine alone: shards are claimed by leases, and '
+            'those of a process that is killed come free after a minute', root, system or 'unknown',
         )  # fmt: skip
         return Leases(root)
     if locks_work(root):
         return Locks(root)
     if kind == 'lock':
         raise ValueError(
-            f'--claim lock: {root} is on a file system ({file_system(root)}) where a lock (flock) keeps no second '
+            f'--claim lock: {root} is on a file system ({system or "unknown"}) where a lock (flock) keeps no second '
             'process out: give --claim lease'
         )
     _logger.info('%s is on a file system without locks: shards are claimed by leases', root)
@@ -248,11 +246,13 @@ def locks_work(root: Path) -> bool:
         locks.take(name)
     except ValueError:
         return False
+    except (FileNotFoundError, FileExistsError):
+        return True  # another process has just taken the work folder of a whole set away: nothing is left to share
     path = root / WORK / 'locks' / f'{name}.lock'
     try:
         child = [sys.executable, '-ISc', _TRY_LOCK, str(path)]
-        done = subprocess.run(child, capture_output=True, text=True, check=False)
-        return 'BlockingIOError' in done.stderr
+        said = subprocess.run(child, capture_output=True, text=True, check=False).stderr
+        return 'BlockingIOError' in said or 'FileNotFoundError' in said  # or the folder is gone, as above
     finally:
         locks.let_go(name)
         path.unlink(missing_ok=True)
