@@ -133,12 +133,16 @@ def test_clocks_of_machines_and_times_of_files_do_not_matter(tmp_path, leases, c
 
 
 def test_a_lease_says_who_has_it(tmp_path, leases):
-    leases().take('a')
-    host, process, token, count = (tmp_path / '.work/leases/a.0').read_text().split()
+    holder = leases()
+    holder.take('a')
+    state, host, process, token, count = (tmp_path / '.work/leases/a.0').read_text().split()
+    assert state == 'held'
     assert host == os.uname().nodename
     assert int(process) == os.getpid()
     assert len(token) == 32
     assert int(count) == 0
+    holder.let_go('a')
+    assert (tmp_path / '.work/leases/a.0').read_text().split() == ['free', host, process, token, count]
 
 
 def test_one_of_two_observers_takes_over(leases, clock, monkeypatch):

@@ -160,7 +160,7 @@ class Leases:
         self._held.pop(name).end()
 
 
-_FREE = b'free'
+_FREE = b'free'  # in the place of `held`
 
 
 class _Lease:
@@ -169,7 +169,7 @@ class _Lease:
     def __init__(self, path: Path, interval: float) -> None:
         self.path, self.number = path, int(path.suffix[1:])
         self._process, self._interval, self._ended = os.getpid(), interval, threading.Event()
-        self._owner = f'{socket.gethostname()} {self._process} {uuid.uuid4().hex}'
+        self._owner = f'held {socket.gethostname()} {self._process} {uuid.uuid4().hex}'
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         try:
             self._write(f'{self._owner} {0:012d}\n'.encode())
