@@ -23,6 +23,7 @@ from torch import nn
 
 from timm_dad.cli import main as cli
 from timm_dad.commands.generate import create_config, create_parser, main, parse_args
+from timm_dad.dad_sets.claims import Leases, Locks
 from timm_dad.dad_sets.manifest import read_json
 from timm_dad.dad_sets.read import DADSet
 from timm_dad.dad_sets.reinforce import Reinforcement
@@ -184,6 +185,8 @@ ELSEWHERE = {
     'shard_size': 'test_flags_of_execution_change_no_byte',
     'batch_size': 'test_flags_of_execution_change_no_byte',
     'repair': 'test_repair_makes_again_what_is_damaged',
+    'claim': 'test_claims_change_no_byte',
+    'shards': 'test_a_part_says_that_others_are_to_make_the_rest_and_the_last_one_finishes',
     'input_size': 'test_input_size_is_another_way_to_say_it',
     'train_num_samples': 'test_the_number_of_images_of_a_stream_may_be_given',
     'dataset_download': 'test_flags_of_the_data_reach_timm',
@@ -408,6 +411,13 @@ def test_words_of_a_zero_shot_teacher_change_the_views(files, tmp_path, flag):
         (('--class-map', '{files}/no.txt'), 'no.txt'),
         (('--dad-teacher', 'timm:test_resnet/{files}/no.pth'), '--dad-teacher'),
         (('--dad-vqgan', '{files}/no.ckpt'), '--dad-vqgan: no VQGAN at'),
+        (('--shards', '5/4'), '--shards must be I/N with I from 0 to N - 1, got 5/4'),
+        (('--shards', '0/0'), '--shards must be I/N with I from 0 to N - 1, got 0/0'),
+        (('--shards', 'a/b'), "--shards must be I/N, such as 0/4 for the first of 4 parts, or auto, got 'a/b'"),
+        (('--shards',), '--shards auto needs SLURM_ARRAY_TASK_ID or RANK, and neither is set: give I/N'),
+        (('--shards', '0/2', '--claim', 'lease'), '--claim is for processes that share all shards: leave it out'),
+        (('--shards', '0/2', '--repair'), '--repair looks at the whole set: leave --shards out'),
+        (('--claim', 'flock'), "argument --claim: invalid choice: 'flock'"),
         (('--format', 'zip'), "argument --format: invalid choice: 'zip'"),
         (('--interpolation', 'random'), "argument --interpolation: invalid choice: 'random'"),
         (('--dad-dir', 'x'), 'unrecognized arguments: --dad-dir x'),
@@ -513,6 +523,39 @@ def test_repair_makes_again_what_is_damaged(files, tmp_path, base, capsys, monke
     assert '--repair looks for damage in one process' in error_of(capsys, flags(files, tmp_path / 'set', '--repair'))
 
 
+@pytest.mark.parametrize('claim', ['lock', 'lease'])
+def test_claims_change_no_byte(files, tmp_path, base, claim, monkeypatch):
+    kinds, taken = {'lock': Locks, 'lease': Leases}, []
+    take = kinds[claim].take
+    monkeypatch.setattr(kinds[claim], 'take', lambda self, name: taken.append(name) or take(self, name))
+    main(flags(files, tmp_path / 'set', '--claim', claim))
+    assert content(tmp_path / 'set') == base
+    assert [name for name in taken if not name.startswith('test-')] == ['start', '000000', '000001', '000002', 'finish']
+    assert not (tmp_path / 'set' / '.work').exists()
+
+
+def test_locks_that_do_not_work_are_an_error_before_a_shard_is_made(files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr('timm_dad.dad_sets.claims._TRY_LOCK', 'pass')
+    message = error_of(capsys, flags(files, tmp_path / 'set', '--claim', 'lock'))
+    assert 'where a lock (flock) keeps no second process out: give --claim lease' in message
+    assert not (tmp_path / 'set' / 'dad_set.json').exists()
+
+
+def test_a_part_says_that_others_are_to_make_the_rest_and_the_last_one_finishes(
+    files, tmp_path, base, capsys, monkeypatch
+):
+    output = tmp_path / 'set'
+    assert main(flags(files, output, '--shards', '0/2')) is None
+    assert f'{output}: part 0/2 is done, 2 of 3 shards are. The last of the other parts, or' in capsys.readouterr().out
+    for name, value in {'ID': 8, 'COUNT': 1, 'MIN': 8, 'MAX': 8, 'STEP': 1}.items():
+        monkeypatch.setenv(f'SLURM_ARRAY_TASK_{name}', str(value))
+    monkeypatch.setenv('RANK', '1')
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    assert main(flags(files, output, '--shards'))['images'] == 12
+    assert content(output) == base
+    assert f'{output}: 12 DAD views of 12 images' in capsys.readouterr().out
+
+
 # Processes
 
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(Path(data.__file__).parents[2])}
@@ -561,6 +604,18 @@ def test_processes_started_together_make_the_same_bytes(files, undisturbed, tmp_
 
 
 @pytest.mark.slow
+def test_parts_of_an_array_of_launchers_make_the_same_bytes(files, undisturbed, tmp_path, monkeypatch):
+    argv = many(files, tmp_path / 'set', '--dad-store-logits', '2', '--shards')
+    for task in (4, 2):
+        for name, value in {'ID': task, 'COUNT': 2, 'MIN': 2, 'MAX': 4, 'STEP': 2}.items():
+            monkeypatch.setitem(ENV, f'SLURM_ARRAY_TASK_{name}', str(value))
+        output, _ = run(TORCHRUN, argv)
+        assert ('200 DAD views' in output) is (task == 2)
+        assert ('part 2/4 is done' in output) is (task == 4)
+    assert_same_tree(tmp_path / 'set', undisturbed)
+
+
+@pytest.mark.slow
 def test_processes_share_a_stream_out(files, tmp_path):
     """timm's readers of streams give each process of a group a part of their own: here each must see all of it."""
     more = {'dataset': 'wds/', 'data_dir': files / 'wds', 'num_classes': 4, 'shard_size': 2}
@@ -571,8 +626,9 @@ def test_processes_share_a_stream_out(files, tmp_path):
 
 
 @pytest.mark.slow
-def test_runs_of_their_own_share_one_folder(files, undisturbed, tmp_path):
-    argv = many(files, tmp_path / 'set', '--dad-store-logits', '2')
+@pytest.mark.parametrize('claim', ['lock', 'lease'])
+def test_runs_of_their_own_share_one_folder(files, undisturbed, tmp_path, claim):
+    argv = many(files, tmp_path / 'set', '--dad-store-logits', '2', '--claim', claim)
     processes = [start(ONE, argv) for _ in range(3)]
     ends = [(process.communicate(timeout=180), process.returncode) for process in processes]
     assert [code for _, code in ends] == [0] * 3, ends

@@ -18,21 +18,23 @@ from timm_dad.dad_sets.manifest import (
     read_json,
     sync_folders,
 )
+from timm_dad.dad_sets.parts import Part
 from timm_dad.dad_sets.shards import ShardedFolder
 
 FORK = multiprocessing.get_context('fork')
 SETTINGS = {'format_version': 1, 'views': {'seed': 0}}
 
 
-def open_folder(root, num_images=10, shard_size=4, settings=None):
-    return ShardedFolder(root, settings or SETTINGS, num_images, shard_size)
+def open_folder(root, num_images=10, shard_size=4, settings=None, claims=None):
+    return ShardedFolder(root, settings or SETTINGS, num_images, shard_size, claims)
 
 
 def commit(folder, shard):
     path = folder.root / f'view0/{shard}.png'
     write_file(path, b'x', sync=True, work=folder.work('x'))
     items = [{'index': index, 'views': [{'path': f'view0/{shard}.png'}]} for index in folder.shard_range(shard)]
-    folder.commit(shard, ShardManifest({'shard': shard, 'items': len(items), 'files': []}, items))
+    header = {'shard': shard, 'items': len(items), 'settings': folder.settings_id, 'files': []}
+    folder.commit(shard, ShardManifest(header, items))
 
 
 def in_process(root, function):
@@ -177,7 +179,9 @@ def test_a_file_system_without_locks_is_refused_and_no_soft_lock_taken(tmp_path,
         raise OSError(code, 'Function not implemented')
 
     monkeypatch.setattr(fcntl, 'flock', refuse)
-    with pytest.raises(ValueError, match=r'is on a file system without locks \(flock\): name a folder on another one'):
+    with pytest.raises(
+        ValueError, match=r'is on a file system without locks \(flock\): name .* or give .*--claim lease'
+    ):
         open_folder(tmp_path)
 
 
@@ -241,6 +245,59 @@ def test_a_shard_taken_out_of_a_whole_set_makes_it_unfinished(tmp_path):
     manifest_path(tmp_path, 1).unlink()
     assert open_folder(tmp_path).pending() == [1]
     assert not (tmp_path / 'index.json').exists()
+
+
+def test_a_set_that_others_finish_while_it_is_opened_stays_finished(tmp_path, monkeypatch):
+    """The last shard and the index may come between any two looks at the folder."""
+    looked = []
+
+    def finish_after_a_look(folder):
+        looked.append(folder)
+        (tmp_path / 'index.json').write_text('{}')
+        return {0, 1}  # what was there a moment ago
+
+    monkeypatch.setattr(ShardedFolder, 'done', finish_after_a_look)
+    open_folder(tmp_path)
+    assert (tmp_path / 'index.json').exists() == bool(looked)
+
+
+def other_process_first(monkeypatch, root, then):
+    """Let another process begin, with ``SETTINGS``, just before this one writes its own settings."""
+    link = os.link
+
+    def late(*names):
+        monkeypatch.setattr(os, 'link', link)
+        for shard in range(3):
+            folder = open_folder(root, claims=Part(0, 1))
+            folder.claim(shard)
+            commit(folder, shard)
+        then(*names)
+
+    monkeypatch.setattr(os, 'link', late)
+
+
+OTHER = {**SETTINGS, 'views': {'seed': 1}}
+
+
+def test_settings_never_take_the_place_of_another_process(tmp_path, monkeypatch):
+    other_process_first(monkeypatch, tmp_path, then=os.link)
+    with pytest.raises(ValueError, match='set of other settings'):
+        open_folder(tmp_path, settings=OTHER, claims=Part(0, 1))
+    assert read_json(tmp_path / 'dad_set.json') == SETTINGS
+
+
+def test_shards_of_two_settings_are_no_set_where_there_are_no_hard_links(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EPERM, 'Operation not permitted')
+
+    other_process_first(monkeypatch, tmp_path, then=refuse)
+    folder = open_folder(tmp_path, settings=OTHER, claims=Part(0, 1))
+    assert read_json(tmp_path / 'dad_set.json') == OTHER
+    with (
+        pytest.raises(ValueError, match=r'000000\.jsonl is of other settings than .* name an empty'),
+        folder.finishing(),
+    ):
+        pytest.fail('it is being finished')
 
 
 # End

@@ -2,7 +2,8 @@
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import torch
 
 from timm_dad.common.errors import is_main_process, user_errors
 from timm_dad.common.log import setup_logging
+from timm_dad.dad_sets.claims import KINDS, Claims, open_claims
 from timm_dad.dad_sets.formats import FormatConfig
 from timm_dad.dad_sets.generate import generate
 from timm_dad.dad_sets.maker import GenerateConfig
-from timm_dad.dad_sets.manifest import FORMAT_VERSION
+from timm_dad.dad_sets.manifest import FORMAT_VERSION, found_shards
+from timm_dad.dad_sets.parts import Part
 from timm_dad.dad_sets.read import DADSet
 from timm_dad.dad_sets.reinforce import reinforce
 from timm_dad.dad_sets.summary import format_summary
@@ -29,7 +32,7 @@ from timm_dad.flags.moved import absolute
 from timm_dad.flags.pairs import load_vqgan_by_spec
 from timm_dad.flags.parser import Parser
 from timm_dad.flags.reinforce import add_reinforce_args, check_reinforce_args, reinforce_config
-from timm_dad.flags.rules import check_rules, given_flags
+from timm_dad.flags.rules import check_rules, given_flags, under_flag
 from timm_dad.flags.teacher import TEACHER_FLAGS, check_teacher_args, create_teacher, teacher_specs
 from timm_dad.flags.views import (
     NO_VQGAN,
@@ -72,6 +75,21 @@ def create_parser() -> Parser:
     )  # fmt: skip
     add_fields(group, FormatConfig, _FILES)
     add_fields(group, GenerateConfig, _SET)
+    group = parser.add_argument_group('DAD: several processes')
+    group.add_argument(
+        '--claim',
+        choices=KINDS,
+        default='auto',
+        help="how processes and machines that share the folder keep out of each other's shards: lock (flock), lease "
+        '(files that their holder writes to, for file systems where locks hold on one machine alone), or auto, which '
+        'finds out which does (default: auto)',
+    )
+    group.add_argument(
+        '--shards', nargs='?', const='auto', metavar='I/N',
+        help='make the shards I, I + N, ... alone, I from 0; without a value those of this task of a Slurm array, or '
+        'process of torchrun or accelerate. The part that sees all others done, or the same command without --shards, '
+        'finishes the set',
+    )  # fmt: skip
     add_reinforce_args(parser)
     group = add_data_args(parser, split='train', alias='--train-split')
     group.add_argument('--train-num-samples', type=int, metavar='N', help='images of the split, for a stream')
@@ -94,6 +112,9 @@ def _check_args(args: argparse.Namespace, given: dict[str, Any]) -> None:
         (args.dad_precision != 'auto',
          '--dad-precision decides the bytes of a set, in every process that works on it: give fp32, bf16 or fp16 '
          '(timm-dad info --dad-precision auto says which is faster here)'),
+        (args.shards is None or ('claim' not in given and args.claim == 'auto'),
+         '--claim is for processes that share all shards: leave it out'),
+        (not args.repair or args.shards is None, '--repair looks at the whole set: leave --shards out'),
         (not args.repair or int(os.environ.get('WORLD_SIZE', 1)) == 1,
          '--repair looks for damage in one process: leave the launcher out (others may join once views are made)'),
         (args.workers >= 0, f'--workers must be 0 or more, got {args.workers}'),
@@ -107,6 +128,7 @@ def _check_args(args: argparse.Namespace, given: dict[str, Any]) -> None:
     check_view_args(args)
     check_reinforce_args(args, given, create_parser())
     create_config(args)
+    create_claims(args)
 
 
 def create_config(args: argparse.Namespace) -> GenerateConfig:
@@ -118,8 +140,17 @@ def create_config(args: argparse.Namespace) -> GenerateConfig:
     return from_flags(GenerateConfig, args, flags, frame=frame, files=files)
 
 
-def main(argv: Sequence[str]) -> dict[str, Any]:
-    """Run ``timm-dad generate`` with a command line from there on; returns the summary of the set."""
+def create_claims(args: argparse.Namespace) -> Callable[[Path], Claims]:
+    """Who makes what; ``ValueError`` names the flag."""
+    if args.shards is None:
+        return partial(open_claims, kind=args.claim)
+    with under_flag('--shards'):
+        part = Part.parse(args.shards, os.environ)
+    return lambda root: part
+
+
+def main(argv: Sequence[str]) -> dict[str, Any] | None:
+    """Run ``timm-dad generate`` with a command line from there on; returns the summary of the set, if it is whole."""
     args = parse_args(argv)
     setup_logging()
     with user_errors(PROGRAM):
@@ -139,10 +170,13 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
             workers=args.workers,
             progress=is_main_process(),
             repair=args.repair,
+            claims=create_claims(args),
         )  # fmt: skip
-        if args.reinforce:
+        if args.reinforce and summary is not None:
             store_answers(args, source, augment, config, device)
-    if is_main_process():
+    if summary is None:
+        print(format_part(args, config, len(source)))
+    elif is_main_process() or args.shards is not None:  # the part that finishes the set may be any
         print(format_summary(summary, Path(args.output)))
     return summary
 
@@ -157,6 +191,13 @@ def store_answers(
         source, dad_set, augment.ask_teacher, reinforce_config(args, config.frame.size),
         device=device, workers=args.workers, progress=is_main_process(),
     )  # fmt: skip
+def format_part(args: argparse.Namespace, config: GenerateConfig, num_images: int) -> str:
+    """What a run of one part ends with while there are others."""
+    done, count = len(found_shards(Path(args.output))), -(-num_images // config.shard_size)
+    return (
+        f'{args.output}: part {Part.parse(args.shards, os.environ)} is done, {done} of {count} shards are. The last of '
+        'the other parts, or the same command without --shards, finishes the set'
+    )
 
 
 def open_source(args: argparse.Namespace) -> Source:

@@ -5,7 +5,7 @@ depends neither on the processes that share the work nor on how often they were 
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from timm_dad.common.progress import progress as progress_bar
+from timm_dad.dad_sets.claims import Claims, Locks
 from timm_dad.dad_sets.maker import GenerateConfig, ShardMaker
 from timm_dad.dad_sets.shards import ShardedFolder, check_folder
 from timm_dad.dad_sets.summary import finish
@@ -36,8 +37,9 @@ def generate(
     progress: bool = True,
     one_thread: bool = True,
     repair: bool = False,
-) -> dict[str, Any]:
-    """Make a DAD set, or go on with one; returns when it is whole, whoever made the last shard.
+    claims: Callable[[Path], Claims] = Locks,
+) -> dict[str, Any] | None:
+    """Make a DAD set, or go on with one; returns when it is whole, or when this process's part of it is.
 
     Args:
         source: The data set.
@@ -52,10 +54,11 @@ def generate(
         progress: Show a progress bar.
         one_thread: Compute with one thread on a CPU: the bytes of a set do not depend on the number of threads then.
         repair: Look for what is missing or altered in a set first, and make exactly that again.
+        claims: Makes what says who makes which shard, of the folder.
 
     Returns:
         The summary: ``images``, ``views``, ``teacher_kept``, ``l2``, ``codebook_used``, ``bytes_per_view``, and
-        ``kept_by_class``.
+        ``kept_by_class``. ``None`` if other processes are to make the rest (``Part``).
 
     Raises:
         ValueError: If the folder is of other settings, an image cannot be read, or the disk or a GPU's memory is full.
@@ -70,15 +73,16 @@ def generate(
         if repair:
             clear_damage(Path(root), all_settings, progress)
         check_folder(Path(root), all_settings)  # before anything is written into it
-        folder = ShardedFolder(Path(root), all_settings, len(source), config.shard_size)
+        folder = ShardedFolder(Path(root), all_settings, len(source), config.shard_size, claims(Path(root)))
         try:
             done = folder.images_done()
             with progress_bar(total=len(source), initial=done, unit='img', show=progress, desc='DAD views') as bar:
                 while pending := folder.pending():
                     start = len(pending) * rank // world_size  # processes begin at different places
-                    _make_shards(folder, maker, pending[start:] + pending[:start], workers, bar)
-                bar.update(len(source) - bar.n)
-            return finish(folder, source, config.frame, augment)
+                    with folder.until_whole():
+                        _make_shards(folder, maker, pending[start:] + pending[:start], workers, bar)
+                bar.update(folder.images_done() - bar.n)
+            return None if folder.missing() else finish(folder, source, config.frame, augment)
         finally:
             folder.release()
     except torch.OutOfMemoryError as error:
@@ -99,7 +103,7 @@ def generate(
 def _make_shards(folder: ShardedFolder, maker: ShardMaker, shards: Sequence[int], workers: int, bar: Any) -> None:
     """Go through the data set once and make the shards that no other process is at."""
     if not any(folder.claim(shard) for shard in shards):
-        time.sleep(0.1)  # others are at the rest, or gone: then their shards come free
+        time.sleep(folder.claims.pause)  # others are at the rest, or gone: then their shards come free
         return
     images, config, looked = FramedImages(maker.source, maker.config.frame), maker.config, time.monotonic()
     try:

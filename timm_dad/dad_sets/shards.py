@@ -1,20 +1,22 @@
 """A folder that any number of processes and machines fill, shard by shard; the bytes are the same however they come.
 
-A shard is claimed by a lock that the operating system frees when its process dies, and is done when its manifest is
-there. Unfinished files lie in ``.work``, which goes when the set is whole.
+A shard is done when its manifest is there; ``claims`` say who makes it. Unfinished files lie in ``.work``, which goes
+when the set is whole.
 """
 
-import errno
+import json
+import logging
+import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from timm_dad.common.files import write_file
+from timm_dad.dad_sets.claims import WORK, Claims, Locks
 from timm_dad.dad_sets.manifest import (
     INDEX,
     SETTINGS,
@@ -29,8 +31,8 @@ from timm_dad.dad_sets.manifest import (
     sync_folders,
 )
 
-_WORK = '.work'
-_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+_logger = logging.getLogger(__name__)
+_START = 180  # seconds to wait for another process to have begun; leases of one that was killed take a minute
 
 
 def check_folder(root: Path, settings: Mapping[str, Any]) -> None:
@@ -39,7 +41,7 @@ def check_folder(root: Path, settings: Mapping[str, Any]) -> None:
     if not root.exists():
         return
     if not path.exists():
-        strangers = sorted(file.name for file in root.iterdir() if file.name != _WORK)[:3]
+        strangers = sorted(file.name for file in root.iterdir() if file.name != WORK)[:3]
         if strangers and not _has_own_shards(root, settings_id(settings)):
             raise ValueError(f'{root} holds other files ({", ".join(strangers)}): name an empty folder')
         return
@@ -59,57 +61,82 @@ def _has_own_shards(root: Path, settings: str) -> bool:
 
 
 class ShardedFolder:
-    """The folder of a set while it is made; ``ValueError`` if it holds anything else, or a set of other settings."""
+    """The folder of a set while it is made; ``ValueError`` if it holds anything else, or a set of other settings.
 
-    def __init__(self, root: Path, settings: Mapping[str, Any], num_images: int, shard_size: int) -> None:
+    Args:
+        root: The folder; it is made if there is none.
+        settings: What decides the bytes of the set.
+        num_images: Images of the data set.
+        shard_size: Images of a shard.
+        claims: Who makes what; native locks by default.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        settings: Mapping[str, Any],
+        num_images: int,
+        shard_size: int,
+        claims: Claims | None = None,
+    ) -> None:
         self.root, self.num_images, self.shard_size = root, num_images, shard_size
         self.num_shards = -(-num_images // shard_size)
         self.settings_id = settings_id(settings)
         self.own = uuid.uuid4().hex[:12]
-        self._claims: dict[int, FileLock] = {}
+        self.claims = claims or Locks(root)
+        self._claimed: set[int] = set()
         self._start(settings)
 
     def _start(self, settings: Mapping[str, Any]) -> None:
-        with self._lock('start', timeout=60):
+        with self._alone('start', timeout=_START):
+            self._write_settings(settings)
             check_folder(self.root, settings)  # nobody has begun another set since
-            path = self.root / SETTINGS
-            if not path.exists():
-                write_file(path, canonical_json(settings) + b'\n', sync=True, work=self.work('start'))
-            if self.pending():
+            if self.is_whole() and self.missing():  # in this order: others may be making the last shard
                 (self.root / INDEX).unlink(missing_ok=True)  # a shard was taken out of a whole set, to be made again
-            else:
-                self._tidy()
+            self._tidy()
+
+    def _write_settings(self, settings: Mapping[str, Any]) -> None:
+        """Write the settings, unless they are there; they never take the place of another process's."""
+        check_folder(self.root, settings)
+        path, own = self.root / SETTINGS, self.work('start') / SETTINGS
+        if path.exists():
+            return
+        write_file(own, canonical_json(settings) + b'\n', sync=True)
+        try:
+            os.link(own, path)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links
+            os.replace(own, path)
+        own.unlink(missing_ok=True)
 
     @contextmanager
-    def _lock(self, name: str, timeout: float) -> Iterator[None]:
-        while (lock := self._acquire(name, timeout)) is None:
-            pass
+    def _alone(self, name: str, timeout: float = float('inf')) -> Iterator[None]:
+        """Do what one process does at a time, once no other one is at it."""
+        end = time.monotonic() + timeout
+        while not self._take(name):
+            if time.monotonic() > end:
+                raise ValueError(
+                    f'{self.root}: another process has held the {name} for {timeout:.0f} s: end it, and start the same '
+                    'command again'
+                )
+            time.sleep(self.claims.pause)
         try:
             yield
         finally:
-            lock.release()
+            self.claims.let_go(name)
 
-    def _acquire(self, name: str, timeout: float) -> FileLock | None:
-        """Take a lock; ``None`` if another process has just taken those of a whole set away."""
+    def _take(self, name: str) -> bool:
         try:
-            folder = self.root / _WORK / 'locks'
-            folder.mkdir(parents=True, exist_ok=True)
-            # A soft lock, which filelock falls back to, outlives its process.
-            lock = FileLock(folder / f'{name}.lock', fallback_to_soft=False)
-            lock.acquire(timeout=timeout)
-        except (NotImplementedError, OSError) as error:
-            if getattr(error, 'errno', errno.ENOSYS) in _NO_LOCKS:
-                raise ValueError(
-                    f'{self.root} is on a file system without locks (flock): name a folder on another one'
-                ) from error
-            if not isinstance(error, FileNotFoundError | FileExistsError) or not self.is_whole():
+            return self.claims.take(name)
+        except (FileNotFoundError, FileExistsError):
+            if not self.is_whole():
                 raise
-            return None
-        return lock
+            return False  # another process has just taken the work folder of a whole set away
 
     def work(self, name: str) -> Path:
         """Folder for unfinished files that no other process uses."""
-        return self.root / _WORK / f'{name}-{self.own}'
+        return self.root / WORK / f'{name}-{self.own}'
 
     def shard_range(self, shard: int) -> range:
         """Indices of the images of a shard."""
@@ -123,10 +150,14 @@ class ShardedFolder:
         """Shards that are whole."""
         return found_shards(self.root)
 
-    def pending(self) -> list[int]:
+    def missing(self) -> list[int]:
         """Shards that are not whole yet, in order."""
         done = self.done()
         return [shard for shard in range(self.num_shards) if shard not in done]
+
+    def pending(self) -> list[int]:
+        """Those of them that this process may make."""
+        return [shard for shard in self.missing() if self.claims.makes(shard)]
 
     def images_done(self) -> int:
         """Images of the shards that are whole."""
@@ -134,20 +165,14 @@ class ShardedFolder:
 
     def claim(self, shard: int) -> bool:
         """Take a shard, unless it is done or another process is at it; whether it is this process's now."""
-        if shard in self._claims:
+        if shard in self._claimed:
             return True
-        if self.is_done(shard) or self.is_whole():
-            return False
-        try:
-            lock = self._acquire(f'{shard:06d}', timeout=0)
-        except Timeout:
-            return False
-        if lock is None:
+        if not self.claims.makes(shard) or self.is_done(shard) or self.is_whole() or not self._take(_name(shard)):
             return False
         if self.is_done(shard):  # in the meantime
-            lock.release()
+            self.claims.let_go(_name(shard))
             return False
-        self._claims[shard] = lock
+        self._claimed.add(shard)
         return True
 
     def check_first(self, shard: int, source_sha256: str) -> None:
@@ -162,31 +187,61 @@ class ShardedFolder:
                 )
 
     def commit(self, shard: int, manifest: ShardManifest) -> None:
-        """Say that all files of a claimed shard are whole, and let go of it."""
+        """Say that all files of a claimed shard are whole, and let go of it; not if another process has it since."""
         places = [place for item in manifest.items for place in item['views']] + list(manifest.header['files'])
         sync_folders(self.root, [self.root / place['path'] for place in places])
-        path = manifest_path(self.root, shard)
-        write_file(path, manifest.to_bytes(), sync=True, work=self.work('commit'))
-        sync_folders(self.root, [path])
-        self._claims.pop(shard).release()
+        if self.claims.holds(_name(shard)):
+            path = manifest_path(self.root, shard)
+            write_file(path, manifest.to_bytes(), sync=True, work=self.work('commit'))
+            sync_folders(self.root, [path])
+        else:  # its files are equal, whoever wrote them
+            _logger.warning('Shard %d: another process has it, for this one was not heard of for too long', shard)
+        self._claimed.discard(shard)
+        self.claims.let_go(_name(shard))
 
     def release(self) -> None:
         """Let go of all claimed shards."""
-        for lock in self._claims.values():
-            lock.release()
-        self._claims.clear()
+        while self._claimed:
+            self.claims.let_go(_name(self._claimed.pop()))
 
     def is_whole(self) -> bool:
         """Whether the set is finished."""
         return (self.root / INDEX).exists()
 
     @contextmanager
+    def until_whole(self) -> Iterator[None]:
+        """End what fails because another process finished the set meanwhile, and took the work folder away."""
+        try:
+            yield
+        except FileNotFoundError:
+            if not self.is_whole():
+                raise
+
+    @contextmanager
     def finishing(self) -> Iterator[bool]:
         """Whether this process is the one that finishes the set; the others wait until it is done."""
-        with self._lock('finish', timeout=-1):
-            yield not self.is_whole()
+        with self._alone('finish'), self.until_whole():
+            whole = self.is_whole()
+            if not whole:
+                self._check_manifests()
+            yield not whole
         self._tidy()
+
+    def _check_manifests(self) -> None:
+        """Raise ``ValueError`` if a shard was made with other settings, by a process that began at the same moment."""
+        for shard in self.done():
+            with manifest_path(self.root, shard).open('rb') as file:
+                header = json.loads(file.readline())
+            if header['settings'] != self.settings_id:
+                raise ValueError(
+                    f'{manifest_path(self.root, shard)} is of other settings than {self.root / SETTINGS}: two commands '
+                    'with other flags began at once; name an empty folder'
+                )
 
     def _tidy(self) -> None:
         if self.is_whole():
-            shutil.rmtree(self.root / _WORK, ignore_errors=True)
+            shutil.rmtree(self.root / WORK, ignore_errors=True)
+
+
+def _name(shard: int) -> str:
+    return f'{shard:06d}'

@@ -1,0 +1,91 @@
+"""A split of a set that is fixed beforehand: processes need to know nothing of each other."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Part:
+    """The shards ``index``, ``index + count``, ...; the ``Claims`` of a process that makes these and no others.
+
+    Raises:
+        ValueError: If there is no such part.
+    """
+
+    index: int
+    count: int
+    pause = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise ValueError(f'must be I/N with I from 0 to N - 1, got {self}')
+
+    def __str__(self) -> str:
+        """As the flag has it."""
+        return f'{self.index}/{self.count}'
+
+    @classmethod
+    def parse(cls, text: str, environ: Mapping[str, str]) -> 'Part':
+        """Read ``I/N``, or take it from what launchers set where the text is ``auto``."""
+        if text == 'auto':
+            return _of_launcher(environ)
+        found = re.fullmatch(r'([0-9]{1,9})/([0-9]{1,9})', text)
+        if not found:
+            raise ValueError(f'must be I/N, such as 0/4 for the first of 4 parts, or auto, got {text!r}')
+        return cls(int(found[1]), int(found[2]))
+
+    def makes(self, shard: int) -> bool:
+        """Whether a shard is of this part."""
+        return shard % self.count == self.index
+
+    def take(self, name: str) -> bool:
+        """Always: nobody else makes it. Two parts may end a set at once, with equal bytes."""
+        return True
+
+    def holds(self, name: str) -> bool:
+        """Always."""
+        return True
+
+    def let_go(self, name: str) -> None:
+        """Nothing was taken."""
+
+
+def _of_launcher(environ: Mapping[str, str]) -> Part:
+    """The task of a Slurm array, the process of a launcher (torchrun, accelerate), or the process of the task."""
+    parts = [
+        part(environ)
+        for name, part in (('SLURM_ARRAY_TASK_ID', _array_task), ('RANK', _process))
+        if environ.get(name) is not None
+    ]
+    if not parts:
+        raise ValueError('auto needs SLURM_ARRAY_TASK_ID or RANK, and neither is set: give I/N')
+    index, count = 0, 1
+    for part in parts:
+        index, count = index * part.count + part.index, count * part.count
+    return Part(index, count)
+
+
+def _array_task(environ: Mapping[str, str]) -> Part:
+    names = ('ID', 'COUNT', 'MIN', 'MAX', 'STEP')
+    number, count, first, last, step = _numbers(environ, [f'SLURM_ARRAY_TASK_{name}' for name in names])
+    if step < 1 or (last - first) != (count - 1) * step or (number - first) % step or not first <= number <= last:
+        raise ValueError(
+            f'auto finds a Slurm array of {count} tasks, {first} to {last} by {step}, and task {number} of it, which '
+            'do not go together: give I/N (a list such as --array=0,1,5 needs that, too)'
+        )
+    return Part((number - first) // step, count)
+
+
+def _process(environ: Mapping[str, str]) -> Part:
+    rank, world_size = _numbers(environ, ['RANK', 'WORLD_SIZE'])
+    if not 0 <= rank < world_size:
+        raise ValueError(f'auto finds RANK={rank} and WORLD_SIZE={world_size}, which do not go together: give I/N')
+    return Part(rank, world_size)
+
+
+def _numbers(environ: Mapping[str, str], names: list[str]) -> list[int]:
+    for name in names:
+        if not re.fullmatch(r'[0-9]{1,9}', environ.get(name, '')):
+            raise ValueError(f'auto needs a number in {name}, got {environ.get(name, "nothing")!r}: give I/N')
+    return [int(environ[name]) for name in names]
