@@ -194,6 +194,7 @@ def test_without_answers_stored_logits_need_no_aug(made, capsys):
     ('flags', 'match'),
     [
         (('--aa', 'rand-m9'), '--aa is for --reinforce N: add it'),
+        (('--reinforce', '2', '--shards', '0/2'), '--reinforce asks about a set that is whole'),
         (('--reinforce', '-1'), '--reinforce must be 0 or more, got -1'),
         (('--reinforce', '2', '--aa', 'augmix-m3-w3'), '--aa augmix-m3-w3 makes splits'),
         (('--reinforce', '2', '--reinforce-top-k', '0'), '--reinforce-top-k: top_k must be 1 or more, got 0'),

@@ -172,7 +172,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
             repair=args.repair,
             claims=create_claims(args),
         )  # fmt: skip
-        if args.reinforce and summary is not None:
+        if args.reinforce:
             store_answers(args, source, augment, config, device)
     if summary is None:
         print(format_part(args, config, len(source)))
@@ -189,8 +189,10 @@ def store_answers(
     dad_set.decoder = augment.vqgan if dad_set.format == 'codes' else None
     reinforce(
         source, dad_set, augment.ask_teacher, reinforce_config(args, config.frame.size),
-        device=device, workers=args.workers, progress=is_main_process(),
+        device=device, workers=args.workers, progress=is_main_process(), claims=create_claims(args),
     )  # fmt: skip
+
+
 def format_part(args: argparse.Namespace, config: GenerateConfig, num_images: int) -> str:
     """What a run of one part ends with while there are others."""
     done, count = len(found_shards(Path(args.output))), -(-num_images // config.shard_size)

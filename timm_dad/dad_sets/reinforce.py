@@ -24,6 +24,7 @@ from timm_dad.common.options import check_types, option
 from timm_dad.common.pixels import PixelNorm
 from timm_dad.common.progress import progress as progress_bar
 from timm_dad.common.seeds import REINFORCE, seed_sample
+from timm_dad.dad_sets.claims import Claims, Locks
 from timm_dad.dad_sets.formats import logits_path, place_of
 from timm_dad.dad_sets.logits import StoredLogits, encode_target, sparse_logits
 from timm_dad.dad_sets.manifest import FORMAT_VERSION, REINFORCED, ShardManifest
@@ -146,6 +147,7 @@ def reinforce(
     device: torch.device | None = None,
     workers: int = 0,
     progress: bool = True,
+    claims: Callable[[Path], Claims] = Locks,
 ) -> Reinforcement:
     """Store the teacher's answers on augmentations of a set, or go on; returns when they are whole.
 
@@ -159,6 +161,7 @@ def reinforce(
         device: Where the teacher is; the CPU by default.
         workers: Processes that load and augment.
         progress: Show a progress bar.
+        claims: As ``generate`` takes it.
 
     Raises:
         ValueError: If the data are a stream or others than the set's, or the set was reinforced in another way.
@@ -168,7 +171,8 @@ def reinforce(
     device = device or torch.device('cpu')
     settings = {'format_version': FORMAT_VERSION, 'set': dad_set.index['settings'], **config.settings}
     settings['shard_size'] = dad_set.shard_size
-    folder = ShardedFolder(dad_set.root / REINFORCED, settings, dad_set.num_images, dad_set.shard_size)
+    root = dad_set.root / REINFORCED
+    folder = ShardedFolder(root, settings, dad_set.num_images, dad_set.shard_size, claims(root))
     data = _Augmented(source, ReinforcedViews(dad_set, source, config.seed, config.repeats), config)
     norm = PixelNorm(config.transform['mean'], config.transform['std']).to(device)
 
@@ -183,14 +187,15 @@ def reinforce(
         with progress_bar(total=dad_set.num_images, initial=done, unit='img', show=progress, desc='Answers') as bar:
             while pending := folder.pending():
                 if not any(folder.claim(shard) for shard in pending):
-                    time.sleep(0.1)  # others are at the rest, or gone: then their shards come free
+                    time.sleep(folder.claims.pause)  # others are at the rest, or gone: then their shards come free
                 loader = DataLoader(
                     data, batch_sampler=_claimed_places(folder, pending, config), num_workers=workers,
                     prefetch_factor=1 if workers else None,  # what is loaded ahead is claimed
                 )  # fmt: skip
-                for shard, answers in _answers(folder, loader, ask, config):
-                    _write(folder, shard, answers)
-                    bar.update(len(folder.shard_range(shard)))
+                with folder.until_whole():
+                    for shard, answers in _answers(folder, loader, ask, config):
+                        _write(folder, shard, answers)
+                        bar.update(len(folder.shard_range(shard)))
         with folder.finishing() as first:
             if first:
                 end_index(folder, begin_index(folder), {})
