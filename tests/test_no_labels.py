@@ -203,7 +203,7 @@ def test_a_set_without_labels_is_made_and_trained_from(flat, shards, tmp_path, c
     assert dad_set.label_free
     assert not (output / 'class_map.txt').exists()
     assert not list(verify(output))
-    train(tmp_path, data, '--dad-dir', str(output), models=['--img-size', '32', '--num-classes', '16'])
+    train(tmp_path, data, '--dad-dir', str(output), models=['--img-size', '32'])  # classes are the set's
     assert float(last_line(tmp_path)['train_dad_loss']) > 0
 
 
@@ -290,6 +290,7 @@ BAD = {
     'bce': (['--dad', '--bce-loss'], r'--bce-loss is about the task loss'),
     'weight': (['--dad', '--dad-task-weight', '0.5'], r'--dad-task-weight is about the task loss'),
     'extra': (['--dad', '--dad-extra-task-weight', '0.5'], r'--dad-extra-task-weight is about the task loss'),
+    'splits': (['--dad', '--aug-splits', '3'], r'--aug-splits gives views that the task loss alone sees'),
     'nothing': (['--dad', '--dad-kd-weight', '0', '--dad-weight', '0'], r'--dad-kd-weight or --dad-weight must be'),
     'map': (['--dad', '--class-map', 'map.txt', '--val-split', ''], r'--class-map is about labels'),
     'kind': (['--dad', '--dataset', 'hfds/x', '--data-dir', ''], r'--no-labels is for folders and tars .* hfds/x'),

@@ -51,6 +51,8 @@ def check_training_without_labels(args: argparse.Namespace, given: Collection[st
         (args.dad, '--no-labels needs --dad: without labels the student learns from the teacher'),
         (not asked,
          f'{"".join(map(written, asked[:1]))} is about the task loss, and --no-labels leaves none: leave it out'),
+        (not args.aug_splits,
+         '--aug-splits gives views that the task loss alone sees, and --no-labels leaves none: leave it out'),
         (args.dad_kd_weight or args.dad_weight,
          '--no-labels leaves the teacher alone to learn from: --dad-kd-weight or --dad-weight must be more than 0'),
     )  # fmt: skip
