@@ -39,12 +39,13 @@ if TYPE_CHECKING:
     from timm_dad.flags.dad import add_dad_args
     from timm_dad.frozen.prepare import prepare_frozen
     from timm_dad.method.attack import AttackConfig, ascend
-    from timm_dad.method.augment import DADAugment, DADViews
+    from timm_dad.method.augment import DADAugment
     from timm_dad.method.code_space import CodeAttackConfig
     from timm_dad.method.latent_space import LatentAttackConfig
     from timm_dad.method.loss import DADLoss, DADLossConfig
     from timm_dad.method.schedule import DADSchedule
     from timm_dad.method.task import DADTask
+    from timm_dad.method.views import DADViews
     from timm_dad.teachers.ensemble import TeacherEnsemble
     from timm_dad.teachers.spec import DataClasses, create_teacher_by_spec
     from timm_dad.teachers.teacher import Teacher, create_open_clip_teacher, create_timm_teacher
@@ -85,12 +86,13 @@ _MODULES = {
     'flags.dad': ('add_dad_args',),
     'frozen.prepare': ('prepare_frozen',),
     'method.attack': ('AttackConfig', 'ascend'),
-    'method.augment': ('DADAugment', 'DADViews'),
+    'method.augment': ('DADAugment',),
     'method.code_space': ('CodeAttackConfig',),
     'method.latent_space': ('LatentAttackConfig',),
     'method.loss': ('DADLoss', 'DADLossConfig'),
     'method.schedule': ('DADSchedule',),
     'method.task': ('DADTask',),
+    'method.views': ('DADViews',),
     'teachers.ensemble': ('TeacherEnsemble',),
     'teachers.spec': ('DataClasses', 'create_teacher_by_spec'),
     'teachers.teacher': ('Teacher', 'create_open_clip_teacher', 'create_timm_teacher'),

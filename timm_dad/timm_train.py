@@ -48,6 +48,7 @@ def _given_dad_args() -> dict[str, Any]:
 def _check_train_script(args: argparse.Namespace) -> None:
     """What timm's ``train.py`` cannot do with DAD, though ``train_dad.py`` may."""
     rules = (
+        (not args.no_labels, "--no-labels needs `timm-dad train`: timm's own data sets give labels; leave it out"),
         (
             not args.dad_cache or args.dad_dir,
             '--dad-cache needs `timm-dad train`; here timm-dad generate makes DAD views before training, for --dad-dir',

@@ -28,6 +28,7 @@ from timm_dad.flags.data import add_data_args, check_data_args, create_dataset, 
 from timm_dad.flags.execution import add_execution_args, device_rule, pick_device
 from timm_dad.flags.fields import add_fields, from_flags
 from timm_dad.flags.frame import add_frame_args, create_frame, frame_rules
+from timm_dad.flags.labels import check_labels_args, find_class_names
 from timm_dad.flags.moved import absolute
 from timm_dad.flags.pairs import load_vqgan_by_spec
 from timm_dad.flags.parser import Parser
@@ -123,6 +124,7 @@ def _check_args(args: argparse.Namespace, given: dict[str, Any]) -> None:
     )  # fmt: skip
     check_rules(rules)
     check_data_args(args, given)
+    check_labels_args(args, given)
     if 'dad_temperature' in given and not (args.dad_store_logits or args.reinforce) and len(teacher_specs(args)) < 2:
         raise ValueError('--dad-temperature is for --dad-store-logits, --reinforce, or for several teachers')
     check_view_args(args)
@@ -206,10 +208,11 @@ def open_source(args: argparse.Namespace) -> Source:
     """Open the data, and decode some images of it before anything large is built."""
     dataset = create_dataset(
         args, args.split, split_flag='--split', num_samples=args.train_num_samples,
-        batch_size=args.batch_size, seed=args.seed,
+        batch_size=args.batch_size, seed=args.seed, labels=not args.no_labels,
     )  # fmt: skip
     check_images(dataset, data_flag(args))
     source = Source(dataset)
+    source.class_names = find_class_names(args, source.class_names)
     if not len(source):
         raise ValueError('--train-num-samples must say how many images the stream holds: its info does not')
     return source
@@ -267,4 +270,5 @@ def describe_data(args: argparse.Namespace, source: Source) -> dict[str, Any]:
         'listing': source.listing(),
         'sample': source.sample(),
         'identified_by': source.identified_by,
+        **({'label_free': True} if source.label_free else {}),
     }

@@ -20,6 +20,7 @@ from timm_dad.flags.data import add_data_args, check_data_args, create_dataset, 
 from timm_dad.flags.execution import add_device_arg, device_rule, pick_device
 from timm_dad.flags.fields import add_fields, dad_flags
 from timm_dad.flags.frame import add_frame_args, create_frame, frame_rules
+from timm_dad.flags.labels import check_labels_args, find_class_names
 from timm_dad.flags.parser import Parser
 from timm_dad.flags.rules import check_output, check_rules, given_flags, under_flag
 from timm_dad.flags.teacher import check_teacher_args, create_teacher, teacher_specs
@@ -88,6 +89,7 @@ def _check_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
     if args.img_size is None and args.input_size is None:
         args.img_size = DEMO_SIZE if args.dataset.startswith(PREFIX) else 224
     check_data_args(args, given)
+    check_labels_args(args, given)
     several = len(teacher_specs(args)) > 1
     rules = (
         (args.images is None or args.images >= 1, f'--images must be 1 or more, got {args.images}'),
@@ -111,8 +113,9 @@ def main(argv: Sequence[str]) -> list[PreviewImage]:
     with user_errors(PROGRAM):
         output = Path(args.output)
         check_output(output)
-        dataset = create_dataset(args, args.split, split_flag='--split')
+        dataset = create_dataset(args, args.split, split_flag='--split', labels=not args.no_labels)
         source = Source(dataset)
+        source.class_names = find_class_names(args, source.class_names)
         chosen = choose_images(args, source)
         args.num_classes = number_of_classes(args, source.class_names)
         check_teacher_args(args, given_flags(create_parser(), argv))

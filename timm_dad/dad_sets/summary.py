@@ -45,7 +45,9 @@ def _write(folder: ShardedFolder, source: Source, frame: Frame, augment: DADAugm
     index['summary'] = summarize(dad_set, augment.vqgan.config.n_embed)
     count = len(source.class_names) if source.class_names is not None else dad_set.settings['data']['num_classes']
     class_map = ''.join(f'{source.folder(label)}\n' for label in range(count)).encode(errors='surrogateescape')
-    files = {CONTACT_SHEET: contact_sheet(dad_set, source, frame), 'class_map.txt': class_map}
+    files = {CONTACT_SHEET: contact_sheet(dad_set, source, frame)}
+    if not source.label_free:
+        files['class_map.txt'] = class_map
     if dad_set.format == 'wds':
         split = str(dad_set.settings['data']['split'])
         split = 'train' if 'tar' in split or '..' in split else split  # timm takes these for names of files
@@ -81,7 +83,7 @@ def summarize(dad_set: DADSet, n_embed: int) -> dict[str, Any]:
     Returns:
         ``images``, ``views``, ``teacher_kept`` (fraction of the views on which the teacher predicts the label), ``l2``
         (mean distance of a view to its image, over the whole ``[3, H, W]`` tensor in [0, 1] pixel units),
-        ``codebook_used`` (fraction of the codes), ``bytes_per_view``, and ``kept_by_class``.
+        ``codebook_used`` (fraction of the codes), ``bytes_per_view``, and ``kept_by_class``, empty without labels.
     """
     count, size, l2 = 0, 0, 0.0
     by_class: dict[int, list[int]] = {}
@@ -104,19 +106,21 @@ def summarize(dad_set: DADSet, n_embed: int) -> dict[str, Any]:
         'bytes_per_view': size / count,
         'kept_by_class': {
             names[label] if names else str(label): kept / total for label, (kept, total) in sorted(by_class.items())
-        },
+        }
+        if not dad_set.label_free
+        else {},
     }
 
 
 def format_summary(summary: dict[str, Any], root: Path) -> str:
     """The summary for the terminal."""
     worst = sorted(summary['kept_by_class'].items(), key=lambda entry: entry[1])[:5]
+    least = f', least for {", ".join(f"{name} {kept:.1%}" for name, kept in worst)}' if worst else ''
     return '\n'.join(
         (
             f'{root}: {summary["views"]} DAD views of {summary["images"]} images, '
             f'{summary["bytes_per_view"]:.0f} bytes each',
-            f'teacher keeps the label  {summary["teacher_kept"]:.1%}, '
-            f'least for {", ".join(f"{name} {kept:.1%}" for name, kept in worst)}',
+            f'teacher keeps {"the label " if worst else "its answer"} {summary["teacher_kept"]:.1%}{least}',
             f'mean L2 of x_dad - x     {summary["l2"]:.3f}',
             f'codes of the VQGAN used  {summary["codebook_used"]:.1%}',
             f'contact sheet            {root / CONTACT_SHEET}',
@@ -138,6 +142,7 @@ def contact_sheet(dad_set: DADSet, source: Source, frame: Frame) -> bytes:
         for offset, picture in ((0, transform(image.image)), (_CELL + 4, dad_image)):
             sheet.paste(picture.resize((_CELL, _CELL), Image.Resampling.NEAREST), (left + offset, top))
         caption = names[image.label] if names else f'class {image.label}'
+        caption = f'image {index}' if dad_set.label_free else caption
         draw.text((left, top + _CELL + 2), f'{caption}: x, x_dad', 'black', font)
     with io.BytesIO() as file:
         sheet.save(file, 'png')

@@ -14,6 +14,7 @@ from torchvision.datasets import DatasetFolder
 
 from timm_dad.common.spread import spread
 from timm_dad.data.pictures import DataError, check_label, decode, eight_bits, open_entry
+from timm_dad.data.unlabelled import drop_labels, read_without_labels
 from timm_dad.demo.data import PREFIX, DemoDataset
 
 _MAX_CHECKED = 1000
@@ -59,9 +60,12 @@ class PictureStream(IterableImageDataset):  # type: ignore[misc]
 
     num_classes: int | None = None
     mode = 'RGB'
+    label_free = False
 
     def __iter__(self) -> Iterator[tuple[Any, int]]:
         """Transformed pictures and their labels."""
+        if self.label_free:
+            read_without_labels(self.reader)
         for picture, target in self.reader:
             try:
                 image = eight_bits(picture).convert(self.mode)
@@ -83,8 +87,15 @@ def collate_views(batch: Any) -> tuple[Tensor, Tensor]:
     return torch.cat(views), target.repeat(len(views))
 
 
-def open_dataset(name: str, root: str | None, split: str, flag: str, **kwargs: Any) -> Any:
-    """Open ``demo/STYLE`` or a timm data set; ``flag`` is what an error names."""
+def open_dataset(name: str, root: str | None, split: str, flag: str, *, labels: bool = True, **kwargs: Any) -> Any:
+    """Open ``demo/STYLE`` or a timm data set, with its labels or without; ``flag`` is what an error names."""
+    dataset = _open_labelled(name, root, split, flag, **kwargs)
+    if not labels:
+        drop_labels(dataset)
+    return dataset
+
+
+def _open_labelled(name: str, root: str | None, split: str, flag: str, **kwargs: Any) -> Any:
     if name.startswith(PREFIX):
         try:
             return DemoDataset(name.removeprefix(PREFIX), split)

@@ -45,8 +45,10 @@ class Source:
         self.reader: Any = getattr(dataset, 'reader', None)
         self.has_files = hasattr(self.reader, '__getitem__') and not self.streams
         self.class_names: Sequence[str] | None = dataset_class_names(dataset)
+        self.label_free: bool = getattr(dataset, 'label_free', False)
         # Folders and tars do, with a folder a class; a class map may put several folders into one class.
-        self.lists_files = self.has_files and hasattr(self.reader, 'samples') and self.class_names is not None
+        named = self.class_names is not None or self.label_free
+        self.lists_files = self.has_files and hasattr(self.reader, 'samples') and named
 
     def __len__(self) -> int:
         """Number of images."""
@@ -98,6 +100,8 @@ class Source:
 
     def folder(self, label: int) -> str:
         """Name of a class's folder where the data set has no folders."""
+        if self.label_free:
+            return 'images'
         return str(label) if self.class_names is None else self._folders[label]
 
     @cached_property

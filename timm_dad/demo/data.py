@@ -46,7 +46,7 @@ class DemoDataset(Dataset[tuple[Any, int]]):
             self.images, self.labels = file['x'][keep], file['y'][keep]
         if not len(self.images):
             raise ValueError(f'the demo has no {split} pictures of {style} (noto alone is for training)')
-        self.class_names = class_names()
+        self.class_names: list[str] | None = class_names()
         self.transform: Callable[[Image.Image], Any] | None = None
 
     def __len__(self) -> int:

@@ -16,6 +16,7 @@ from timm_dad.flags.attack import forget_other_attack
 from timm_dad.flags.fields import add_fields, dad_flags, from_flags
 from timm_dad.flags.header import log_models
 from timm_dad.flags.kwargs import num_channels
+from timm_dad.flags.labels import check_training_without_labels
 from timm_dad.flags.pairs import add_pair_args, check_pair_args, makes_views, training_frame, uses_cache, uses_pairs
 from timm_dad.flags.recipe import add_recipe_arg, apply_recipe
 from timm_dad.flags.reinforce import stored_logits
@@ -61,7 +62,7 @@ def add_dad_args(parser: argparse.ArgumentParser) -> None:
 
 def loss_config(args: argparse.Namespace) -> DADLossConfig:
     """The loss that the flags ask for; ``ValueError`` names the flag."""
-    return from_flags(DADLossConfig, args, _LOSS)
+    return from_flags(DADLossConfig, args, _LOSS, label_free=args.no_labels)
 
 
 def schedule_config(args: argparse.Namespace) -> DADSchedule:
@@ -86,8 +87,10 @@ def check_dad_args(
         for name in given:
             if name.startswith('dad_'):
                 raise ValueError(f'{written(name)} needs --dad')
+        check_training_without_labels(args, given)
         return
     apply_recipe(args, add_dad_args, given, configured)
+    check_training_without_labels(args, given)
     forget_other_attack(args, given, configured or {})
     check_view_args(args, has_student=True)
     loss_config(args)

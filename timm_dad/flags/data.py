@@ -16,6 +16,7 @@ from timm_dad.data.datasets import (
 )
 from timm_dad.demo.data import PREFIX
 from timm_dad.flags.kwargs import num_channels
+from timm_dad.flags.labels import find_class_names
 from timm_dad.flags.parser import add_alias
 from timm_dad.flags.rules import written
 
@@ -86,13 +87,16 @@ def number_of_classes(args: argparse.Namespace, class_names: Sequence[str] | Non
 _SYNONYMS = (('train', 'training'), ('val', 'valid', 'validation', 'eval', 'evaluation'))
 
 
-def create_dataset(args: argparse.Namespace, split: str, *, split_flag: str, **options: Any) -> Any:
+def create_dataset(
+    args: argparse.Namespace, split: str, *, split_flag: str, labels: bool = True, **options: Any
+) -> Any:
     """Create the demo's data set or one of timm's, of images and class indices.
 
     Args:
         args: Flags of ``add_source_args``.
         split: Name of the split.
         split_flag: The flag that names the split, for errors.
+        labels: Read the labels.
         options: More arguments of timm's ``create_dataset``.
 
     Raises:
@@ -111,8 +115,9 @@ def create_dataset(args: argparse.Namespace, split: str, *, split_flag: str, **o
     if not args.dataset and Path(args.data_dir).is_dir():
         _check_split_folder(Path(args.data_dir), split, split_flag)
     return open_dataset(
-        args.dataset, args.data_dir, split, flag, download=args.dataset_download, input_key=args.input_key,
-        class_map=args.class_map, target_key=args.target_key,
+        args.dataset, args.data_dir, split, flag, labels=labels, download=args.dataset_download,
+        input_key=args.input_key, class_map=args.class_map if labels else '',
+        target_key=args.target_key if labels else None,
         trust_remote_code=args.dataset_trust_remote_code, **options,
     )  # fmt: skip
 
@@ -128,7 +133,9 @@ def _check_split_folder(root: Path, split: str, flag: str) -> None:
     # NOTE: where the split's folder is missing timm takes all of the root, training pictures for validation too.
     if split_folder(root, split) is None:
         folders = sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[0] != '.')[:5]
-        raise ValueError(f'{flag} must be a folder in {root}, got {split!r}; there are {folders or "none"}')
+        raise ValueError(
+            f'{flag} must be a folder in {root}, got {split!r}; there are {folders or "none"}; "" takes all of it'
+        )
 
 
 @dataclass(frozen=True)
@@ -152,12 +159,12 @@ def open_training_data(args: argparse.Namespace) -> TrainingData:
     }
     train = create_dataset(
         args, args.train_split, split_flag='--train-split', is_training=True,
-        num_samples=args.train_num_samples, repeats=args.epoch_repeats, **common,
+        num_samples=args.train_num_samples, repeats=args.epoch_repeats, labels=not args.no_labels, **common,
     )  # fmt: skip
     val = None
     if args.val_split:
         val = create_dataset(args, args.val_split, split_flag='--val-split', num_samples=args.val_num_samples, **common)
-    class_names = dataset_class_names(train)
+    class_names = find_class_names(args, dataset_class_names(val if args.no_labels else train))
     if args.num_classes is None and class_names is not None:
         args.num_classes = len(class_names)
     return TrainingData(train, val, class_names)

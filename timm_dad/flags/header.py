@@ -41,7 +41,9 @@ def log_models(args: argparse.Namespace, task: DADTask, augment: DADAugment | No
     """
     if task.teacher is not None:
         size = 'x'.join(map(str, task.teacher.input_size))
-        right = f', right on {found.right[0] / found.count:.0%} of {found.count} pictures' if found else ''
+        right = ''
+        if found and not found.label_free:
+            right = f', right on {found.right[0] / found.count:.0%} of {found.count} pictures'
         specs = args.dad_teacher or DEFAULT_TEACHER
         spec = specs if isinstance(specs, str) else ' + '.join(specs)
         _logger.info('Teacher: %s at %s%s', spec, size, right)

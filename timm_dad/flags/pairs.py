@@ -114,6 +114,10 @@ def check_set_args(args: argparse.Namespace, given: Mapping[str, Any], *, loads_
     """
     with under_flag('--dad-dir:', OSError):
         settings = read_settings(Path(args.dad_dir))
+    label_free = settings['data'].get('label_free', False)
+    if label_free != args.no_labels:
+        made, fix = ('without labels', 'add') if label_free else ('with labels', 'leave out')
+        raise ValueError(f'--dad-dir {args.dad_dir} was made {made}: {fix} --no-labels, or make another set')
     reasons = {
         '--dad-vqgan': f'is not used: {args.dad_dir} holds pictures; leave it out',
         '--dad-cache': 'makes the DAD views that --dad-dir brings: give one of them',

@@ -60,8 +60,8 @@ def check_reinforce_args(args: argparse.Namespace, given: Mapping[str, Any], par
         (args.reinforce >= 0, f'--reinforce must be 0 or more, got {args.reinforce}'),
         (args.reinforce or not useless, f'{"".join(map(written, useless[:1]))} is for --reinforce N: add it'),
         (not args.reinforce or args.shards is None,
-         '--reinforce asks about a set that is whole: make its parts with --shards alone, and then the same command with '
-         '--reinforce in its place'),
+         '--reinforce asks about a set that is whole: make its parts with --shards first, and then give the same command '
+         'with --reinforce in its place'),
         (not (args.reinforce and (args.aa or '').startswith('augmix')),
          f'--aa {args.aa} makes splits of an image, which --reinforce has no answers for'),
     )  # fmt: skip

@@ -15,7 +15,7 @@ from timm_dad.teachers.trained import read_flags, run_folder
 
 
 def trained_classes(flags: Mapping[str, Any]) -> list[str] | None:
-    """Class folders of a run's training data, where it is still there.
+    """Class folders of a run's training data, where it is still there; without labels, of its validation data.
 
     A run's folder may be a stranger's: data sets that are downloaded, or run code of a repository, are left alone.
     """
@@ -26,8 +26,11 @@ def trained_classes(flags: Mapping[str, Any]) -> list[str] | None:
     args.dataset_download = args.dataset_trust_remote_code = False
     if args.dataset and not str(args.dataset).startswith(PREFIX):
         return None
+    split = flags.get('val_split') if flags.get('no_labels') else args.train_split
+    if not split:
+        return None
     try:
-        return dataset_class_names(create_dataset(args, args.train_split, split_flag='--train-split', is_training=True))
+        return dataset_class_names(create_dataset(args, split, split_flag='--train-split', is_training=True))
     except (ValueError, TypeError, OSError):  # gone, or flags of other types
         return None
 

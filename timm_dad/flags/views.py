@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from timm_dad.flags.attack import DISAGREEMENT, add_attack_args, attack_config, fill_in_attack
+from timm_dad.flags.labels import add_labels_arg
 from timm_dad.flags.pairs import load_vqgan_by_spec
 from timm_dad.flags.rules import naming_flag, under_flag
 from timm_dad.flags.teacher import add_teacher_args
@@ -35,7 +36,12 @@ def add_view_args(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group = parser.add_argument_group('DAD: attack')
     add_attack_args(group)
-    group.add_argument('--dad-keep-label', action='store_true', help='take Q(x) where the teacher loses the label')
+    group.add_argument(
+        '--dad-keep-label',
+        action='store_true',
+        help='take Q(x) where the teacher loses the label, or with --no-labels its answer',
+    )
+    add_labels_arg(group)
 
 
 def add_speed_args(parser: argparse.ArgumentParser) -> None:
@@ -127,4 +133,5 @@ def create_augment(
             attack_from=args.dad_attack_from,
             gradient_vqgan=gradient_vqgan,
             micro_batch=args.dad_micro_batch,
+            label_free=args.no_labels,
         )

@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,44 +18,11 @@ from timm_dad.method.loss import hard_labels, teacher_cross_entropy
 from timm_dad.method.parts import check_kinds, describe_teacher, describe_vqgan
 from timm_dad.method.pixel_space import PixelSpace
 from timm_dad.method.space import Centre, Space
+from timm_dad.method.views import DADViews, Reconstruction
 from timm_dad.teachers.teacher import Teacher
 from timm_dad.vqgan.model import VQGAN
 
 AnyAttack = AttackConfig | CodeAttackConfig
-
-
-@dataclass(frozen=True)
-class Reconstruction:
-    """``Q(x)`` ``[B, 3, H, W]`` in [0, 1], and its codes ``[B, h, w]``."""
-
-    x_vq: Tensor
-    codes: Tensor
-
-
-@dataclass(frozen=True)
-class DADViews:
-    """A batch on its way from the image to its DAD view; pixels ``[B, 3, H, W]`` in [0, 1].
-
-    Args:
-        x0: Where the attack starts: reconstructions ``Q(x)`` or, with ``attack_from`` input, the images; of an attack
-            on latents these ``[B, D, h, w]``, and of one on codes the codes ``[B, h, w]`` of ``Q(x)``.
-        x_adv: The perturbed ``x0``, before it is discretized.
-        distance: How far it is from ``x0`` ``[B]``, in the unit of the attack's ``eps``.
-        x_dad: The DAD view.
-        dad_codes: Codes of the DAD view ``[B, h, w]``.
-        dad_logits: Teacher's logits ``[B, K]`` on ``x_dad``.
-        kept: Where the teacher predicts the label on what became of ``x_adv`` ``[B]``, bool.
-        clean_logits: Teacher's logits ``[B, K]`` on the images, with ``attack_from`` input.
-    """
-
-    x0: Tensor
-    x_adv: Tensor
-    distance: Tensor
-    x_dad: Tensor
-    dad_codes: Tensor
-    dad_logits: Tensor
-    kept: Tensor
-    clean_logits: Tensor | None = None
 
 
 def _same_codes(one: VQGAN, other: VQGAN) -> bool:
@@ -80,6 +47,8 @@ class DADAugment:
         gradient_vqgan: Frozen VQGAN with the same codebook, whose decoder the gradient of an attack on latents or codes
             goes through; a tiny one is cheaper. ``vqgan`` by default.
         micro_batch: Images at a time; 0: as many as fit in memory.
+        label_free: Take the teacher's likeliest class on the image in place of its label, which is not read. Its soft
+            answer would be no target: on the image itself the divergence from it is zero, and so is its gradient.
 
     Raises:
         ValueError: If ``attack_from`` or ``micro_batch`` is out of range, or the VQGANs do not fit the attack.
@@ -102,6 +71,7 @@ class DADAugment:
         attack_from: str = 'reconstruction',
         gradient_vqgan: VQGAN | None = None,
         micro_batch: int = 0,
+        label_free: bool = False,
     ) -> None:
         check_kinds(teacher=(teacher, Teacher), vqgan=(vqgan, VQGAN), gradient_vqgan=(gradient_vqgan, VQGAN | None))
         if not isinstance(attack, AnyAttack | None):
@@ -112,6 +82,7 @@ class DADAugment:
         self.norm = PixelNorm(mean, std)
         self.keep_label = keep_label
         self.attack_from = attack_from
+        self.label_free = label_free
         self.chunked = Chunked(micro_batch)
         self.disagreement: Disagreement | None = None
         self.space = self._create_space(attack or AttackConfig())
@@ -137,7 +108,7 @@ class DADAugment:
         parts = [f'teacher={describe_teacher(self.teacher)}', f'vqgan={describe_vqgan(self.vqgan)}']
         if self.gradient_vqgan is not None:
             parts.append(f'gradient_vqgan={describe_vqgan(self.gradient_vqgan)}')
-        names = ('attack', 'keep_label', 'attack_from')
+        names = ('attack', 'keep_label', 'attack_from', 'label_free')
         return f'DADAugment({", ".join([*parts, *(f"{name}={getattr(self, name)!r}" for name in names)])})'
 
     @property
@@ -224,7 +195,11 @@ class DADAugment:
             ValueError: As ``make_views``.
         """
         check_images(x_pix, 'x_pix')
-        return self.chunked(self.space.find_centre, x_pix, target)
+        if not self.label_free:
+            return self.chunked(self.space.find_centre, x_pix, target)
+        logits = self.ask_teacher(x_pix)
+        label = hard_labels(logits)
+        return replace(self.chunked(self.space.find_centre, x_pix, label), label=label, logits=logits)
 
     @torch.no_grad()
     def attack_centre(
@@ -244,6 +219,7 @@ class DADAugment:
         Raises:
             ValueError: If the attack moves no image of the first batch: its gradients are zero, or not finite.
         """
+        target = target if centre.label is None else centre.label
         # Drawn for all images at once: no view depends on the size of the pieces.
         start = self.space.start(centre, eps, generator)
         views = self.chunked(self._attack, centre, start, target, eps, pixels=math.prod(centre.size))

@@ -15,7 +15,8 @@ class DADLossConfig:
     """Weights of ``task CE(x) + extra_task CE(x_dad) + kd T^2 KL(t(x) || s(x)) + dad T^2 KL(t(x_dad) || s(x_dad))``.
 
     Raises:
-        ValueError: If the temperature is not positive, a weight is negative, or one is not finite.
+        ValueError: If the temperature is not positive, a weight is negative or not finite, or ``label_free`` meets a
+            weight of a task loss.
         TypeError: If one is no number.
 
     Source: ``calculate_kd_loss`` of lapisrocks/DiscreteAdversarialDistillation: T 4 and weights 1, 1/2, 1/2.
@@ -26,6 +27,7 @@ class DADLossConfig:
     kd_weight: float = option(0.5, 'weight of the distillation on the clean view')
     dad_weight: float = option(0.5, 'weight of the distillation on the extra view')
     extra_task_weight: float = option(0.0, 'weight of the task loss on the extra view, with the label of its image')
+    label_free: bool = option(False, 'learn from the teacher alone: there is no task loss')
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -34,6 +36,8 @@ class DADLossConfig:
         for name in ('task_weight', 'kd_weight', 'dad_weight', 'extra_task_weight'):
             if not 0 <= getattr(self, name) < float('inf'):
                 raise ValueError(f'{name} must be 0 or more and finite, got {getattr(self, name)}')
+        if self.label_free and (self.task_weight or self.extra_task_weight):
+            raise ValueError('label_free leaves no task loss: task_weight and extra_task_weight must be 0 with it')
 
 
 def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -92,13 +96,14 @@ class DADLoss(nn.Module):
             teacher_logits: Teacher on the clean view ``[B, K]``.
             student_dad_logits: Student on the DAD view ``[B, K]``; ``None`` without one.
             teacher_dad_logits: Teacher on the DAD view ``[B, K]``; ``None`` without one.
-            target: What the criterion takes with ``student_logits``: class indices or soft targets.
+            target: What the criterion takes with ``student_logits``: class indices or soft targets; not read with
+                ``label_free``.
             dad_scale: Factor of the weights of the DAD view, for a warm-up.
             dad_target: Targets of the DAD view, like ``target``; needed with ``extra_task_weight``.
 
         Returns:
-            Scalars ``loss`` (weighted sum), ``task_loss``, ``kd_loss`` and ``dad_loss`` (each before its weight), and
-            with ``extra_task_weight`` ``extra_task_loss``.
+            Scalars ``loss`` (weighted sum), ``task_loss`` (but with ``label_free``), ``kd_loss`` and ``dad_loss`` (each
+            before its weight), and with ``extra_task_weight`` ``extra_task_loss``.
 
         Raises:
             ValueError: If the logits of student and teacher differ in shape.
@@ -111,11 +116,15 @@ class DADLoss(nn.Module):
         shapes = [tuple(logits.shape) for pair in pairs for logits in pair]
         if len(set(shapes)) > 1:
             raise ValueError(f'student and teacher logits of both views need one shape [B, K], got {shapes}')
-        task_loss = self.criterion(student_logits, target)
         kd_loss, *dad_losses = (distillation_loss(student, teacher, config.temperature) for student, teacher in pairs)
         dad_loss = dad_losses[0] if dad_losses else torch.zeros_like(kd_loss)
-        loss = config.task_weight * task_loss + config.kd_weight * kd_loss + dad_scale * config.dad_weight * dad_loss
-        parts = {'task_loss': task_loss, 'kd_loss': kd_loss, 'dad_loss': dad_loss}
+        loss = config.kd_weight * kd_loss
+        parts = {'kd_loss': kd_loss, 'dad_loss': dad_loss}
+        if not config.label_free:
+            task_loss = self.criterion(student_logits, target)
+            loss = config.task_weight * task_loss + loss
+            parts = {'task_loss': task_loss, **parts}
+        loss = loss + dad_scale * config.dad_weight * dad_loss
         if config.extra_task_weight:
             extra = torch.zeros_like(kd_loss)
             if student_dad_logits is not None and dad_target is not None:

@@ -6,6 +6,8 @@ from typing import Any, get_args
 from timm.utils.model import unwrap_model
 from torch import nn
 
+from timm_dad.method.loss import DADLossConfig
+from timm_dad.method.schedule import DADSchedule
 from timm_dad.teachers.ensemble import TeacherEnsemble
 from timm_dad.teachers.teacher import Teacher
 from timm_dad.vqgan.model import VQGAN
@@ -24,6 +26,28 @@ def check_kinds(**parts: tuple[Any, Any]) -> None:
             (wanted, *_) = get_args(kind) or (kind,)
             how = _MADE_BY.get(wanted, '')
             raise TypeError(f'{name} must be a timm_dad.{wanted.__name__}{how}, got {type(part).__name__}')
+
+
+def check_parts(
+    teacher: Teacher | None, stored: Any, augment: Any, *, apart: bool, loss: DADLossConfig, schedule: DADSchedule
+) -> None:
+    """Raise ``ValueError`` where parts of a ``DADTask``, named as it names them, do not go together."""
+    makes, replays = augment is not None, bool(schedule.replay)
+    rules = (
+        ((teacher is None) != (stored is None),
+         'the logits to distil are of a teacher or stored: pass one of teacher and stored'),
+        (stored is None or not makes,
+         'stored logits are of views that were made before: pass no augment with them'),
+        (not apart or makes, 'apart says what augment makes DAD views from: pass an augment with it'),
+        (not replays or makes, 'replay keeps DAD views that are made here: pass augment with it'),
+        (not (replays and loss.extra_task_weight),
+         'replay keeps views without labels: extra_task_weight must be 0 with it'),
+        (not makes or augment.label_free == loss.label_free,
+         'label_free must be the same for augment and loss: the labels are read by both, or by none'),
+    )  # fmt: skip
+    for holds, message in rules:
+        if not holds:
+            raise ValueError(message)
 
 
 def describe_student(student: nn.Module) -> str:

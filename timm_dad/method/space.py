@@ -21,8 +21,9 @@ class Centre:
         x0: Centres of the balls: images ``[B, 3, H, W]`` in [0, 1], latents ``[B, D, h, w]``, or codes ``[B, h, w]``.
         size: ``(H, W)`` of the images.
         codes: Codes of ``Q(x)`` ``[B, h, w]``, where ``x0`` is that.
-        logits: Teacher's logits ``[B, K]`` on ``x``, where ``x0`` is that.
+        logits: Teacher's logits ``[B, K]`` on ``x``, where ``x0`` is that, or where there are no labels.
         gradient: Gradient of the objective there, if it is known before the views are made.
+        label: The teacher's likeliest class on ``x`` ``[B]``, where there are no labels.
     """
 
     x0: Tensor
@@ -30,6 +31,7 @@ class Centre:
     codes: Tensor | None = None
     logits: Tensor | None = None
     gradient: Tensor | None = None
+    label: Tensor | None = None
 
     def __len__(self) -> int:
         """Images."""

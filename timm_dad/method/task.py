@@ -16,7 +16,7 @@ from timm_dad.method.chunked import Chunked
 from timm_dad.method.disagreement import Disagreement
 from timm_dad.method.extra import ExtraView, Prepared, StoredAnswers
 from timm_dad.method.loss import DADLoss, DADLossConfig, hard_labels
-from timm_dad.method.parts import check_kinds, describe_student, describe_teacher, keep_student_alone
+from timm_dad.method.parts import check_kinds, check_parts, describe_student, describe_teacher, keep_student_alone
 from timm_dad.method.replay import ReplayCache
 from timm_dad.method.schedule import DADSchedule
 from timm_dad.method.splits import add_splits
@@ -40,7 +40,7 @@ class DADTask(TrainingTask):  # type: ignore[misc]
             image, and not from the clean images (which may be augmented more).
         stored: The teacher's logits, of pairs whose targets are ``encode_target``'s.
         criterion: Task loss on all that the batch holds but extra views; ``nn.CrossEntropyLoss()`` by default.
-        loss: Temperature and weights.
+        loss: Temperature and weights; ``label_free`` for data without labels, whose targets are not read.
         schedule: Probability, weight and attack budget of the DAD view by epoch; told by ``set_epoch``.
         mean: The student's normalization; ``student_model.pretrained_cfg`` by default.
         std: The student's normalization; ``student_model.pretrained_cfg`` by default.
@@ -55,7 +55,8 @@ class DADTask(TrainingTask):  # type: ignore[misc]
 
     Raises:
         ValueError: If there is no normalization or ``augment`` has another, split batch norm meets a schedule that
-            leaves the DAD view out, or there is not one of teacher and stored logits.
+            leaves the DAD view out, there is not one of teacher and stored logits, or one alone of ``augment`` and
+            ``loss`` is label-free.
         TypeError: If ``teacher`` is no ``Teacher``, ``augment`` no ``DADAugment``, or a config of another kind.
 
     Source: Zhou et al. 2023, arXiv:2311.01441, equation of section 3.4; timm ``LogitDistillationTask`` for the idiom.
@@ -103,7 +104,7 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         self.norm, self.num_splits, self.seed = norm, num_splits, seed
         self.loss = DADLoss(loss, criterion).to(self.device)
         self.schedule = schedule or DADSchedule()
-        self._check_parts()
+        check_parts(teacher, stored, augment, apart=apart, loss=self.loss.config, schedule=self.schedule)
         self.replay = ReplayCache(self.schedule.replay) if self.schedule.replay else None
         if augment is not None and getattr(augment.attack, 'objective', '') == 'disagreement':
             assert self.teacher is not None
@@ -114,22 +115,6 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         keep_student_alone(self)
         if verbose:
             _logger.info('DAD: %s, %s, %s', self.loss.config, self.full_attack, self.schedule)
-
-    def _check_parts(self) -> None:
-        replays, makes = bool(self.schedule.replay), self.augment is not None
-        rules = (
-            ((self.teacher is None) != (self.stored is None),
-             'the logits to distil are of a teacher or stored: pass one of teacher and stored'),
-            (self.stored is None or not makes,
-             'stored logits are of views that were made before: pass no augment with them'),
-            (not self.apart or makes, 'apart says what augment makes DAD views from: pass an augment with it'),
-            (not replays or makes, 'replay keeps DAD views that are made here: pass augment with it'),
-            (not (replays and self.loss.config.extra_task_weight),
-             'replay keeps views without labels: extra_task_weight must be 0 with it'),
-        )  # fmt: skip
-        for holds, message in rules:
-            if not holds:
-                raise ValueError(message)
 
     def __repr__(self) -> str:
         made_by = self.augment or f'None, teacher={describe_teacher(self.teacher)}'
@@ -276,7 +261,7 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         else:  # one forward for both
             pairs = input if self.num_splits == 1 else torch.cat([clean, x_norm])
             logits, extra_logits = self._ask_teacher(self.norm.to_pixels(pairs)).chunk(2)
-        kept = extra_logits.argmax(dim=-1) == hard_labels(label)
+        kept = hard_labels(extra_logits) == hard_labels(logits if self.loss.config.label_free else label)
         return Prepared(logits, ExtraView(x_norm, extra_logits, kept) if wanted else None)
 
     def _ask_teacher(self, x_pix: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ class FirstLook:
         right: On how many of them the teacher predicts the label, for ``x``, ``Q(x)`` and ``x_dad``.
         psnr: Mean PSNR of ``Q(x)`` to ``x``, in dB.
         changed: Share of the codes that the attack changes.
+        label_free: Whether the label is what the teacher predicts on ``x``.
     """
 
     count: int
@@ -37,6 +38,7 @@ class FirstLook:
     right: tuple[int, int, int]
     psnr: float
     changed: float
+    label_free: bool = False
 
     @property
     def chance(self) -> float:
@@ -47,8 +49,11 @@ class FirstLook:
     def __str__(self) -> str:
         """All numbers in a line."""
         x, x_vq, x_dad = (f'{own / self.count:.0%}' for own in self.right)
+        right = f'right on x {x}, Q(x) {x_vq}, x_dad {x_dad}'
+        if self.label_free:
+            right = f'keeps its answer on Q(x) {x_vq}, x_dad {x_dad}'
         return (
-            f'DAD on {self.count} pictures: teacher right on x {x}, Q(x) {x_vq}, x_dad {x_dad}; PSNR of Q(x) '
+            f'DAD on {self.count} pictures: teacher {right}; PSNR of Q(x) '
             f'{self.psnr:.1f} dB; codes changed by the attack {self.changed:.1%}'
         )
 
@@ -61,9 +66,12 @@ class FirstLook:
                 'classes, or see that they are named and ordered as it has them (docs/teachers.md)'
             )
         if x_vq <= self.chance:
+            known = f'keeps its answer on {x_vq} of {self.count} reconstructions'
+            if not self.label_free:
+                known = f'is right on {x} of {self.count} pictures and on {x_vq} of their reconstructions'
             return (
-                f'the teacher is right on {x} of {self.count} pictures and on {x_vq} of their reconstructions, no more '
-                'than chance: the VQGAN loses what is in them; give --dad-vqgan one for such pictures (docs/vqgan.md)'
+                f'the teacher {known}, no more than chance: the VQGAN loses what is in them; give --dad-vqgan one for '
+                'such pictures (docs/vqgan.md)'
             )
         if self.changed < _LEAST_CHANGED:
             return (
@@ -117,6 +125,7 @@ def look(augment: DADAugment, x_pix: Tensor, target: Tensor, *, seed: int, batch
         right=(x, vq, dad),
         psnr=noise.mean().item(),
         changed=changed.float().mean().item() if len(changed) else 0.0,
+        label_free=augment.label_free,
     )
 
 
@@ -131,6 +140,7 @@ def _look_at(augment: DADAugment, x_pix: Tensor, target: Tensor, seeds: list[int
         changed = changed[views.kept]
     clean_logits = augment.ask_teacher(x_pix) if centre.logits is None else centre.logits
     answers = (clean_logits, augment.ask_teacher(x_vq), views.dad_logits)
+    target = target if centre.label is None else centre.label
     right = torch.stack([logits.argmax(dim=-1) == target for logits in answers], dim=1)
     return right, psnr(x_pix, x_vq, most=100.0), changed
 

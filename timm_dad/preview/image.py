@@ -29,7 +29,8 @@ class PreviewImage:
     """One image, its views ``[3, H, W]`` in [0, 1], their codes ``[h, w]``, and what the teacher says; on the CPU."""
 
     title: str
-    label: int
+    label: int  # or, without labels, the teacher's answer on x
+    label_free: bool = False
     x_pix: Tensor
     x_vq: Tensor  # Q(x)
     x0: Tensor  # where the attack starts, in its space: Q(x), x itself, latents or codes
@@ -42,6 +43,11 @@ class PreviewImage:
     calm_codes: Tensor  # that x_dad would have without an attack
     factor: int  # pixels of one code along a side
     probs: dict[str, Tensor]  # the teacher's softmax [K] on x, Q(x) and x_dad
+
+    @property
+    def label_is(self) -> str:
+        """What ``label`` is called."""
+        return "teacher's answer on x" if self.label_free else 'label'
 
     @property
     def perturbation(self) -> Tensor:
@@ -104,6 +110,8 @@ def preview_image(augment: DADAugment, x_pix: Tensor, label: int, *, title: str,
     x_vq, vq_codes, calm_codes = augment.unattacked(centre)
     # The generator is on the CPU, so that every device draws alike.
     views = augment.attack_centre(centre, target, generator=[torch.Generator().manual_seed(seed)])
+    if centre.label is not None:
+        label = int(centre.label)
     if augment.keep_label and not bool(views.kept):  # then x_dad is Q(x), whatever the attack did
         calm_codes = vq_codes
     clean_logits = teacher(batch) if centre.logits is None else centre.logits
@@ -115,6 +123,7 @@ def preview_image(augment: DADAugment, x_pix: Tensor, label: int, *, title: str,
     return PreviewImage(
         title=title,
         label=label,
+        label_free=augment.label_free,
         factor=vqgan.config.factor,
         probs=probs,
         distance=views.distance.item(),
@@ -133,7 +142,8 @@ def describe_settings(augment: DADAugment) -> str:
 def describe_attack(augment: DADAugment) -> str:
     """The attack in plain words."""
     origin = '' if augment.attack_from == 'reconstruction' else ', from the input'
-    kept = '; where the teacher loses the label x_dad is Q(x)' if augment.keep_label else ''
+    lost = 'its answer' if augment.label_free else 'the label'
+    kept = f'; where the teacher loses {lost} x_dad is Q(x)' if augment.keep_label else ''
     return f'{_describe_config(augment.attack)}{origin}{kept}'
 
 
@@ -154,10 +164,11 @@ def describe_means(images: Sequence[PreviewImage]) -> str:
     ]
     psnr_vq, psnr_dad, distance, changed, by_attack = (mean(values) for values in zip(*numbers, strict=True))
     right = [f'{view} {sum(own.is_right(view) for own in images)}' for view in ('x', 'Q(x)', 'x_dad')]
+    what, right = ('keeps its answer', right[1:]) if images[0].label_free else ('right', right)
     return (
         f'mean of {len(images)}: PSNR to x of Q(x) {psnr_vq:.1f} dB, of x_dad {psnr_dad:.1f} dB; '
         f'{images[0].measure} {distance:.3f}; codes changed {changed:.1%}, by the attack {by_attack:.1%}; '
-        f'teacher right on {", ".join(right)}'
+        f'teacher {what} on {", ".join(right)}'
     )
 
 

@@ -46,7 +46,7 @@ _LEGEND = (
     ('L2', 'norm of the perturbation over the whole image, in [0, 1] pixel units'),
     ('L2 / ||z||', 'norm of what an attack added to the latents, as a part of their own'),
     ('codes replaced', 'part of the codes that an attack on codes replaced'),
-    ('✓', "the label among the teacher's likeliest classes"),
+    ('✓', "the label (without labels: the teacher's answer on x) among the teacher's likeliest classes"),
 )
 
 
@@ -71,14 +71,14 @@ def _section(image: PreviewImage, class_names: Sequence[str]) -> str:
         rows.append(_row(f"teacher's {place + 1}.", [answers.get(column, '') for column in COLUMNS]))
     share = [percent(image.probs[view][image.label].item()) if view in image.probs else '' for view in COLUMNS]
     rows += [
-        _row('probability of the label', share),
+        _row(f'probability of the {image.label_is}', share),
         _row('PSNR to x', ['', decibel(image.psnr_vq), '', decibel(image.psnr_dad), '']),
         _row(image.measure, ['', '', f'{image.distance:.4f}', '', '']),
         _row('shown amplified by', ['', '', f'{amplification(image.perturbation):.3g}', '', '']),
         _row('codes changed', ['', '', '', '', '{} ({})'.format(*counted(image.changed))]),
         _row('by the attack', ['', '', '', '', '{} ({})'.format(*counted(image.changed_by_attack))]),
     ]
-    title = f'{image.title}, label: {class_names[image.label]}'
+    title = f'{image.title}, {image.label_is}: {class_names[image.label]}'
     return (
         f'<section>\n<table>\n<caption>{escape(title)}</caption>\n<thead><tr><td></td>{head}</tr></thead>\n'
         f'<tbody>\n{"".join(rows)}</tbody>\n</table>\n</section>\n'

@@ -106,7 +106,7 @@ def make_sheet(images: Sequence[PreviewImage], class_names: Sequence[str], headi
         draw.text((_MARGIN + column * step_x, top), title, 'black', font)
     for row, image in enumerate(images):
         y = top + _LINE + _GAP + row * step_y
-        title = f'{image.title}, label: {class_names[image.label]}'
+        title = f'{image.title}, {image.label_is}: {class_names[image.label]}'
         draw.text((_MARGIN, y), _cut(title, sheet_width - 2 * _MARGIN, font), 'black', font)
         texts = _texts(image, class_names)
         for column, picture in enumerate(pictures(image)):

@@ -94,7 +94,9 @@ def create_teacher_by_spec(
         return _with_head(head_file, head, f'open_clip:{tower}', data)
     names = data.spoken or spoken_names(data.class_names, data.num_classes)
     if names is None:
-        raise ValueError('a zero-shot teacher needs class names and the data has none: give class names')
+        raise ValueError(
+            'a zero-shot teacher needs class names and the data has none: give class names (--dad-classnames)'
+        )
     if len(names) != data.num_classes:
         raise ValueError(f'there are {len(names)} class names for {data.num_classes} classes; give one a class')
     templates = TEMPLATES if source == 'demo' else default_templates(data.class_names, data.num_classes)

@@ -1,0 +1,39 @@
+"""A batch on its way from the image to its DAD view."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """``Q(x)`` ``[B, 3, H, W]`` in [0, 1], and its codes ``[B, h, w]``."""
+
+    x_vq: Tensor
+    codes: Tensor
+
+
+@dataclass(frozen=True)
+class DADViews:
+    """A batch on its way from the image to its DAD view; pixels ``[B, 3, H, W]`` in [0, 1].
+
+    Args:
+        x0: Where the attack starts: reconstructions ``Q(x)`` or, with ``attack_from`` input, the images; of an attack
+            on latents these ``[B, D, h, w]``, and of one on codes the codes ``[B, h, w]`` of ``Q(x)``.
+        x_adv: The perturbed ``x0``, before it is discretized.
+        distance: How far it is from ``x0`` ``[B]``, in the unit of the attack's ``eps``.
+        x_dad: The DAD view.
+        dad_codes: Codes of the DAD view ``[B, h, w]``.
+        dad_logits: Teacher's logits ``[B, K]`` on ``x_dad``.
+        kept: Where the teacher predicts the label on what became of ``x_adv`` ``[B]``, bool.
+        clean_logits: Teacher's logits ``[B, K]`` on the images, with ``attack_from`` input or ``label_free``.
+    """
+
+    x0: Tensor
+    x_adv: Tensor
+    distance: Tensor
+    x_dad: Tensor
+    dad_codes: Tensor
+    dad_logits: Tensor
+    kept: Tensor
+    clean_logits: Tensor | None = None
