@@ -12,6 +12,7 @@ from timm_dad.common.errors import is_main_process, user_errors
 from timm_dad.common.log import setup_logging
 from timm_dad.dad_sets.formats import FormatConfig
 from timm_dad.dad_sets.generate import generate
+from timm_dad.dad_sets.hub import SCHEME
 from timm_dad.dad_sets.maker import GenerateConfig
 from timm_dad.dad_sets.manifest import FORMAT_VERSION
 from timm_dad.dad_sets.summary import format_summary
@@ -92,6 +93,8 @@ def _check_args(args: argparse.Namespace, given: dict[str, Any]) -> None:
          '(timm-dad info --dad-precision auto says which is faster here)'),
         (not args.repair or int(os.environ.get('WORLD_SIZE', 1)) == 1,
          '--repair looks for damage in one process: leave the launcher out (others may join once views are made)'),
+        (not args.output.startswith(SCHEME),
+         f'--output must be a folder to make or --repair a set in, got {args.output}: timm-dad push brings it there'),
         (args.workers >= 0, f'--workers must be 0 or more, got {args.workers}'),
         (args.dad_vqgan, NO_VQGAN),
         device_rule(args.device),
