@@ -349,6 +349,18 @@ def test_a_student_that_timm_would_make_otherwise_is_not_uploaded(made, tmp_path
     assert [call[0] for call in hub.calls] == ['list']
 
 
+@pytest.mark.slow
+def test_the_commands_of_the_page_run(tmp_path, no_hub, monkeypatch):
+    page = (Path(__file__).parents[1] / 'docs/sharing.md').read_text()
+    block = page.partition('<!-- command: sharing -->\n```bash\n')[2].partition('```')[0]
+    monkeypatch.chdir(tmp_path)
+    lines = block.replace('\\\n', ' ').strip().splitlines()
+    assert len(lines) == 5
+    for line in lines:
+        main(shlex.split(line)[1:])
+    assert timm.create_model('local-dir:timm-student', pretrained=True).num_classes == 16
+
+
 @pytest.mark.parametrize('flag', [['--output', 'out'], ['--dry-run'], ['--dry-run', '--output', 'out', '--private']])
 def test_a_flag_without_effect_is_refused(made, no_hub, capsys, flag, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -84,7 +84,7 @@ class Student:
         return f"""{front_matter(data)}
 # {repo.split('/')[-1]}
 
-{without_folder(self.flags['model'])} of timm, trained {how} by `timm-dad train`.
+{without_folder(self.flags['model'])} of timm, trained {how}.
 
 {format_table([('What', 'Value'), *self._rows()], text_columns=2)}
 
