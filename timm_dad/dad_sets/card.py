@@ -90,6 +90,7 @@ def _rows(dad_set: DADSet, told: Provenance, num_bytes: int) -> list[tuple[str, 
     data, attack = settings['data'], dict(settings['attack'])
     (height, width), logits = dad_set.size, settings['logits']
     kept = sorted(summary['kept_by_class'].items(), key=lambda entry: entry[1])
+    least = f', least for {kept[0][0]}: {kept[0][1]:.1%}' if kept else ''
     stored = [('teacher logits stored', f'{logits["top_k"]} an image and view')] if logits else []
     return [
         ('data', f'{data["dataset"] or "an image folder"}, split `{data["split"]}`, {data["num_classes"]} classes'),
@@ -103,7 +104,7 @@ def _rows(dad_set: DADSet, told: Provenance, num_bytes: int) -> list[tuple[str, 
         ('attack', ', '.join(f'{name} {value}' for name, value in attack.items())),
         ('precision', settings['precision']),
         *stored,
-        ('teacher keeps the label', f'{summary["teacher_kept"]:.1%}, least for {kept[0][0]}: {kept[0][1]:.1%}'),
+        ('teacher keeps the label', f'{summary["teacher_kept"]:.1%}{least}'),
         ('mean L2 of view and image', f'{summary["l2"]:.3f}, over [3, H, W] in [0, 1]'),
         ('codes of the VQGAN used', f'{summary["codebook_used"]:.1%}'),
     ]

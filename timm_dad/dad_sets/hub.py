@@ -9,7 +9,6 @@ from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import (
     HFValidationError,
     LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -81,10 +80,11 @@ def _advice(error: Exception) -> str:
             'there is no such repository, or not for this token: look at the name, and log in with a token that may '
             'do this (hf auth login, or HF_TOKEN)'
         )
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    offline = isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled)
-    said = f'{type(error).__name__}: {"; ".join(lines[:2])[:300]}'
-    return (
-        f'the hub cannot be reached{", and the cache does not hold it" if offline else ""} ({said}): look at the '
-        'network and start again, what has arrived stays'
-    )
+    cached = ', and the cache does not hold it' if isinstance(error, LocalEntryNotFoundError) else ''
+    cause = error.__cause__ if cached and error.__cause__ else error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    said = f'{type(cause).__name__}: {"; ".join(lines[:2])[:300]}'
+    if status is not None and status < 500 and status != 429:  # Too Many Requests
+        return f'the hub refuses it ({said})'
+    what = 'cannot be reached' if status is None else 'does not do it now'
+    return f'the hub {what}{cached} ({said}): start again when it does, what has arrived stays'

@@ -27,7 +27,8 @@ def set_files(dad_set: DADSet) -> list[str]:
     Raises:
         ValueError: If a path leads out of the set.
     """
-    paths = {SETTINGS, INDEX, *(entry['path'] for entry in (*dad_set.index['files'], *dad_set.index['shards']))}
+    index = dad_set.index
+    paths = {SETTINGS, INDEX, *(entry['path'] for entry in (*index['files'], *index['shards']))}
     for manifest in dad_set.manifests():
         paths.update(place['path'] for place in manifest.header['files'])
         paths.update(place['path'] for item in manifest.items for place in item['views'])
