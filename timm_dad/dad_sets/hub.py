@@ -48,10 +48,11 @@ def check_repo(name: str, form: str, given: str) -> None:
 
 
 def cached_repo(root: Path) -> Path | None:
-    """The folder of the hub's cache that a set lies in, as ``REPO/snapshots/COMMIT``; ``None`` if it is elsewhere."""
-    commit = root.absolute()
-    repo = commit.parent.parent
-    return repo if commit.parent.name == 'snapshots' and repo.name.startswith('datasets--') else None
+    """The folder of the hub's cache that a set lies in, below ``REPO/snapshots``; ``None`` if it is elsewhere."""
+    for folder in root.absolute().parents:
+        if folder.name == 'snapshots' and folder.parent.name.startswith('datasets--'):
+            return folder.parent
+    return None
 
 
 @contextmanager
