@@ -7,7 +7,7 @@ from dad_sets import write_dad_set, write_greys
 from timm.data import create_dataset
 
 import train_dad
-from timm_dad.flags.moved import absolute, find_here
+from timm_dad.flags.moved import absolute, find_here, without_folder
 
 
 @pytest.fixture(autouse=True)
@@ -69,3 +69,14 @@ def test_training_says_which_set_names_a_teacher_that_is_not_here(project, capsy
         f'--dad-dir: the set {project}/set was made with --dad-teacher {flags["dad_teacher"]}, and '
         '/gone/teacher.pth.tar is not here: give --dad-teacher'
     )
+
+
+@pytest.mark.parametrize(
+    ('value', 'shown'),
+    [('timm:resnet50/x/y.pth', 'timm:resnet50/x/y.pth'), ('timm:resnet50//x/y.pth', 'timm:resnet50/y.pth'),
+     ('run:/x/run', 'run:run'), ('/x/vqgan.safetensors', 'vqgan.safetensors'), ('demo', 'demo'), (None, None),
+     (['demo', 'probe:/x/head.safetensors'], ['demo', 'probe:head.safetensors']),
+     ('open_clip:ViT-L-14/openai', 'open_clip:ViT-L-14/openai'), ('hf://ada/greys', 'hf://ada/greys')],
+)  # fmt: skip
+def test_absolute_paths_lose_their_folder(value, shown):
+    assert without_folder(value) == shown

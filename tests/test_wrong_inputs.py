@@ -42,6 +42,7 @@ DIAGNOSE = (
     f'diagnose {PICTURES} --ood train=pictures/train --images 8 --img-size 32 {MODELS} -b 4 -j 0 --splits 1 '
     '--output new'
 )
+PUSH = 'push set --repo ada/greys --license mit --data-license mine --dry-run --output new'
 PROBE = f'probe {PICTURES} --teacher timm:local-dir:timm_model -b 4 -j 0 --output new.safetensors'
 VQGAN = (
     f'vqgan train {PICTURES} --img-size 32 --ch 32 --ch-mult 1 2 --num-res-blocks 1 --n-embed 8 -b 4 -j 0 --steps 2 '
@@ -431,6 +432,7 @@ row('set-of-another-split', f'{FROM_SET} --train-split validation', '--dad-dir',
 row('set-of-renamed-pictures', FROM_SET, '--dad-dir', r'name|0\.png', r'set|image',
     change=lambda root: (root / 'pictures/train/cat/0.png').rename(root / 'pictures/train/cat/00.png'))  # fmt: skip
 row('set-of-other-classes', f'{FROM_SET} --num-classes 5', '--num-classes|--dad-dir', r'\b5\b', r'\b4\b')
+row('set-on-the-hub', FROM_SET.replace('--dad-dir set', '--dad-dir hf://greys'), '--dad-dir', 'hf://greys', 'USER/NAME')
 row('set-and-vqgan', f'{FROM_SET} --dad-vqgan demo', '--dad-vqgan', r'\bset\b', LEAVE)
 row('set-and-eps', f'{FROM_SET} --dad-eps 0.2', '--dad-eps', '--dad-eps', LEAVE)
 row('set-and-cache', f'{FROM_SET} --dad-cache 2', '--dad-cache', '--dad-dir', LEAVE)
@@ -516,6 +518,8 @@ row('generate-output-below-a-file', f'{GENERATE} --output names.txt/set', '--out
     'folder|cannot', files={'names.txt': 'cat\n'})  # fmt: skip
 row('generate-output-of-other-files', f'{GENERATE} --output mine', '--output|mine', 'thesis', 'empty folder|another',
     files={'mine/thesis.tex': '...'})  # fmt: skip
+row('generate-output-on-the-hub', f'{GENERATE} --output hf://ada/greys --repair', '--output', 'hf://ada/greys',
+    'folder|timm-dad push')  # fmt: skip
 row('generate-output-of-another-set', f'{GENERATE} --output set --seed 7', '--output|set', 'seed|settings',
     'another|differ|same')  # fmt: skip
 row('generate-no-vqgan', GENERATE.replace('--dad-vqgan demo', ''), '--dad-vqgan', 'VQGAN', 'must|give|name')
@@ -542,6 +546,35 @@ row('verify-view-renamed', 'verify set', 'damaged', '1', 'timm-dad generate',
 row('verify-version', 'verify set', r'dad_set\.json', '99', 'version|reads',
     change=lambda root: replace(root / 'set/dad_set.json', '"format_version":1', '"format_version":99'))  # fmt: skip
 row('verify-two-sets', 'verify set pictures', 'pictures', 'pictures', 'unrecognized|one')
+row('verify-hub-address', 'verify hf://ada/greys/train', 'hf://ada/greys/train', 'hf://ada/greys/train', 'USER/NAME')
+
+# --- push ------------------------------------------------------------------------------------------------------------
+row('push-nothing', 'push', 'run:FOLDER', '--repo', 'required|needs')
+row('push-no-license', PUSH.replace('--license mit ', ''), '--license', '--license', 'required')
+row('push-no-data-license', PUSH.replace('--data-license mine ', ''), '--data-license', '--data-license', 'required')
+row('push-license-in-words', f'{PUSH} --license "MIT License"', '--license', 'MIT License', 'identifier|such as')
+row('push-data-license-empty', f'{PUSH} --data-license ""', '--data-license', "''", 'must')
+row('push-repo-without-user', f'{PUSH} --repo greys', '--repo', "'greys'", 'USER/NAME')
+row('push-repo-of-spaces', f'{PUSH} --repo "ada/my greys"', '--repo', 'my greys', 'USER/NAME')
+row('push-missing', PUSH.replace(' set', ' gone'), 'gone', 'gone', 'timm-dad generate|' + ABSENT)
+row('push-pictures', PUSH.replace(' set', ' pictures'), 'pictures', 'pictures', 'timm-dad generate')
+row('push-of-the-hub', PUSH.replace(' set', ' hf://ada/greys'), 'DIR', 'hf://ada/greys', 'folder')
+row(
+    'push-not-finished', PUSH, r'\bset\b', 'finished', 'goes on', change=lambda root: (root / 'set/index.json').unlink()
+)
+row('push-damaged', PUSH, r'\bset\b', r'missing: view0/cat/0\.png', '--repair',
+    change=lambda root: (root / 'set/view0/cat/0.png').unlink())  # fmt: skip
+row('push-dry-run-alone', PUSH.replace(' --output new', ''), '--dry-run', '--dry-run', '--output')
+row('push-output-alone', PUSH.replace(' --dry-run', ''), '--output', '--dry-run', LEAVE)
+row('push-output-of-other-files', f'{PUSH} --output mine', '--output', 'mine', 'empty|new',
+    files={'mine/thesis.tex': '...'})  # fmt: skip
+row('push-output-is-a-file', f'{PUSH} --output names.txt', '--output', r'names\.txt', 'folder',
+    files={'names.txt': 'cat\n'})  # fmt: skip
+row('push-run-missing', PUSH.replace(' set', ' run:gone'), r'run:FOLDER|args\.yaml', 'gone', 'folder|' + ABSENT)
+row('push-run-without-best', PUSH.replace(' set', ' run:run'), 'run', r'model_best\.pth\.tar', 'checkpoint',
+    change=lambda root: (root / 'run/model_best.pth.tar').unlink())  # fmt: skip
+row('push-run-cut', PUSH.replace(' set', ' run:run'), r'model_best\.pth\.tar', 'model_best',
+    'damaged|truncated|whole|cut', change=lambda root: shorten(root / 'run/model_best.pth.tar'))  # fmt: skip
 
 # --- evaluate --------------------------------------------------------------------------------------------------------
 NO_MODEL = EVALUATE.replace('--model demo ', '')

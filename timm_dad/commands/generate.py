@@ -14,6 +14,7 @@ from timm_dad.common.log import setup_logging
 from timm_dad.dad_sets.claims import KINDS, Claims, open_claims
 from timm_dad.dad_sets.formats import FormatConfig
 from timm_dad.dad_sets.generate import generate
+from timm_dad.dad_sets.hub import SCHEME
 from timm_dad.dad_sets.maker import GenerateConfig
 from timm_dad.dad_sets.manifest import FORMAT_VERSION, found_shards
 from timm_dad.dad_sets.parts import Part
@@ -118,6 +119,8 @@ def _check_args(args: argparse.Namespace, given: dict[str, Any]) -> None:
         (not args.repair or args.shards is None, '--repair looks at the whole set: leave --shards out'),
         (not args.repair or int(os.environ.get('WORLD_SIZE', 1)) == 1,
          '--repair looks for damage in one process: leave the launcher out (others may join once views are made)'),
+        (not args.output.startswith(SCHEME),
+         f'--output must be a folder to make or --repair a set in, got {args.output}: timm-dad push brings it there'),
         (args.workers >= 0, f'--workers must be 0 or more, got {args.workers}'),
         (args.dad_vqgan, NO_VQGAN),
         device_rule(args.device),

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from timm_dad.dad_sets.formats import FormatConfig, container_path, unpack_codes, view_path
+from timm_dad.dad_sets.hub import cached_repo
 from timm_dad.dad_sets.manifest import (
     FORMAT_VERSION,
     INDEX,
@@ -54,7 +55,10 @@ class SetFolder:
         self.root = Path(root)
         self.settings = read_settings(self.root)
         if index is None and not (self.root / INDEX).is_file():
-            raise ValueError(f'{self.root} is not finished: start the same timm-dad generate again, it goes on')
+            fix = 'start the same timm-dad generate again, it goes on'
+            if cached_repo(self.root) is not None:
+                fix = 'what uploads it was stopped, and goes on when it is started again'
+            raise ValueError(f'{self.root} is not finished: {fix}')
         self.index = index or read_json(self.root / INDEX)
         if index is None and self.index.get('sha256') != index_hash(self.index):
             raise ValueError(f'{self.root / INDEX} was altered: timm-dad verify {self.root} says what to do')
@@ -80,10 +84,11 @@ class SetFolder:
 
     def damaged(self, path: str, why: Exception, what: str = '') -> DataError:
         """The error that says how a file of the set, or ``what`` in it, is made again."""
-        return DataError(
-            f'{path}{what} is damaged ({why}): timm-dad generate --repair, with the flags that made {self.root}, makes '
-            'it again'
-        )
+        repo = cached_repo(self.root)
+        fix = f'timm-dad generate --repair, with the flags that made {self.root}, makes it again'
+        if repo is not None:
+            fix = f'remove {repo}, and it is fetched again'
+        return DataError(f'{path}{what} is damaged ({why}): {fix}')
 
     def check_file(self, shard: int, path: str) -> None:
         """Compare a file of a shard that holds no views with its manifest; ``DataError`` if it is damaged."""

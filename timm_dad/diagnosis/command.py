@@ -11,6 +11,7 @@ from torch.utils.data import IterableDataset
 
 from timm_dad.common.errors import user_errors
 from timm_dad.common.log import setup_logging
+from timm_dad.dad_sets.hub import set_folder
 from timm_dad.dad_sets.match import check_data, check_teacher
 from timm_dad.dad_sets.read import read_settings
 from timm_dad.data.datasets import check_images
@@ -192,7 +193,7 @@ def open_student(args: argparse.Namespace, source: Source, device: torch.device)
 def make_frame(args: argparse.Namespace, teacher: Teacher, student: EvalModel | None) -> Frame:
     """Size and part of all images: those of the DAD set, where there is one."""
     if args.dad_dir:
-        views = read_settings(Path(args.dad_dir))['views']
+        views = read_settings(set_folder(args.dad_dir))['views']
         return Frame(size=tuple(views['size']), interpolation=views['interpolation'], crop_pct=views['crop_pct'])
     size = student.frame.size if student else teacher.input_size
     if args.img_size is not None:

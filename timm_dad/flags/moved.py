@@ -29,6 +29,14 @@ def absolute(value: Any) -> Any:
     return f'{before}{Path(path).absolute()}' if path and Path(path).exists() else value
 
 
+def without_folder(value: Any) -> Any:
+    """The value of a flag as strangers may see it: SPECs and absolute paths without the folder of their file."""
+    if isinstance(value, list):
+        return [without_folder(each) for each in value]
+    before, path = _split(value) if isinstance(value, str) else ('', '')
+    return f'{before}{Path(path).name}' if Path(path).is_absolute() else value
+
+
 def find_here(value: Any, root: Path, flag: str) -> Any:
     """The value of a flag that a set keeps, with the path that its file has here.
 

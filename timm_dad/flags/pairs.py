@@ -3,13 +3,13 @@
 import argparse
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from torch.utils.data import IterableDataset
 
 from timm_dad.dad_sets.formats import FormatConfig
+from timm_dad.dad_sets.hub import set_folder
 from timm_dad.dad_sets.maker import GenerateConfig
 from timm_dad.dad_sets.match import check_decoder, check_student
 from timm_dad.dad_sets.read import DADSet, read_settings
@@ -44,7 +44,10 @@ def add_pair_args(group: Any) -> None:
         help='make K DAD views of every image (its validation crop) once, in a temporary folder, and draw from them '
         '(default: a fresh view of every batch)',
     )  # fmt: skip
-    group.add_argument('--dad-dir', metavar='DIR', help='take the DAD views from a set that timm-dad generate made')
+    group.add_argument(
+        '--dad-dir', metavar='DIR',
+        help='take the DAD views from a set that timm-dad generate made: a folder, or hf://USER/NAME[@REVISION]',
+    )  # fmt: skip
     add_pairing_args(group)
     group.add_argument(
         '--dad-stored-logits', action='store_true',
@@ -113,7 +116,8 @@ def check_set_args(args: argparse.Namespace, given: Mapping[str, Any], *, loads_
         ValueError: If the folder holds no DAD set, or a flag of ``given`` would be ignored.
     """
     with under_flag('--dad-dir:', OSError):
-        settings = read_settings(Path(args.dad_dir))
+        folder = set_folder(args.dad_dir)
+        settings = read_settings(folder)
     label_free = settings['data'].get('label_free', False)
     if label_free != args.no_labels:
         made, fix = ('without labels', 'add') if label_free else ('with labels', 'leave out')
@@ -130,7 +134,7 @@ def check_set_args(args: argparse.Namespace, given: Mapping[str, Any], *, loads_
         for name, value in settings['teacher']['flags'].items():
             if getattr(args, name) is None:
                 with under_flag('--dad-dir:'):
-                    setattr(args, name, find_here(value, Path(args.dad_dir), written(name)))
+                    setattr(args, name, find_here(value, folder, written(name)))
     return settings
 
 
@@ -179,7 +183,7 @@ def open_set(args: argparse.Namespace, size: tuple[int, int]) -> DADSet:
     """
     flag = f'--dad-dir {args.dad_dir}:'
     with under_flag(flag):
-        dad_set = DADSet(args.dad_dir)
+        dad_set = DADSet(set_folder(args.dad_dir))
         check_student(dad_set, args.num_classes, size)
     if dad_set.format == 'codes':
         made = dad_set.settings['vqgan']

@@ -7,6 +7,7 @@ from typing import Any
 
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from timm_dad.dad_sets.hub import set_folder
 from timm_dad.dad_sets.logits import StoredLogits
 from timm_dad.dad_sets.manifest import differences
 from timm_dad.dad_sets.read import DADSet
@@ -60,8 +61,8 @@ def check_reinforce_args(args: argparse.Namespace, given: Mapping[str, Any], par
         (args.reinforce >= 0, f'--reinforce must be 0 or more, got {args.reinforce}'),
         (args.reinforce or not useless, f'{"".join(map(written, useless[:1]))} is for --reinforce N: add it'),
         (not args.reinforce or args.shards is None,
-         '--reinforce asks about a set that is whole: make its parts with --shards first, and then give the same command '
-         'with --reinforce in its place'),
+         '--reinforce asks about a set that is whole: make its parts with --shards first, and then give the same '
+         'command with --reinforce in its place'),
         (not (args.reinforce and (args.aa or '').startswith('augmix')),
          f'--aa {args.aa} makes splits of an image, which --reinforce has no answers for'),
     )  # fmt: skip
@@ -90,7 +91,7 @@ def _pairs(args: argparse.Namespace) -> dict[str, bool]:
 
 def replays(args: argparse.Namespace) -> bool:
     """Whether a training takes stored answers on augmented images, and not on those that are as they are."""
-    return bool(args.dad_stored_logits and not args.no_aug and is_reinforced(args.dad_dir))
+    return bool(args.dad_stored_logits and not args.no_aug and is_reinforced(set_folder(args.dad_dir)))
 
 
 def check_replay_args(args: argparse.Namespace) -> None:

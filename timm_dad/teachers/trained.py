@@ -154,9 +154,14 @@ def _architecture(name: str) -> str:
     return name.split('.')[0]
 
 
-def _by_flags(flags: Mapping[str, Any], source: str) -> dict[str, Any]:
+def model_kwargs(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of ``timm.create_model`` that the flags of a training ask for, beside name and classes."""
     kwargs = {'global_pool': flags.get('gp'), 'bn_eps': flags.get('bn_eps'), **(flags.get('model_kwargs') or {})}
-    return {'source': source, 'model': str(flags['model']), 'model_kwargs': kwargs, 'flags': flags}
+    return {name: value for name, value in kwargs.items() if value is not None}
+
+
+def _by_flags(flags: Mapping[str, Any], source: str) -> dict[str, Any]:
+    return {'source': source, 'model': str(flags['model']), 'model_kwargs': model_kwargs(flags), 'flags': flags}
 
 
 def _by_config(path: Path, architecture: str) -> dict[str, Any]:

@@ -1,0 +1,95 @@
+"""The command lines that make a DAD set and train from it, from what the set says of itself."""
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from timm_dad.commands.generate import create_parser
+from timm_dad.dad_sets.maker import GenerateConfig
+from timm_dad.demo.data import PREFIX
+from timm_dad.flags.attack import ATTACK_FLAGS
+from timm_dad.flags.moved import without_folder
+from timm_dad.flags.rules import written
+
+
+def generate_command(settings: Mapping[str, Any], output: str) -> str:
+    """The ``timm-dad generate`` that makes a set; the folder of its data is ``DIR``, models have no folder."""
+    attack, logits = settings['attack'], settings['logits'] or {}
+    flags = {
+        **_data_flags(settings),
+        'split': settings['data']['split'],
+        **_frame_flags(settings),
+        'dad_views': settings['views']['count'],
+        'seed': settings['views']['seed'],
+        **teacher_flags(settings),
+        'dad_vqgan': without_folder(settings['vqgan']['spec']),
+        'dad_strict_size': settings['vqgan']['strict_size'],
+        'dad_attack': attack.get('space', 'pixels'),
+        **{flag: attack.get(flag.removeprefix('dad_')) for flag in ATTACK_FLAGS[1:]},
+        'dad_attack_from': settings.get('attack_from', 'reconstruction'),
+        'dad_gradient_vqgan': 'SPEC' if 'gradient_vqgan' in settings else None,
+        'dad_keep_label': attack['keep_label'],
+        'dad_precision': settings['precision'],
+        'dad_micro_batch': settings.get('micro_batch', 0),
+        'dad_compile': settings.get('compiled', False),
+        'batch_size': settings['batch_size'],
+        'shard_size': settings['shard_size'],
+        'dad_store_logits': logits.get('top_k', 0),
+        'dad_temperature': logits.get('temperature', GenerateConfig.temperature),
+        **settings['files'],
+        'output': output,
+    }
+    defaults = vars(create_parser().parse_args(['--output', '']))
+    return _command('generate', {name: value for name, value in flags.items() if value != defaults[name]})
+
+
+def train_command(settings: Mapping[str, Any], dad_dir: str) -> str:
+    """A ``timm-dad train`` from the set; it names models that were files where the set was made."""
+    split, flags = settings['data']['split'], teacher_flags(settings)
+    size = {name: value for name, value in _frame_flags(settings).items() if name.endswith('size')}
+    own = settings['vqgan']['spec']
+    return _command('train', {
+        **_data_flags(settings),
+        **({'train_split': split} if split != 'train' else {}),
+        'dad': True,
+        'dad_dir': dad_dir,
+        **(flags if flags != settings['teacher']['flags'] else {}),
+        **({'dad_vqgan': without_folder(own)} if own != without_folder(own) and _is_of_codes(settings) else {}),
+        'model': 'resnet50',
+        **size,
+        'num_classes': settings['data']['num_classes'],
+    })  # fmt: skip
+
+
+def teacher_flags(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags of a set's teacher, files without the folders of the machine that made it."""
+    return {name: without_folder(value) for name, value in settings['teacher']['flags'].items()}
+
+
+def _is_of_codes(settings: Mapping[str, Any]) -> bool:
+    return bool(settings['files']['format'] == 'codes')
+
+
+def _data_flags(settings: Mapping[str, Any]) -> dict[str, Any]:
+    data = settings['data']
+    own = {} if str(data['dataset']).startswith(PREFIX) else {'data_dir': 'DIR'}
+    return {**own, **{name: data.get(name) for name in ('dataset', 'input_key', 'target_key')}}
+
+
+def _frame_flags(settings: Mapping[str, Any]) -> dict[str, Any]:
+    height, width = settings['views']['size']
+    size = {'img_size': height} if height == width else {'input_size': [3, height, width]}
+    return {**size, **{name: settings['views'][name] for name in ('crop_pct', 'interpolation')}}
+
+
+def _command(name: str, flags: Mapping[str, Any]) -> str:
+    words = [word for flag, value in flags.items() for word in _words(written(flag), value)]
+    return shlex.join(['timm-dad', name, *words])
+
+
+def _words(flag: str, value: Any) -> list[str]:
+    if value is None or value is False or value == '':
+        return []
+    if value is True:
+        return [flag]
+    return [flag, *map(str, value if isinstance(value, list) else [value])]

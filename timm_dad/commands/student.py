@@ -1,0 +1,152 @@
+"""The student of a training in timm's own layout for the Hugging Face Hub, with its model card."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub import ModelCardData
+from timm.models import save_for_hf
+
+from timm_dad.common.markdown import format_table
+from timm_dad.common.torch_files import read_checkpoint
+from timm_dad.dad_sets.card import PAPER, front_matter
+from timm_dad.flags.moved import without_folder
+from timm_dad.flags.rules import flag_errors
+from timm_dad.flags.runs import trained_classes
+from timm_dad.teachers.backbones import load_timm
+from timm_dad.teachers.trained import find_run, model_kwargs, read_flags, run_folder
+
+CONFIG, WEIGHTS = 'config.json', 'model.safetensors'
+
+
+class Student:
+    """What a training has trained, to be written as timm reads it.
+
+    Args:
+        run: The folder of the run, whose best checkpoint is taken, or a checkpoint in it.
+
+    Raises:
+        ValueError: If there is none, or its weights do not fit.
+    """
+
+    def __init__(self, run: str) -> None:
+        name, self.checkpoint = find_run(run)
+        self.flags = read_flags(run_folder(run) / 'args.yaml')
+        self.model = load_timm(name, self.checkpoint, self.flags.get('num_classes')).eval()
+        self.class_names = trained_classes(self.flags)
+        if self.class_names is not None and len(self.class_names) != self.model.num_classes:
+            self.class_names = None  # the folder holds other data now
+
+    @torch.no_grad()
+    def write(self, folder: Path, license: str) -> None:
+        """Write configuration and weights, and compare the logits of what timm makes of them.
+
+        Raises:
+            ValueError: If timm does not load them, or to other logits.
+        """
+        # Tag and licence of the weights that the training began with are not those of what it made of them.
+        config: dict[str, Any] = {'pretrained_cfg': {'tag': '', 'license': license}}
+        if self.class_names:
+            config['label_names'] = self.class_names
+        with flag_errors(f'{self.checkpoint} in the layout of timm'):
+            save_for_hf(
+                self.model,
+                str(folder),
+                model_config=config,
+                model_args=model_kwargs(self.flags),
+                safe_serialization=True,
+            )
+            loaded = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+        x = torch.rand(2, *self.model.pretrained_cfg['input_size'], generator=torch.Generator().manual_seed(0))
+        if not torch.equal(loaded(x), self.model(x)):
+            raise ValueError(
+                f'{self.checkpoint}: timm.create_model makes a network of other logits from {CONFIG} and {WEIGHTS}: '
+                f'{self.flags["model"]} with {model_kwargs(self.flags)} is not told by them'
+            )
+
+    def card(self, repo: str, license: str, data_licenses: Sequence[str]) -> str:
+        """The model card."""
+        data = ModelCardData(
+            license=license,
+            library_name='timm',
+            pipeline_tag='image-classification',
+            tags=[
+                'timm',
+                'timm-dad',
+                'image-classification',
+                *(['knowledge-distillation'] if self.flags.get('dad') else []),
+            ],
+        )
+        how = f'with {PAPER}' if self.flags.get('dad') else 'without DAD'
+        return f"""{front_matter(data)}
+# {repo.split('/')[-1]}
+
+{without_folder(self.flags['model'])} of timm, trained {how}.
+
+{format_table([('What', 'Value'), *self._rows()], text_columns=2)}
+
+## Use
+
+```python
+import timm
+
+model = timm.create_model('hf-hub:{repo}', pretrained=True).eval()
+config = timm.data.resolve_model_data_config(model)
+transform = timm.data.create_transform(**config, is_training=False)  # PIL image -> [3, H, W]
+logits = model(transform(image)[None])  # [1, K]; the classes are model.pretrained_cfg['label_names']
+```
+
+## Licences
+
+This repository: {license}. The pictures of the training: {', '.join(data_licenses)}.
+"""
+
+    def _rows(self) -> list[tuple[str, str]]:
+        cfg, flags = self.model.pretrained_cfg, self.flags
+        size, (mean, std) = cfg['input_size'], (', '.join(f'{v:.4g}' for v in cfg[name]) for name in ('mean', 'std'))
+        millions = sum(parameter.numel() for parameter in self.model.parameters()) / 1e6
+        data = flags.get('dataset') or Path(str(flags.get('data_dir') or flags.get('data') or 'a folder')).name
+        how = [f'{name} {flags[name]}' for name in ('epochs', 'batch_size', 'opt', 'lr') if flags.get(name) is not None]
+        return [
+            ('parameters', f'{millions:.3g} M'),
+            (
+                'images',
+                f'{size[1]} x {size[2]}, mean {mean}, std {std}, {cfg["interpolation"]}, crop {cfg["crop_pct"]:g}',
+            ),
+            ('classes', str(self.model.num_classes)),
+            ('data', f'{data}, split `{flags.get("train_split", "train")}`'),
+            ('training', ', '.join(how)),
+            *(_dad_rows(flags) if flags.get('dad') else []),
+            *_metric_rows(self.checkpoint, flags),
+        ]
+
+
+def _dad_rows(flags: Mapping[str, Any]) -> list[tuple[str, str]]:
+    names = partial(_given, flags)
+    attack = names('dad_attack', 'dad_norm', 'dad_eps', 'dad_step_size', 'dad_num_steps', 'dad_random_start')
+    made = [('DAD views', f'`{without_folder(flags["dad_dir"])}`')] if flags.get('dad_dir') else [
+        ('VQGAN', f'`{without_folder(flags.get("dad_vqgan"))}`'), ('attack', attack),
+    ]  # fmt: skip
+    return [
+        ('teacher', f'`{without_folder(flags.get("dad_teacher"))}`'),
+        *made,
+        ('loss', names('dad_task_weight', 'dad_kd_weight', 'dad_weight', 'dad_temperature')),
+    ]
+
+
+def _given(flags: Mapping[str, Any], *names: str) -> str:
+    told = {name.removeprefix('dad_'): flags[name] for name in names if flags.get(name) is not None}
+    return ', '.join(f'{name} {value}' for name, value in told.items())
+
+
+def _metric_rows(checkpoint: str, flags: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the checkpoint says of its validation."""
+    content = read_checkpoint(checkpoint, mmap=True) if not checkpoint.endswith('.safetensors') else {}
+    if content.get('metric') is None:
+        return []
+    split = flags.get('val_split', 'validation')
+    what = f'{flags.get("eval_metric", "metric")} on `{split}`'
+    return [(what, f'{content["metric"]:.4g}, epoch {content.get("epoch")}')]
