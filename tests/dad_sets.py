@@ -192,5 +192,5 @@ def pixels_of(view):
 
 def stored_logits(dad_set, index, view):
     """Stored logits ``[K]`` of an image and of one of its views."""
-    coded = torch.tensor([encode_target(dad_set, index, view, 0)])
-    return tuple(logits[0] for logits in StoredLogits(dad_set).read(coded))
+    coded = torch.tensor(2 * [encode_target(index, view, dad_set.num_views, 0, 4)])
+    return tuple(logits[0] for logits in StoredLogits.of_views(dad_set).read(coded))

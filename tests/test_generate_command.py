@@ -24,8 +24,12 @@ from torch import nn
 from timm_dad.cli import main as cli
 from timm_dad.commands.generate import create_config, create_parser, main, parse_args
 from timm_dad.dad_sets.manifest import read_json
+from timm_dad.dad_sets.read import DADSet
+from timm_dad.dad_sets.reinforce import Reinforcement
 from timm_dad.dad_sets.verify import verify
 from timm_dad.data import datasets as data
+from timm_dad.flags.reinforce import reinforce_config
+from timm_dad.flags.rules import written
 from timm_dad.vqgan.model import VQGAN, VQGANConfig
 
 NAMES = tuple(f'{name}/{index}.png' for name in ('cat', 'dog', 'fish', 'tree') for index in range(3))
@@ -187,6 +191,36 @@ ELSEWHERE = {
     'dad_compile': 'test_what_rounds_otherwise_is_a_setting_of_the_set',
     'dad_teacher_checkpoint': 'test_weights_of_the_teacher_may_be_a_flag_of_their_own',
 }
+
+
+# Flags of --reinforce: settings of the answers.
+REINFORCED = {
+    'reinforce': ('3',), 'reinforce_top_k': ('3',), 'train_crop_mode': ('rkrc',), 'scale': ('0.5', '1'),
+    'ratio': ('1', '1'), 'hflip': ('0',), 'vflip': ('0.5',), 'color_jitter': ('0.1',), 'color_jitter_prob': ('0.5',),
+    'grayscale_prob': ('0.2',), 'gaussian_blur_prob': ('0.2',), 'aa': ('rand-m5',), 'reprob': ('0.2',),
+    'remode': ('const',), 'recount': ('2',), 'train_interpolation': ('bicubic',), 'mean': ('0', '0', '0'),
+    'std': ('1', '1', '1'), 'dad_same_crop': (), 'dad_view_aug': ('base',),
+}  # fmt: skip
+ELSEWHERE |= dict.fromkeys(REINFORCED, 'test_flags_of_reinforce_are_settings_of_the_answers')
+
+
+@pytest.mark.parametrize('dest', REINFORCED)
+def test_flags_of_reinforce_are_settings_of_the_answers(files, tmp_path, dest):
+    def settings(*more):
+        args = parse_args(flags(files, tmp_path / 'set', '--reinforce', '2', *more))
+        return reinforce_config(args, (16, 16)).settings
+
+    assert settings(written(dest), *REINFORCED[dest]) != settings()
+
+
+def test_a_set_is_reinforced_when_it_is_whole_and_in_one_way_alone(files, tmp_path, capsys):
+    main(flags(files, tmp_path / 'set', '--reinforce', '2'))
+    assert list(verify(tmp_path / 'set')) == []
+    answers = Reinforcement(DADSet(tmp_path / 'set'))
+    assert (answers.repeats, answers.settings['transform']['input_size'][0]) == (2, 3)
+    with pytest.raises(SystemExit, match='2'):
+        main(flags(files, tmp_path / 'set', '--reinforce', '2', '--hflip', '0'))
+    assert 'reinforced is a set of other settings (transform.hflip: here 0.0, there 0.5)' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('dest', [action.dest for action in create_parser()._actions])

@@ -15,6 +15,8 @@ from timm_dad.dad_sets.generate import generate
 from timm_dad.dad_sets.hub import SCHEME
 from timm_dad.dad_sets.maker import GenerateConfig
 from timm_dad.dad_sets.manifest import FORMAT_VERSION
+from timm_dad.dad_sets.read import DADSet
+from timm_dad.dad_sets.reinforce import reinforce
 from timm_dad.dad_sets.summary import format_summary
 from timm_dad.data.datasets import check_images
 from timm_dad.data.images import Source
@@ -27,6 +29,7 @@ from timm_dad.flags.frame import add_frame_args, create_frame, frame_rules
 from timm_dad.flags.moved import absolute
 from timm_dad.flags.pairs import load_vqgan_by_spec
 from timm_dad.flags.parser import Parser
+from timm_dad.flags.reinforce import add_reinforce_args, check_reinforce_args, reinforce_config
 from timm_dad.flags.rules import check_rules, given_flags
 from timm_dad.flags.teacher import TEACHER_FLAGS, check_teacher_args, create_teacher, teacher_specs
 from timm_dad.flags.views import (
@@ -70,6 +73,7 @@ def create_parser() -> Parser:
     )  # fmt: skip
     add_fields(group, FormatConfig, _FILES)
     add_fields(group, GenerateConfig, _SET)
+    add_reinforce_args(parser)
     group = add_data_args(parser, split='train', alias='--train-split')
     group.add_argument('--train-num-samples', type=int, metavar='N', help='images of the split, for a stream')
     add_execution_args(parser.add_argument_group('Execution'), GenerateConfig.batch_size)
@@ -101,9 +105,10 @@ def _check_args(args: argparse.Namespace, given: dict[str, Any]) -> None:
     )  # fmt: skip
     check_rules(rules)
     check_data_args(args, given)
-    if 'dad_temperature' in given and not args.dad_store_logits and len(teacher_specs(args)) < 2:
-        raise ValueError('--dad-temperature is for --dad-store-logits, or for several teachers')
+    if 'dad_temperature' in given and not (args.dad_store_logits or args.reinforce) and len(teacher_specs(args)) < 2:
+        raise ValueError('--dad-temperature is for --dad-store-logits, --reinforce, or for several teachers')
     check_view_args(args)
+    check_reinforce_args(args, given, create_parser())
     create_config(args)
 
 
@@ -111,6 +116,8 @@ def create_config(args: argparse.Namespace) -> GenerateConfig:
     """How the flags want the set; ``ValueError`` names the flag."""
     frame, files = create_frame(args), from_flags(FormatConfig, args, _FILES)
     flags = {**_VIEWS, **_SET, 'batch_size': 'batch_size'}
+    if args.reinforce:
+        reinforce_config(args, frame.size)  # whatever is wrong with it, before anything is made
     return from_flags(GenerateConfig, args, flags, frame=frame, files=files)
 
 
@@ -136,9 +143,23 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
             progress=is_main_process(),
             repair=args.repair,
         )  # fmt: skip
+        if args.reinforce:
+            store_answers(args, source, augment, config, device)
     if is_main_process():
         print(format_summary(summary, Path(args.output)))
     return summary
+
+
+def store_answers(
+    args: argparse.Namespace, source: Source, augment: DADAugment, config: GenerateConfig, device: torch.device
+) -> None:
+    """Reinforce a set that is whole."""
+    dad_set = DADSet(args.output)
+    dad_set.decoder = augment.vqgan if dad_set.format == 'codes' else None
+    reinforce(
+        source, dad_set, augment.ask_teacher, reinforce_config(args, config.frame.size),
+        device=device, workers=args.workers, progress=is_main_process(),
+    )  # fmt: skip
 
 
 def open_source(args: argparse.Namespace) -> Source:

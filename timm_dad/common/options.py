@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import field, fields
 from numbers import Integral, Real
-from typing import Any, TypeVar, get_args
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin
 
 T = TypeVar('T')
 
@@ -31,7 +32,8 @@ _KINDS: dict[Any, tuple[type, str]] = {
 def check_types(config: Any) -> None:
     """Raise ``TypeError`` if a field of a dataclass is not of its type; to be called first in ``__post_init__``."""
     for one in fields(config):
-        value, kinds = getattr(config, one.name), get_args(one.type) or (one.type,)
+        value, of = getattr(config, one.name), get_origin(one.type)
+        kinds = get_args(one.type) if of is UnionType else (of or one.type,)
         taken = [_KINDS.get(kind, (kind, kind.__name__)) for kind in kinds]
         is_truth = isinstance(value, bool) and bool not in kinds  # to Python a whole number
         if is_truth or not isinstance(value, tuple(kind for kind, _ in taken)):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from timm_dad.dad_sets.formats import logits_path
-from timm_dad.dad_sets.read import DADSet
+from timm_dad.dad_sets.read import DADSet, SetFolder
 
 _PARTS = ('values', 'classes', 'rest')
 
@@ -43,46 +43,104 @@ def dense_logits(values: Tensor, classes: Tensor, rest: Tensor, num_classes: int
     return logits.scatter_(-1, classes.long(), values.float())
 
 
-def encode_target(dad_set: DADSet, index: int, view: int, label: int) -> int:
-    """One number for index and label of an image and the number of its view."""
-    num_classes: int = dad_set.settings['data']['num_classes']
-    return (index * dad_set.num_views + view) * num_classes + label
+def encode_target(index: int, turn: int, turns: int, label: int, num_classes: int) -> int:
+    """One number for index and label of an image and which of its ``turns`` (views, or augmentations) it is."""
+    return (index * turns + turn) * num_classes + label
+
+
+def mix_targets(weights: Tensor, coded: Tensor) -> Tensor:
+    """Targets of mixed images.
+
+    Args:
+        weights: ``[N, B]``: how much of each image of the batch is in each mixed one; timm mixes the ``i``-th with the
+            ``i``-th last.
+        coded: Targets ``[B]`` of ``encode_target``.
+
+    Returns:
+        ``[N, 3]``, float64: both targets, and how much of the first is in it.
+    """
+    count = len(weights)
+    return torch.stack([coded[:count].double(), coded.flip(0)[:count].double(), weights.diagonal().double()], dim=1)
 
 
 class StoredLogits:
-    """Take the targets of ``encode_target`` apart, and read the logits that they stand for."""
+    """Take the targets of ``encode_target`` apart, or of ``mix_targets``, and read the logits that they stand for.
 
-    def __init__(self, dad_set: DADSet) -> None:
+    Args:
+        folder: A DAD set with logits of its images and views as they are, or the ``Reinforcement`` of one.
+        turns: Views, or augmentations, of each image there.
+        num_classes: Classes of the data.
+        temperature: Distillation temperature, at which answers of mixed images are mixed.
+        smoothing: Label smoothing of mixed labels.
+    """
+
+    def __init__(
+        self, folder: SetFolder, turns: int, num_classes: int, temperature: float, smoothing: float = 0.0
+    ) -> None:
+        self.folder, self.turns, self.num_classes = folder, turns, num_classes
+        self.temperature, self.smoothing = temperature, smoothing
+        self._shards: dict[int, dict[str, Tensor]] = {}  # mapped files: the system keeps in memory what is read
+
+    @classmethod
+    def of_views(cls, dad_set: DADSet) -> 'StoredLogits':
+        """Those of images and views as they are; ``ValueError`` if the set has none."""
         if dad_set.logits is None:
             raise ValueError(
                 f'{dad_set.root} has no logits: timm-dad generate --dad-store-logits makes a set with them'
             )
-        self.dad_set = dad_set
-        self.num_classes: int = dad_set.settings['data']['num_classes']
-        self._shards: dict[int, dict[str, Tensor]] = {}  # mapped files: the system keeps in memory what is read
+        return cls(dad_set, dad_set.num_views, dad_set.settings['data']['num_classes'], dad_set.logits['temperature'])
 
     def labels(self, coded: Tensor) -> Tensor:
-        """Class indices of targets ``[B]``."""
-        return coded % self.num_classes
+        """Class indices of targets ``[B]``; soft targets ``[B, K]`` of mixed ones ``[B, 3]``."""
+        if coded.ndim == 1:
+            return coded % self.num_classes
+        first, second, weight = coded.unbind(dim=1)
+        off = self.smoothing / self.num_classes
+        one, two = (
+            torch.full((len(coded), self.num_classes), off, device=coded.device).scatter_(
+                1, (codes.long() % self.num_classes)[:, None], 1.0 - self.smoothing + off
+            )
+            for codes in (first, second)
+        )
+        share = weight.float()[:, None]
+        return one * share + two * (1 - share)
 
     def read(self, coded: Tensor) -> tuple[Tensor, Tensor]:
-        """Teacher's logits of the images and of their views ``[B, K]``, fp32, up to a constant for each."""
-        clean, second = [], []
+        """Teacher's logits ``[B, K]``, fp32, up to a constant for each, on images and on their extra views.
+
+        NOTE: the answer on a mixed image is the mean of the answers on its two, where the teacher would be asked about
+        the mixed pixels.
+
+        Args:
+            coded: Targets of the images, and after them those of the extra views, ``[2B]`` or ``[2B, 3]``.
+        """
+        clean, second = coded.chunk(2)
+        return self._answers('clean', clean), self._answers('dad', second)
+
+    def _answers(self, of: str, coded: Tensor) -> Tensor:
+        if coded.ndim == 1:
+            return self._look_up(of, coded)
+        first, second, weight = coded.unbind(dim=1)
+        one, two = ((self._look_up(of, codes.long()) / self.temperature).softmax(dim=1) for codes in (first, second))
+        share = weight.float()[:, None]
+        return self.temperature * (one * share + two * (1 - share)).clamp_min(torch.finfo(torch.float32).tiny).log()
+
+    def _look_up(self, of: str, coded: Tensor) -> Tensor:
+        rows = []
         places: list[int] = (coded // self.num_classes).tolist()
         for place in places:
-            index, view = divmod(place, self.dad_set.num_views)
-            shard, row = self._shard(index // self.dad_set.shard_size), index % self.dad_set.shard_size
-            clean.append([shard[f'clean_{part}'][row] for part in _PARTS])
-            second.append([shard[f'dad_{part}'][row, view] for part in _PARTS])
-        return self._dense(clean, coded.device), self._dense(second, coded.device)
-
-    def _dense(self, rows: list[list[Tensor]], device: torch.device) -> Tensor:
-        values, classes, rest = (torch.stack(part).to(device) for part in zip(*rows, strict=True))
+            index, turn = divmod(place, self.turns)
+            shard, row = self._shard(index // self.folder.shard_size), index % self.folder.shard_size
+            found = [shard[f'{of}_{part}'][row] for part in _PARTS]
+            # A set as it is has one answer for an image, whichever of its views is beside it.
+            single = found[0].ndim == 1
+            rows.append(found if single else [part[turn] for part in found])
+        values, classes, rest = (torch.stack(part).to(coded.device) for part in zip(*rows, strict=True))
         return dense_logits(values, classes, rest, self.num_classes)
 
     def _shard(self, shard: int) -> dict[str, Tensor]:
         if shard not in self._shards:
             path = logits_path(shard)
-            self.dad_set.check_file(shard, path)
-            self._shards[shard] = load_file(self.dad_set.root / path)
+            self.folder.check_file(shard, path)
+            self._shards[shard] = load_file(self.folder.root / path)
         return self._shards[shard]

@@ -15,6 +15,7 @@ from typing import Any
 SETTINGS = 'dad_set.json'
 INDEX = 'index.json'
 FORMAT_VERSION = 1
+REINFORCED = 'reinforced'  # folder of the answers on augmentations, in that of their set
 
 
 def canonical_json(value: Any) -> bytes:

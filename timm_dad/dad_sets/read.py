@@ -23,6 +23,7 @@ from timm_dad.dad_sets.manifest import (
     settings_id,
     sha256,
 )
+from timm_dad.data.images import Frame
 from timm_dad.data.pictures import DataError
 from timm_dad.vqgan.model import VQGAN
 
@@ -42,8 +43,13 @@ def read_settings(root: Path) -> dict[str, Any]:
     return settings
 
 
-class DADSet:
-    """A whole DAD set, or a ``ValueError`` that says what to do; ``index`` is that of a set that is being finished."""
+class SetFolder:
+    """A finished folder of shards; ``ValueError`` says what to do about one that is not.
+
+    Args:
+        root: The folder.
+        index: That of a folder that is being finished.
+    """
 
     def __init__(self, root: str | Path, *, index: Mapping[str, Any] | None = None) -> None:
         self.root = Path(root)
@@ -58,17 +64,7 @@ class DADSet:
             raise ValueError(f'{self.root / INDEX} was altered: timm-dad verify {self.root} says what to do')
         if self.index.get('settings') != settings_id(self.settings):
             raise ValueError(f'{self.root / SETTINGS} was altered: timm-dad verify {self.root} says what to do')
-        self.num_images: int = self.settings['data']['num_images']
-        self.num_views: int = self.settings['views']['count']
-        self.size: tuple[int, int] = tuple(self.settings['views']['size'])
-        self.class_names: list[str] | None = self.settings['data']['class_names']
         self.shard_size: int = self.settings['shard_size']
-        self.logits: Mapping[str, Any] | None = self.settings['logits']
-        files = dict(self.settings['files'])
-        self.format: str = files['format']
-        self._config = FormatConfig(**files)
-        self.decoder: VQGAN | None = None  # of the format codes: the VQGAN that made it, on the CPU
-        self._places, self._hashes = self._read_places()
 
     def manifests(self) -> Iterator[ShardManifest]:
         """The manifests of all shards, in order; see ``manifest``."""
@@ -86,6 +82,40 @@ class DADSet:
         except (OSError, ValueError) as error:
             raise self.damaged(str(path), error) from error
 
+    def damaged(self, path: str, why: Exception, what: str = '') -> DataError:
+        """The error that says how a file of the set, or ``what`` in it, is made again."""
+        repo = cached_repo(self.root)
+        fix = f'timm-dad generate --repair, with the flags that made {self.root}, makes it again'
+        if repo is not None:
+            fix = f'remove {repo}, and it is fetched again'
+        return DataError(f'{path}{what} is damaged ({why}): {fix}')
+
+    def check_file(self, shard: int, path: str) -> None:
+        """Compare a file of a shard that holds no views with its manifest; ``DataError`` if it is damaged."""
+        places = {place['path']: place for place in self.manifest(shard).header['files']}
+        try:
+            if sha256((self.root / path).read_bytes()) != places[path]['sha256']:
+                raise OSError('its bytes are others than it was made with')
+        except OSError as error:
+            raise self.damaged(str(self.root / path), error) from error
+
+
+class DADSet(SetFolder):
+    """A whole DAD set, or a ``ValueError`` that says what to do; ``index`` is that of a set that is being finished."""
+
+    def __init__(self, root: str | Path, *, index: Mapping[str, Any] | None = None) -> None:
+        super().__init__(root, index=index)
+        self.num_images: int = self.settings['data']['num_images']
+        self.num_views: int = self.settings['views']['count']
+        self.size: tuple[int, int] = tuple(self.settings['views']['size'])
+        self.class_names: list[str] | None = self.settings['data']['class_names']
+        self.logits: Mapping[str, Any] | None = self.settings['logits']
+        files = dict(self.settings['files'])
+        self.format: str = files['format']
+        self._config = FormatConfig(**files)
+        self.decoder: VQGAN | None = None  # of the format codes: the VQGAN that made it, on the CPU
+        self._places, self._hashes = self._read_places()
+
     def _read_places(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Offset and size ``[num_images, num_views, 2]`` and half of the hash ``[num_images, num_views, 16]`` of views.
 
@@ -99,6 +129,11 @@ class DADSet:
                     places[item['index'], view] = place.get('offset', 0), place['bytes']
                     hashes[item['index'], view] = np.frombuffer(bytes.fromhex(place['sha256'])[:_HASH], np.uint8)
         return torch.from_numpy(places), torch.from_numpy(hashes)
+
+    def frame(self) -> Frame:
+        """The part of an image that its views show, and their size."""
+        views = self.settings['views']
+        return Frame(size=self.size, interpolation=views['interpolation'], crop_pct=views['crop_pct'])
 
     def draw_view(self) -> int:
         """One of the views, at random."""
@@ -126,23 +161,6 @@ class DADSet:
             return data
         except OSError as error:
             raise self.damaged(str(self.root / place), error, '' if single else f', view {view} of {name},') from error
-
-    def damaged(self, path: str, why: Exception, what: str = '') -> DataError:
-        """The error that says how a file of the set, or ``what`` in it, is made again."""
-        repo = cached_repo(self.root)
-        fix = f'timm-dad generate --repair, with the flags that made {self.root}, makes it again'
-        if repo is not None:
-            fix = f'remove {repo}, and it is fetched again'
-        return DataError(f'{path}{what} is damaged ({why}): {fix}')
-
-    def check_file(self, shard: int, path: str) -> None:
-        """Compare a file of a shard that holds no views with its manifest; ``DataError`` if it is damaged."""
-        places = {place['path']: place for place in self.manifest(shard).header['files']}
-        try:
-            if sha256((self.root / path).read_bytes()) != places[path]['sha256']:
-                raise OSError('its bytes are others than it was made with')
-        except OSError as error:
-            raise self.damaged(str(self.root / path), error) from error
 
     def _decode(self, data: bytes) -> Image.Image:
         if self.decoder is None:

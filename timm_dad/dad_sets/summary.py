@@ -39,13 +39,7 @@ def finish(folder: ShardedFolder, source: Source, frame: Frame, augment: DADAugm
 
 
 def _write(folder: ShardedFolder, source: Source, frame: Frame, augment: DADAugment) -> None:
-    root, work = folder.root, folder.work('finish')
-    shards: list[dict[str, Any]] = []
-    for shard in range(folder.num_shards):
-        path = manifest_path(root, shard)
-        entry = {'path': str(path.relative_to(root)), 'sha256': sha256(path.read_bytes())}
-        shards.append({**entry, 'items': len(folder.shard_range(shard))})
-    index: dict[str, Any] = {'settings': folder.settings_id, 'items': folder.num_images, 'shards': shards}
+    root, index = folder.root, begin_index(folder)
     dad_set = DADSet(root, index=index)
     dad_set.decoder = augment.vqgan
     index['summary'] = summarize(dad_set, augment.vqgan.config.n_embed)
@@ -55,10 +49,26 @@ def _write(folder: ShardedFolder, source: Source, frame: Frame, augment: DADAugm
     if dad_set.format == 'wds':
         split = str(dad_set.settings['data']['split'])
         split = 'train' if 'tar' in split or '..' in split else split  # timm takes these for names of files
-        files['_info.json'] = wds_info(split, dad_set.num_views, [entry['items'] for entry in shards])
+        files['_info.json'] = wds_info(split, dad_set.num_views, [entry['items'] for entry in index['shards']])
+    end_index(folder, index, files)
+
+
+def begin_index(folder: ShardedFolder) -> dict[str, Any]:
+    """What the index of a whole folder says of its shards."""
+    shards = []
+    for shard in range(folder.num_shards):
+        path = manifest_path(folder.root, shard)
+        entry = {'path': str(path.relative_to(folder.root)), 'sha256': sha256(path.read_bytes())}
+        shards.append({**entry, 'items': len(folder.shard_range(shard))})
+    return {'settings': folder.settings_id, 'items': folder.num_images, 'shards': shards}
+
+
+def end_index(folder: ShardedFolder, index: dict[str, Any], files: dict[str, bytes]) -> None:
+    """Write the files beside the shards, by name, and last the index, which says that the folder is whole."""
+    root, work = folder.root, folder.work('finish')
     for name, data in files.items():
         write_file(root / name, data, sync=True, work=work)
-    files[SETTINGS] = (root / SETTINGS).read_bytes()
+    files = {**files, SETTINGS: (root / SETTINGS).read_bytes()}
     index['files'] = [place_of(name, data) for name, data in files.items()]
     index['sha256'] = index_hash(index)
     write_file(root / INDEX, canonical_json(index) + b'\n', sync=True, work=work)

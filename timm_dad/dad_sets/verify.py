@@ -3,13 +3,14 @@
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from timm_dad.common.progress import progress as bar
 from timm_dad.dad_sets.manifest import (
     INDEX,
+    REINFORCED,
     SETTINGS,
     ShardManifest,
     canonical_json,
@@ -33,6 +34,7 @@ class Damage:
     path: str  # relative to the set
     item: str = ''  # the view in it, where the file holds several
     shard: int | None = None  # to be made again
+    folder: str = ''  # of the set, that the shard is of
 
     def __str__(self) -> str:
         """One line."""
@@ -42,6 +44,13 @@ class Damage:
 def verify(root: str | Path, progress: bool = False) -> Iterator[Damage]:
     """Compare all bytes of a set, as far as it is made, with its manifests; ``ValueError`` if there is none to read."""
     root = Path(root)
+    yield from _verify_folder(root, progress)
+    if (root / REINFORCED).is_dir():
+        for damage in _verify_folder(root / REINFORCED, progress):
+            yield replace(damage, path=f'{REINFORCED}/{damage.path}', folder=REINFORCED)
+
+
+def _verify_folder(root: Path, progress: bool) -> Iterator[Damage]:
     found = found_shards(root)
     settings = _whole_json(root / SETTINGS)
     if settings is not None or not (found or (root / INDEX).exists()):
@@ -125,14 +134,16 @@ def clear_damage(root: Path, settings: Mapping[str, Any], progress: bool = False
     damages = list(verify(root, progress))
     if SETTINGS not in {damage.path for damage in damages}:
         check_folder(root, settings)
-    shards = {damage.shard for damage in damages if damage.shard is not None}
-    if SETTINGS in {damage.path for damage in damages} and not found_shards(root) - shards:
+    shards = {(damage.folder, damage.shard) for damage in damages if damage.shard is not None}
+    own = {shard for folder, shard in shards if not folder}
+    if SETTINGS in {damage.path for damage in damages} and not found_shards(root) - own:
         raise ValueError(f'{root}: nothing in it is whole, not even {SETTINGS}: remove it, and make the set anew')
     for damage in damages:
         _logger.info('To be made again: %s', damage)
         _clear_place(root, root / damage.path)
-    manifests = [str(manifest_path(Path(), shard)) for shard in shards]
-    for name in {INDEX, *manifests, *(damage.path for damage in damages if damage.shard is None)} if damages else ():
+    manifests = [str(manifest_path(Path(folder), shard)) for folder, shard in shards]
+    indices = {str(Path(damage.folder, INDEX)) for damage in damages}
+    for name in {*indices, *manifests, *(damage.path for damage in damages if damage.shard is None)}:
         _clear_place(root, root / name)
         (root / name).unlink(missing_ok=True)
 

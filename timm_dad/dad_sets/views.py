@@ -32,7 +32,10 @@ class SetViews:
             index = self.pictures.find(image, label)
         view = self.dad_set.draw_view()
         second = self.dad_set.image(index, view, self.source.name(index, label))
-        return second, encode_target(self.dad_set, index, view, label) if self.coded else label
+        if not self.coded:
+            return second, label
+        num_classes: int = self.dad_set.settings['data']['num_classes']
+        return second, encode_target(index, view, self.dad_set.num_views, label, num_classes)
 
 
 class PictureIndex:

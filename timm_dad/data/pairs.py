@@ -63,6 +63,7 @@ class PairTransform:
         frame: Brings the image to the part of it that its second picture shows, before anything else.
         same_draws: Both get the same random numbers: one crop, one flip, ...
         base_alone: The second picture gets crop and flip alone, whatever else the image gets.
+        coded: Targets are no class indices, but codes of stored answers.
 
     Source: timm ``AugMixDataset``, whose three transforms and splits these are.
     """
@@ -73,8 +74,10 @@ class PairTransform:
         frame: Transform | None = None,
         same_draws: bool = False,
         base_alone: bool = False,
+        coded: bool = False,
     ) -> None:
-        self.num_splits, self.frame, self.same_draws, self.base_alone = num_splits, frame, same_draws, base_alone
+        self.num_splits, self.frame, self.same_draws = num_splits, frame, same_draws
+        self.base_alone, self.coded = base_alone, coded
         self.transform: Transform | Sequence[Transform] | None = None
 
     def __call__(self, image: Any, second: Any) -> tuple[Any, ...]:

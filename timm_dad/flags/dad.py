@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from timm_dad.common.errors import is_main_process
-from timm_dad.dad_sets.logits import StoredLogits
 from timm_dad.dad_sets.match import check_teacher
 from timm_dad.dad_sets.read import DADSet
 from timm_dad.data.images import Source
@@ -19,6 +18,7 @@ from timm_dad.flags.header import log_models
 from timm_dad.flags.kwargs import num_channels
 from timm_dad.flags.pairs import add_pair_args, check_pair_args, makes_views, training_frame, uses_cache, uses_pairs
 from timm_dad.flags.recipe import add_recipe_arg, apply_recipe
+from timm_dad.flags.reinforce import stored_logits
 from timm_dad.flags.rules import check_rules, under_flag, written
 from timm_dad.flags.teacher import check_teacher_args, create_teacher
 from timm_dad.flags.views import (
@@ -156,7 +156,8 @@ def build_task(
     size, mean, std = tuple(data_config['input_size'][-2:]), data_config['mean'], data_config['std']
     teacher = augment = stored = None
     if dad_set is not None and args.dad_stored_logits:
-        stored = StoredLogits(dad_set)
+        with under_flag(f'--dad-dir {args.dad_dir}:'):
+            stored = stored_logits(args, dad_set, data_config)
     else:
         teacher = create_teacher(args, args.num_classes, class_names, device)
         if dad_set is not None:

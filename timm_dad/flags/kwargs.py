@@ -48,17 +48,25 @@ def _loader_kwargs(args: argparse.Namespace, data_config: dict[str, Any]) -> dic
     }
 
 
+def transform_kwargs(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of timm's ``create_transform`` that say how one image is augmented."""
+    return _pick(
+        args, 'train_crop_mode', 'scale', 'ratio', 'hflip', 'vflip', 'color_jitter', 'color_jitter_prob',
+        'grayscale_prob', 'gaussian_blur_prob', re_prob='reprob', re_mode='remode', re_count='recount',
+        auto_augment='aa',
+    )  # fmt: skip
+
+
 def train_loader_kwargs(args: argparse.Namespace, data_config: dict[str, Any]) -> dict[str, Any]:
     """Arguments of ``create_train_loader``; ``data_config`` is of ``timm.data.resolve_data_config``."""
     picked = _pick(
-        args, 'seed', 'batch_size', 'no_aug', 'train_crop_mode', 'scale', 'ratio', 'hflip', 'vflip', 'color_jitter',
-        'color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob', 'worker_seeding', re_prob='reprob',
-        re_mode='remode', re_count='recount', re_split='resplit', auto_augment='aa', num_aug_repeats='aug_repeats',
+        args, 'seed', 'batch_size', 'no_aug', 'worker_seeding', re_split='resplit', num_aug_repeats='aug_repeats',
         num_aug_splits='aug_splits',
     )  # fmt: skip
     stops_mixing = mixes(args) and args.mixup_off_epoch  # workers that live on would mix on
     return {
         **_loader_kwargs(args, data_config),
+        **transform_kwargs(args),
         **picked,
         'mixup': None if args.no_prefetcher else mixup_kwargs(args),
         'interpolation': data_config['interpolation'] if args.no_aug else args.train_interpolation,

@@ -13,6 +13,7 @@ from timm_dad.dad_sets.hub import set_folder
 from timm_dad.dad_sets.maker import GenerateConfig
 from timm_dad.dad_sets.match import check_decoder, check_student
 from timm_dad.dad_sets.read import DADSet, read_settings
+from timm_dad.dad_sets.reinforce import ReinforcedViews
 from timm_dad.dad_sets.temporary import temporary_set
 from timm_dad.dad_sets.views import SetViews
 from timm_dad.data.images import Frame, Source
@@ -20,6 +21,7 @@ from timm_dad.data.pairs import DADPairs, ExtraViews, PairStream, PairTransform,
 from timm_dad.demo.data import DEMO_VQGAN
 from timm_dad.flags.attack import ATTACK_FLAGS, DISAGREEMENT
 from timm_dad.flags.moved import find_here
+from timm_dad.flags.reinforce import add_pairing_args, check_replay_args, open_reinforcement, replays
 from timm_dad.flags.rules import check_rules, under_flag, written
 from timm_dad.method.augment import DADAugment
 from timm_dad.vqgan.load import load_vqgan
@@ -29,9 +31,6 @@ from timm_dad.vqgan.model import VQGAN
 VIEW_FLAGS = (
     'dad_vqgan', 'dad_strict_size', *ATTACK_FLAGS, 'dad_keep_label', 'dad_cache', 'dad_eps_sched', 'dad_eps_start',
 )  # fmt: skip
-
-
-VIEW_AUGS = ('full', 'base')
 
 
 def add_pair_args(group: Any) -> None:
@@ -49,19 +48,11 @@ def add_pair_args(group: Any) -> None:
         '--dad-dir', metavar='DIR',
         help='take the DAD views from a set that timm-dad generate made: a folder, or hf://USER/NAME[@REVISION]',
     )  # fmt: skip
-    group.add_argument(
-        '--dad-same-crop', action='store_true',
-        help='one random crop, flip, ... for image and DAD view (--dad-dir or --dad-cache; default: one for each)',
-    )  # fmt: skip
-    group.add_argument(
-        '--dad-view-aug', choices=VIEW_AUGS, default=VIEW_AUGS[0],
-        help='what the extra view gets: full: RandAugment, color jitter, erasing, mixing, ... like the image (a DAD '
-        'view made in the training step is made of the augmented image); base: crop and flip alone (and it is made '
-        'before the rest)',
-    )  # fmt: skip
+    add_pairing_args(group)
     group.add_argument(
         '--dad-stored-logits', action='store_true',
-        help="take the teacher's logits from --dad-dir, and load no teacher; without random augmentation",
+        help="take the teacher's logits from --dad-dir, and load no teacher: with --no-aug, or with the augmentation "
+        'that the set was reinforced with',
     )  # fmt: skip
 
 
@@ -144,19 +135,22 @@ def check_set_args(args: argparse.Namespace, given: Mapping[str, Any], *, loads_
 
 
 def _check_stored_logits_args(args: argparse.Namespace, given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    logits = settings['logits']
+    logits, replaying = settings['logits'], replays(args)
     teacher_flags = (*settings['teacher']['flags'], 'dad_precision', 'dad_compile', 'dad_micro_batch')
     unused = [written(name) for name in teacher_flags if name in given]
     augmented = [name for name in ('mixup', 'cutmix', 'cutmix_minmax', 'reprob', 'aug_splits') if getattr(args, name)]
     as_they_are = '--dad-stored-logits are of the pictures as they are'
+    check_rules(((not unused, f'{"".join(unused[:1])} is about the teacher, and --dad-stored-logits loads none'),))
+    if replaying:
+        check_replay_args(args)
+        return
     rules = (
-        (not unused, f'{"".join(unused[:1])} is about the teacher, and --dad-stored-logits loads none'),
         (logits is not None,
          f'--dad-stored-logits: {args.dad_dir} has none; timm-dad generate --dad-store-logits makes a set with them'),
         (logits is None or logits['temperature'] == args.dad_temperature,
          f'--dad-temperature must be that of the stored logits, {logits and logits["temperature"]}, got '
          f'{args.dad_temperature}'),
-        (args.no_aug, f'{as_they_are}: it needs --no-aug'),
+        (args.no_aug, f'{as_they_are}: add --no-aug, or reinforce the set (timm-dad generate --reinforce N)'),
         (not augmented, f'{as_they_are}: leave {"".join(map(written, augmented[:1]))} out'),
     )  # fmt: skip
     check_rules(rules)
@@ -229,22 +223,25 @@ def pair_dataset(
     extra = extra_views or SameImage()
     if dad_set is not None:
         with under_flag('--dad-cache:' if uses_cache(args) else f'--dad-dir {args.dad_dir}:'):
-            extra = SetViews(dad_set, source, coded=args.dad_stored_logits)
+            if replays(args):
+                found = open_reinforcement(args, dad_set, data_config)
+                extra = ReinforcedViews(dad_set, source, found.seed, found.repeats)
+            else:
+                extra = SetViews(dad_set, source, coded=args.dad_stored_logits)
     views = PairTransform(
         args.aug_splits or 1,
         _frame(args, dad_set),
         same_draws=args.dad_same_crop or makes_views(args),
         base_alone=args.dad_view_aug == 'base',
+        coded=args.dad_stored_logits,
     )
     return PairStream(dataset, extra, views) if streams else DADPairs(source, extra, views)
 
 
 def _frame(args: argparse.Namespace, dad_set: DADSet | None) -> Any:
     """The part of an image that its DAD views show, where the image must show the same."""
-    if dad_set is None or not (args.dad_same_crop or args.dad_stored_logits):
-        return None
-    views = dad_set.settings['views']
-    return Frame(size=dad_set.size, interpolation=views['interpolation'], crop_pct=views['crop_pct']).transform()
+    as_it_is = args.dad_stored_logits and not replays(args)
+    return dad_set.frame().transform() if dad_set is not None and (args.dad_same_crop or as_it_is) else None
 
 
 def training_frame(data_config: Mapping[str, Any]) -> Frame:

@@ -157,9 +157,8 @@ def _add_optimizer_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--decay-rate', '--dr', type=float, default=0.1, metavar='RATE', help='decay of the rate')
 
 
-def _add_augmentation_args(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group('Augmentation and regularization')
-    group.add_argument('--no-aug', action='store_true', help='no augmentation')
+def add_transform_args(group: Any) -> None:
+    """Add the flags of what is done to one image to a group of a parser."""
     group.add_argument('--train-crop-mode', metavar='NAME', help='rrc (random resized crop), rkrc or rkrr')
     group.add_argument('--scale', type=float, nargs='+', default=[0.08, 1.0], metavar='PCT', help='area of crops')
     group.add_argument('--ratio', type=float, nargs='+', default=[3 / 4, 4 / 3], metavar='RATIO', help='their aspect')
@@ -170,6 +169,16 @@ def _add_augmentation_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--grayscale-prob', type=float, metavar='PCT', help='probability of grayscale')
     group.add_argument('--gaussian-blur-prob', type=float, metavar='PCT', help='probability of blur')
     group.add_argument('--aa', metavar='NAME', help='AutoAugment, RandAugment or AugMix policy, rand-m9-mstd0.5-inc1')
+    group.add_argument('--reprob', type=float, default=0.0, metavar='PCT', help='probability of random erasing')
+    group.add_argument('--remode', default='pixel', choices=('const', 'rand', 'pixel'), help='what it fills in')
+    group.add_argument('--recount', type=int, default=1, help='its regions')
+    group.add_argument('--train-interpolation', default='random', help='random, bilinear, bicubic')
+
+
+def _add_augmentation_args(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('Augmentation and regularization')
+    group.add_argument('--no-aug', action='store_true', help='no augmentation')
+    add_transform_args(group)
     group.add_argument('--aug-repeats', type=float, default=0, help='repeated augmentation (several processes only)')
     group.add_argument('--aug-splits', type=int, default=0, help='augmentation splits: 0, or 2 and more')
     group.add_argument('--jsd-loss', action='store_true', help='Jensen-Shannon divergence + CE, with --aug-splits')
@@ -177,9 +186,6 @@ def _add_augmentation_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--bce-sum', action='store_true', help='its sum over classes')
     group.add_argument('--bce-target-thresh', type=float, help='its threshold for softened targets')
     group.add_argument('--bce-pos-weight', type=float, help='its weight of positives')
-    group.add_argument('--reprob', type=float, default=0.0, metavar='PCT', help='probability of random erasing')
-    group.add_argument('--remode', default='pixel', choices=('const', 'rand', 'pixel'), help='what it fills in')
-    group.add_argument('--recount', type=int, default=1, help='its regions')
     group.add_argument('--resplit', action='store_true', help='do not erase in the first augmentation split')
     group.add_argument('--mixup', type=float, default=0.0, help='mixup alpha')
     group.add_argument('--cutmix', type=float, default=0.0, help='cutmix alpha')
@@ -189,7 +195,6 @@ def _add_augmentation_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--mixup-mode', default='batch', choices=('batch', 'pair', 'elem'), help='what shares a draw')
     group.add_argument('--mixup-off-epoch', type=int, default=0, metavar='N', help='no mixup from this epoch on')
     group.add_argument('--smoothing', type=float, default=0.1, help='label smoothing')
-    group.add_argument('--train-interpolation', default='random', help='random, bilinear, bicubic')
     group.add_argument('--drop', type=float, default=0.0, metavar='PCT', help='dropout')
     group.add_argument('--drop-connect', type=float, metavar='PCT', help='deprecated, use --drop-path')
     group.add_argument('--drop-path', type=float, metavar='PCT', help='stochastic depth')

@@ -27,7 +27,7 @@ class StoredAnswers(Protocol):
     """The teacher's answers, made before training; targets say which."""
 
     def labels(self, coded: Tensor) -> Tensor:
-        """Class indices of targets ``[B]``."""
+        """Labels of targets: class indices, or soft targets where images are mixed."""
 
     def read(self, coded: Tensor) -> tuple[Tensor, Tensor]:
-        """Teacher's logits ``[B, K]`` on the images and on their extra views."""
+        """Teacher's logits ``[B, K]`` on images and their extra views, given the targets of those and then of these."""

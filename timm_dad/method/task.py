@@ -270,7 +270,7 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         """Teacher's logits of the clean images of pairs, and their extra view, whose labels are ``label``."""
         clean, x_norm = input[: len(label)], input[-len(label) :]
         if self.stored is not None:
-            logits, extra_logits = self.stored.read(target[: len(label)])
+            logits, extra_logits = self.stored.read(target)
         elif not wanted:
             return Prepared(self._ask_teacher(self.norm.to_pixels(clean)), None)
         else:  # one forward for both

@@ -9,6 +9,7 @@ from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader
 from timm.data.mixup import mixup_target
 from torch.utils.data import IterableDataset
 
+from timm_dad.dad_sets.logits import mix_targets
 from timm_dad.data.datasets import collate_views
 from timm_dad.data.pairs import PairTransform, pair_views
 from timm_dad.data.seeded import Positions, SeededErasing, SeededSamples
@@ -22,38 +23,57 @@ class PairMixup(Mixup):  # type: ignore[misc]
     Clean images are mixed with clean ones and extra views with extra ones; with ``base_alone`` these are not mixed.
     """
 
-    base_alone = False
+    base_alone = coded = False
 
     def __call__(self, input: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mix ``[2B, 3, H, W]`` and ``[2B]`` to ``[2B, 3, H, W]`` and soft targets ``[2B, K]``."""
         (clean, extra), label = input.chunk(2), target[: len(target) // 2]
+        given = mixable(self, label)
         if self.base_alone:
-            mixed, soft = super().__call__(clean, label)
-            return torch.cat([mixed, extra]), torch.cat([soft, unmixed(self, label)])
+            mixed, soft = super().__call__(clean, given)
+            return torch.cat([mixed, extra]), torch.cat([as_targets(self, soft, label), unmixed(self, label)])
         # As channels of one image, what happens to one view happens to the other.
-        mixed, soft = super().__call__(torch.cat([clean, extra], dim=1), label)
+        mixed, soft = super().__call__(torch.cat([clean, extra], dim=1), given)
+        soft = as_targets(self, soft, label)
         return torch.cat(mixed.chunk(2, dim=1)), torch.cat([soft, soft])
 
 
 class PairCollateMixup(FastCollateMixup):  # type: ignore[misc]
     """``PairMixup`` while collating, for loaders with timm's prefetcher."""
 
-    base_alone = False
+    base_alone = coded = False
 
     def __call__(self, batch: Any, _: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Mix pairs of two views ``[3, H, W]`` uint8 and a class index to ``[2B, 3, H, W]`` and ``[2B, K]``."""
-        pairs = [([torch.as_tensor(view) for view in views], target) for views, target in batch]
+        views = [[torch.as_tensor(view) for view in own] for own, _ in batch]
+        label = torch.tensor([target for _, target in batch])
+        given = mixable(self, label).tolist()
         if self.base_alone:
-            mixed, soft = super().__call__([(clean, target) for (clean, _), target in pairs])
-            extra = torch.stack([view for (_, view), _ in pairs])
-            label = torch.tensor([target for _, target in pairs])
-            return torch.cat([mixed, extra]), torch.cat([soft, unmixed(self, label)])
-        mixed, soft = super().__call__([(torch.cat(views), target) for views, target in pairs])
+            mixed, soft = super().__call__([(clean, target) for (clean, _), target in zip(views, given, strict=True)])
+            extra = torch.stack([view for _, view in views])
+            return torch.cat([mixed, extra]), torch.cat([as_targets(self, soft, label), unmixed(self, label)])
+        mixed, soft = super().__call__([(torch.cat(own), target) for own, target in zip(views, given, strict=True)])
+        soft = as_targets(self, soft, label)
         return torch.cat(mixed.chunk(2, dim=1)), torch.cat([soft, soft])
 
 
-def unmixed(mixup: Mixup, label: torch.Tensor) -> torch.Tensor:
-    """Soft targets ``[B, K]`` of class indices ``[B]``, smoothed as those that are mixed."""
+def mixable(mixup: Any, label: torch.Tensor) -> torch.Tensor:
+    """What timm is to mix as class indices ``[B]``: labels, or of coded targets their places in the batch."""
+    if not mixup.coded:
+        return label
+    mixup.num_classes, mixup.label_smoothing = len(label), 0.0
+    return torch.arange(len(label), device=label.device)
+
+
+def as_targets(mixup: Any, soft: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """Targets of mixed images, of what timm made of ``mixable``."""
+    return mix_targets(soft, label) if mixup.coded else soft
+
+
+def unmixed(mixup: Any, label: torch.Tensor) -> torch.Tensor:
+    """Targets of images that are not mixed, as those are that are: soft ones ``[B, K]`` of class indices ``[B]``."""
+    if mixup.coded:
+        return mix_targets(torch.eye(len(label), device=label.device), label)
     soft: torch.Tensor = mixup_target(label, mixup.num_classes, 1.0, mixup.label_smoothing)
     return soft
 
@@ -90,7 +110,7 @@ def _create(one: Any, two: Any, mixup: Settings, pairs: PairTransform | None) ->
     if pairs is None:
         return one(**mixup)
     mixing = two(**mixup)
-    mixing.base_alone = pairs.base_alone
+    mixing.base_alone, mixing.coded = pairs.base_alone, pairs.coded
     return mixing
 
 

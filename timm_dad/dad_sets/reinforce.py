@@ -1,0 +1,238 @@
+"""Reinforced DAD sets: the teacher's answers on images and DAD views as augmented, stored to train without a teacher.
+
+For each image ``N`` augmentations are drawn once; training draws one of them and replays exactly that.
+
+Source: Faghri et al. 2023, arXiv:2303.08983 (dataset reinforcement), for the idea.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import save
+from timm.data import create_transform
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from timm_dad.common.files import write_file
+from timm_dad.common.options import check_types, option
+from timm_dad.common.pixels import PixelNorm
+from timm_dad.common.progress import progress as progress_bar
+from timm_dad.common.seeds import REINFORCE, seed_sample
+from timm_dad.dad_sets.formats import logits_path, place_of
+from timm_dad.dad_sets.logits import StoredLogits, encode_target, sparse_logits
+from timm_dad.dad_sets.manifest import FORMAT_VERSION, REINFORCED, ShardManifest
+from timm_dad.dad_sets.match import check_data
+from timm_dad.dad_sets.read import DADSet, SetFolder
+from timm_dad.dad_sets.shards import ShardedFolder
+from timm_dad.dad_sets.summary import begin_index, end_index
+from timm_dad.data.images import Source
+from timm_dad.data.pairs import PairTransform
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReinforceConfig:
+    """How a set is reinforced.
+
+    Args:
+        transform: Arguments of timm's ``create_transform``: the augmentation of the images, with ``input_size``,
+            ``mean`` and ``std`` of the student.
+        same_draws: As ``PairTransform`` takes it.
+        base_alone: As ``PairTransform`` takes it.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    transform: Mapping[str, Any]
+    same_draws: bool = False
+    base_alone: bool = False
+    repeats: int = option(0, "store the teacher's answers on N augmentations of every image and view", metavar='N')
+    top_k: int = option(10, 'classes of them that are kept, the likeliest', metavar='K')
+    temperature: float = 4.0
+    seed: int = 0
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name in ('repeats', 'top_k', 'batch_size'):
+            if getattr(self, name) < 1:
+                raise ValueError(f'{name} must be 1 or more, got {getattr(self, name)}')
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the bytes of the answers, and what a training must have alike."""
+        return {
+            'transform': dict(self.transform),
+            'pairs': {'same_draws': self.same_draws, 'base_alone': self.base_alone},
+            'repeats': self.repeats,
+            'logits': {'top_k': self.top_k, 'temperature': self.temperature},
+            'seed': self.seed,
+            'batch_size': self.batch_size,
+        }
+
+
+def is_reinforced(root: str | Path) -> bool:
+    """Whether a DAD set has answers on augmentations, whole or not."""
+    return (Path(root) / REINFORCED).is_dir()
+
+
+class Reinforcement(SetFolder):
+    """The answers of a reinforced set; ``ValueError`` if they are not whole, or of another set."""
+
+    def __init__(self, dad_set: DADSet) -> None:
+        root = dad_set.root / REINFORCED
+        super().__init__(root)
+        if self.settings['set'] != dad_set.index['settings']:
+            raise ValueError(f'{root} is of another set: remove it, and start timm-dad generate --reinforce again')
+        self.num_classes: int = dad_set.settings['data']['num_classes']
+        self.repeats: int = self.settings['repeats']
+        self.seed: int = self.settings['seed']
+
+    def stored_logits(self, smoothing: float = 0.0) -> StoredLogits:
+        """The answers, for ``DADTask(stored=)``."""
+        temperature = self.settings['logits']['temperature']
+        return StoredLogits(self, self.repeats, self.num_classes, temperature, smoothing)
+
+
+class ReinforcedViews:
+    """The extra view is one of a DAD set, and the augmentation that follows one of those that the teacher has seen."""
+
+    def __init__(self, dad_set: DADSet, source: Source, seed: int, repeats: int) -> None:
+        check_data(dad_set, source)
+        self.dad_set, self.source, self.seed, self.repeats = dad_set, source, seed, repeats
+
+    def __call__(self, index: int | None, image: Image.Image, label: int) -> tuple[Image.Image, int]:
+        """A view, and what ``encode_target`` makes of the label; ``image`` is to be augmented next."""
+        assert index is not None
+        turn = random.randrange(self.repeats)
+        num_classes: int = self.dad_set.settings['data']['num_classes']
+        return self.begin(index, turn, label), encode_target(index, turn, self.repeats, label, num_classes)
+
+    def begin(self, index: int, turn: int, label: int) -> Image.Image:
+        """The view of one augmentation, whose draws are seeded."""
+        view = self.dad_set.image(index, turn % self.dad_set.num_views, self.source.name(index, label))
+        seed_sample(self.seed, REINFORCE, index, turn)
+        return view
+
+
+class _Augmented(Dataset[tuple[int, Tensor, Tensor]]):
+    """Index, image and view, augmented and normalized, by index and number of the augmentation."""
+
+    def __init__(self, source: Source, views: ReinforcedViews, config: ReinforceConfig) -> None:
+        self.source, self.views = source, views
+        frame = views.dad_set.frame().transform() if config.same_draws else None
+        self.pairs = PairTransform(frame=frame, same_draws=config.same_draws, base_alone=config.base_alone)
+        self.pairs.transform = create_transform(**config.transform, is_training=True, use_prefetcher=False)
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[int, Tensor, Tensor]:
+        index, turn = place
+        image = self.source.read(index, hashed=False)
+        second = self.views.begin(index, turn, image.label)
+        return index, *self.pairs(image.image, second)
+
+
+def reinforce(
+    source: Source,
+    dad_set: DADSet,
+    ask_teacher: Callable[[Tensor], Tensor],
+    config: ReinforceConfig,
+    *,
+    device: torch.device | None = None,
+    workers: int = 0,
+    progress: bool = True,
+) -> Reinforcement:
+    """Store the teacher's answers on augmentations of a set, or go on; returns when they are whole.
+
+    Any number of processes may share the work, and be stopped at any moment.
+
+    Args:
+        source: The data set that the DAD set was made of; not a stream.
+        dad_set: The set; its codes have their ``decoder``.
+        ask_teacher: Gives logits ``[B, K]`` of images ``[B, 3, H, W]`` in [0, 1].
+        config: How.
+        device: Where the teacher is; the CPU by default.
+        workers: Processes that load and augment.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError: If the data are a stream or others than the set's, or the set was reinforced in another way.
+    """
+    if source.streams:
+        raise ValueError('a set of a stream cannot be reinforced: its images have no index to seed augmentations by')
+    device = device or torch.device('cpu')
+    settings = {'format_version': FORMAT_VERSION, 'set': dad_set.index['settings'], **config.settings}
+    settings['shard_size'] = dad_set.shard_size
+    folder = ShardedFolder(dad_set.root / REINFORCED, settings, dad_set.num_images, dad_set.shard_size)
+    data = _Augmented(source, ReinforcedViews(dad_set, source, config.seed, config.repeats), config)
+    norm = PixelNorm(config.transform['mean'], config.transform['std']).to(device)
+
+    def ask(x_norm: Tensor) -> Tensor:
+        return ask_teacher(norm.to_pixels(x_norm.to(device)))
+
+    threads = torch.get_num_threads()
+    if device.type == 'cpu':
+        torch.set_num_threads(1)  # as in generate: the bytes do not depend on the number of threads
+    try:
+        done = folder.images_done()
+        with progress_bar(total=dad_set.num_images, initial=done, unit='img', show=progress, desc='Answers') as bar:
+            while pending := folder.pending():
+                if not any(folder.claim(shard) for shard in pending):
+                    time.sleep(0.1)  # others are at the rest, or gone: then their shards come free
+                loader = DataLoader(
+                    data, batch_sampler=_claimed_places(folder, pending, config), num_workers=workers,
+                    prefetch_factor=1 if workers else None,  # what is loaded ahead is claimed
+                )  # fmt: skip
+                for shard, answers in _answers(folder, loader, ask, config):
+                    _write(folder, shard, answers)
+                    bar.update(len(folder.shard_range(shard)))
+        with folder.finishing() as first:
+            if first:
+                end_index(folder, begin_index(folder), {})
+        return Reinforcement(dad_set)
+    finally:
+        folder.release()
+        torch.set_num_threads(threads)
+
+
+def _claimed_places(
+    folder: ShardedFolder, shards: Sequence[int], config: ReinforceConfig
+) -> Iterator[list[tuple[int, int]]]:
+    """Images and augmentations of claimed shards, batch by batch."""
+    for shard in shards:
+        if folder.claim(shard):
+            places = [(index, turn) for index in folder.shard_range(shard) for turn in range(config.repeats)]
+            yield from (places[i : i + config.batch_size] for i in range(0, len(places), config.batch_size))
+
+
+def _answers(
+    folder: ShardedFolder, loader: Any, ask: Callable[[Tensor], Tensor], config: ReinforceConfig
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Shards, and the tensors of their files, ``[items, repeats, ...]``."""
+    found: dict[str, list[Tensor]] = {}
+    count = 0
+    for indices, clean, second in loader:
+        logits = ask(torch.cat([clean, second])).cpu()
+        for of, own in zip(('clean', 'dad'), logits.chunk(2), strict=True):
+            parts = sparse_logits(own, config.top_k, config.temperature)
+            for name, part in zip(('values', 'classes', 'rest'), parts, strict=True):
+                found.setdefault(f'{of}_{name}', []).append(part)
+        count += len(indices)
+        shard = int(indices[0]) // folder.shard_size
+        items = len(folder.shard_range(shard))
+        if count == items * config.repeats:
+            yield shard, {name: torch.cat(parts).unflatten(0, (items, config.repeats)) for name, parts in found.items()}
+            found, count = {}, 0
+
+
+def _write(folder: ShardedFolder, shard: int, answers: dict[str, Tensor]) -> None:
+    path, data = logits_path(shard), save({name: part.contiguous() for name, part in answers.items()})
+    write_file(folder.root / path, data, sync=True, work=folder.work(f'{shard:06d}'))
+    own = folder.shard_range(shard)
+    header = {'shard': shard, 'first': own.start, 'items': len(own), 'settings': folder.settings_id}
+    folder.commit(shard, ShardManifest({**header, 'files': [place_of(path, data)]}, []))

@@ -1,0 +1,131 @@
+"""The flags of reinforced sets: augmentations whose answers ``timm-dad generate`` stores and a training replays."""
+
+import argparse
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from timm_dad.dad_sets.hub import set_folder
+from timm_dad.dad_sets.logits import StoredLogits
+from timm_dad.dad_sets.manifest import differences
+from timm_dad.dad_sets.read import DADSet
+from timm_dad.dad_sets.reinforce import ReinforceConfig, Reinforcement, is_reinforced
+from timm_dad.flags.fields import add_fields, from_flags
+from timm_dad.flags.kwargs import transform_kwargs
+from timm_dad.flags.parser import Parser
+from timm_dad.flags.rules import check_rules, written
+from timm_dad.flags.timm import add_transform_args
+
+VIEW_AUGS = ('full', 'base')
+_FLAGS = {'repeats': 'reinforce', 'top_k': 'reinforce_top_k'}
+
+
+def add_pairing_args(group: Any) -> None:
+    """Add the flags of how an image and its extra view are augmented together."""
+    group.add_argument(
+        '--dad-same-crop', action='store_true',
+        help='one random crop, flip, ... for image and DAD view (--dad-dir or --dad-cache; default: one for each)',
+    )  # fmt: skip
+    group.add_argument(
+        '--dad-view-aug', choices=VIEW_AUGS, default=VIEW_AUGS[0],
+        help='what the extra view gets: full: RandAugment, color jitter, erasing, mixing, ... like the image (a DAD '
+        'view made in the training step is made of the augmented image); base: crop and flip alone (and it is made '
+        'before the rest)',
+    )  # fmt: skip
+
+
+def add_reinforce_args(parser: Parser) -> None:
+    """Add the flags of ``timm-dad generate``, timm's augmentations among them."""
+    group = parser.add_argument_group(
+        'DAD: answers on augmentations',
+        'With --reinforce, for trainings with --dad-stored-logits and the same augmentation.',
+    )
+    add_fields(group, ReinforceConfig, _FLAGS)
+    add_transform_args(group)
+    group.add_argument(
+        '--mean', type=float, nargs=3, metavar='MEAN', default=IMAGENET_DEFAULT_MEAN, help='mean of the student'
+    )
+    group.add_argument(
+        '--std', type=float, nargs=3, metavar='STD', default=IMAGENET_DEFAULT_STD, help='its standard deviation'
+    )
+    add_pairing_args(group)
+
+
+def check_reinforce_args(args: argparse.Namespace, given: Mapping[str, Any], parser: Parser) -> None:
+    """Raise ``ValueError`` where flags of ``add_reinforce_args`` are given, and nothing is reinforced."""
+    (group,) = (group for group in parser._action_groups if group.title == 'DAD: answers on augmentations')
+    useless = [action.dest for action in group._group_actions if action.dest in given and action.dest != 'reinforce']
+    rules = (
+        (args.reinforce >= 0, f'--reinforce must be 0 or more, got {args.reinforce}'),
+        (args.reinforce or not useless, f'{"".join(map(written, useless[:1]))} is for --reinforce N: add it'),
+        (not (args.reinforce and (args.aa or '').startswith('augmix')),
+         f'--aa {args.aa} makes splits of an image, which --reinforce has no answers for'),
+    )  # fmt: skip
+    check_rules(rules)
+
+
+def reinforce_config(args: argparse.Namespace, size: tuple[int, int]) -> ReinforceConfig:
+    """How the flags of ``timm-dad generate`` want a set reinforced; ``ValueError`` names the flag."""
+    data = {'input_size': (3, *size), 'mean': args.mean, 'std': args.std}
+    more = {'temperature': args.dad_temperature, 'seed': args.seed, 'batch_size': args.batch_size}
+    return from_flags(ReinforceConfig, args, _FLAGS, transform=_transform(args, data), **_pairs(args), **more)
+
+
+def _transform(args: argparse.Namespace, data_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of ``create_transform``, as JSON gives them back."""
+    data = {name: data_config[name] for name in ('input_size', 'mean', 'std')}
+    kwargs: dict[str, Any] = json.loads(
+        json.dumps({**transform_kwargs(args), **data, 'interpolation': args.train_interpolation})
+    )
+    return kwargs
+
+
+def _pairs(args: argparse.Namespace) -> dict[str, bool]:
+    return {'same_draws': args.dad_same_crop, 'base_alone': args.dad_view_aug == 'base'}
+
+
+def replays(args: argparse.Namespace) -> bool:
+    """Whether a training takes stored answers on augmented images, and not on those that are as they are."""
+    return bool(args.dad_stored_logits and not args.no_aug and is_reinforced(set_folder(args.dad_dir)))
+
+
+def check_replay_args(args: argparse.Namespace) -> None:
+    """Check the flags of a training that ``replays``; ``ValueError`` names the flag."""
+    rules = (
+        (not args.aug_splits, '--aug-splits: stored answers are of one augmentation an image; leave it out'),
+        (not args.aug_repeats, '--aug-repeats: stored answers are drawn once an epoch for an image; leave it out'),
+        (not args.reprob or args.no_prefetcher,
+         "--reprob: timm's prefetcher erases batches, and stored answers are of images that were erased one by one: "
+         'add --no-prefetcher'),
+    )  # fmt: skip
+    check_rules(rules)
+
+
+def open_reinforcement(args: argparse.Namespace, dad_set: DADSet, data_config: Mapping[str, Any]) -> Reinforcement:
+    """Open the answers that a training replays, and compare its augmentation with theirs.
+
+    Raises:
+        ValueError: If they are not whole, or of another augmentation, normalization or temperature.
+    """
+    found = Reinforcement(dad_set)
+    here = {
+        'transform': _transform(args, data_config),
+        'pairs': _pairs(args),
+        'logits': {**found.settings['logits'], 'temperature': args.dad_temperature},
+    }
+    others = differences(here, {name: found.settings[name] for name in here})
+    if others:
+        raise ValueError(
+            f'its stored answers are of another augmentation ({"; ".join(others[:3])}): give the flags that they were '
+            'made with, or reinforce another set'
+        )
+    return found
+
+
+def stored_logits(args: argparse.Namespace, dad_set: DADSet, data_config: Mapping[str, Any]) -> StoredLogits:
+    """The answers that ``--dad-stored-logits`` takes in place of a teacher's; ``ValueError`` if they do not fit."""
+    if not replays(args):
+        return StoredLogits.of_views(dad_set)
+    return open_reinforcement(args, dad_set, data_config).stored_logits(args.smoothing)
