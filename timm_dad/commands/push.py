@@ -125,8 +125,8 @@ def _push_set(args: argparse.Namespace, dad_set: DADSet, repository: Repository 
         data_licenses=args.data_license,
         teacher=' '.join(teacher) if isinstance(teacher, list) else teacher,
         vqgan=without_folder(settings['vqgan']['spec']),
-        made_by=generate_command(settings, dad_set.root.absolute().name),
-        trained_by=train_command(settings, address),
+        made_by=generate_command(dad_set, dad_set.root.absolute().name),
+        trained_by=train_command(dad_set, address),
     )
     card = set_card(dad_set, told, sum((dad_set.root / path).stat().st_size for path in paths))
     with _folder(args) as folder:
