@@ -44,7 +44,7 @@ def generate_command(settings: Mapping[str, Any], output: str) -> str:
 
 
 def train_command(settings: Mapping[str, Any], dad_dir: str) -> str:
-    """A ``timm-dad train`` from the set; it names models that were files where the set was made."""
+    """A ``timm-dad train`` from the set, naming models that were files where it was made."""
     split, flags = settings['data']['split'], teacher_flags(settings)
     size = {name: value for name, value in _frame_flags(settings).items() if name.endswith('size')}
     own = settings['vqgan']['spec']
