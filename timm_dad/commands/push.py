@@ -101,7 +101,10 @@ def main(argv: Sequence[str]) -> None:
 
 def _push_student(args: argparse.Namespace, student: Student, repository: Repository | None) -> None:
     if student.class_names is None:
-        _logger.warning('%s: its data is not here, so nothing says the names of its classes', args.source)
+        _logger.warning(
+            '%s: the model gets no names of its classes, for the data of its training is not here: push it where that '
+            'is', args.source,
+        )  # fmt: skip
     with _folder(args) as folder:
         student.write(folder, args.license)
         write_file(folder / CARD, student.card(args.repo, args.license, args.data_license))

@@ -54,7 +54,7 @@ def generate_command(dad_set: DADSet, output: str) -> str:
 
 
 def train_command(dad_set: DADSet, dad_dir: str) -> str:
-    """A ``timm-dad train`` from the set: without a teacher where it is reinforced, else naming models that were files."""
+    """A ``timm-dad train`` from the set: without a teacher where it is reinforced, else naming models of files."""
     settings, replayed = dad_set.settings, _reinforce_flags(dad_set)
     for name in ('reinforce', 'reinforce_top_k'):
         replayed.pop(name, None)
