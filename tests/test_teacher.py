@@ -151,6 +151,12 @@ def test_errors_of_many_lines_become_one():
     assert text == f'line 0; line 1 {"x" * 193} ...; line 2; and 6 more'
 
 
+@pytest.mark.parametrize('package', ['huggingface_hub', 'httpx', 'httpx2', 'requests'])
+def test_an_error_of_the_network_says_how_to_do_without(package):
+    error = type('ConnectError', (Exception,), {'__module__': f'{package}.errors'})
+    assert 'HF_HUB_OFFLINE=1' in load_error(error('no route'))
+
+
 GOOD = {'mean': MEAN, 'std': STD, 'input_size': (4, 4), 'num_classes': 48}
 
 

@@ -101,7 +101,10 @@ def main(argv: Sequence[str]) -> None:
 
 def _push_student(args: argparse.Namespace, student: Student, repository: Repository | None) -> None:
     if student.class_names is None:
-        _logger.warning('%s: its data is not here, so nothing says the names of its classes', args.source)
+        _logger.warning(
+            '%s: the model gets no names of its classes, for the data of its training is not here: push it where that '
+            'is', args.source,
+        )  # fmt: skip
     with _folder(args) as folder:
         student.write(folder, args.license)
         write_file(folder / CARD, student.card(args.repo, args.license, args.data_license))
@@ -125,8 +128,8 @@ def _push_set(args: argparse.Namespace, dad_set: DADSet, repository: Repository 
         data_licenses=args.data_license,
         teacher=' '.join(teacher) if isinstance(teacher, list) else teacher,
         vqgan=without_folder(settings['vqgan']['spec']),
-        made_by=generate_command(settings, dad_set.root.absolute().name),
-        trained_by=train_command(settings, address),
+        made_by=generate_command(dad_set, dad_set.root.absolute().name),
+        trained_by=train_command(dad_set, address),
     )
     card = set_card(dad_set, told, sum((dad_set.root / path).stat().st_size for path in paths))
     with _folder(args) as folder:

@@ -6,14 +6,23 @@ from typing import Any
 
 from timm_dad.commands.generate import create_parser
 from timm_dad.dad_sets.maker import GenerateConfig
+from timm_dad.dad_sets.read import DADSet
+from timm_dad.dad_sets.reinforce import Reinforcement, is_reinforced
 from timm_dad.demo.data import PREFIX
 from timm_dad.flags.attack import ATTACK_FLAGS
 from timm_dad.flags.moved import without_folder
 from timm_dad.flags.rules import written
 
+# Flags of what timm's ``create_transform`` calls otherwise.
+_TRANSFORM = {
+    're_prob': 'reprob', 're_mode': 'remode', 're_count': 'recount', 'auto_augment': 'aa',
+    'interpolation': 'train_interpolation',
+}  # fmt: skip
 
-def generate_command(settings: Mapping[str, Any], output: str) -> str:
+
+def generate_command(dad_set: DADSet, output: str) -> str:
     """The ``timm-dad generate`` that makes a set; the folder of its data is ``DIR``, models have no folder."""
+    settings = dad_set.settings
     attack, logits = settings['attack'], settings['logits'] or {}
     flags = {
         **_data_flags(settings),
@@ -37,14 +46,18 @@ def generate_command(settings: Mapping[str, Any], output: str) -> str:
         'dad_store_logits': logits.get('top_k', 0),
         'dad_temperature': logits.get('temperature', GenerateConfig.temperature),
         **settings['files'],
+        **_reinforce_flags(dad_set),
         'output': output,
     }
-    defaults = vars(create_parser().parse_args(['--output', '']))
-    return _command('generate', {name: value for name, value in flags.items() if value != defaults[name]})
+    defaults = {name: _plain(value) for name, value in vars(create_parser().parse_args(['--output', ''])).items()}
+    return _command('generate', {name: value for name, value in flags.items() if _plain(value) != defaults[name]})
 
 
-def train_command(settings: Mapping[str, Any], dad_dir: str) -> str:
-    """A ``timm-dad train`` from the set; it names models that were files where the set was made."""
+def train_command(dad_set: DADSet, dad_dir: str) -> str:
+    """A ``timm-dad train`` from the set: without a teacher where it is reinforced, else naming models of files."""
+    settings, replayed = dad_set.settings, _reinforce_flags(dad_set)
+    for name in ('reinforce', 'reinforce_top_k'):
+        replayed.pop(name, None)
     split, flags = settings['data']['split'], teacher_flags(settings)
     size = {name: value for name, value in _frame_flags(settings).items() if name.endswith('size')}
     own = settings['vqgan']['spec']
@@ -53,12 +66,30 @@ def train_command(settings: Mapping[str, Any], dad_dir: str) -> str:
         **({'train_split': split} if split != 'train' else {}),
         'dad': True,
         'dad_dir': dad_dir,
-        **(flags if flags != settings['teacher']['flags'] else {}),
+        **({'dad_stored_logits': True, 'no_prefetcher': bool(replayed['reprob']), **replayed} if replayed else {}),
+        **(flags if not replayed and flags != settings['teacher']['flags'] else {}),
         **({'dad_vqgan': without_folder(own)} if own != without_folder(own) and _is_of_codes(settings) else {}),
         'model': 'resnet50',
         **size,
         'num_classes': settings['data']['num_classes'],
     })  # fmt: skip
+
+
+def _reinforce_flags(dad_set: DADSet) -> dict[str, Any]:
+    """The flags of the augmentations that a set has answers on; empty where there are none."""
+    if not is_reinforced(dad_set.root):
+        return {}
+    settings = Reinforcement(dad_set).settings
+    transform = {_TRANSFORM.get(name, name): value for name, value in settings['transform'].items()}
+    del transform['input_size']
+    return {
+        'reinforce': settings['repeats'],
+        'reinforce_top_k': settings['logits']['top_k'],
+        'dad_temperature': settings['logits']['temperature'],
+        'dad_same_crop': settings['pairs']['same_draws'],
+        'dad_view_aug': 'base' if settings['pairs']['base_alone'] else 'full',
+        **transform,
+    }
 
 
 def teacher_flags(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,6 +116,10 @@ def _frame_flags(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _command(name: str, flags: Mapping[str, Any]) -> str:
     words = [word for flag, value in flags.items() for word in _words(written(flag), value)]
     return shlex.join(['timm-dad', name, *words])
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _words(flag: str, value: Any) -> list[str]:

@@ -14,10 +14,9 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from timm_dad.teachers.hub import quiet_hub
+from timm_dad.teachers.hub import NETWORK, quiet_hub
 
 SCHEME = 'hf://'
-_NETWORK = ('huggingface_hub', 'httpx', 'httpx2', 'httpcore', 'httpcore2', 'requests')
 
 
 @lru_cache
@@ -62,7 +61,7 @@ def hub_errors(what: str) -> Iterator[None]:
         with quiet_hub():
             yield
     except Exception as error:  # httpx's are of no common kind with the hub's
-        if type(error).__module__.split('.')[0] not in _NETWORK:
+        if type(error).__module__.split('.')[0] not in NETWORK:
             raise
         raise ValueError(f'{what}: {_advice(error)}') from error
 

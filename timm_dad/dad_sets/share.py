@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
-from timm_dad.dad_sets.manifest import INDEX, SETTINGS
-from timm_dad.dad_sets.read import DADSet
+from timm_dad.dad_sets.manifest import INDEX, REINFORCED, SETTINGS
+from timm_dad.dad_sets.read import DADSet, SetFolder
+from timm_dad.dad_sets.reinforce import Reinforcement, is_reinforced
 from timm_dad.dad_sets.verify import verify
 
 
@@ -27,15 +28,22 @@ def set_files(dad_set: DADSet) -> list[str]:
     Raises:
         ValueError: If a path leads out of the set.
     """
-    index = dad_set.index
-    paths = {SETTINGS, INDEX, *(entry['path'] for entry in (*index['files'], *index['shards']))}
-    for manifest in dad_set.manifests():
-        paths.update(place['path'] for place in manifest.header['files'])
-        paths.update(place['path'] for item in manifest.items for place in item['views'])
+    paths = _files_of(dad_set)
+    if is_reinforced(dad_set.root):
+        paths |= {f'{REINFORCED}/{path}' for path in _files_of(Reinforcement(dad_set))}
     outside = [path for path in paths if path.startswith('/') or '..' in PurePosixPath(path).parts]
     if outside:
         raise ValueError(f'{dad_set.root} names a file out of its folder, {outside[0]!r}: it is no set to share')
     return sorted(paths)
+
+
+def _files_of(folder: SetFolder) -> set[str]:
+    index = folder.index
+    paths = {SETTINGS, INDEX, *(entry['path'] for entry in (*index['files'], *index['shards']))}
+    for manifest in folder.manifests():
+        paths.update(place['path'] for place in manifest.header['files'])
+        paths.update(place['path'] for item in manifest.items for place in item['views'])
+    return paths
 
 
 def lay_out(root: Path, paths: list[str], folder: Path, place: Callable[[Path, Path], object]) -> None:

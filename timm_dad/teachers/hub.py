@@ -4,7 +4,8 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
-_NETWORK = ('httpx', 'httpcore', 'requests', 'huggingface_hub', 'urllib')
+# Packages whose errors are those of the network.
+NETWORK = ('huggingface_hub', 'httpx', 'httpx2', 'httpcore', 'httpcore2', 'requests', 'urllib')
 
 
 @contextlib.contextmanager
@@ -24,7 +25,7 @@ def load_error(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     more = f'; and {len(lines) - 3} more' if len(lines) > 3 else ''
     text = '; '.join(line if len(line) < 200 else f'{line[:200]} ...' for line in lines[:3]) + more
-    if type(error).__module__.split('.')[0] in _NETWORK:
+    if type(error).__module__.split('.')[0] in NETWORK:
         text += (
             ' (no network? give a file that was fetched elsewhere, as MODEL/FILE, or set HF_HUB_OFFLINE=1 to take what '
             "the hub's cache holds without asking)"
