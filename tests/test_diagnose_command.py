@@ -338,6 +338,11 @@ def test_missing_flags(tmp_path, capsys, flags, message):
     assert message in error(capsys, [*flags.split(), *SMALL, '--output', str(tmp_path)])
 
 
+def test_data_without_labels_is_refused(tmp_path, capsys):
+    message = '--no-labels does not work here: data is compared class by class; leave it out'
+    assert message in error(capsys, [*DEMO, '--no-labels', '--output', str(tmp_path)])
+
+
 def test_the_output_is_a_folder(tmp_path, capsys):
     (tmp_path / 'file').write_text('')
     assert 'file is no folder' in error(capsys, [*DEMO, '--output', str(tmp_path / 'file')])

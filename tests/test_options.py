@@ -32,14 +32,16 @@ CONFIGS = (
     LatentAttackConfig,
     partial(OptimizerConfig, steps=10),
 )
-NAMES = {int: 'a whole number', float: 'a number', str: 'text', float | None: 'a number or None'}
+NAMES = {
+    int: 'a whole number', float: 'a number', str: 'text', float | None: 'a number or None', bool: 'True or False',
+}  # fmt: skip
 
 
 @pytest.mark.parametrize('config', CONFIGS)
 def test_a_value_of_another_type_is_named(config):
     for field in fields(config()):
         for value in (True, '1', [1], 1.5j, b'x'):
-            if isinstance(value, str) and field.type is str:
+            if type(value) is field.type:
                 continue
             message = f'{field.name} must be {NAMES.get(field.type) or field.type.__name__}, got {value!r}'
             with pytest.raises(TypeError, match=f'^{re.escape(message)}$'):

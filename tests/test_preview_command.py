@@ -126,6 +126,7 @@ CHANGES = {
     'dad_num_steps': ((), ('--dad-num-steps', '3')),
     'dad_random_start': ((), ('--dad-random-start', '0')),
     'dad_keep_label': ((), ('--dad-keep-label',)),
+    'no_labels': ((), ('--no-labels', '--num-classes', '4')),
     'dad_attack_from': ((), ('--dad-attack-from', 'input')),
     'dad_attack': ((), ('--dad-attack', 'latent')),
     'dad_start_size': (('--dad-attack', 'latent'), ('--dad-start-size', '1')),

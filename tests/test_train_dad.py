@@ -698,6 +698,7 @@ VARIANTS = {
     'dad_num_steps': ((*DAD, '--dad-eps', '4', '--dad-step-size', '2'), ('--dad-num-steps', '2')),
     'dad_random_start': ((*DAD, '--dad-eps', '4'), ('--dad-random-start', '0')),
     'dad_keep_label': (DAD, ('--dad-keep-label',)),
+    'no_labels': (DAD, ('--no-labels',)),
     'dad_temperature': (DAD, ('--dad-temperature', '1')),
     'dad_task_weight': (DAD, ('--dad-task-weight', '0.5')),
     'dad_kd_weight': (DAD, ('--dad-kd-weight', '1')),
