@@ -104,7 +104,8 @@ def _is_of_codes(settings: Mapping[str, Any]) -> bool:
 def _data_flags(settings: Mapping[str, Any]) -> dict[str, Any]:
     data = settings['data']
     own = {} if str(data['dataset']).startswith(PREFIX) else {'data_dir': 'DIR'}
-    return {**own, **{name: data.get(name) for name in ('dataset', 'input_key', 'target_key')}}
+    own = {**own, **{name: data.get(name) for name in ('dataset', 'input_key', 'target_key')}}
+    return {**own, 'no_labels': True} if data.get('label_free') else own
 
 
 def _frame_flags(settings: Mapping[str, Any]) -> dict[str, Any]:

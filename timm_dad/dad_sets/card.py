@@ -104,7 +104,10 @@ def _rows(dad_set: DADSet, told: Provenance, num_bytes: int) -> list[tuple[str, 
         ('attack', ', '.join(f'{name} {value}' for name, value in attack.items())),
         ('precision', settings['precision']),
         *stored,
-        ('teacher keeps the label', f'{summary["teacher_kept"]:.1%}{least}'),
+        (
+            'teacher keeps its answer' if dad_set.label_free else 'teacher keeps the label',
+            f'{summary["teacher_kept"]:.1%}{least}',
+        ),
         ('mean L2 of view and image', f'{summary["l2"]:.3f}, over [3, H, W] in [0, 1]'),
         ('codes of the VQGAN used', f'{summary["codebook_used"]:.1%}'),
     ]
