@@ -22,6 +22,10 @@ def is_main_process() -> bool:
     return next((rank for rank in ranks if rank >= 0), 0) == 0
 
 
+class OwnError(ValueError):
+    """An error that this process alone has met, and says at once: the others end without a word."""
+
+
 @contextmanager
 def user_errors(program: str) -> Iterator[None]:
     """End the process on an error of the user's or of a disk, with one line; its traceback is logged at DEBUG.
@@ -33,7 +37,7 @@ def user_errors(program: str) -> Iterator[None]:
         yield
     except (ValueError, ImportError, OSError) as error:
         _logger.debug('Where it was raised:', exc_info=True)
-        if not is_main_process():
+        if not is_main_process() and not isinstance(error, OwnError):
             # The main process says it, and it alone: launchers end all others when it exits. Those that wait for the
             # whole time met an error of their own.
             time.sleep(10)

@@ -12,6 +12,7 @@ from typing import Any
 
 from timm.task import TrainingTask, resume_task_checkpoint
 
+from timm_dad.common.errors import OwnError
 from timm_dad.common.torch_files import read_checkpoint
 from timm_dad.training.meters import Meters, NonFiniteLossError
 
@@ -135,7 +136,7 @@ def advising_where_to_go_on(folder: Path, find_run: Callable[[Path], str] = find
         find_run: Names the file in it to go on from; empty if there is none.
 
     Raises:
-        ValueError: In the processes where the loss was not finite.
+        OwnError: In the processes where the loss was not finite.
         SystemExit: In the others.
     """
     try:
@@ -145,7 +146,7 @@ def advising_where_to_go_on(folder: Path, find_run: Callable[[Path], str] = find
             sys.exit(2)  # another process says why
         kept = find_run(folder)
         advice = f'go on from {kept} with --resume auto' if kept else 'start again (there is no checkpoint yet)'
-        raise ValueError(f'{error}; lower --lr or set --clip-grad, and {advice}') from error
+        raise OwnError(f'{error}; lower --lr or set --clip-grad, and {advice}') from error
 
 
 @dataclass
