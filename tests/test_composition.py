@@ -326,8 +326,8 @@ def views_of(features):
 
 def set_logits(task, coded):
     """What the set holds for targets that say image, view and class."""
-    pairs = [divmod(number // 4, task.stored.dad_set.num_views) for number in coded.tolist()]
-    logits = [stored_logits(task.stored.dad_set, index, view) for index, view in pairs]
+    pairs = [divmod(number // 4, task.stored.folder.num_views) for number in coded.tolist()]
+    logits = [stored_logits(task.stored.folder, index, view) for index, view in pairs]
     return [torch.stack(each) for each in zip(*logits, strict=True)]
 
 

@@ -189,7 +189,10 @@ STORED = ('--dad-stored-logits', '--no-aug')
         (('--dad-view', 'random'), '--dad-dir brings DAD views: leave --dad-view random out, or --dad-dir'),
         (('--aug-splits', '2', '--resplit'), '--resplit counts the splits of --aug-splits alone'),
         ((*STORED, '--dad-temperature', '2'), '--dad-temperature must be that of the stored logits, 4.0, got 2.0'),
-        (('--dad-stored-logits',), '--dad-stored-logits are of the pictures as they are: it needs --no-aug'),
+        (
+            ('--dad-stored-logits',),
+            '--dad-stored-logits are of the pictures as they are: add --no-aug, or reinforce the set',
+        ),
         ((*STORED, '--mixup', '0.5'), 'of the pictures as they are: leave --mixup out'),
         ((*STORED, '--cutmix', '0.5'), 'of the pictures as they are: leave --cutmix out'),
         ((*STORED, '--cutmix-minmax', '0.2', '0.8'), 'of the pictures as they are: leave --cutmix-minmax out'),

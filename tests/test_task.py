@@ -247,7 +247,8 @@ class Stored:
         return coded % 10
 
     def read(self, coded):
-        return self.clean[coded // 10], self.second[coded // 10]
+        clean, second = coded.chunk(2)  # targets of the images, and of their extra views
+        return self.clean[clean // 10], self.second[second // 10]
 
 
 def test_all_processes_make_views_for_the_same_batches(student, teacher, vqgan, input):
