@@ -95,7 +95,6 @@ def _check_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
         (args.images is None or args.images >= 1, f'--images must be 1 or more, got {args.images}'),
         (min(args.index or [0]) >= 0, f'--index must be 0 or more, got {args.index}'),
         *frame_rules(args, given),
-        (args.seed >= 0, f'--seed must be 0 or more, got {args.seed}'),
         (args.dad_vqgan, NO_VQGAN),
         (args.dad_temperature > 0, f'--dad-temperature must be positive, got {args.dad_temperature}'),
         (several or 'dad_temperature' not in given, '--dad-temperature is for several teachers'),

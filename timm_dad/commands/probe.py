@@ -199,9 +199,7 @@ def _check(args: argparse.Namespace, _: dict[str, Any]) -> None:
         (not output.is_dir(), f'--output must be a file, got the folder {args.output!r}'),
         (output.parent.is_dir(), f'--output must be in a folder that exists, got {args.output!r}'),
         (0 < args.held_out < 1, f'--held-out must be between 0 and 1, got {args.held_out}'),
-        (args.seed >= 0, f'--seed must be 0 or more, got {args.seed}'),
         (args.batch_size > 0, f'--batch-size must be 1 or more, got {args.batch_size}'),
-        (args.seed >= 0, f'--seed must be 0 or more, got {args.seed}'),
         (args.workers >= 0, f'--workers must be 0 or more, got {args.workers}'),
         device_rule(args.device),
     )

@@ -10,14 +10,11 @@ from timm_dad.dad_sets.read import DADSet
 from timm_dad.dad_sets.reinforce import Reinforcement, is_reinforced
 from timm_dad.demo.data import PREFIX
 from timm_dad.flags.attack import ATTACK_FLAGS
+from timm_dad.flags.kwargs import TRANSFORM_FLAGS
 from timm_dad.flags.moved import without_folder
 from timm_dad.flags.rules import written
 
-# Flags of what timm's ``create_transform`` calls otherwise.
-_TRANSFORM = {
-    're_prob': 'reprob', 're_mode': 'remode', 're_count': 'recount', 'auto_augment': 'aa',
-    'interpolation': 'train_interpolation',
-}  # fmt: skip
+_TRANSFORM = {**TRANSFORM_FLAGS, 'interpolation': 'train_interpolation'}
 
 
 def generate_command(dad_set: DADSet, output: str) -> str:

@@ -6,6 +6,7 @@ depends neither on the processes that share the work nor on how often they were 
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,26 +66,36 @@ def generate(
     """
     device = device or torch.device('cpu')
     maker = ShardMaker(source, augment, config, device)
+    try:
+        with computing(root, device, one_thread=one_thread):
+            all_settings = {**settings, **config.settings}
+            if repair:
+                clear_damage(Path(root), all_settings, progress)
+            check_folder(Path(root), all_settings)  # before anything is written into it
+            folder = ShardedFolder(Path(root), all_settings, len(source), config.shard_size, claims(Path(root)))
+            try:
+                done = folder.images_done()
+                with progress_bar(total=len(source), initial=done, unit='img', show=progress, desc='DAD views') as bar:
+                    while pending := folder.pending():
+                        start = len(pending) * rank // world_size  # processes begin at different places
+                        with folder.until_whole():
+                            _make_shards(folder, maker, pending[start:] + pending[:start], workers, bar)
+                    bar.update(folder.images_done() - bar.n)
+                return None if folder.missing() else finish(folder, source, config.frame, augment)
+            finally:
+                folder.release()
+    finally:
+        maker.close()
+
+
+@contextmanager
+def computing(root: str | Path, device: torch.device, *, one_thread: bool = True) -> Iterator[None]:
+    """Compute what a folder gets, with one thread on a CPU; a full disk or GPU is a ``ValueError`` with the fix."""
     threads = torch.get_num_threads()
     if one_thread and device.type == 'cpu':
         torch.set_num_threads(1)  # sums over threads round otherwise than those of one: more processes are faster, too
     try:
-        all_settings = {**settings, **config.settings}
-        if repair:
-            clear_damage(Path(root), all_settings, progress)
-        check_folder(Path(root), all_settings)  # before anything is written into it
-        folder = ShardedFolder(Path(root), all_settings, len(source), config.shard_size, claims(Path(root)))
-        try:
-            done = folder.images_done()
-            with progress_bar(total=len(source), initial=done, unit='img', show=progress, desc='DAD views') as bar:
-                while pending := folder.pending():
-                    start = len(pending) * rank // world_size  # processes begin at different places
-                    with folder.until_whole():
-                        _make_shards(folder, maker, pending[start:] + pending[:start], workers, bar)
-                bar.update(folder.images_done() - bar.n)
-            return None if folder.missing() else finish(folder, source, config.frame, augment)
-        finally:
-            folder.release()
+        yield
     except torch.OutOfMemoryError as error:
         raise ValueError(
             'the memory of the GPU does not hold so many images at once: give --dad-micro-batch (or a smaller '
@@ -96,7 +107,6 @@ def generate(
             'same command again, it goes on; nothing half-written has a final name'
         ) from error
     finally:
-        maker.close()
         torch.set_num_threads(threads)
 
 

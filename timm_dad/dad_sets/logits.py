@@ -37,6 +37,12 @@ def sparse_logits(logits: Tensor, top_k: int, temperature: float) -> tuple[Tenso
     return values, classes.int().cpu(), rest
 
 
+def add_logits(found: dict[str, list[Tensor]], of: str, logits: Tensor, top_k: int, temperature: float) -> None:
+    """Add what is kept of logits ``[B, ..., K]`` to the parts of a shard's file, by name; ``of`` is clean or dad."""
+    for name, part in zip(_PARTS, sparse_logits(logits, top_k, temperature), strict=True):
+        found.setdefault(f'{of}_{name}', []).append(part)
+
+
 def dense_logits(values: Tensor, classes: Tensor, rest: Tensor, num_classes: int) -> Tensor:
     """Logits ``[..., K]``, fp32, of what ``sparse_logits`` kept of them."""
     logits = rest.float()[..., None].expand(*rest.shape, num_classes).clone()

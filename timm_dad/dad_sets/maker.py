@@ -19,10 +19,11 @@ from timm_dad.common.files import write_file
 from timm_dad.common.options import check_types, option
 from timm_dad.common.version import __version__
 from timm_dad.dad_sets.formats import FormatConfig, Item, encode_image, logits_path, pack_codes, place_of, write_items
-from timm_dad.dad_sets.logits import sparse_logits
+from timm_dad.dad_sets.logits import add_logits
 from timm_dad.dad_sets.manifest import ShardManifest
 from timm_dad.dad_sets.shards import ShardedFolder
 from timm_dad.data.images import Frame, LoadedImage, Source
+from timm_dad.data.pictures import check_label
 from timm_dad.method.augment import DADAugment
 
 _ENCODERS = 4  # threads; a PNG of 224 px takes one 5 ms, and a GPU about 9 ms to make
@@ -107,7 +108,9 @@ class ShardMaker:
     def add(self, batch: list[LoadedImage]) -> None:
         """Make the views of a batch."""
         x_pix = torch.stack([image.pixels for image in batch]).to(self.device).float() / 255
-        target = torch.tensor([self._label(image) for image in batch], device=self.device)
+        num_classes = self.augment.teacher.num_classes
+        labels = [check_label(image.label, num_classes, f'image {image.index} of the data set') for image in batch]
+        target = torch.tensor(labels, device=self.device)
         centre = self.augment.find_centre(x_pix, target)
         encoded, facts, dad_logits = [], [], []
         for view in range(self.config.num_views):
@@ -131,14 +134,6 @@ class ShardMaker:
             self._keep_logits('clean', self.augment.ask_teacher(x_pix) if centre.logits is None else centre.logits)
             self._keep_logits('dad', torch.stack(dad_logits, dim=1))
 
-    def _label(self, image: LoadedImage) -> int:
-        num_classes = self.augment.teacher.num_classes
-        if not 0 <= image.label < num_classes:
-            raise ValueError(
-                f'labels must be from 0 to {num_classes - 1}, image {image.index} of the data set has {image.label}'
-            )
-        return image.label
-
     def _encode(self, pixels: Tensor, codes: Tensor) -> list[Future[bytes]]:
         if self.config.files.format == 'codes':
             return [self._encoders.submit(pack_codes, own, self.n_embed) for own in codes.cpu()]
@@ -153,9 +148,7 @@ class ShardMaker:
         return pixels.float() / 255
 
     def _keep_logits(self, of: str, logits: Tensor) -> None:
-        parts = sparse_logits(logits.cpu(), self.config.top_k, self.config.temperature)
-        for name, part in zip(('values', 'classes', 'rest'), parts, strict=True):
-            self.logits.setdefault(f'{of}_{name}', []).append(part)
+        add_logits(self.logits, of, logits.cpu(), self.config.top_k, self.config.temperature)
 
     def write(self, folder: ShardedFolder, shard: int) -> None:
         """Begin to write the shard; it is done by the next call, or by ``settle``."""

@@ -43,6 +43,12 @@ def read_settings(root: Path) -> dict[str, Any]:
     return settings
 
 
+def frame_of_views(settings: Mapping[str, Any]) -> Frame:
+    """The part of an image that the views of a set show, and their size, by its settings."""
+    views = settings['views']
+    return Frame(size=tuple(views['size']), interpolation=views['interpolation'], crop_pct=views['crop_pct'])
+
+
 class SetFolder:
     """A finished folder of shards; ``ValueError`` says what to do about one that is not.
 
@@ -133,8 +139,7 @@ class DADSet(SetFolder):
 
     def frame(self) -> Frame:
         """The part of an image that its views show, and their size."""
-        views = self.settings['views']
-        return Frame(size=self.size, interpolation=views['interpolation'], crop_pct=views['crop_pct'])
+        return frame_of_views(self.settings)
 
     def draw_view(self) -> int:
         """One of the views, at random."""

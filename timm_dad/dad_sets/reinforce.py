@@ -26,7 +26,8 @@ from timm_dad.common.progress import progress as progress_bar
 from timm_dad.common.seeds import REINFORCE, seed_sample
 from timm_dad.dad_sets.claims import Claims, Locks
 from timm_dad.dad_sets.formats import logits_path, place_of
-from timm_dad.dad_sets.logits import StoredLogits, encode_target, sparse_logits
+from timm_dad.dad_sets.generate import computing
+from timm_dad.dad_sets.logits import StoredLogits, add_logits, encode_target
 from timm_dad.dad_sets.manifest import FORMAT_VERSION, REINFORCED, ShardManifest
 from timm_dad.dad_sets.match import check_data
 from timm_dad.dad_sets.read import DADSet, SetFolder
@@ -179,15 +180,14 @@ def reinforce(
     def ask(x_norm: Tensor) -> Tensor:
         return ask_teacher(norm.to_pixels(x_norm.to(device)))
 
-    threads = torch.get_num_threads()
-    if device.type == 'cpu':
-        torch.set_num_threads(1)  # as in generate: the bytes do not depend on the number of threads
+    done = folder.images_done()
+    bar = progress_bar(total=dad_set.num_images, initial=done, unit='img', show=progress, desc='Answers')
     try:
-        done = folder.images_done()
-        with progress_bar(total=dad_set.num_images, initial=done, unit='img', show=progress, desc='Answers') as bar:
+        with computing(root, device), bar:
             while pending := folder.pending():
                 if not any(folder.claim(shard) for shard in pending):
                     time.sleep(folder.claims.pause)  # others are at the rest, or gone: then their shards come free
+                    continue
                 loader = DataLoader(
                     data, batch_sampler=_claimed_places(folder, pending, config), num_workers=workers,
                     prefetch_factor=1 if workers else None,  # what is loaded ahead is claimed
@@ -202,7 +202,6 @@ def reinforce(
         return Reinforcement(dad_set)
     finally:
         folder.release()
-        torch.set_num_threads(threads)
 
 
 def _claimed_places(
@@ -224,9 +223,7 @@ def _answers(
     for indices, clean, second in loader:
         logits = ask(torch.cat([clean, second])).cpu()
         for of, own in zip(('clean', 'dad'), logits.chunk(2), strict=True):
-            parts = sparse_logits(own, config.top_k, config.temperature)
-            for name, part in zip(('values', 'classes', 'rest'), parts, strict=True):
-                found.setdefault(f'{of}_{name}', []).append(part)
+            add_logits(found, of, own, config.top_k, config.temperature)
         count += len(indices)
         shard = int(indices[0]) // folder.shard_size
         items = len(folder.shard_range(shard))

@@ -43,11 +43,11 @@ def _write(folder: ShardedFolder, source: Source, frame: Frame, augment: DADAugm
     dad_set = DADSet(root, index=index)
     dad_set.decoder = augment.vqgan
     index['summary'] = summarize(dad_set, augment.vqgan.config.n_embed)
-    count = len(source.class_names) if source.class_names is not None else dad_set.settings['data']['num_classes']
-    class_map = ''.join(f'{source.folder(label)}\n' for label in range(count)).encode(errors='surrogateescape')
     files = {CONTACT_SHEET: contact_sheet(dad_set, source, frame)}
     if not source.label_free:
-        files['class_map.txt'] = class_map
+        count = len(source.class_names) if source.class_names is not None else dad_set.settings['data']['num_classes']
+        class_map = ''.join(f'{source.folder(label)}\n' for label in range(count))
+        files['class_map.txt'] = class_map.encode(errors='surrogateescape')
     if dad_set.format == 'wds':
         split = str(dad_set.settings['data']['split'])
         split = 'train' if 'tar' in split or '..' in split else split  # timm takes these for names of files

@@ -13,7 +13,7 @@ from timm_dad.common.errors import user_errors
 from timm_dad.common.log import setup_logging
 from timm_dad.dad_sets.hub import set_folder
 from timm_dad.dad_sets.match import check_data, check_teacher
-from timm_dad.dad_sets.read import read_settings
+from timm_dad.dad_sets.read import frame_of_views, read_settings
 from timm_dad.data.datasets import check_images
 from timm_dad.data.images import Frame, Source
 from timm_dad.diagnosis.data import MadeViews, Sample, StoredViews, sample_indices, sample_suite
@@ -193,8 +193,7 @@ def open_student(args: argparse.Namespace, source: Source, device: torch.device)
 def make_frame(args: argparse.Namespace, teacher: Teacher, student: EvalModel | None) -> Frame:
     """Size and part of all images: those of the DAD set, where there is one."""
     if args.dad_dir:
-        views = read_settings(set_folder(args.dad_dir))['views']
-        return Frame(size=tuple(views['size']), interpolation=views['interpolation'], crop_pct=views['crop_pct'])
+        return frame_of_views(read_settings(set_folder(args.dad_dir)))
     size = student.frame.size if student else teacher.input_size
     if args.img_size is not None:
         size = (args.img_size, args.img_size)

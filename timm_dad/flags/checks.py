@@ -23,8 +23,7 @@ SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'plateau', 'poly')
 _AT_LEAST_1 = """batch_size validation_batch_size grad_accum_steps epochs log_interval val_interval checkpoint_hist
     num_classes img_size recount""".split()
 _AT_LEAST_0 = """warmup_epochs cooldown_epochs start_epoch workers recovery_interval mixup cutmix mixup_off_epoch lr
-    lr_base weight_decay clip_grad warmup_lr min_lr aug_repeats seed dad_preview_interval
-    eval_suites_interval""".split()
+    lr_base weight_decay clip_grad warmup_lr min_lr aug_repeats dad_preview_interval eval_suites_interval""".split()
 _FRACTIONS = """hflip vflip reprob smoothing mixup_prob mixup_switch_prob model_ema_decay drop drop_path drop_block
     color_jitter_prob grayscale_prob gaussian_blur_prob""".split()
 _LENGTHS = {'scale': 2, 'ratio': 2, 'cutmix_minmax': 2, 'mean': 3, 'std': 3, 'opt_betas': 2}

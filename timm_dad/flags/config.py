@@ -143,7 +143,10 @@ def parse_flags(
     parser.set_defaults(**{**defaults, 'config': path})
     for action in parser._actions:
         action.required = action.required and defaults.get(action.dest) is None
-    return parser.parse_args(argv), given, configured
+    args = parser.parse_args(argv)
+    with user_errors(parser.prog):
+        check_seed(args)
+    return args, given, configured
 
 
 def _without_required(parser: Parser) -> Parser:
@@ -184,6 +187,5 @@ def parse_checked(
     """
     args, given, _ = parse_flags(create_parser, argv)
     with user_errors(create_parser().prog):
-        check_seed(args)
         check(args, given)
     return args

@@ -48,12 +48,15 @@ def _loader_kwargs(args: argparse.Namespace, data_config: dict[str, Any]) -> dic
     }
 
 
+# Arguments of timm's ``create_transform``, and the flags that are called otherwise.
+TRANSFORM_FLAGS = {'re_prob': 'reprob', 're_mode': 'remode', 're_count': 'recount', 'auto_augment': 'aa'}
+
+
 def transform_kwargs(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of timm's ``create_transform`` that say how one image is augmented."""
     return _pick(
         args, 'train_crop_mode', 'scale', 'ratio', 'hflip', 'vflip', 'color_jitter', 'color_jitter_prob',
-        'grayscale_prob', 'gaussian_blur_prob', re_prob='reprob', re_mode='remode', re_count='recount',
-        auto_augment='aa',
+        'grayscale_prob', 'gaussian_blur_prob', **TRANSFORM_FLAGS,
     )  # fmt: skip
 
 

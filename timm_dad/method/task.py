@@ -245,9 +245,8 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         else:
             return Prepared(self._ask_teacher(x_pix), None)
         x_dad, dad_logits, kept = extra
-        layout = (
-            torch.channels_last if clean.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
-        )
+        is_last = clean.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if is_last else torch.contiguous_format
         x_norm = self.norm.normalize(x_dad).to(clean.dtype).contiguous(memory_format=layout)
         return Prepared(self._ask_teacher(x_pix) if logits is None else logits, ExtraView(x_norm, dad_logits, kept))
 
@@ -274,7 +273,8 @@ class DADTask(TrainingTask):  # type: ignore[misc]
 
         All processes draw alike: a batch costs as much as that of the process that makes views.
         """
-        index, self.next_batch = self.next_batch, self.next_batch + 1
+        index = self.next_batch
+        self.next_batch += 1
         if self.dad_weight == 0:
             return False
         # Nothing to see again yet: in the first batch, or the first one after a training was resumed.

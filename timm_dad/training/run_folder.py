@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from timm import utils
 
 from timm_dad.common.files import make_folder, replacing, write_file
+from timm_dad.common.text_files import read_yaml
 from timm_dad.flags.rules import written
 
 _logger = logging.getLogger(__name__)
@@ -153,17 +154,18 @@ class RunFolder:
             notes: More for the terminal.
             hidden: Metrics that the terminal does not show.
         """
-        kinds = {'val_': eval_metrics, 'val_plain_': plain}
-        values = {f'{kind}{name}': value for kind, own in kinds.items() for name, value in (own or {}).items()}
-        values = {**train_metrics, **values}
+        own = {f'val_plain_{name}': value for name, value in (plain or {}).items()}
         rates = [group['lr'] for group in optimizer.param_groups]
         rate = sum(rates) / len(rates)
-        self.accelerator.log({**values, 'lr': rate}, step=epoch)
+        tracked = {f'val_{name}': value for name, value in (eval_metrics or {}).items()}
+        self.accelerator.log({**train_metrics, **tracked, **own, 'lr': rate}, step=epoch)
         if not self.accelerator.is_main_process:
             return
+        kind = 'val_' if plain is None else 'val_ema_'
+        told = {f'{kind}{name}': value for name, value in (eval_metrics or {}).items()}
         shown = [
-            f'{name if plain is None else name.replace("val_", "val_ema_").replace("ema_plain", "plain")} {value:.4g}'
-            for name, value in {**values, 'lr': rate}.items()
+            f'{name} {value:.4g}'
+            for name, value in {**train_metrics, **told, **own, 'lr': rate}.items()
             if name.rsplit('_', 1)[-1] not in hidden
         ]
         _logger.info('Epoch %d: %s', epoch, '  '.join([*shown, *notes]))
@@ -176,9 +178,9 @@ class RunFolder:
 
 def _read_flags(path: Path) -> dict[str, Any]:
     try:
-        flags = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f'{path} is no YAML ({" ".join(str(error).split())}): move it away') from error
+        flags = read_yaml(path)
+    except ValueError as error:
+        raise ValueError(f'{path} is no YAML ({error}): move it away') from error
     return flags if isinstance(flags, dict) else {}
 
 

@@ -145,7 +145,7 @@ def _check(args: argparse.Namespace) -> None:
     """Check the flags that both commands have."""
     values = (
         (('batch_size', 'img_size', 'epochs', 'steps', 'ch'), '1 or more', lambda value: value >= 1),
-        (('workers', 'recovery_interval', 'seed'), '0 or more', lambda value: value >= 0),
+        (('workers', 'recovery_interval'), '0 or more', lambda value: value >= 0),
         (('hflip', 'vflip'), 'from 0 to 1', lambda value: 0 <= value <= 1),
         (('scale',), 'two areas, 0 < LEAST <= MOST <= 1', lambda value: 0 < value[0] <= value[1] <= 1),
     )
