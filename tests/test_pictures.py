@@ -133,6 +133,17 @@ def test_a_picture_that_does_not_decode_is_left_out_with_a_warning_as_timm_does(
         dataset[0]
 
 
+def test_a_loop_over_pictures_ends(tmp_path):
+    root = write(tmp_path, Image.new('RGB', (8, 8)))
+    dataset = open_dataset('', str(root), '', '--data-dir')
+    assert [label for _, label in dataset] == [0, 1]
+    assert [image.label for image in Source(dataset)] == [0, 1]
+    assert dataset[-1][1] == Source(dataset).read(-1).label == 1
+    for reader in (dataset, Source(dataset)):
+        with pytest.raises(IndexError, match=r'has 2 .*, and no .* 2'):
+            reader[2]
+
+
 def test_whatever_a_codec_raises_is_one_line(tmp_path, monkeypatch):
     root = write(tmp_path, Image.new('RGB', (8, 8)))
     dataset = open_dataset('', str(root), '', '--data-dir')

@@ -30,7 +30,14 @@ class Pictures(ImageDataset):  # type: ignore[misc]
     num_classes: int | None = None
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        """One transformed picture and its label; the next one's, with a warning, where it does not decode."""
+        """One transformed picture and its label; the next one's, with a warning, where it does not decode.
+
+        Raises:
+            DataError: If none of many in a row decodes.
+            IndexError: If there is no such picture, so that a loop over the data set ends.
+        """
+        if not -len(self) <= index < len(self):
+            raise IndexError(f'the data set has {len(self)} pictures, and no picture {index}')
         for place in range(index, index + self._max_retries):
             picture = self._decode(place % len(self))
             if picture is not None:

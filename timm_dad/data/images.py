@@ -68,14 +68,20 @@ class Source:
         return 'file' if self.has_files else 'pixels'
 
     def read(self, index: int, *, hashed: bool = True) -> SourceImage:
-        """One image, by index; a ``DataError`` names it if it does not decode.
+        """One image, by index.
 
         NOTE: timm's data sets take the next image instead, which would pair it with another image's view.
 
         Args:
             index: Its place in the data set.
             hashed: Hash it; else ``sha256`` is empty.
+
+        Raises:
+            DataError: If it does not decode.
+            IndexError: If there is no such image, so that a loop over the source ends.
         """
+        if not -len(self) <= index < len(self):
+            raise IndexError(f'the data set has {len(self)} images, and no image {index}')
         if not self.has_files:
             self.dataset.transform = None
             image, label = self.dataset[index]
