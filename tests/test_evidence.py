@@ -255,7 +255,7 @@ def test_a_wrong_folder_is_one_line():
     )
 
 
-LATENT_ROWS = ['DAD disagreement', 'DAD pixels or latent']
+LATENT_ROWS = ['DAD disagreement', 'DAD pixels or latent', 'DAD latent, reinforced, N 4']
 KINDS = ['plain', 'KD', 'KD, 2 random views', 'KD + noise', 'DAT', 'KD + DAT view', 'DAD', *LATENT_ROWS]
 
 
@@ -277,12 +277,13 @@ def test_a_run_of_each_kind(tmp_path, row):
     teachers = {'strong': build_teacher('strong', styles, SOURCE, tmp_path)}
     vqgans = {'f4': build_vqgan('f4', styles, tmp_path)}
     materials = Materials(styles, tests, corrupted, teachers, vqgans, templates_file(tmp_path), tmp_path)
-    job = {**ROWS, **{job.row: job for job in STUDIES['latent'][0] if job.row in LATENT_ROWS}}[row]
-    job = replace(job, flags=(*job.flags, '--epochs', '2', '--warmup-epochs', '0', '--val-interval', '2'))
+    job = {**{job.row: job for job in STUDIES['latent'][0] + STUDIES['reinforced'][0]}, **ROWS}[row]
+    job = replace(job, flags=(*job.flags, '--epochs', '1', '--warmup-epochs', '0', '--val-interval', '1'))
     if job.views:
         job = replace(job, views=replace(job.views, count=1))
-    first, again = run_job(job, materials), run_job(job, materials)
-    assert first == again  # equal seeds, equal bits
+    first = run_job(job, materials)
+    if row in ('DAD', 'DAD disagreement'):
+        assert run_job(job, materials) == first  # equal seeds, equal bits
     assert set(first['styles']) == set(tests)
     # "Corrupted" pictures that are not corrupted are as easy as the pictures.
     assert {mean(values) for values in first['corruptions'].values()} == {first['styles']['noto']}

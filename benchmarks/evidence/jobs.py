@@ -4,9 +4,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from latent_jobs import LATENT_STUDIES
+from reinforced import AUGMENTED
 from rows import CONTROL, DAD, MIXED, RANDOM_VIEW, ROWS, SEEDS
 from train import Job
 from views import RELEASED, Views
+
+from timm_dad.method.latent_space import LatentAttackConfig
 
 
 def _main() -> list[Job]:
@@ -83,6 +86,20 @@ def _speed() -> list[Job]:
     return [*jobs, replace(ROWS[CONTROL], study='speed', row='2 random views')]
 
 
+def _reinforced() -> list[Job]:
+    """RandAugment and Mixup with views and answers of a set, against the same with both made in every step."""
+    base = Job(study='reinforced', row='', seed=0, flags=(*DAD, *AUGMENTED, *MIXED['Mixup']))
+    online = replace(base, row='DAD latent, online', flags=(*base.flags, '--dad-attack', 'latent'), online=True)
+    sets = [
+        replace(
+            base, row=f'DAD latent, reinforced, N {count}', views=Views(attack=LatentAttackConfig()), reinforced=count
+        )
+        for count in (4, 16)
+    ]
+    control = replace(base, row=f'{CONTROL}, online', flags=(*base.flags, '--dad-view', 'random'))
+    return [online, *sets, control]
+
+
 STUDIES: dict[str, tuple[list[Job], Sequence[int]]] = {
     'rates': (_rates(), (100, 101, 102)),
     'main': (_main(), SEEDS),
@@ -91,6 +108,7 @@ STUDIES: dict[str, tuple[list[Job], Sequence[int]]] = {
     'vqgans': (_variants('vqgans', ('DAD', 'KD + Q(x)'), vqgan=('f2',)), SEEDS),
     'ablation': (_ablation(), SEEDS),
     'speed': (_speed(), SEEDS),
+    'reinforced': (_reinforced(), SEEDS),
     **LATENT_STUDIES,
 }
 

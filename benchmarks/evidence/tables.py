@@ -111,9 +111,9 @@ def tuning_table(results: dict[str, Result], study: str, base: str = '') -> str:
     return markdown(['variant', f'top-1 on {TUNING_STYLE}', *([f'- {base}'] if base else [])], rows)
 
 
-def speed_table(results: dict[str, Result]) -> str:
-    """Less than one fresh view an image, and views that cost less, against fresh ones."""
-    runs, base = Runs(results, 'speed'), row_names('speed')[0]
+def cost_table(results: dict[str, Result], study: str) -> str:
+    """Views, and answers of the teacher, that cost less, against fresh ones in every step: the study's first row."""
+    runs, base = Runs(results, study), row_names(study)[0]
     figures = (style(TRAIN_STYLE), mean_unseen, mean_corruptions)
     rows = [
         [
@@ -122,7 +122,7 @@ def speed_table(results: dict[str, Result]) -> str:
             *(runs.cell(row, of) for of in figures),
             *(runs.difference(row, base, of) for of in figures[1:]),
         ]
-        for row in row_names('speed')
+        for row in row_names(study)
     ]
     header = ['views', 'seeds', 'noto val', 'mean unseen', 'corruptions', f'unseen - {base}', f'corruptions - {base}']
     return markdown(header, rows)
@@ -154,7 +154,8 @@ def tables(results: dict[str, Result]) -> dict[str, str]:
         'between': between_table(results),
         'ablation': tuning_table(results, 'ablation', 'base'),
         'rates': tuning_table(results, 'rates'),
-        'speed': speed_table(results),
+        'speed': cost_table(results, 'speed'),
+        'reinforced': cost_table(results, 'reinforced'),
         'latent settings': tuning_table(results, 'latent settings'),
         **latent_tables(results),
     }

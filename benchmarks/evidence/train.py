@@ -17,6 +17,7 @@ from answers import StoredAnswers, ask_once
 from data import TRAIN_STYLE, Style, top1
 from models import STUDENTS, load_frozen, teacher_facts, teacher_flags, vqgan_facts
 from pacs import TRAIN
+from reinforced import set_flags
 from timm.task import ClassificationTask
 from torch import Tensor, nn
 from views import DAT_ATTACK, MadeViews, StudentViews, Views, disagreement_views, make_views, student_views
@@ -46,6 +47,8 @@ class Job:
         dat: Whether extra views are DAT's: of the student's own gradient.
         disagree: Whether they are of the disagreement attack, made anew as rarely as DAT's.
         online: Whether DAD views are made while training, as the flags say.
+        reinforced: If the views lie in a set whose teacher's answers are stored, on how many augmentations of each
+            picture: no teacher is asked while training.
         distil: Of DAT's views, whether the teacher labels them; else cross-entropy alone, as it was published.
         student: One of ``STUDENTS``.
         teacher: One of ``TEACHERS``.
@@ -62,6 +65,7 @@ class Job:
     dat: bool = False
     disagree: bool = False
     online: bool = False
+    reinforced: int = 0
     distil: bool = True
     student: str = 'cnn'
     teacher: str = 'strong'
@@ -92,6 +96,8 @@ class Job:
             facts.update(mixed=asdict(self.mixed))
         if self.disagree:
             facts.update(disagree=DAT_INTERVAL)
+        if self.reinforced:
+            facts.update(reinforced=self.reinforced)
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -138,17 +144,20 @@ def run_job(job: Job, materials: Materials) -> dict[str, Any]:
     shutil.rmtree(folder, ignore_errors=True)
     flags = ['--config', str(RECIPES[job.data]), *STUDENTS[job.student], '--seed', str(job.seed), *job.flags]
     flags += [*materials.data_flags, '--output', str(folder.parent), '--experiment', folder.name]
-    if '--dad' in job.flags:
+    if job.reinforced:
+        flags += set_flags(job.reinforced, materials.teachers[job.teacher], materials.vqgans[job.vqgan], materials.work)
+    elif '--dad' in job.flags:
         flags += teacher_flags(materials.teachers[job.teacher], materials.templates)
     if job.online:
         flags += ['--dad-vqgan', str(materials.vqgans[job.vqgan])]
     extra_views: MadeViews | None = None
     create_task = train_dad.create_task
-    if job.views is not None or job.dat or job.disagree:
+    made = job.views is not None and not job.reinforced
+    if made or job.dat or job.disagree:
         flags += ['--dad-view', 'random']  # the trainer makes none
     if job.dat or job.disagree:
         extra_views, create_task = views_of_student(job, materials)
-    elif job.views is not None:
+    elif made:
         kinds = [views for views in (job.views, job.mixed) if views is not None]
         extra_views = MadeViews(torch.cat([views_of(views, job, materials) for views in kinds], dim=1))
     asked: list[StoredAnswers] = []

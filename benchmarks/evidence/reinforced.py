@@ -1,0 +1,26 @@
+"""A DAD set with the teacher's answers on augmentations, as a user makes it, for the rows that load no teacher."""
+
+from pathlib import Path
+
+import torch
+from models import teacher_flags, templates_file
+
+from timm_dad.commands import generate
+
+AUGMENTED = ('--aa', 'rand-m9-mstd0.5-inc1')
+VIEWS = ('--dad-attack', 'latent', '--dad-views', '4')
+# What the recipe's trainings do to pictures, and settings of the set.
+_RECIPE = (
+    '--dataset demo/noto --num-classes 16 --img-size 32 --crop-pct 1.0 --mean 0.5 0.5 0.5 --std 0.5 0.5 0.5 '
+    '--scale 0.5 1.0 --color-jitter 0.0 --workers 0 --device cpu --format wds'
+).split()
+
+
+def set_flags(repeats: int, teacher: Path, vqgan: Path, work: Path) -> list[str]:
+    """Make the set, or find it made; the flags of ``train_dad.py`` that name it."""
+    folder = work / 'sets' / f'{teacher.name}-{vqgan.stem}-{repeats}'
+    flags = [*_RECIPE, *VIEWS, *AUGMENTED, '--reinforce', str(repeats), '--dad-vqgan', str(vqgan)]
+    threads = torch.get_num_threads()
+    generate.main([*flags, *teacher_flags(teacher, templates_file(work)), '--output', str(folder)])
+    torch.set_num_threads(threads)
+    return ['--dad-dir', str(folder), '--dad-stored-logits']
