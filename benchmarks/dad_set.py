@@ -175,7 +175,7 @@ def kills(folder: Path) -> str:
 def damage(folder: Path) -> str:
     """Damage 50 files in 5 ways; ``timm-dad verify`` must name each, and no other."""
     root = folder / 'damaged'
-    finish(generate(root))
+    finish(generate(root, '--format', 'folder'))
     draw = random.Random(0)
     paths = sorted((root / 'view0').rglob('*.png'))
     chosen = draw.sample(paths, 50)

@@ -12,7 +12,7 @@ import torch
 from timm_dad.common.errors import is_main_process, user_errors
 from timm_dad.common.log import setup_logging
 from timm_dad.dad_sets.claims import KINDS, Claims, open_claims
-from timm_dad.dad_sets.formats import FormatConfig
+from timm_dad.dad_sets.formats import FormatConfig, format_of
 from timm_dad.dad_sets.generate import generate
 from timm_dad.dad_sets.hub import SCHEME
 from timm_dad.dad_sets.maker import GenerateConfig
@@ -76,6 +76,7 @@ def create_parser() -> Parser:
         'missing or altered (one process; takes the flags that made the set)',
     )  # fmt: skip
     add_fields(group, FormatConfig, _FILES)
+    parser.set_defaults(format=None)
     add_fields(group, GenerateConfig, _SET)
     group = parser.add_argument_group('DAD: several processes')
     group.add_argument(
@@ -105,6 +106,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _check_args(args: argparse.Namespace, given: dict[str, Any]) -> None:
+    args.format = args.format or format_of(Path(args.output))
     lossy = args.format != 'codes' and args.image_format != 'png'
     rules = (
         (args.data_dir or args.dataset, '--data-dir must name a folder with a sub-folder a class (or give --dataset)'),

@@ -5,6 +5,7 @@ import json
 import tarfile
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from timm_dad.common.files import write_file
 from timm_dad.common.options import check_types, option
-from timm_dad.dad_sets.manifest import canonical_json, sha256
+from timm_dad.dad_sets.manifest import SETTINGS, canonical_json, read_json, sha256
 
 FORMATS = ('folder', 'wds', 'codes')
 IMAGE_FORMATS = {'png': '.png', 'jpeg': '.jpg', 'webp': '.webp'}
@@ -32,7 +33,9 @@ class FormatConfig:
         ValueError: If a value is unknown or out of range.
     """
 
-    format: str = option('folder', 'how the views are stored', choices=FORMATS)
+    format: str = option(
+        'wds', 'how the views are stored (default: as those that are there; in a new set wds)', choices=FORMATS
+    )
     image_format: str = option('png', 'file type of folder and wds; png is exact', choices=IMAGE_FORMATS)
     quality: int = option(95, '1 to 100, of jpeg and webp', metavar='Q')
 
@@ -52,6 +55,13 @@ class FormatConfig:
             return {'format': 'codes'}
         quality = {} if self.image_format == 'png' else {'quality': self.quality}
         return {'format': self.format, 'image_format': self.image_format, **quality}
+
+
+def format_of(root: Path) -> str:
+    """Format of the set that is there, whole or not; the default where there is none."""
+    with suppress(OSError, ValueError, KeyError):  # --repair may be about to mend the settings
+        return str(read_json(root / SETTINGS)['files']['format'])
+    return 'folder' if (root / 'view0').is_dir() else FormatConfig.format
 
 
 def encode_image(pixels: NDArray[np.uint8], config: FormatConfig) -> bytes:
