@@ -1,8 +1,10 @@
 """``timm-dad generate`` in this process, flag by flag, and in real processes that are started together and killed."""
 
 import json
+import logging
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -486,8 +488,14 @@ def test_an_image_that_does_not_decode_is_named(files, tmp_path, capsys):
 # What it says
 
 
-def test_it_prints_the_summary_and_the_parts_of_the_set_are_there(files, tmp_path, capsys):
+def test_it_prints_the_summary_and_the_parts_of_the_set_are_there(files, tmp_path, capsys, caplog):
+    caplog.set_level(logging.INFO, 'timm_dad')
     summary = main(flags(files, tmp_path / 'set'))
+    waited = [re.match(r'The networks waited (.*) % of .* s for images and the disk', text) for text in caplog.messages]
+    assert [0 < float(found[1]) < 100 for found in waited if found] == [True]
+    caplog.clear()
+    main(flags(files, tmp_path / 'set'))  # finds nothing to do
+    assert 'networks waited' not in caplog.text
     output = capsys.readouterr().out
     assert f'{tmp_path / "set"}: 12 DAD views of 12 images' in output
     for part in ('teacher keeps the label', 'mean L2', 'codes of the VQGAN used', 'contact_sheet.png'):
