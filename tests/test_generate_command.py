@@ -31,6 +31,7 @@ from timm_dad.dad_sets.read import DADSet
 from timm_dad.dad_sets.reinforce import Reinforcement
 from timm_dad.dad_sets.verify import verify
 from timm_dad.data import datasets as data
+from timm_dad.flags import pairs
 from timm_dad.flags.reinforce import reinforce_config
 from timm_dad.flags.rules import written
 from timm_dad.vqgan.model import VQGAN, VQGANConfig
@@ -321,6 +322,13 @@ def test_shards_are_the_default_and_a_set_goes_on_in_its_own_format(files, tmp_p
     for given in (('--format', 'wds'), ('--config', tmp_path / 'flags.yaml')):
         message = error_of(capsys, flags(files, tmp_path / 'set', *given))
         assert 'is a set of other settings (files.format: here "wds", there "folder")' in message
+
+
+def test_every_vqgan_is_loaded_once(files, tmp_path, monkeypatch):
+    loaded, load = [], pairs.load_vqgan
+    monkeypatch.setattr(pairs, 'load_vqgan', lambda path, **given: loaded.append(Path(path)) or load(path, **given))
+    main(flags(files, tmp_path / 'set', '--dad-attack', 'latent', '--dad-gradient-vqgan', '{files}/tiny.safetensors'))
+    assert loaded == [files / 'vqgan1.safetensors', files / 'tiny.safetensors']
 
 
 def test_input_size_is_another_way_to_say_it(files, base, tmp_path):
