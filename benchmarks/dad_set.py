@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What a DAD set promises, on the demo's pictures: speed of training from it, processes, kills, damage, memory.
+"""What a DAD set promises, on the demo's pictures: speed of training from it, processes, kills, damage.
 
 Every figure is a ratio, or a count, of one run of this script. ``--only NAME ...`` runs a part of it.
 """
@@ -138,13 +138,24 @@ def processes(folder: Path) -> str:
         spans = [json.loads(path.with_suffix('.json').read_text()) for path in ready]
         return max(end for _, end in spans) - min(begin for begin, _ in spans)
 
-    ratios = [seconds(1, f'one-{i}') / seconds(2, f'two-{i}') for i in range(3)]
-    return f'processes: 2 of 1 thread are {median(ratios):.2f} x one (to reach: 1.8; runs: {format_all(ratios)})'
+    import harness
+    import results
 
-
-def format_all(values: list[float]) -> str:
-    """Several figures."""
-    return ', '.join(f'{value:.2f}' for value in values)
+    one, two = zip(*((seconds(1, f'one-{i}'), seconds(2, f'two-{i}')) for i in range(3)), strict=True)
+    value, low, high = harness.ratio(one, two)
+    figure = results.Figure(
+        figure='making a DAD set, images per second of 2 processes of 1 thread, cpu',
+        against='1 process',
+        value=value,
+        low=low,
+        high=high,
+        at_least=1.8,
+        detail=f'{median(two):.3g} against {median(one):.3g} s, from the first view to the finished set; '
+        f"{len(one)} rounds of the demo's 821 pictures",
+    )
+    command = 'python benchmarks/dad_set.py --only processes'
+    results.write(results.RESULTS, 'processes', figure, command, results.machine('cpu', 1))
+    return f'processes: 2 of 1 thread are {value:.2f} x one (to reach: 1.8; {low:.2f} to {high:.2f})'
 
 
 def kills(folder: Path) -> str:
@@ -175,7 +186,7 @@ def kills(folder: Path) -> str:
 def damage(folder: Path) -> str:
     """Damage 50 files in 5 ways; ``timm-dad verify`` must name each, and no other."""
     root = folder / 'damaged'
-    finish(generate(root))
+    finish(generate(root, '--format', 'folder'))
     draw = random.Random(0)
     paths = sorted((root / 'view0').rglob('*.png'))
     chosen = draw.sample(paths, 50)
@@ -195,56 +206,11 @@ def damage(folder: Path) -> str:
     return f'damage: of 50 files damaged in 5 ways verify names {len(found)}, and {len(named - found)} others'
 
 
-MEMORY = """
-import resource, sys
-import torch
-from PIL import Image
-from torch import nn
-from timm_dad import DADAugment, Teacher, VQGAN, VQGANConfig, prepare_frozen
-from timm_dad.dad_sets.formats import FormatConfig
-from timm_dad.dad_sets.generate import generate
-from timm_dad.dad_sets.maker import GenerateConfig
-from timm_dad.data.images import Frame, Source
-class Synthetic(torch.utils.data.Dataset):
-    transform = None
-    def __init__(self, count):
-        self.count = count
-    def __len__(self):
-        return self.count
-    def __getitem__(self, index):
-        return Image.new('RGB', (8, 8), (index % 256, index // 256 % 256, index // 65536)), index % 10
-torch.set_num_threads(1)
-sizes = {'z_channels': 2, 'resolution': 8, 'in_channels': 3, 'out_ch': 3, 'ch': 32, 'ch_mult': [1, 1]}
-config = VQGANConfig(ddconfig={**sizes, 'num_res_blocks': 0, 'attn_resolutions': []}, n_embed=16, embed_dim=2)
-network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10))
-norm = {'mean': (0, 0, 0), 'std': (1, 1, 1)}
-teacher, vqgan = Teacher(network, **norm, input_size=(8, 8), num_classes=10), VQGAN(config)
-prepare_frozen(teacher, vqgan)
-how = GenerateConfig(frame=Frame(size=(8, 8)), files=FormatConfig(format=sys.argv[3]), batch_size=256, top_k=3)
-settings = {'format_version': 1, 'data': {'num_images': int(sys.argv[2]), 'num_classes': 10, 'class_names': None,
-            'split': 'train'}}
-augment = DADAugment(teacher, vqgan, **norm)
-generate(Source(Synthetic(int(sys.argv[2]))), augment, sys.argv[1], how, settings, progress=False)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
-
-
-def memory(folder: Path) -> str:
-    """Peak memory of a generation of 1,000 and of 100,000 synthetic images."""
-    peaks = {}
-    for count in (1_000, 100_000):
-        process = start(['-c', MEMORY, str(folder / f'synthetic-{count}'), str(count), 'wds'])
-        peaks[count] = int(finish(process)) / 1024
-    ratio = peaks[100_000] / peaks[1_000]
-    return f'memory: 100,000 images peak at {ratio:.3f} x that of 1,000 ({peaks[1_000]:.0f} MiB)'
-
-
 PARTS: dict[str, Callable[[Path], str]] = {
     'training': training,
     'processes': processes,
     'kills': kills,
     'damage': damage,
-    'memory': memory,
 }
 
 

@@ -92,7 +92,9 @@ COMMANDS = {
         )
     ),
     'train-resume': _resumed(f'{TRAIN} --dad {DEMO} --model-ema', stop_at=6),
-    'generate-folder': Command(lines=(f'{GENERATE} --dad-views 2 --dad-store-logits 3', 'verify {name}')),
+    'generate-folder': Command(
+        lines=(f'{GENERATE} --format folder --dad-views 2 --dad-store-logits 3', 'verify {name}')
+    ),
     'generate-wds': Command(lines=(f'{GENERATE} --format wds --image-format webp --dad-norm linf', 'verify {name}')),
     'generate-codes': Command(lines=(f'{GENERATE} --format codes --dad-keep-label --seed 1', 'verify {name}')),
     'train-folder': Command(lines=(f'{TRAIN} --dad --dad-dir generate-folder',), needs=('generate-folder',)),

@@ -7,14 +7,15 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from timm_dad.common.files import write_files
 from timm_dad.dad_sets.formats import (
     FormatConfig,
     Item,
     encode_image,
+    lay_out,
     logits_path,
     pack_codes,
     place_of,
-    write_items,
 )
 from timm_dad.dad_sets.logits import StoredLogits, encode_target, sparse_logits
 from timm_dad.dad_sets.manifest import (
@@ -106,7 +107,8 @@ def write_dad_set(
             items.append(Item(index, source.name(index, image.label), image.label, image.sha256, encoded))
             if logits:
                 stored.append(sparse_logits(logits(image, views), 2, temperature))
-        places, files = write_items(root, root / 'work', shard, items, config)
+        contents, places, files = lay_out(shard, items, config)
+        write_files({root / path: data for path, data in contents.items()}, root / 'work')
         if logits:
             values, classes, rest = (torch.stack(part) for part in zip(*stored, strict=True))
             parts = {'values': values, 'classes': classes, 'rest': rest}

@@ -88,6 +88,8 @@ SCRIPTS = [
     ('step.py', {f'step, fp32, attack from {name}, cpu' for name in ('Q(x)', 'x')}),
     ('memory.py', {f'memory, fp32, attack from {name}, cpu' for name in ('Q(x)', 'x')}),
     ('nearest_code.py', {'nearest code, time, cpu', 'nearest code, memory, cpu'}),
+    ('generator.py', {'generator, speed, cpu', 'generator, waiting, cpu'}),
+    ('large_set.py', {'large set, memory, generate', 'large set, memory, train', 'large set, open'}),
     ('start_up.py', {'start-up, import', 'start-up, train', 'start-up, demo'}),
 ]
 

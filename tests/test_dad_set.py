@@ -2,6 +2,7 @@ import collections
 import pickle
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from dad_sets import stored_logits
 from test_generate import AUGMENT, items, make, open_source, tree, write_images
 
-from timm_dad.dad_sets.manifest import canonical_json, read_json
+from timm_dad.dad_sets.manifest import canonical_json, index_hash, read_json
 from timm_dad.dad_sets.read import DADSet, read_settings
 from timm_dad.data.pictures import DataError
 
@@ -98,6 +99,33 @@ def test_reading_leaves_the_set_as_it_is(sets):
     assert tree(sets) == before
 
 
+def test_it_is_opened_and_read_without_a_manifest(sets, monkeypatch):
+    monkeypatch.setattr(DADSet, 'manifest', None)
+    dad_set = DADSet(sets / 'wds')
+    assert dad_set.image(9, 1, 'dog/4').size == (8, 8)
+    assert str(sets / 'wds' / 'index.npy') in Path('/proc/self/maps').read_text()  # one copy for all processes
+
+
+def test_a_set_that_was_made_without_a_table_has_the_same_one(copied):
+    table = DADSet(copied).table.clone()
+    index = read_json(copied / 'index.json')
+    index['files'] = [place for place in index['files'] if place['path'] != 'index.npy']
+    (copied / 'index.json').write_bytes(canonical_json({**index, 'sha256': index_hash(index)}))
+    (copied / 'index.npy').unlink()
+    assert torch.equal(DADSet(copied).table, table)
+
+
+def test_the_table_is_an_array_of_the_manifests(sets):
+    table = np.load(sets / 'wds' / 'index.npy')
+    assert (table.dtype, table.shape) == (np.dtype('<i8'), (20, 10))
+    for row, item in zip(table, items(sets / 'wds'), strict=True):
+        assert row[1] == item['label']
+        assert int(row[0]).to_bytes(8, 'big', signed=True).hex() == item['source_sha256'][:16]
+        for place, numbers in zip(item['views'], (row[2:6], row[6:]), strict=True):
+            assert (place['offset'], place['bytes']) == tuple(numbers[:2])
+            assert numbers[2:].astype('>i8').tobytes().hex() == place['sha256'][:32]
+
+
 # Errors
 
 
@@ -145,6 +173,13 @@ def test_a_damaged_manifest_is_named(copied, content):
         ValueError, match=r'manifest/000001\.jsonl is damaged \(.+\): timm-dad generate --repair, with the flags'
     ):
         list(DADSet(copied).manifests())
+
+
+@pytest.mark.parametrize('damage', [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-8] + b'damaged!')])
+def test_a_damaged_table_is_named(copied, damage):
+    damage(copied / 'index.npy')
+    with pytest.raises(DataError, match=r'index\.npy is damaged \(.+\): timm-dad generate --repair, with the flags'):
+        DADSet(copied)
 
 
 def test_an_altered_index_is_never_read(copied):
@@ -223,7 +258,7 @@ def test_swapped_files_are_never_used(copied):
         stored_logits(dad_set, 0, 0)
     _swap(copied / 'manifest' / '000000.jsonl', copied / 'manifest' / '000001.jsonl')
     with pytest.raises(DataError, match=r'manifest/000000\.jsonl is damaged \(it is another than the index says'):
-        DADSet(copied)
+        list(DADSet(copied).manifests())
 
 
 @pytest.mark.parametrize('bit', [0, 3])

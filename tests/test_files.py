@@ -1,6 +1,7 @@
 import errno
 import os
 import stat
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from timm_dad.common.files import replacing, write_file
+from timm_dad.common.files import replacing, write_file, write_files
 
 
 @pytest.mark.parametrize('content', ['é\r\n', 'é\r\n'.encode()])
@@ -132,3 +133,37 @@ def test_what_torch_makes_of_a_full_disk_names_the_file(tmp_path, by):
     message = r'No space left on device: .*a\.pt' if by else 'unexpected pos'
     with pytest.raises(by or RuntimeError, match=message), replacing(tmp_path / 'a.pt'):
         raise failure
+
+
+@pytest.fixture
+def files(tmp_path):
+    return {tmp_path / 'set' / f'{index % 3}' / f'{index}.png': bytes([index]) * 9 for index in range(20)}
+
+
+def test_files_that_belong_together_are_on_the_disk_before_one_has_its_name(tmp_path, files, monkeypatch):
+    calls = []
+    for name in ('fsync', 'replace'):
+        function = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *args, name=name, function=function: calls.append(name) or function(*args))
+    write_files(files, tmp_path / 'work')
+    assert calls == ['fsync'] * 20 + ['replace'] * 20
+    assert {path: path.read_bytes() for path in files} == files
+    assert os.listdir(tmp_path / 'work') == []
+
+
+@pytest.mark.parametrize('function', ['write_bytes', 'fsync'])
+def test_where_one_of_them_does_not_fit_none_has_its_name(tmp_path, files, monkeypatch, function):
+    (full,) = [path for path in files if path.name == '7.png']
+    done, owner = getattr(os if function == 'fsync' else Path, function), os if function == 'fsync' else Path
+
+    def filling(at, *args):
+        content = Path(f'/proc/self/fd/{at}').read_bytes() if function == 'fsync' else args[0]
+        if content == files[full]:
+            raise OSError(errno.ENOSPC, 'No space left on device')
+        return done(at, *args)
+
+    monkeypatch.setattr(owner, function, filling)
+    with pytest.raises(OSError, match=r'No space left on device: .*/7\.png'):
+        write_files(files, tmp_path / 'work')
+    assert [path for path in files if path.exists()] == []
+    assert os.listdir(tmp_path / 'work') == []

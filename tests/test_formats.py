@@ -12,15 +12,16 @@ from safetensors.torch import load_file
 from test_generate import items, make, open_source, picture, tree, view_pixels, write_images
 from timm.data import create_dataset
 
+from timm_dad.common.files import write_files
 from timm_dad.dad_sets.formats import (
     FormatConfig,
     Item,
     bits_of,
     encode_image,
+    lay_out,
     pack_codes,
     unpack_codes,
     wds_info,
-    write_items,
 )
 from timm_dad.dad_sets.manifest import sha256
 from timm_dad.dad_sets.read import DADSet
@@ -194,8 +195,10 @@ def test_writing_does_not_depend_on_where_or_when(tmp_path, format):
     shard = [Item(index, f'é {index}/a b', index, 'f' * 64, data[index]) for index in range(3)]
     written = []
     for name in ('a', 'b'):
-        places, files = write_items(tmp_path / name, tmp_path / f'{name}work', 7, shard, FormatConfig(format=format))
-        written.append((tree(tmp_path / name), places, files))
+        contents, places, files = lay_out(7, shard, FormatConfig(format=format))
+        write_files({tmp_path / name / path: content for path, content in contents.items()}, tmp_path / f'{name}work')
+        assert tree(tmp_path / name) == contents
+        written.append((contents, places, files))
         hashes = [[sha256(view) for view in own] for own in data]
         assert [[place['sha256'] for place in own] for own in places] == hashes
         assert list((tmp_path / f'{name}work').iterdir()) == []  # nothing unfinished is left

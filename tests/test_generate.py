@@ -24,12 +24,14 @@ from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
 from timm_dad.commands.generate import describe_data
+from timm_dad.dad_sets import maker
 from timm_dad.dad_sets.claims import Locks
 from timm_dad.dad_sets.formats import FormatConfig, encode_image
 from timm_dad.dad_sets.generate import generate
 from timm_dad.dad_sets.maker import GenerateConfig, view_seed
 from timm_dad.dad_sets.manifest import FORMAT_VERSION, ShardManifest
 from timm_dad.dad_sets.read import DADSet
+from timm_dad.dad_sets.shards import ShardedFolder
 from timm_dad.dad_sets.verify import verify
 from timm_dad.data.images import Frame, Source
 from timm_dad.method.attack import AttackConfig
@@ -924,6 +926,24 @@ def test_progress_shows_images_a_second_and_the_time_left(tmp_path, source, caps
 def test_config_says_what_is_out_of_range(change, message):
     with pytest.raises(ValueError, match=message):
         GenerateConfig(frame=Frame(size=(8, 8)), files=FormatConfig(), **change)
+
+
+def test_the_thread_of_the_networks_neither_reads_nor_encodes_nor_waits_for_the_disk(tmp_path, monkeypatch):
+    threads = {}
+    for owner, name in ((Source, 'read'), (maker, 'encode_image'), (maker, 'write_files'), (ShardedFolder, 'commit')):
+        function = getattr(owner, name)
+
+        def watched(*given, name=name, function=function, **more):
+            threads.setdefault(name, set()).add(threading.current_thread())
+            return function(*given, **more)
+
+        monkeypatch.setattr(owner, name, watched)
+    source = open_source(write_images(tmp_path))
+    monkeypatch.setattr(Source, 'sample', lambda self: '')  # which reads before anything is made
+    monkeypatch.setattr(Source, 'some', lambda self, count: {})
+    make(source, tmp_path / 'set', size=(SIDE, SIDE))
+    assert set(threads) == {'read', 'encode_image', 'write_files', 'commit'}
+    assert threading.main_thread() not in set.union(*threads.values())
 
 
 def test_views_are_encoded_and_written_beside_the_networks_and_an_error_loses_no_shard_before(tmp_path, monkeypatch):

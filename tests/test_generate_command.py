@@ -1,8 +1,10 @@
 """``timm-dad generate`` in this process, flag by flag, and in real processes that are started together and killed."""
 
 import json
+import logging
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -29,6 +31,7 @@ from timm_dad.dad_sets.read import DADSet
 from timm_dad.dad_sets.reinforce import Reinforcement
 from timm_dad.dad_sets.verify import verify
 from timm_dad.data import datasets as data
+from timm_dad.flags import pairs
 from timm_dad.flags.reinforce import reinforce_config
 from timm_dad.flags.rules import written
 from timm_dad.vqgan.model import VQGAN, VQGANConfig
@@ -164,7 +167,7 @@ CHANGES = {
     'dad_gradient_vqgan': (('--dad-attack', 'latent'), ('--dad-gradient-vqgan', '{files}/tiny.safetensors')),
     'dad_neighbours': (CODES, ('--dad-neighbours', '2')),
     'dad_candidates': (CODES, ('--dad-candidates', '1')),
-    'format': ((), ('--format', 'codes')),
+    'format': (('--format', 'wds'), ('--format', 'codes')),
     'image_format': ((), ('--image-format', 'webp')),
     'quality': (('--image-format', 'jpeg'), ('--quality', '20')),
     'dad_store_logits': ((), ('--dad-store-logits', '3')),
@@ -263,9 +266,10 @@ def test_flags_of_execution_change_no_byte(files, base, tmp_path):
     main(flags(files, tmp_path / 'workers', workers=2))
     assert content(tmp_path / 'workers') == base
     main(flags(files, tmp_path / 'sizes', batch_size=3, shard_size=7))
-    views, found = content(tmp_path / 'sizes')
-    assert views.keys() == base[0].keys()
-    assert [item['source_sha256'] for item in found] == [item['source_sha256'] for item in base[1]]
+    _, found = content(tmp_path / 'sizes')
+    assert [(item['name'], item['source_sha256']) for item in found] == [
+        (item['name'], item['source_sha256']) for item in base[1]
+    ]
     assert len(list((tmp_path / 'sizes' / 'manifest').iterdir())) == 2
 
 
@@ -300,6 +304,31 @@ def test_a_machine_that_cannot_compile_says_so_before_work_starts(files, tmp_pat
 def test_the_precision_of_a_set_is_named(files, tmp_path, capsys):
     message = error_of(capsys, flags(files, tmp_path / 'set', '--dad-precision', 'auto'))
     assert '--dad-precision decides the bytes of a set' in message
+
+
+def test_shards_are_the_default_and_a_set_goes_on_in_its_own_format(files, tmp_path, capsys):
+    main(flags(files, tmp_path / 'new'))
+    assert read_json(tmp_path / 'new' / 'dad_set.json')['files'] == {'format': 'wds', 'image_format': 'png'}
+    main(flags(files, tmp_path / 'set', '--format', 'folder'))
+    whole = tree(tmp_path / 'set')
+    for name in ('index.json', 'manifest/000001.jsonl'):
+        (tmp_path / 'set' / name).unlink()
+    main(flags(files, tmp_path / 'set'))
+    assert_same_tree(tmp_path / 'set', whole)
+    (tmp_path / 'set' / 'dad_set.json').write_bytes(b'{')
+    main(flags(files, tmp_path / 'set', '--repair'))
+    assert_same_tree(tmp_path / 'set', whole)
+    (tmp_path / 'flags.yaml').write_text('format: wds\n')
+    for given in (('--format', 'wds'), ('--config', tmp_path / 'flags.yaml')):
+        message = error_of(capsys, flags(files, tmp_path / 'set', *given))
+        assert 'is a set of other settings (files.format: here "wds", there "folder")' in message
+
+
+def test_every_vqgan_is_loaded_once(files, tmp_path, monkeypatch):
+    loaded, load = [], pairs.load_vqgan
+    monkeypatch.setattr(pairs, 'load_vqgan', lambda path, **given: loaded.append(Path(path)) or load(path, **given))
+    main(flags(files, tmp_path / 'set', '--dad-attack', 'latent', '--dad-gradient-vqgan', '{files}/tiny.safetensors'))
+    assert loaded == [files / 'vqgan1.safetensors', files / 'tiny.safetensors']
 
 
 def test_input_size_is_another_way_to_say_it(files, base, tmp_path):
@@ -467,8 +496,14 @@ def test_an_image_that_does_not_decode_is_named(files, tmp_path, capsys):
 # What it says
 
 
-def test_it_prints_the_summary_and_the_parts_of_the_set_are_there(files, tmp_path, capsys):
+def test_it_prints_the_summary_and_the_parts_of_the_set_are_there(files, tmp_path, capsys, caplog):
+    caplog.set_level(logging.INFO, 'timm_dad')
     summary = main(flags(files, tmp_path / 'set'))
+    waited = [re.match(r'The networks waited (.*) % of .* s for images and the disk', text) for text in caplog.messages]
+    assert [0 < float(found[1]) < 100 for found in waited if found] == [True]
+    caplog.clear()
+    main(flags(files, tmp_path / 'set'))  # finds nothing to do
+    assert 'networks waited' not in caplog.text
     output = capsys.readouterr().out
     assert f'{tmp_path / "set"}: 12 DAD views of 12 images' in output
     for part in ('teacher keeps the label', 'mean L2', 'codes of the VQGAN used', 'contact_sheet.png'):
@@ -514,8 +549,8 @@ def test_it_is_a_command_of_timm_dad(files, tmp_path, base):
 def test_repair_makes_again_what_is_damaged(files, tmp_path, base, capsys, monkeypatch):
     assert 'holds no DAD set' in error_of(capsys, flags(files, tmp_path / 'set', '--repair'))
     main(flags(files, tmp_path / 'set'))
-    view = next((tmp_path / 'set').glob('view0/*/*.png'))
-    view.write_bytes(view.read_bytes()[:-1])
+    shard = tmp_path / 'set' / 'shards' / '000001.tar'
+    shard.write_bytes(shard.read_bytes()[:-1])
     main(flags(files, tmp_path / 'set'))  # finds nothing to do
     assert content(tmp_path / 'set') != base
     main(flags(files, tmp_path / 'set', '--repair'))

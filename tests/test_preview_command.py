@@ -235,7 +235,7 @@ def test_the_view_is_that_of_generate(files, tmp_path):
     generate(
         [
             *flags(files, tmp_path / 'set', images=None),
-            *('--train-split', 'validation', '--batch-size', '1', '--workers', '0'),
+            *('--train-split', 'validation', '--batch-size', '1', '--workers', '0', '--format', 'folder'),
         ]
     )
     (image,) = main(flags(files, tmp_path / 'out', '--index', '5', images=None))

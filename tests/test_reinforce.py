@@ -21,7 +21,7 @@ from timm_dad.dad_sets.verify import clear_damage, verify
 from timm_dad.data.images import Source
 from timm_dad.flags import kwargs
 from timm_dad.flags.pairs import open_dad_set, pair_dataset
-from timm_dad.flags.reinforce import reinforce_config
+from timm_dad.flags.reinforce import reinforce_config, stored_logits
 from timm_dad.flags.train import parse_args
 from timm_dad.training.loaders import PairCollateMixup, PairMixup, create_train_loader
 
@@ -108,6 +108,17 @@ def test_answers_are_of_the_very_pixels_of_the_batch(made, flags):
             turns |= set((coded // 4 % 3).tolist())
             assert torch.equal(stored.labels(coded), coded // 4 // 3 // 6)  # six pictures a class
     assert turns == {0, 1, 2}
+
+
+def test_data_and_task_of_a_training_read_its_answers_once(made, monkeypatch):
+    store(made)
+    args = parse_args([*FLAGS, '--dad-dir', str(made / 'set'), *AUG])
+    dad_set = open_dad_set(args, (32, 32))
+    opened, init = [], Reinforcement.__init__
+    monkeypatch.setattr(Reinforcement, '__init__', lambda self, *given: opened.append(given) or init(self, *given))
+    pair_dataset(args, data(made), CONFIG, dad_set=dad_set)
+    assert stored_logits(args, dad_set, CONFIG).turns == 3
+    assert opened == [(dad_set,)]
 
 
 def contents(folder):

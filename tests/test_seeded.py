@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.data_loader import SeedableRandomSampler
+from accelerate.utils import DataLoaderConfiguration
 from folders import write_pictures
 from timm.data import create_dataset
 from timm.data.random_erasing import RandomErasing
@@ -13,9 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from timm_dad.data.images import Source
 from timm_dad.data.pairs import DADPairs, SameImage
-from timm_dad.data.seeded import Positions, SeededErasing, SeededSamples
+from timm_dad.data.seeded import Positions, SeededErasing, SeededSamples, Shuffled
 from timm_dad.training.batches import Batches
-from timm_dad.training.loaders import create_train_loader
+from timm_dad.training.loaders import create_train_loader, set_epoch, unwrapped
 
 
 @pytest.fixture(scope='module')
@@ -76,6 +78,41 @@ def test_what_a_data_set_is_told_reaches_workers_that_outlive_an_epoch():
     for epoch in (0, 3):
         data.set_epoch(epoch)
         assert {told for _, told in loader} == {epoch}
+
+
+def test_the_order_is_that_of_accelerate():
+    order, accelerates = Shuffled(3000, 7), SeedableRandomSampler(range(3000), data_seed=7)
+    for _ in range(2):
+        found = list(order)
+        assert found == list(accelerates)
+        assert sorted(found) == list(range(3000))
+    for sampler in (order, accelerates):
+        sampler.set_epoch(9)
+    assert list(order) == list(accelerates)
+    assert len(order) == 3000
+
+
+@pytest.mark.parametrize('prefetcher', [False, True])
+def test_a_training_has_another_order_in_every_epoch_that_its_seed_decides(pictures, prefetcher):
+    def orders(seed):
+        config = DataLoaderConfiguration(use_seedable_sampler=True, data_seed=seed)
+        accelerator = Accelerator(cpu=True, dataloader_config=config)
+        dataset = create_dataset('', root=str(pictures), split='train')
+        loader = create_train_loader(
+            dataset, accelerator, seed=seed, batch_size=1, input_size=(3, 8, 8), num_workers=0, no_aug=True,
+            use_prefetcher=prefetcher,
+        )  # fmt: skip
+        for epoch in (0, 1, 0):
+            set_epoch(loader, epoch)
+            sampler = SeedableRandomSampler(range(len(dataset)), data_seed=seed)
+            sampler.set_epoch(epoch)
+            found = list(unwrapped(loader).batch_sampler)
+            assert found == [[index] for index in sampler]
+            yield found
+
+    first, second, again = orders(3)
+    assert first == again != second
+    assert next(orders(4)) != first
 
 
 def test_copies_of_a_sample_get_seeds_of_their_own():

@@ -98,7 +98,13 @@ FILES = ('item', 'manifest/000001.jsonl', 'logits/000002.safetensors', 'contact_
 
 @pytest.mark.parametrize(
     ('format', 'file'),
-    [*(('folder', file) for file in FILES), ('wds', 'item'), ('wds', '_info.json'), ('codes', 'item')],
+    [
+        *(('folder', file) for file in FILES),
+        ('wds', 'item'),
+        ('wds', '_info.json'),
+        ('wds', 'index.npy'),
+        ('codes', 'item'),
+    ],
     indirect=['format'],
 )
 @pytest.mark.parametrize('damage', DAMAGES)

@@ -12,7 +12,7 @@ import torch
 from timm_dad.common.errors import is_main_process, user_errors
 from timm_dad.common.log import setup_logging
 from timm_dad.dad_sets.claims import KINDS, Claims, open_claims
-from timm_dad.dad_sets.formats import FormatConfig
+from timm_dad.dad_sets.formats import FormatConfig, format_of
 from timm_dad.dad_sets.generate import generate
 from timm_dad.dad_sets.hub import SCHEME
 from timm_dad.dad_sets.maker import GenerateConfig
@@ -31,7 +31,6 @@ from timm_dad.flags.fields import add_fields, from_flags
 from timm_dad.flags.frame import add_frame_args, create_frame, frame_rules
 from timm_dad.flags.labels import check_labels_args, find_class_names
 from timm_dad.flags.moved import absolute
-from timm_dad.flags.pairs import load_vqgan_by_spec
 from timm_dad.flags.parser import Parser
 from timm_dad.flags.reinforce import add_reinforce_args, check_reinforce_args, reinforce_config
 from timm_dad.flags.rules import check_rules, given_flags, under_flag
@@ -42,6 +41,7 @@ from timm_dad.flags.views import (
     add_view_args,
     check_view_args,
     create_augment,
+    create_gradient_vqgan,
     create_vqgan,
     prepare_models,
 )
@@ -76,6 +76,7 @@ def create_parser() -> Parser:
         'missing or altered (one process; takes the flags that made the set)',
     )  # fmt: skip
     add_fields(group, FormatConfig, _FILES)
+    parser.set_defaults(format=None)
     add_fields(group, GenerateConfig, _SET)
     group = parser.add_argument_group('DAD: several processes')
     group.add_argument(
@@ -105,6 +106,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _check_args(args: argparse.Namespace, given: dict[str, Any]) -> None:
+    args.format = args.format or format_of(Path(args.output))
     lossy = args.format != 'codes' and args.image_format != 'png'
     rules = (
         (args.data_dir or args.dataset, '--data-dir must name a folder with a sub-folder a class (or give --dataset)'),
@@ -241,26 +243,22 @@ def build_models(
         'precision': args.dad_precision,
         **_other_rounding(args),
     }
+    gradient_vqgan = create_gradient_vqgan(args)
+    if gradient_vqgan is not None:
+        settings['gradient_vqgan'] = gradient_vqgan.fingerprint()
     prepare_models(args, teacher, vqgan, config.frame.size, device, config.batch_size)
     if device.type == 'cuda' and not args.dad_micro_batch:
         args.dad_micro_batch = config.batch_size  # never less by itself: it rounds otherwise
-    return create_augment(args, teacher, vqgan), settings
+    return create_augment(args, teacher, vqgan, gradient_vqgan=gradient_vqgan), settings
 
 
 def _other_rounding(args: argparse.Namespace) -> dict[str, Any]:
     """What else decides the bytes of a set, where it is not as sets were always made."""
     return {
-        **_gradient_vqgan(args),
         **({'attack_from': args.dad_attack_from} if args.dad_attack_from != 'reconstruction' else {}),
         **({'micro_batch': args.dad_micro_batch} if args.dad_micro_batch else {}),
         **({'compiled': True} if args.dad_compile else {}),
     }
-
-
-def _gradient_vqgan(args: argparse.Namespace) -> dict[str, Any]:
-    if not args.dad_gradient_vqgan:
-        return {}
-    return {'gradient_vqgan': load_vqgan_by_spec(args.dad_gradient_vqgan, flag='--dad-gradient-vqgan').fingerprint()}
 
 
 def describe_data(args: argparse.Namespace, source: Source) -> dict[str, Any]:

@@ -4,8 +4,9 @@ import os
 import re
 import stat
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 
@@ -27,6 +28,9 @@ def make_folder(path: Path) -> None:
         for folder in reversed(made):
             folder.rmdir()
         raise
+
+
+_SYNCING = 8  # threads that wait for the disk, which writes down at once what is asked for at once
 
 
 @contextmanager
@@ -104,3 +108,25 @@ def write_file(path: str | Path, content: str | bytes, *, sync: bool = False, wo
     """
     with replacing(path, sync=sync, work=work) as temporary:
         temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def write_files(files: Mapping[Path, bytes], work: Path) -> None:
+    """Write files that are whole together: the first one gets its name when all are on the disk.
+
+    Args:
+        files: Content of each, by its path.
+        work: Where unfinished files go, on the same file system.
+    """
+    with ExitStack() as renaming, ThreadPoolExecutor(_SYNCING) as pool:
+        unfinished = {path: renaming.enter_context(replacing(path, work=work)) for path in files}
+
+        def write(path: Path) -> None:
+            with naming_file(path, unfinished[path]):
+                unfinished[path].write_bytes(files[path])
+
+        def sync(path: Path) -> None:
+            with naming_file(path, unfinished[path]), unfinished[path].open('rb') as file:
+                os.fsync(file.fileno())
+
+        for step in (write, sync):
+            list(pool.map(step, files))

@@ -4,7 +4,7 @@ import io
 import json
 import tarfile
 from collections.abc import Sequence
-from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,8 @@ from PIL import Image
 from safetensors.torch import save
 from torch import Tensor
 
-from timm_dad.common.files import write_file
 from timm_dad.common.options import check_types, option
-from timm_dad.dad_sets.manifest import canonical_json, sha256
+from timm_dad.dad_sets.manifest import SETTINGS, canonical_json, read_json, sha256
 
 FORMATS = ('folder', 'wds', 'codes')
 IMAGE_FORMATS = {'png': '.png', 'jpeg': '.jpg', 'webp': '.webp'}
@@ -32,7 +31,9 @@ class FormatConfig:
         ValueError: If a value is unknown or out of range.
     """
 
-    format: str = option('folder', 'how the views are stored', choices=FORMATS)
+    format: str = option(
+        'wds', 'how the views are stored (default: as those that are there; in a new set wds)', choices=FORMATS
+    )
     image_format: str = option('png', 'file type of folder and wds; png is exact', choices=IMAGE_FORMATS)
     quality: int = option(95, '1 to 100, of jpeg and webp', metavar='Q')
 
@@ -52,6 +53,13 @@ class FormatConfig:
             return {'format': 'codes'}
         quality = {} if self.image_format == 'png' else {'quality': self.quality}
         return {'format': self.format, 'image_format': self.image_format, **quality}
+
+
+def format_of(root: Path) -> str:
+    """Format of the set that is there, whole or not; the default where there is none."""
+    with suppress(OSError, ValueError, KeyError):  # --repair may be about to mend the settings
+        return str(read_json(root / SETTINGS)['files']['format'])
+    return 'folder' if (root / 'view0').is_dir() else FormatConfig.format
 
 
 def encode_image(pixels: NDArray[np.uint8], config: FormatConfig) -> bytes:
@@ -116,35 +124,26 @@ def logits_path(shard: int) -> str:
     return f'logits/{shard:06d}.safetensors'
 
 
-def write_items(
-    root: Path,
-    work: Path,
-    shard: int,
-    items: Sequence[Item],
-    config: FormatConfig,
-    pool: Executor | None = None,
-) -> tuple[list[list[Place]], list[Place]]:
-    """Write the views of a shard under ``root``, unfinished files in ``work``; many files in the threads of ``pool``.
+def lay_out(
+    shard: int, items: Sequence[Item], config: FormatConfig
+) -> tuple[dict[str, bytes], list[list[Place]], list[Place]]:
+    """Lay the views of a shard out in files.
 
     Returns:
-        The place of every view of every item, and of files that hold several.
+        Content of the files by their path in the set, the place of every view of every item, and those of files that
+        hold several.
     """
     if config.format == 'folder':
-
-        def write(item: Item) -> list[Place]:
-            places = [place_of(view_path(item.name, view, config), data) for view, data in enumerate(item.views)]
-            for place, data in zip(places, item.views, strict=True):
-                write_file(root / place['path'], data, sync=True, work=work)
-            return places
-
-        return list((pool.map if pool else map)(write, items)), []
+        files = {view_path(item.name, view, config): data for item in items for view, data in enumerate(item.views)}
+        return files, [
+            [place_of(view_path(item.name, view, config), data) for view, data in enumerate(item.views)]
+            for item in items
+        ], []  # fmt: skip
     path = container_path(shard, config.format)
     data, starts = _join_codes(items) if config.format == 'codes' else _tar(items, IMAGE_FORMATS[config.image_format])
-    write_file(root / path, data, sync=True, work=work)
     offsets = iter(starts)
-    return [[place_of(path, view, offset=next(offsets)) for view in item.views] for item in items], [
-        place_of(path, data)
-    ]
+    places = [[place_of(path, view, offset=next(offsets)) for view in item.views] for item in items]
+    return {path: data}, places, [place_of(path, data)]
 
 
 def _tar(items: Sequence[Item], suffix: str) -> tuple[bytes, Sequence[int]]:

@@ -4,9 +4,10 @@ Views are made shard by shard, a shard in batches of its own and each view under
 depends neither on the processes that share the work nor on how often they were stopped.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,12 @@ from timm_dad.dad_sets.maker import GenerateConfig, ShardMaker
 from timm_dad.dad_sets.shards import ShardedFolder, check_folder
 from timm_dad.dad_sets.summary import finish
 from timm_dad.dad_sets.verify import clear_damage
+from timm_dad.data.ahead import read_ahead
 from timm_dad.data.images import FramedImages, LoadedImage, Source
 from timm_dad.data.pictures import NOTHING_READ
 from timm_dad.method.augment import DADAugment
+
+_logger = logging.getLogger(__name__)
 
 
 def generate(
@@ -81,6 +85,9 @@ def generate(
                         with folder.until_whole():
                             _make_shards(folder, maker, pending[start:] + pending[:start], workers, bar)
                     bar.update(folder.images_done() - bar.n)
+                if maker.clock.total:
+                    waited, total = maker.clock.waited, maker.clock.total
+                    _logger.info('The networks waited %.1f %% of %.0f s for images and the disk', 100 * waited, total)
                 return None if folder.missing() else finish(folder, source, config.frame, augment)
             finally:
                 folder.release()
@@ -116,18 +123,20 @@ def _make_shards(folder: ShardedFolder, maker: ShardMaker, shards: Sequence[int]
         time.sleep(folder.claims.pause)  # others are at the rest, or gone: then their shards come free
         return
     images, config, looked = FramedImages(maker.source, maker.config.frame), maker.config, time.monotonic()
-    try:
-        for batch in _claimed_images(folder, images, shards, config.batch_size, workers):
-            maker.add(batch)
-            bar.update(len(batch))
-            shard = batch[0].index // config.shard_size
-            if len(maker.items) == len(folder.shard_range(shard)):
-                maker.write(folder, shard)
-                if time.monotonic() - looked > 2:  # at what others have done
-                    looked = time.monotonic()
-                    bar.update(max(0, folder.images_done() - bar.n))
-    finally:
-        maker.settle(folder)
+    claimed = map(maker.stack, _claimed_images(folder, images, shards, config.batch_size, workers))
+    with maker.clock.working(), closing(read_ahead(claimed)) as batches:
+        try:
+            for batch, pixels in batches:
+                maker.add(batch, pixels)
+                bar.update(len(batch))
+                shard = batch[0].index // config.shard_size
+                if len(maker.images) == len(folder.shard_range(shard)):
+                    maker.write(folder, shard)
+                    if time.monotonic() - looked > 2:  # at what others have done
+                        looked = time.monotonic()
+                        bar.update(max(0, folder.images_done() - bar.n))
+        finally:
+            maker.settle()
 
 
 def _claimed_images(

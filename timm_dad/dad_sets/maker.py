@@ -15,10 +15,11 @@ from safetensors.torch import save
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from timm_dad.common.files import write_file
+from timm_dad.common.files import write_files
 from timm_dad.common.options import check_types, option
 from timm_dad.common.version import __version__
-from timm_dad.dad_sets.formats import FormatConfig, Item, encode_image, logits_path, pack_codes, place_of, write_items
+from timm_dad.dad_sets.clock import Clock, all_done
+from timm_dad.dad_sets.formats import FormatConfig, Item, encode_image, lay_out, logits_path, pack_codes, place_of
 from timm_dad.dad_sets.logits import add_logits
 from timm_dad.dad_sets.manifest import ShardManifest
 from timm_dad.dad_sets.shards import ShardedFolder
@@ -28,6 +29,8 @@ from timm_dad.method.augment import DADAugment
 
 _ENCODERS = 4  # threads; a PNG of 224 px takes one 5 ms, and a GPU about 9 ms to make
 _NO_PIXELS = torch.empty(0)
+# Seeds of the views of a batch, whether the teacher keeps the label on them, and their distance to the images.
+_Facts = tuple[list[int], Tensor, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,59 +89,73 @@ def view_seed(seed: int, index: int, view: int) -> int:
 
 
 class ShardMaker:
-    """Make the views of one shard, batch by batch."""
+    """Make the views of one shard, batch by batch; ``clock`` says how long its networks waited."""
 
     def __init__(self, source: Source, augment: DADAugment, config: GenerateConfig, device: torch.device) -> None:
         self.source, self.augment, self.config, self.device = source, augment, config, device
-        self.n_embed = augment.vqgan.config.n_embed
+        self.n_embed, self.clock = augment.vqgan.config.n_embed, Clock(device)
         # Encoding and writing go on beside the networks; on a CPU they share its cores with them.
         self._encoders = ThreadPoolExecutor(_ENCODERS if device.type == 'cuda' else 1)
         self._writer = ThreadPoolExecutor(1)
-        self._written: tuple[int, Future[ShardManifest]] | None = None
+        self._written: Future[None] | None = None
         self.clear()
 
     def clear(self) -> None:
         """Begin a shard."""
-        self.items: list[tuple[LoadedImage, Sequence[Future[bytes]]]] = []
-        self.facts: list[Sequence[dict[str, Any]]] = []  # of every view
-        self.codes_used = np.zeros(self.n_embed, bool)
-        self.logits: dict[str, list[Tensor]] = {}
+        self.images: list[LoadedImage] = []
+        self.encoded: list[Sequence[Future[bytes]]] = []  # all views of every image
+        self.facts: list[list[_Facts]] = []  # of every batch, and every view
+        self.codes_used = torch.zeros(self.n_embed, dtype=torch.bool, device=self.device)
+        self.logits: list[tuple[str, Tensor]] = []  # of images and of views, batch by batch
+
+    def stack(self, batch: list[LoadedImage]) -> tuple[list[LoadedImage], Tensor]:
+        """A batch for ``add``: images without their pixels, and these ``[B, 3, H, W]``, where a GPU fetches them."""
+        pixels = torch.stack([image.pixels for image in batch])
+        pixels = pixels.pin_memory() if self.device.type == 'cuda' else pixels
+        return [replace(image, pixels=_NO_PIXELS) for image in batch], pixels
 
     @torch.no_grad()
-    def add(self, batch: list[LoadedImage]) -> None:
-        """Make the views of a batch."""
-        x_pix = torch.stack([image.pixels for image in batch]).to(self.device).float() / 255
-        num_classes = self.augment.teacher.num_classes
+    def add(self, batch: list[LoadedImage], pixels: Tensor) -> None:
+        """Make the views of a batch of ``stack``; nothing here waits for a GPU but what the networks do themselves."""
+        num_classes, device = self.augment.teacher.num_classes, self.device
         labels = [check_label(image.label, num_classes, f'image {image.index} of the data set') for image in batch]
-        target = torch.tensor(labels, device=self.device)
-        centre = self.augment.find_centre(x_pix, target)
         encoded, facts, dad_logits = [], [], []
+        with self.clock.computing():
+            x_pix = pixels.to(device, non_blocking=True).float() / 255
+            target = torch.tensor(labels, device=device)
+            centre = self.augment.find_centre(x_pix, target)
         for view in range(self.config.num_views):
             seeds = [view_seed(self.config.seed, image.index, view) for image in batch]
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            views = self.augment.attack_centre(centre, target, generator=generators)
-            dad_pixels = views.x_dad.mul(255).round().byte()
-            distance = (dad_pixels.float() / 255 - x_pix).flatten(1).norm(dim=1).tolist()
-            kept = views.kept.tolist()
-            self.codes_used[views.dad_codes.unique().cpu().numpy()] = True
-            data = self._encode(dad_pixels, views.dad_codes)
-            numbers = zip(seeds, kept, distance, strict=True)
-            facts.append([{'seed': seed, 'kept': own, 'l2': round(l2, 6)} for seed, own, l2 in numbers])
-            encoded.append(data)
+            with self.clock.computing():
+                views = self.augment.attack_centre(centre, target, generator=generators)
+                dad_pixels = views.x_dad.mul(255).round().byte()
+                distance = (dad_pixels.float() / 255 - x_pix).flatten(1).norm(dim=1)
+                self.codes_used[views.dad_codes.flatten()] = True
+            facts.append((seeds, views.kept, distance))
+            encoded.append(self._encode(dad_pixels, views.dad_codes))
             if self.config.top_k:
-                dad_logits.append(self.augment.ask_teacher(self._as_stored(dad_pixels, data)))
-        self.facts += zip(*facts, strict=True)
-        facts_alone = (replace(image, pixels=_NO_PIXELS) for image in batch)
-        self.items += zip(facts_alone, zip(*encoded, strict=True), strict=True)
+                x_dad = self._as_stored(dad_pixels, encoded[-1])
+                with self.clock.computing():
+                    dad_logits.append(self.augment.ask_teacher(x_dad))
+        self.images += batch
+        self.encoded += zip(*encoded, strict=True)
+        self.facts.append(facts)
         if self.config.top_k:
-            self._keep_logits('clean', self.augment.ask_teacher(x_pix) if centre.logits is None else centre.logits)
-            self._keep_logits('dad', torch.stack(dad_logits, dim=1))
+            with self.clock.computing():
+                clean = self.augment.ask_teacher(x_pix) if centre.logits is None else centre.logits
+            self.logits += ('clean', clean), ('dad', torch.stack(dad_logits, dim=1))
 
     def _encode(self, pixels: Tensor, codes: Tensor) -> list[Future[bytes]]:
-        if self.config.files.format == 'codes':
-            return [self._encoders.submit(pack_codes, own, self.n_embed) for own in codes.cpu()]
-        views = pixels.permute(0, 2, 3, 1).cpu().numpy()
-        return [self._encoders.submit(encode_image, own, self.config.files) for own in views]
+        of_codes = self.config.files.format == 'codes'
+        data = (codes if of_codes else pixels.permute(0, 2, 3, 1)).to('cpu', non_blocking=True)
+        wait = all_done(self.device)
+
+        def encode(own: Tensor) -> bytes:
+            wait()  # until the pixels have come
+            return pack_codes(own, self.n_embed) if of_codes else encode_image(own.numpy(), self.config.files)
+
+        return [self._encoders.submit(encode, own) for own in data]
 
     def _as_stored(self, pixels: Tensor, data: list[Future[bytes]]) -> Tensor:
         """The views as training will read them, in [0, 1]: JPEG and WebP lose something."""
@@ -147,32 +164,29 @@ class ShardMaker:
             pixels = torch.stack(pictures).to(self.device)
         return pixels.float() / 255
 
-    def _keep_logits(self, of: str, logits: Tensor) -> None:
-        add_logits(self.logits, of, logits.cpu(), self.config.top_k, self.config.temperature)
-
     def write(self, folder: ShardedFolder, shard: int) -> None:
-        """Begin to write the shard; it is done by the next call, or by ``settle``."""
-        self.settle(folder)
+        """Begin to write the shard; it is done, and others may know, by the next call, or by ``settle``."""
+        self.settle()
         device = torch.cuda.get_device_name(self.device) if self.device.type == 'cuda' else self.device.type
         header = {
             'shard': shard,
-            'first': self.items[0][0].index,
-            'items': len(self.items),
+            'first': self.images[0].index,
+            'items': len(self.images),
             'settings': folder.settings_id,
             'made_with': {
                 'timm_dad': __version__, 'torch': torch.__version__, 'pillow': PIL.__version__, 'device': device,
             },
-            'codes_used': base64.b64encode(np.packbits(self.codes_used).tobytes()).decode(),
+            'codes_used': base64.b64encode(np.packbits(self.codes_used.cpu().numpy()).tobytes()).decode(),
         }  # fmt: skip
-        job = self._writer.submit(self._write, folder, header, self.items, self.facts, self.logits)
-        self._written = shard, job
+        made = self.images, self.encoded, self.facts, self.logits
+        self._written = self._writer.submit(self._write, folder, header, *made)
         self.clear()
 
-    def settle(self, folder: ShardedFolder) -> None:
-        """Wait until the shard of the last ``write`` is on the disk, and say that it is done."""
+    def settle(self) -> None:
+        """Wait until the shard of the last ``write`` is done."""
         if self._written is not None:
-            (shard, job), self._written = self._written, None
-            folder.commit(shard, job.result())
+            job, self._written = self._written, None
+            job.result()
 
     def close(self) -> None:
         """Stop the threads, once what they are at is written."""
@@ -183,26 +197,37 @@ class ShardMaker:
         self,
         folder: ShardedFolder,
         header: dict[str, Any],
-        images: Sequence[tuple[LoadedImage, Sequence[Future[bytes]]]],
-        facts: Sequence[Sequence[dict[str, Any]]],
-        logits: dict[str, list[Tensor]],
-    ) -> ShardManifest:
-        """Write the files of a shard; returns its manifest."""
+        images: Sequence[LoadedImage],
+        encoded: Sequence[Sequence[Future[bytes]]],
+        facts: Sequence[Sequence[_Facts]],
+        logits: Sequence[tuple[str, Tensor]],
+    ) -> None:
+        """Write the files of a shard, which are on the disk together before its manifest is."""
         shard = header['shard']
-        work = folder.work(f'{shard:06d}')
         items = [
             Item(image.index, self.source.name(image.index, image.label), image.label, image.sha256,
                  tuple(view.result() for view in views))
-            for image, views in images
+            for image, views in zip(images, encoded, strict=True)
         ]  # fmt: skip
-        places, files = write_items(folder.root, work, shard, items, self.config.files, self._encoders)
+        contents, places, files = lay_out(shard, items, self.config.files)
         if logits:
+            kept: dict[str, list[Tensor]] = {}
+            for of, own in logits:
+                add_logits(kept, of, own.cpu(), self.config.top_k, self.config.temperature)
             path = logits_path(shard)
-            data = save({name: torch.cat(parts) for name, parts in logits.items()})
-            write_file(folder.root / path, data, sync=True, work=work)
-            files = [*files, place_of(path, data)]
+            contents[path] = save({name: torch.cat(parts) for name, parts in kept.items()})
+            files = [*files, place_of(path, contents[path])]
+        write_files({folder.root / path: data for path, data in contents.items()}, folder.work(f'{shard:06d}'))
+        of_items = [own for batch in facts for own in zip(*map(_as_listed, batch), strict=True)]
         lines = [
             {**vars(item), 'views': [{**place, **fact} for place, fact in zip(own_places, own_facts, strict=True)]}
-            for item, own_places, own_facts in zip(items, places, facts, strict=True)
+            for item, own_places, own_facts in zip(items, places, of_items, strict=True)
         ]
-        return ShardManifest({**header, 'files': files}, lines)
+        folder.commit(shard, ShardManifest({**header, 'files': files}, lines))
+
+
+def _as_listed(facts: _Facts) -> list[dict[str, Any]]:
+    """What the manifest says of each view."""
+    seeds, kept, distance = facts
+    numbers = zip(seeds, kept.tolist(), distance.tolist(), strict=True)
+    return [{'seed': seed, 'kept': own, 'l2': round(l2, 6)} for seed, own, l2 in numbers]

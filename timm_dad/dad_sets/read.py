@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -23,11 +22,10 @@ from timm_dad.dad_sets.manifest import (
     settings_id,
     sha256,
 )
+from timm_dad.dad_sets.table import TABLE, half_of, parse_table, place_of_view, read_table, table_shape
 from timm_dad.data.images import Frame
 from timm_dad.data.pictures import DataError
 from timm_dad.vqgan.model import VQGAN
-
-_HASH = 16  # bytes kept of the SHA-256 of each view
 
 
 def read_settings(root: Path) -> dict[str, Any]:
@@ -121,21 +119,17 @@ class DADSet(SetFolder):
         self.format: str = files['format']
         self._config = FormatConfig(**files)
         self.decoder: VQGAN | None = None  # of the format codes: the VQGAN that made it, on the CPU
-        self._places, self._hashes = self._read_places()
+        self.table = self._read_table()
 
-    def _read_places(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Offset and size ``[num_images, num_views, 2]`` and half of the hash ``[num_images, num_views, 16]`` of views.
-
-        Tensors, which workers of a loader share however they are started.
-        """
-        shape = (self.num_images, self.num_views)
-        places, hashes = np.zeros((*shape, 2), np.int64), np.zeros((*shape, _HASH), np.uint8)
-        for manifest in self.manifests():
-            for item in manifest.items:
-                for view, place in enumerate(item['views']):
-                    places[item['index'], view] = place.get('offset', 0), place['bytes']
-                    hashes[item['index'], view] = np.frombuffer(bytes.fromhex(place['sha256'])[:_HASH], np.uint8)
-        return torch.from_numpy(places), torch.from_numpy(hashes)
+    def _read_table(self) -> torch.Tensor:
+        """The rows of ``table``: a tensor, which workers of a loader share however they are started."""
+        place = next((place for place in self.index['files'] if place['path'] == TABLE), None)
+        if place is None:
+            return torch.from_numpy(parse_table(self.manifests(), table_shape(self.num_images, self.num_views)))
+        try:
+            return torch.from_numpy(read_table(self.root, place))
+        except OSError as error:
+            raise self.damaged(str(self.root / TABLE), error) from error
 
     def frame(self) -> Frame:
         """The part of an image that its views show, and their size."""
@@ -157,12 +151,12 @@ class DADSet(SetFolder):
         """Bytes of a view, which are those that it was made with."""
         single = self.format == 'folder'
         place = view_path(name, view, self._config) if single else container_path(index // self.shard_size, self.format)
-        offset, size = self._places[index, view].tolist()
+        offset, size, half = place_of_view(self.table[index].tolist(), view)
         try:
             with (self.root / place).open('rb') as file:
                 file.seek(offset)
                 data = file.read(size + single)  # a byte more, if there is one
-            if len(data) != size or bytes.fromhex(sha256(data))[:_HASH] != bytes(self._hashes[index, view].tolist()):
+            if len(data) != size or half_of(sha256(data)) != half:
                 raise OSError('it is truncated' if len(data) < size else 'its bytes are others than it was made with')
             return data
         except OSError as error:

@@ -20,8 +20,9 @@ from timm_dad.dad_sets.manifest import (
     sha256,
     sync_folders,
 )
-from timm_dad.dad_sets.read import DADSet
+from timm_dad.dad_sets.read import DADSet, SetFolder
 from timm_dad.dad_sets.shards import ShardedFolder
+from timm_dad.dad_sets.table import table_shape, write_table
 from timm_dad.data.images import Frame, Source
 from timm_dad.method.augment import DADAugment
 
@@ -40,6 +41,9 @@ def finish(folder: ShardedFolder, source: Source, frame: Frame, augment: DADAugm
 
 def _write(folder: ShardedFolder, source: Source, frame: Frame, augment: DADAugment) -> None:
     root, index = folder.root, begin_index(folder)
+    whole = SetFolder(root, index=index)
+    shape = table_shape(folder.num_images, whole.settings['views']['count'])
+    index['files'] = [write_table(root, whole.manifests(), shape, folder.work('finish'))]
     dad_set = DADSet(root, index=index)
     dad_set.decoder = augment.vqgan
     index['summary'] = summarize(dad_set, augment.vqgan.config.n_embed)
@@ -62,7 +66,7 @@ def begin_index(folder: ShardedFolder) -> dict[str, Any]:
         path = manifest_path(folder.root, shard)
         entry = {'path': str(path.relative_to(folder.root)), 'sha256': sha256(path.read_bytes())}
         shards.append({**entry, 'items': len(folder.shard_range(shard))})
-    return {'settings': folder.settings_id, 'items': folder.num_images, 'shards': shards}
+    return {'settings': folder.settings_id, 'items': folder.num_images, 'shards': shards, 'files': []}
 
 
 def end_index(folder: ShardedFolder, index: dict[str, Any], files: dict[str, bytes]) -> None:
@@ -71,7 +75,7 @@ def end_index(folder: ShardedFolder, index: dict[str, Any], files: dict[str, byt
     for name, data in files.items():
         write_file(root / name, data, sync=True, work=work)
     files = {**files, SETTINGS: (root / SETTINGS).read_bytes()}
-    index['files'] = [place_of(name, data) for name, data in files.items()]
+    index['files'] += [place_of(name, data) for name, data in files.items()]
     index['sha256'] = index_hash(index)
     write_file(root / INDEX, canonical_json(index) + b'\n', sync=True, work=work)
     sync_folders(root, [root / INDEX])

@@ -3,12 +3,12 @@
 Views made once are the paper's own mode (Zhou et al. 2023, arXiv:2311.01441, section 3.3).
 """
 
-import numpy as np
 from PIL import Image
 
 from timm_dad.dad_sets.logits import encode_target
 from timm_dad.dad_sets.match import check_data
 from timm_dad.dad_sets.read import DADSet
+from timm_dad.dad_sets.table import key_of
 from timm_dad.data.images import Source
 from timm_dad.data.pictures import DataError
 
@@ -43,16 +43,13 @@ class PictureIndex:
 
     def __init__(self, dad_set: DADSet) -> None:
         self.root = dad_set.root
-        keys, labels = np.zeros(dad_set.num_images, np.uint64), np.zeros(dad_set.num_images, np.int64)
-        for manifest in dad_set.manifests():
-            for item in manifest.items:
-                keys[item['index']], labels[item['index']] = _key(item['source_sha256']), item['label']
+        keys, labels = dad_set.table[:, :2].numpy().T
         self.order = keys.argsort(kind='stable')
         self.keys, self.labels = keys[self.order], labels[self.order]
 
     def find(self, image: Image.Image, label: int) -> int:
         """Index in the set of a picture with this label; ``DataError`` if there is none, or with another label."""
-        key = _key(Source.of_pixels(image, label).sha256)
+        key = key_of(Source.of_pixels(image, label).sha256)
         first, last = int(self.keys.searchsorted(key, 'left')), int(self.keys.searchsorted(key, 'right'))
         for place in range(first, last):
             if self.labels[place] == label:
@@ -66,7 +63,3 @@ class PictureIndex:
             f'--dad-dir {self.root}: a picture of class {label}, {image.width} x {image.height}, is not in the set: it '
             'was made of other data, or they are decoded in another way since; make the set again'
         )
-
-
-def _key(sha256: str) -> np.uint64:
-    return np.uint64(int(sha256[:16], 16))

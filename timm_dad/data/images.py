@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
@@ -152,9 +153,8 @@ class Source:
         for index in range(len(self)):
             path = self._path(index, self._label(index))
             keys[:, index] = _key(str(path)), _key(str(path.with_suffix('')))
-        counted = (np.unique(own, return_counts=True) for own in (keys, keys[0]))
-        stems, paths = (frozenset(found[times > 1].tolist()) for found, times in counted)
-        return stems, paths
+        paths = _repeated(keys[0].copy())
+        return _repeated(keys.reshape(-1)), paths
 
     def listing(self) -> str | None:
         """Hash of names and labels of all images, or ``None`` where the data set cannot say without reading them."""
@@ -177,6 +177,12 @@ class Source:
             first = itertools.islice(self.dataset, count)
             return {index: self.of_pixels(*pair) for index, pair in enumerate(first)}
         return {index: self.read(index) for index in spread(len(self), count)}
+
+
+def _repeated(keys: NDArray[np.uint64]) -> frozenset[int]:
+    """Keys that come more than once; sorts them in place, for there may be millions."""
+    keys.sort()
+    return frozenset(keys[1:][keys[1:] == keys[:-1]].tolist())
 
 
 def _key(text: str) -> int:

@@ -53,6 +53,31 @@ class SeededSamples(Dataset[Any]):
         return self.dataset[index]
 
 
+class Shuffled(Sampler[int]):
+    """All indices in an order of seed and epoch: that of Accelerate's ``SeedableRandomSampler``.
+
+    NOTE: that one holds a list of them, 40 MB for a million images, and this one 8 MB.
+    """
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count, self.seed, self.epoch = count, seed, 0
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield the indices; the next time it is the next epoch."""
+        order = torch.randperm(self.count, generator=torch.Generator().manual_seed(self.seed + self.epoch))
+        for part in order.split(1024):
+            yield from part.tolist()
+        self.set_epoch(self.epoch + 1)
+
+    def __len__(self) -> int:
+        """Number of indices."""
+        return self.count
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch."""
+        self.epoch = epoch
+
+
 class Positions(Sampler[tuple[int, int]]):
     """Number the indices of a sampler that repeats them, so that the copies of a sample get seeds of their own.
 

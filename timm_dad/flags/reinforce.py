@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -112,7 +113,7 @@ def open_reinforcement(args: argparse.Namespace, dad_set: DADSet, data_config: M
     Raises:
         ValueError: If they are not whole, or of another augmentation, normalization or temperature.
     """
-    found = Reinforcement(dad_set)
+    found = _answers_of(dad_set)
     here = {
         'transform': _transform(args, data_config),
         'pairs': _pairs(args),
@@ -125,6 +126,12 @@ def open_reinforcement(args: argparse.Namespace, dad_set: DADSet, data_config: M
             'made with, or reinforce another set'
         )
     return found
+
+
+@lru_cache(maxsize=1)
+def _answers_of(dad_set: DADSet) -> Reinforcement:
+    """The answers of a set, whose data set and whose task both ask for them."""
+    return Reinforcement(dad_set)
 
 
 def stored_logits(args: argparse.Namespace, dad_set: DADSet, data_config: Mapping[str, Any]) -> StoredLogits:

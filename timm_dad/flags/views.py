@@ -106,21 +106,29 @@ def prepare_models(
         prepare_frozen(teacher, vqgan, args.dad_precision, device, compile=args.dad_compile)
 
 
+def create_gradient_vqgan(args: argparse.Namespace) -> VQGAN | None:
+    """Load the VQGAN of ``--dad-gradient-vqgan``, if it is given."""
+    spec = args.dad_gradient_vqgan
+    return load_vqgan_by_spec(spec, flag='--dad-gradient-vqgan') if spec else None
+
+
 def create_augment(
     args: argparse.Namespace,
     teacher: Teacher,
     vqgan: VQGAN,
     mean: Sequence[float] = (0, 0, 0),
     std: Sequence[float] = (1, 1, 1),
+    gradient_vqgan: VQGAN | None = None,
 ) -> DADAugment:
     """The augmentation that makes DAD views, of [0, 1] pixels by default; its models are prepared.
+
+    ``gradient_vqgan`` is what ``create_gradient_vqgan`` gave, if it was asked before.
 
     Raises:
         ValueError: If the VQGANs do not fit the attack.
     """
-    gradient_vqgan = None
-    if args.dad_gradient_vqgan:
-        gradient_vqgan = load_vqgan_by_spec(args.dad_gradient_vqgan, flag='--dad-gradient-vqgan')
+    gradient_vqgan = gradient_vqgan or create_gradient_vqgan(args)
+    if gradient_vqgan is not None:
         prepare_frozen(teacher, gradient_vqgan, args.dad_precision, vqgan.codebook.device, compile=args.dad_compile)
     with naming_flag({name: f'dad_{name}' for name in ('neighbours', 'gradient_vqgan')}, other='dad_attack'):
         return DADAugment(

@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset
 from timm_dad.dad_sets.logits import mix_targets
 from timm_dad.data.datasets import collate_views
 from timm_dad.data.pairs import PairTransform, pair_views
-from timm_dad.data.seeded import Positions, SeededErasing, SeededSamples
+from timm_dad.data.seeded import Positions, SeededErasing, SeededSamples, Shuffled
 
 Settings = Mapping[str, Any]
 
@@ -181,6 +181,7 @@ def create_train_loader(
         spared = int(pairs is not None and pairs.base_alone)
         loader.random_erasing = SeededErasing(loader.random_erasing, seed, num_views, *processes, spared=spared)
     if not by_timm:
+        unwrapped(loader).batch_sampler.sampler = Shuffled(len(dataset), seed)
         loader = _shard(accelerator, loader)
     if not len(loader):
         images = len(dataset) // accelerator.num_processes
