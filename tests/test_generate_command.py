@@ -22,7 +22,8 @@ from tiny import save_tiny
 from torch import nn
 
 from timm_dad.cli import main as cli
-from timm_dad.commands.generate import create_config, create_parser, main, parse_args
+from timm_dad.commands.generate import create_parser, main, parse_args
+from timm_dad.commands.generate_job import create_config
 from timm_dad.dad_sets.claims import Leases, Locks
 from timm_dad.dad_sets.manifest import read_json
 from timm_dad.dad_sets.read import DADSet
