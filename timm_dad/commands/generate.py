@@ -9,16 +9,19 @@ from typing import Any
 
 from timm_dad.commands.generate_job import FILES, SET, VIEWS, Job, create_config, open_source
 from timm_dad.common.errors import is_main_process, user_errors
+from timm_dad.common.extras import require_extra
 from timm_dad.common.log import setup_logging
-from timm_dad.dad_sets.claims import KINDS, Claims, open_claims
+from timm_dad.dad_sets.claims import Claims, open_claims
 from timm_dad.dad_sets.formats import FormatConfig
 from timm_dad.dad_sets.hub import SCHEME
 from timm_dad.dad_sets.maker import GenerateConfig
 from timm_dad.dad_sets.manifest import found_shards
 from timm_dad.dad_sets.parts import Part
 from timm_dad.dad_sets.summary import format_summary
+from timm_dad.data.images import Source
 from timm_dad.flags.config import add_config_arg, parse_checked
 from timm_dad.flags.data import add_data_args, check_data_args
+from timm_dad.flags.engine import add_engine_args, engine_rules
 from timm_dad.flags.execution import add_execution_args, device_rule, pick_device
 from timm_dad.flags.fields import add_fields
 from timm_dad.flags.frame import add_frame_args, frame_rules
@@ -57,20 +60,7 @@ def create_parser() -> Parser:
     add_fields(group, FormatConfig, FILES)
     add_fields(group, GenerateConfig, SET)
     group = parser.add_argument_group('DAD: several processes')
-    group.add_argument(
-        '--claim',
-        choices=KINDS,
-        default='auto',
-        help="how processes and machines that share the folder keep out of each other's shards: lock (flock), lease "
-        '(files that their holder writes to, for file systems where locks hold on one machine alone), or auto, which '
-        'finds out which does (default: auto)',
-    )
-    group.add_argument(
-        '--shards', nargs='?', const='auto', metavar='I/N',
-        help='make the shards I, I + N, ... alone, I from 0; without a value those of this task of a Slurm array, or '
-        'process of torchrun or accelerate. The part that sees all others done, or the same command without --shards, '
-        'finishes the set',
-    )  # fmt: skip
+    add_engine_args(group)
     add_reinforce_args(parser)
     group = add_data_args(parser, split='train', alias='--train-split')
     group.add_argument('--train-num-samples', type=int, metavar='N', help='images of the split, for a stream')
@@ -93,8 +83,7 @@ def _check_args(args: argparse.Namespace, given: dict[str, Any]) -> None:
         (args.dad_precision != 'auto',
          '--dad-precision decides the bytes of a set, in every process that works on it: give fp32, bf16 or fp16 '
          '(timm-dad info --dad-precision auto says which is faster here)'),
-        (args.shards is None or ('claim' not in given and args.claim == 'auto'),
-         '--claim is for processes that share all shards: leave it out'),
+        *engine_rules(args, given),
         (not args.repair or args.shards is None, '--repair looks at the whole set: leave --shards out'),
         (not args.repair or int(os.environ.get('WORLD_SIZE', 1)) == 1,
          '--repair looks for damage in one process: leave the launcher out (others may join once views are made)'),
@@ -105,6 +94,8 @@ def _check_args(args: argparse.Namespace, given: dict[str, Any]) -> None:
         device_rule(args.device),
     )  # fmt: skip
     check_rules(rules)
+    if args.engine == 'ray':
+        require_extra('ray', 'ray')
     check_data_args(args, given)
     check_labels_args(args, given)
     if 'dad_temperature' in given and not (args.dad_store_logits or args.reinforce) and len(teacher_specs(args)) < 2:
@@ -132,26 +123,37 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
         # Before any process group: timm's readers of streams would share the data out over it by themselves.
         source = open_source(args)
         check_teacher_args(args, given_flags(create_parser(), argv))
-        job = Job.open(args, source, pick_device(args.device))
-        summary = job.make(
-            create_claims(args),
-            rank=int(os.environ.get('RANK', 0)),
-            world_size=int(os.environ.get('WORLD_SIZE', 1)),
-            progress=is_main_process(),
-            repair=args.repair,
-        )
-        if args.reinforce:
-            job.answer(create_claims(args), progress=is_main_process())
+        summary = _make_with_ray(args, source) if args.engine == 'ray' else _make(args, source)
     if summary is None:
-        print(format_part(args, job.config, len(source)))
+        print(format_part(args, len(source)))
     elif is_main_process() or args.shards is not None:  # the part that finishes the set may be any
         print(format_summary(summary, Path(args.output)))
     return summary
 
 
-def format_part(args: argparse.Namespace, config: GenerateConfig, num_images: int) -> str:
+def _make(args: argparse.Namespace, source: Source) -> dict[str, Any] | None:
+    job = Job.open(args, source, pick_device(args.device))
+    summary = job.make(
+        create_claims(args),
+        rank=int(os.environ.get('RANK', 0)),
+        world_size=int(os.environ.get('WORLD_SIZE', 1)),
+        progress=is_main_process(),
+        repair=args.repair,
+    )
+    if args.reinforce:
+        job.answer(create_claims(args), progress=is_main_process())
+    return summary
+
+
+def _make_with_ray(args: argparse.Namespace, source: Source) -> dict[str, Any]:
+    from timm_dad.commands.generate_ray import make_with_ray  # which is imported where there is Ray
+
+    return make_with_ray(args, source)
+
+
+def format_part(args: argparse.Namespace, num_images: int) -> str:
     """What a run of one part ends with while there are others."""
-    done, count = len(found_shards(Path(args.output))), -(-num_images // config.shard_size)
+    done, count = len(found_shards(Path(args.output))), -(-num_images // args.shard_size)
     return (
         f'{args.output}: part {Part.parse(args.shards, os.environ)} is done, {done} of {count} shards are. The last of '
         'the other parts, or the same command without --shards, finishes the set'

@@ -88,13 +88,14 @@ def create_config(args: argparse.Namespace) -> GenerateConfig:
     return from_flags(GenerateConfig, args, flags, frame=frame, files=files)
 
 
-def open_source(args: argparse.Namespace) -> Source:
-    """Open the data, count its classes, and decode some images of it before anything large is built."""
+def open_source(args: argparse.Namespace, *, check: bool = True) -> Source:
+    """Open the data, count its classes, and decode some images of it (``check``) before anything large is built."""
     dataset = create_dataset(
         args, args.split, split_flag='--split', num_samples=args.train_num_samples,
         batch_size=args.batch_size, seed=args.seed, labels=not args.no_labels,
     )  # fmt: skip
-    check_images(dataset, data_flag(args))
+    if check:
+        check_images(dataset, data_flag(args))
     source = Source(dataset)
     source.class_names = find_class_names(args, source.class_names)
     if not len(source):
