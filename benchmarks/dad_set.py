@@ -108,20 +108,16 @@ WORKER = """
 import json, sys, time
 from pathlib import Path
 import torch
-from timm_dad.commands import generate as command
-from timm_dad.dad_sets.generate import generate
-from timm_dad.dad_sets.manifest import FORMAT_VERSION
-ready, count, args = Path(sys.argv[1]), int(sys.argv[2]), command.parse_args(sys.argv[3:])
-source = command.open_source(args)
-args.num_classes = command.number_of_classes(args, source.class_names)
-config = command.create_config(args)
-augment, models = command.build_models(args, source, config, torch.device('cpu'))
-settings = {'format_version': FORMAT_VERSION, 'data': command.describe_data(args, source), **models}
+from timm_dad.commands.generate import create_claims, parse_args
+from timm_dad.commands.generate_job import Job, open_source
+ready, count, args = Path(sys.argv[1]), int(sys.argv[2]), parse_args(sys.argv[3:])
+source = open_source(args)
+job = Job.open(args, source, torch.device('cpu'))
 ready.touch()
 while len(list(ready.parent.glob('ready-*'))) < count:
     time.sleep(0.01)
 begin = time.time()
-generate(source, augment, args.output, config, settings, progress=False)
+job.make(create_claims(args), progress=False)
 ready.with_suffix('.json').write_text(json.dumps([begin, time.time()]))
 """
 

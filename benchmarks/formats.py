@@ -57,6 +57,7 @@ def main() -> None:
     import torch
 
     from timm_dad.commands import generate as generate_command
+    from timm_dad.commands.generate_job import Job, open_source
     from timm_dad.dad_sets.formats import unpack_codes
     from timm_dad.dad_sets.read import DADSet
 
@@ -71,10 +72,8 @@ def main() -> None:
     common = [*data, '--img-size', str(args.img_size), '--dad-teacher', args.dad_teacher]
     common += ['--dad-vqgan', args.dad_vqgan, '--workers', '0']
     config = generate_command.parse_args([*common, '--output', '.'])
-    source = generate_command.open_source(config)
-    config.num_classes = generate_command.number_of_classes(config, source.class_names)
-    how = generate_command.create_config(config)
-    augment, _ = generate_command.build_models(config, source, how, torch.device('cpu'))
+    source = open_source(config)
+    augment = Job.open(config, source, torch.device('cpu')).augment
     vqgan = augment.vqgan
     with tempfile.TemporaryDirectory() as folder:  # the views as the VQGAN decodes them, from their codes
         with contextlib.redirect_stdout(sys.stderr):

@@ -19,7 +19,8 @@ from test_shards import commit, open_folder
 from timm_dad.common.files import write_file
 from timm_dad.dad_sets import claims
 from timm_dad.dad_sets.claims import Leases, Locks, file_system, locks_work, open_claims
-from timm_dad.dad_sets.parts import Part
+from timm_dad.dad_sets.manifest import found_shards
+from timm_dad.dad_sets.parts import Part, Shards
 from timm_dad.dad_sets.verify import verify
 from timm_dad.data.images import Source
 
@@ -373,6 +374,18 @@ def test_a_part_is_given_or_taken_from_the_launcher(text, environ, expected):
 def test_parts_that_there_are_not_are_refused(text, environ, message):
     with pytest.raises(ValueError, match=message):
         Part.parse(text, environ)
+
+
+@pytest.mark.parametrize('kind', [Memory, Stream])
+def test_shards_by_number_are_made_and_no_others_and_whoever_makes_the_last_one_finishes(tmp_path, kind):
+    source = few_pictures(kind)
+    expected = make(source, tmp_path / 'one', shard_size=1)
+    for numbers, done in (((), set()), ((3, 1), {1, 3}), ((3, 0), {0, 1, 3})):
+        assert make(source, tmp_path / 'set', shard_size=1, claims=lambda root, own=numbers: Shards(own)) is None
+        assert found_shards(tmp_path / 'set') == done
+    assert make(source, tmp_path / 'set', shard_size=1, claims=lambda root: Shards((2,))) == expected
+    assert_same_tree(tmp_path / 'set', tree(tmp_path / 'one'))
+    assert make(source, tmp_path / 'set', shard_size=1, claims=lambda root: Shards(())) == expected
 
 
 @pytest.mark.parametrize('kind', [Memory, Stream])

@@ -23,7 +23,7 @@ from timm.data import create_dataset, create_transform
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
-from timm_dad.commands.generate import describe_data
+from timm_dad.commands.generate_job import describe_data
 from timm_dad.dad_sets import maker
 from timm_dad.dad_sets.claims import Locks
 from timm_dad.dad_sets.formats import FormatConfig, encode_image

@@ -24,7 +24,8 @@ from tiny import save_tiny
 from torch import nn
 
 from timm_dad.cli import main as cli
-from timm_dad.commands.generate import create_config, create_parser, main, parse_args
+from timm_dad.commands.generate import create_parser, main, parse_args
+from timm_dad.commands.generate_job import create_config
 from timm_dad.dad_sets.claims import Leases, Locks
 from timm_dad.dad_sets.manifest import read_json
 from timm_dad.dad_sets.read import DADSet
@@ -190,6 +191,7 @@ ELSEWHERE = {
     'batch_size': 'test_flags_of_execution_change_no_byte',
     'repair': 'test_repair_makes_again_what_is_damaged',
     'claim': 'test_claims_change_no_byte',
+    'engine': 'test_the_engine_ray_needs_its_extra',  # and tests/test_ray_engine.py
     'shards': 'test_a_part_says_that_others_are_to_make_the_rest_and_the_last_one_finishes',
     'input_size': 'test_input_size_is_another_way_to_say_it',
     'train_num_samples': 'test_the_number_of_images_of_a_stream_may_be_given',
@@ -448,6 +450,10 @@ def test_words_of_a_zero_shot_teacher_change_the_views(files, tmp_path, flag):
         (('--shards', '0/2', '--claim', 'lease'), '--claim is for processes that share all shards: leave it out'),
         (('--shards', '0/2', '--repair'), '--repair looks at the whole set: leave --shards out'),
         (('--claim', 'flock'), "argument --claim: invalid choice: 'flock'"),
+        (('--engine', 'slurm'), "argument --engine: invalid choice: 'slurm'"),
+        (('--engine', 'ray', '--shards', '0/2'), '--shards is for processes that you start; --engine ray shares them'),
+        (('--engine', 'ray', '--claim', 'lease'), '--claim is for processes that you start; --engine ray shares the'),
+        (('--engine', 'ray', '--device', 'cuda:1'), '--device must be cuda or cpu with --engine ray, got cuda:1'),
         (('--format', 'zip'), "argument --format: invalid choice: 'zip'"),
         (('--interpolation', 'random'), "argument --interpolation: invalid choice: 'random'"),
         (('--dad-dir', 'x'), 'unrecognized arguments: --dad-dir x'),
@@ -471,6 +477,19 @@ def test_errors_name_the_flag(files, tmp_path, capsys, given, message):
 def test_what_is_missing_is_named(files, tmp_path, capsys, left_out, message):
     argv = flags(files, **{'output': tmp_path / 'set', left_out: None})
     assert message in error_of(capsys, argv)
+
+
+def test_the_engine_ray_needs_its_extra(files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'ray', None)
+    message = error_of(capsys, flags(files, tmp_path / 'set', '--engine', 'ray'))
+    assert 'ray is missing; run: pip install "timm-dad[ray]"' in message
+    assert not (tmp_path / 'set').exists()
+
+
+def test_the_engine_ray_takes_no_launcher(files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv('RANK', '0')
+    message = error_of(capsys, flags(files, tmp_path / 'set', '--engine', 'ray'))
+    assert '--engine ray starts its processes itself: leave the launcher (torchrun, accelerate) out' in message
 
 
 def test_a_bad_input_size_names_its_own_flag(files, capsys):

@@ -14,6 +14,7 @@ from torchvision.transforms.functional import to_tensor
 import train_dad
 from timm_dad import timm_train
 from timm_dad.commands import generate, info, preview
+from timm_dad.commands.generate_job import Job, open_source
 from timm_dad.dad_sets.read import DADSet
 from timm_dad.dad_sets.verify import verify
 from timm_dad.data.datasets import dataset_class_names, open_dataset
@@ -213,15 +214,13 @@ def test_a_set_holds_the_views_of_the_teachers_answer(flat, tmp_path):
     own = [*of_folder(flat), *argv, '--no-labels', '--output', str(tmp_path / 'own')]
     generate.main(own)
     args = generate.parse_args(own)
-    source, config = generate.open_source(args), generate.create_config(args)
-    args.num_classes = 16
-    augment, _ = generate.build_models(args, source, config, torch.device('cpu'))
-    frame, answers = config.frame.transform(), {}
+    job = Job.open(args, open_source(args), torch.device('cpu'))
+    frame, answers = job.config.frame.transform(), {}
     for index, picture in enumerate(pictures()):
         folder = tmp_path / 'data' / f'{index:02}'
         folder.mkdir(parents=True)
         picture.save(folder / '0.png')
-        answers[folder.name] = int(augment.ask_teacher(to_tensor(frame(picture))[None]).argmax())
+        answers[folder.name] = int(job.augment.ask_teacher(to_tensor(frame(picture))[None]).argmax())
     (tmp_path / 'map.pkl').write_bytes(pickle.dumps(answers))
     labelled = [*of_folder(tmp_path / 'data'), '--class-map', str(tmp_path / 'map.pkl'), '--num-classes', '16']
     generate.main([*labelled, *argv, '--output', str(tmp_path / 'with')])

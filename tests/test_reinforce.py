@@ -14,7 +14,9 @@ from timm.data import create_dataset
 
 from timm_dad.cli import main
 from timm_dad.common.pixels import PixelNorm
+from timm_dad.dad_sets.claims import Locks
 from timm_dad.dad_sets.logits import encode_target, mix_targets
+from timm_dad.dad_sets.parts import Shards
 from timm_dad.dad_sets.read import DADSet
 from timm_dad.dad_sets.reinforce import ReinforceConfig, Reinforcement, reinforce
 from timm_dad.dad_sets.verify import clear_damage, verify
@@ -73,14 +75,14 @@ def data(root):
     return create_dataset('', str(root / 'data'), split='train')
 
 
-def store(root, *flags, ask=ask, **changes):
+def store(root, *flags, ask=ask, claims=Locks, **changes):
     """Reinforce the set, as ``generate`` does with these flags."""
     own = [flag for flag in FLAGS if flag != '--dad-stored-logits']
     args = parse_args([*own, '--dad-dir', str(root / 'set'), '--dad-teacher', 'demo', *AUG, *flags])
     args.reinforce, args.reinforce_top_k = 3, 4
     config = reinforce_config(args, (32, 32))
     config = ReinforceConfig(**{**vars(config), 'batch_size': 7, **changes})
-    return reinforce(Source(data(root)), DADSet(root / 'set'), ask, config, progress=False)
+    return reinforce(Source(data(root)), DADSet(root / 'set'), ask, config, progress=False, claims=claims)
 
 
 def batches(root, *flags):
@@ -144,6 +146,15 @@ def test_it_goes_on_where_it_was_stopped_with_the_same_bytes(made, tmp_path_fact
     assert any(name.startswith('manifest/') for name in left)
     store(other)
     assert contents(other / 'set' / 'reinforced') == whole
+
+
+def test_shards_by_number_are_answered_and_whoever_makes_the_last_one_finishes(made, tmp_path_factory):
+    store(made)
+    other = write(tmp_path_factory.mktemp('other'))
+    for numbers in ((), (3, 0), (2,), (4,)):
+        assert store(other, claims=lambda root, own=numbers: Shards(own)) is None
+    assert store(other, claims=lambda root: Shards((1, 2))).repeats == 3
+    assert contents(other / 'set' / 'reinforced') == contents(made / 'set' / 'reinforced')
 
 
 def test_damage_is_found_and_made_again(made):

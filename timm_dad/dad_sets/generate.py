@@ -63,7 +63,7 @@ def generate(
 
     Returns:
         The summary: ``images``, ``views``, ``teacher_kept``, ``l2``, ``codebook_used``, ``bytes_per_view``, and
-        ``kept_by_class``. ``None`` if other processes are to make the rest (``Part``).
+        ``kept_by_class``. ``None`` if other processes are to make the rest (``Part``, ``Shards``).
 
     Raises:
         ValueError: If the folder is of other settings, an image cannot be read, or the disk or a GPU's memory is full.

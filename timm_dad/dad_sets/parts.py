@@ -5,8 +5,36 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 
+class _Settled:
+    """What ``Claims`` of a process have to say where nobody else makes its shards."""
+
+    pause = 0.0
+
+    def take(self, name: str) -> bool:
+        """Always: nobody else makes it. Two processes may end a set at once, with equal bytes."""
+        return True
+
+    def holds(self, name: str) -> bool:
+        """Always."""
+        return True
+
+    def let_go(self, name: str) -> None:
+        """Nothing was taken."""
+
+
 @dataclass(frozen=True)
-class Part:
+class Shards(_Settled):
+    """Some shards by number; the ``Claims`` of a process that makes these and no others."""
+
+    numbers: tuple[int, ...]
+
+    def makes(self, shard: int) -> bool:
+        """Whether a shard is one of them."""
+        return shard in self.numbers
+
+
+@dataclass(frozen=True)
+class Part(_Settled):
     """The shards ``index``, ``index + count``, ...; the ``Claims`` of a process that makes these and no others.
 
     Raises:
@@ -15,7 +43,6 @@ class Part:
 
     index: int
     count: int
-    pause = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.index < self.count:
@@ -38,17 +65,6 @@ class Part:
     def makes(self, shard: int) -> bool:
         """Whether a shard is of this part."""
         return shard % self.count == self.index
-
-    def take(self, name: str) -> bool:
-        """Always: nobody else makes it. Two parts may end a set at once, with equal bytes."""
-        return True
-
-    def holds(self, name: str) -> bool:
-        """Always."""
-        return True
-
-    def let_go(self, name: str) -> None:
-        """Nothing was taken."""
 
 
 def _of_launcher(environ: Mapping[str, str]) -> Part:

@@ -149,8 +149,8 @@ def reinforce(
     workers: int = 0,
     progress: bool = True,
     claims: Callable[[Path], Claims] = Locks,
-) -> Reinforcement:
-    """Store the teacher's answers on augmentations of a set, or go on; returns when they are whole.
+) -> Reinforcement | None:
+    """Store the teacher's answers on augmentations of a set, or go on; returns as ``generate`` does.
 
     Any number of processes may share the work, and be stopped at any moment.
 
@@ -163,6 +163,9 @@ def reinforce(
         workers: Processes that load and augment.
         progress: Show a progress bar.
         claims: As ``generate`` takes it.
+
+    Returns:
+        The answers. ``None`` if other processes are to make the rest (``Shards``).
 
     Raises:
         ValueError: If the data are a stream or others than the set's, or the set was reinforced in another way.
@@ -196,6 +199,8 @@ def reinforce(
                     for shard, answers in _answers(folder, loader, ask, config):
                         _write(folder, shard, answers)
                         bar.update(len(folder.shard_range(shard)))
+        if folder.missing():
+            return None
         with folder.finishing() as first:
             if first:
                 end_index(folder, begin_index(folder), {})

@@ -1,0 +1,155 @@
+"""What makes a DAD set in one process, by the flags of ``timm-dad generate``: data, models, and what a set keeps."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from timm_dad.dad_sets.claims import Claims
+from timm_dad.dad_sets.formats import FormatConfig
+from timm_dad.dad_sets.generate import generate
+from timm_dad.dad_sets.maker import GenerateConfig
+from timm_dad.dad_sets.manifest import FORMAT_VERSION
+from timm_dad.dad_sets.read import DADSet
+from timm_dad.dad_sets.reinforce import Reinforcement, reinforce
+from timm_dad.data.datasets import check_images
+from timm_dad.data.images import Source
+from timm_dad.flags.attack import attack_config, describe_attack
+from timm_dad.flags.data import create_dataset, data_flag, number_of_classes
+from timm_dad.flags.fields import from_flags
+from timm_dad.flags.frame import create_frame
+from timm_dad.flags.labels import find_class_names
+from timm_dad.flags.moved import absolute
+from timm_dad.flags.reinforce import reinforce_config
+from timm_dad.flags.teacher import TEACHER_FLAGS, create_teacher
+from timm_dad.flags.views import create_augment, create_gradient_vqgan, create_vqgan, prepare_models
+from timm_dad.method.augment import DADAugment
+
+FILES = {name: name for name in ('format', 'image_format', 'quality')}
+VIEWS = {'num_views': 'dad_views', 'seed': 'seed'}
+SET = {'shard_size': 'shard_size', 'top_k': 'dad_store_logits', 'temperature': 'dad_temperature'}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What makes a set in one process.
+
+    Args:
+        args: The flags, with ``num_classes``.
+        source: The data set.
+        augment: Makes the views; its models are on ``device``.
+        config: How.
+        settings: What else decides the bytes of the set.
+        device: Where the models are.
+    """
+
+    args: argparse.Namespace
+    source: Source
+    augment: DADAugment
+    config: GenerateConfig
+    settings: dict[str, Any]
+    device: torch.device
+
+    @classmethod
+    def open(cls, args: argparse.Namespace, source: Source, device: torch.device) -> 'Job':
+        """Build the models; ``ValueError`` names the flag."""
+        config = create_config(args)
+        augment, models = build_models(args, source, config, device)
+        settings = {'format_version': FORMAT_VERSION, 'data': describe_data(args, source), **models}
+        return cls(args, source, augment, config, settings, device)
+
+    def make(self, claims: Callable[[Path], Claims], **more: Any) -> dict[str, Any] | None:
+        """``generate`` the set, with ``more`` of its arguments."""
+        return generate(
+            self.source, self.augment, self.args.output, self.config, self.settings,
+            device=self.device, workers=self.args.workers, claims=claims, **more,
+        )  # fmt: skip
+
+    def answer(self, claims: Callable[[Path], Claims], *, progress: bool) -> Reinforcement | None:
+        """``reinforce`` the set, which is whole."""
+        dad_set = DADSet(self.args.output)
+        dad_set.decoder = self.augment.vqgan if dad_set.format == 'codes' else None
+        return reinforce(
+            self.source, dad_set, self.augment.ask_teacher, reinforce_config(self.args, self.config.frame.size),
+            device=self.device, workers=self.args.workers, progress=progress, claims=claims,
+        )  # fmt: skip
+
+
+def create_config(args: argparse.Namespace) -> GenerateConfig:
+    """How the flags want the set; ``ValueError`` names the flag."""
+    frame, files = create_frame(args), from_flags(FormatConfig, args, FILES)
+    flags = {**VIEWS, **SET, 'batch_size': 'batch_size'}
+    if args.reinforce:
+        reinforce_config(args, frame.size)  # whatever is wrong with it, before anything is made
+    return from_flags(GenerateConfig, args, flags, frame=frame, files=files)
+
+
+def open_source(args: argparse.Namespace, *, check: bool = True) -> Source:
+    """Open the data, count its classes, and decode some images of it (``check``) before anything large is built."""
+    dataset = create_dataset(
+        args, args.split, split_flag='--split', num_samples=args.train_num_samples,
+        batch_size=args.batch_size, seed=args.seed, labels=not args.no_labels,
+    )  # fmt: skip
+    if check:
+        check_images(dataset, data_flag(args))
+    source = Source(dataset)
+    source.class_names = find_class_names(args, source.class_names)
+    if not len(source):
+        raise ValueError('--train-num-samples must say how many images the stream holds: its info does not')
+    args.num_classes = number_of_classes(args, source.class_names)
+    return source
+
+
+def build_models(
+    args: argparse.Namespace, source: Source, config: GenerateConfig, device: torch.device
+) -> tuple[DADAugment, dict[str, Any]]:
+    """Teacher, VQGAN and attack, and what of them the set keeps."""
+    teacher = create_teacher(args, args.num_classes, source.class_names, device)
+    vqgan = create_vqgan(args, config.frame.size)
+    teacher_flags = {name: absolute(getattr(args, name)) for name in TEACHER_FLAGS}
+    if args.dad_teacher_img_size is None:  # as sets had it from before there was the flag
+        del teacher_flags['dad_teacher_img_size']
+    settings = {
+        'teacher': {'fingerprint': teacher.fingerprint(), 'flags': teacher_flags},
+        'vqgan': {
+            'fingerprint': vqgan.fingerprint(),
+            'spec': absolute(args.dad_vqgan),
+            'strict_size': args.dad_strict_size,
+        },
+        'attack': {**describe_attack(attack_config(args)), 'keep_label': args.dad_keep_label},
+        'precision': args.dad_precision,
+        **_other_rounding(args),
+    }
+    gradient_vqgan = create_gradient_vqgan(args)
+    if gradient_vqgan is not None:
+        settings['gradient_vqgan'] = gradient_vqgan.fingerprint()
+    prepare_models(args, teacher, vqgan, config.frame.size, device, config.batch_size)
+    if device.type == 'cuda' and not args.dad_micro_batch:
+        args.dad_micro_batch = config.batch_size  # never less by itself: it rounds otherwise
+    return create_augment(args, teacher, vqgan, gradient_vqgan=gradient_vqgan), settings
+
+
+def _other_rounding(args: argparse.Namespace) -> dict[str, Any]:
+    """What else decides the bytes of a set, where it is not as sets were always made."""
+    return {
+        **({'attack_from': args.dad_attack_from} if args.dad_attack_from != 'reconstruction' else {}),
+        **({'micro_batch': args.dad_micro_batch} if args.dad_micro_batch else {}),
+        **({'compiled': True} if args.dad_compile else {}),
+    }
+
+
+def describe_data(args: argparse.Namespace, source: Source) -> dict[str, Any]:
+    """What the set keeps of its data."""
+    return {
+        **{name: getattr(args, name) for name in ('dataset', 'input_key', 'target_key', 'num_classes')},
+        'split': args.split,
+        'num_images': len(source),
+        'class_names': None if source.class_names is None else list(source.class_names),
+        'listing': source.listing(),
+        'sample': source.sample(),
+        'identified_by': source.identified_by,
+        **({'label_free': True} if source.label_free else {}),
+    }
