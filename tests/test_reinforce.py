@@ -157,6 +157,16 @@ def test_shards_by_number_are_answered_and_whoever_makes_the_last_one_finishes(m
     assert contents(other / 'set' / 'reinforced') == contents(made / 'set' / 'reinforced')
 
 
+def test_it_says_how_much_of_an_answer_is_kept(made, caplog):
+    caplog.set_level('INFO')
+    store(made, ask=lambda x_pix: torch.zeros(len(x_pix), 4), top_k=1)
+    (said,) = (record.getMessage() for record in caplog.records if record.getMessage().startswith('Answers'))
+    assert said == (
+        "Answers: --reinforce-top-k 1 keeps 25% of the teacher's softmax at temperature 4 class by class, and all others "
+        'share the rest equally; more classes or a lower --dad-temperature keep more of what it says'
+    )
+
+
 def test_damage_is_found_and_made_again(made):
     store(made)
     folder = made / 'set' / 'reinforced'

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from timm_dad.dad_sets.logits import dense_logits, sparse_logits
+from timm_dad.dad_sets.logits import dense_logits, kept_share, sparse_logits
 
 
 def _logits(shape, scale=5.0, seed=0):
@@ -67,3 +67,10 @@ def test_what_it_is_given_is_left_alone():
     before = logits.clone()
     sparse_logits(logits, 3, 4.0)
     assert torch.equal(logits, before)
+
+
+def test_share_that_is_kept():
+    logits = torch.tensor([[2.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    first = logits[0].div(2).softmax(0)[:1].sum().item()
+    assert kept_share(logits, 1, 2.0) == pytest.approx((first + 0.25) / 2)
+    assert kept_share(logits, 9, 2.0) == pytest.approx(1.0)

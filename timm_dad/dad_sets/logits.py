@@ -43,6 +43,12 @@ def add_logits(found: dict[str, list[Tensor]], of: str, logits: Tensor, top_k: i
         found.setdefault(f'{of}_{name}', []).append(part)
 
 
+def kept_share(logits: Tensor, top_k: int, temperature: float) -> float:
+    """Mean share, 0 to 1, of the softmax over logits ``[B, K]`` / temperature that the largest ``top_k`` hold."""
+    p = (logits.float() / temperature).softmax(dim=-1)
+    return p.topk(min(top_k, p.shape[-1])).values.sum(dim=-1).mean().item()
+
+
 def dense_logits(values: Tensor, classes: Tensor, rest: Tensor, num_classes: int) -> Tensor:
     """Logits ``[..., K]``, fp32, of what ``sparse_logits`` kept of them."""
     logits = rest.float()[..., None].expand(*rest.shape, num_classes).clone()

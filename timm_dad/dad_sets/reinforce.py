@@ -5,6 +5,7 @@ For each image ``N`` augmentations are drawn once; training draws one of them an
 Source: Faghri et al. 2023, arXiv:2303.08983 (dataset reinforcement), for the idea.
 """
 
+import logging
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ from timm_dad.common.seeds import REINFORCE, seed_sample
 from timm_dad.dad_sets.claims import Claims, Locks
 from timm_dad.dad_sets.formats import logits_path, place_of
 from timm_dad.dad_sets.generate import computing
-from timm_dad.dad_sets.logits import StoredLogits, add_logits, encode_target
+from timm_dad.dad_sets.logits import StoredLogits, add_logits, encode_target, kept_share
 from timm_dad.dad_sets.manifest import FORMAT_VERSION, REINFORCED, ShardManifest
 from timm_dad.dad_sets.match import check_data
 from timm_dad.dad_sets.read import DADSet, SetFolder
@@ -35,6 +36,9 @@ from timm_dad.dad_sets.shards import ShardedFolder
 from timm_dad.dad_sets.summary import begin_index, end_index
 from timm_dad.data.images import Source
 from timm_dad.data.pairs import PairTransform
+
+_logger = logging.getLogger(__name__)
+_LITTLE = 0.9  # of an answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,9 +228,12 @@ def _answers(
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
     """Shards, and the tensors of their files, ``[items, repeats, ...]``."""
     found: dict[str, list[Tensor]] = {}
-    count = 0
+    count, told = 0, False
     for indices, clean, second in loader:
         logits = ask(torch.cat([clean, second])).cpu()
+        if not told:
+            told = True
+            _tell_kept(kept_share(logits, config.top_k, config.temperature), config)
         for of, own in zip(('clean', 'dad'), logits.chunk(2), strict=True):
             add_logits(found, of, own, config.top_k, config.temperature)
         count += len(indices)
@@ -235,6 +242,15 @@ def _answers(
         if count == items * config.repeats:
             yield shard, {name: torch.cat(parts).unflatten(0, (items, config.repeats)) for name, parts in found.items()}
             found, count = {}, 0
+
+
+def _tell_kept(share: float, config: ReinforceConfig) -> None:
+    """Say how much of the teacher's answers is kept class by class, and what to do where that is little."""
+    advice = '' if share >= _LITTLE else '; more classes or a lower --dad-temperature keep more of what it says'
+    _logger.info(
+        "Answers: --reinforce-top-k %d keeps %.0f%% of the teacher's softmax at temperature %g class by class, and all "
+        'others share the rest equally%s', config.top_k, 100 * share, config.temperature, advice,
+    )  # fmt: skip
 
 
 def _write(folder: ShardedFolder, shard: int, answers: dict[str, Tensor]) -> None:
