@@ -90,6 +90,7 @@ SCRIPTS = [
     ('nearest_code.py', {'nearest code, time, cpu', 'nearest code, memory, cpu'}),
     ('generator.py', {'generator, speed, cpu', 'generator, waiting, cpu'}),
     ('large_set.py', {'large set, memory, generate', 'large set, memory, train', 'large set, open'}),
+    ('reinforced.py', {'training, reinforced'}),
     ('start_up.py', {'start-up, import', 'start-up, train', 'start-up, demo'}),
 ]
 
@@ -104,6 +105,19 @@ def test_scripts_run(tmp_path, script, keys):
         assert 0 < entry['low'] <= entry['value'] <= entry['high']
         assert entry['command'].startswith(f'python benchmarks/{script} ')
         assert entry['versions']['torch'] == torch.__version__.split('+')[0]
+
+
+@pytest.mark.slow
+def test_more_classes_lose_less_and_all_of_them_nothing(tmp_path):
+    run('reinforced.py', '--only', 'top-k', 'mixing', '--output', str(tmp_path / 'r.json'))
+    measured = json.loads((tmp_path / 'r.json').read_text())
+    for temperature in (1.0, 4.0):
+        rows = [row for row in measured['top-k']['rows'] if row['temperature'] == temperature]
+        errors = [row['gradient'] for row in rows]
+        assert errors == sorted(errors, reverse=True)
+        assert errors[-1] < 1e-3 < errors[0]
+        assert [row['bytes'] for row in rows] == [6 * row['k'] + 2 for row in rows]
+    assert {row['answer'] for row in measured['mixing']['rows']} == {'mean of the two', 'the heavier one alone'}
 
 
 @pytest.mark.slow

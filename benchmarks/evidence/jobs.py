@@ -90,14 +90,10 @@ def _reinforced() -> list[Job]:
     """RandAugment and Mixup with views and answers of a set, against the same with both made in every step."""
     base = Job(study='reinforced', row='', seed=0, flags=(*DAD, *AUGMENTED, *MIXED['Mixup']))
     online = replace(base, row='DAD latent, online', flags=(*base.flags, '--dad-attack', 'latent'), online=True)
-    sets = [
-        replace(
-            base, row=f'DAD latent, reinforced, N {count}', views=Views(attack=LatentAttackConfig()), reinforced=count
-        )
-        for count in (4, 16)
-    ]
+    made = replace(base, row='DAD latent, 4 views a picture', views=Views(attack=LatentAttackConfig()))
+    sets = [replace(made, row=f'DAD latent, reinforced, N {count}', reinforced=count) for count in (4, 16)]
     control = replace(base, row=f'{CONTROL}, online', flags=(*base.flags, '--dad-view', 'random'))
-    return [online, *sets, control]
+    return [online, made, *sets, control]
 
 
 STUDIES: dict[str, tuple[list[Job], Sequence[int]]] = {
