@@ -31,7 +31,7 @@ from timm_dad.dad_sets.ray_engine import Engine, connected  # noqa: E402
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # tasks of tests, which the cluster cannot import
 
 files = test_generate_command.files  # data and models
-LIMIT = 180  # seconds for each test
+LIMIT = 300  # seconds for each test
 SMALL = 100 * 2**20  # bytes of the object store, which holds nothing of ours
 
 

@@ -138,8 +138,10 @@ class Engine:
         places, options = self._places()
         task = ray.remote(**options)(_make_shards)
         groups = self._groups(shards, max(places, 1))
-        gpus, cpus = options.get('num_gpus', 0), options['num_cpus']
-        _logger.info('Ray: %d tasks, %d at a time, with %d GPU and %d CPU each', len(groups), places, gpus, cpus)
+        gpus = 'a GPU and ' if 'num_gpus' in options else ''
+        _logger.info(
+            'Ray: %d tasks, %d at a time, each with %sCPUs: %d', len(groups), places, gpus, options['num_cpus']
+        )
         waiting = [task.remote(there, request, root, os.getcwd(), group) for group in groups]
         try:
             while waiting:
