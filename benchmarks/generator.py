@@ -87,9 +87,9 @@ def create_augment(device: torch.device) -> DADAugment:
 def main() -> None:
     """Make sets in turn, and compare."""
     parser = argparse.ArgumentParser(description=__doc__)
-    harness.add_flags(parser, rounds=5)
+    harness.add_flags(parser, rounds=3)
     parser.set_defaults(threads=1)
-    parser.add_argument('--images', type=int, default=96, help='images of a set')
+    parser.add_argument('--images', type=int, default=48, help='images of a set')
     args = parser.parse_args()
     device = harness.start(args)
     size, args.images = (32, 8) if args.quick else (224, args.images)
