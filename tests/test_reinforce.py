@@ -80,7 +80,8 @@ def store(root, *flags, ask=ask, **changes):
     args.reinforce, args.reinforce_top_k = 3, 4
     config = reinforce_config(args, (32, 32))
     config = ReinforceConfig(**{**vars(config), 'batch_size': 7, **changes})
-    return reinforce(Source(data(root)), DADSet(root / 'set'), ask, config, progress=False)
+    reinforce(Source(data(root)), DADSet(root / 'set'), ask, config, progress=False)
+    return Reinforcement(DADSet(root / 'set'))
 
 
 def batches(root, *flags):

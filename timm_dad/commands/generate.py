@@ -4,7 +4,6 @@ import argparse
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,12 +13,15 @@ from timm_dad.common.log import setup_logging
 from timm_dad.dad_sets.claims import KINDS, Claims, open_claims
 from timm_dad.dad_sets.formats import FormatConfig
 from timm_dad.dad_sets.generate import generate
-from timm_dad.dad_sets.hub import SCHEME
+from timm_dad.dad_sets.hub import SCHEME, set_folder
 from timm_dad.dad_sets.maker import GenerateConfig
-from timm_dad.dad_sets.manifest import FORMAT_VERSION, found_shards
+from timm_dad.dad_sets.manifest import FORMAT_VERSION
 from timm_dad.dad_sets.parts import Part
 from timm_dad.dad_sets.read import DADSet
 from timm_dad.dad_sets.reinforce import reinforce
+from timm_dad.dad_sets.store import is_url
+from timm_dad.dad_sets.store_claims import store_claims
+from timm_dad.dad_sets.store_folder import as_root, check_reachable, done_shards
 from timm_dad.dad_sets.summary import format_summary
 from timm_dad.data.datasets import check_images
 from timm_dad.data.images import Source
@@ -68,8 +70,10 @@ def create_parser() -> Parser:
     add_fields(group, GenerateConfig, _VIEWS)
     group = parser.add_argument_group('DAD: the set')
     group.add_argument(
-        '--output', metavar='DIR', required=True, help='folder of the set; the same one to go on, or to --repair'
-    )
+        '--output', metavar='DIR', required=True,
+        help='folder of the set, or its URL in an object store, such as s3://BUCKET/NAME; the same one to go on, or to '
+        '--repair',
+    )  # fmt: skip
     group.add_argument(
         '--repair', action='store_true',
         help='compare every byte of the set with its manifests first, as timm-dad verify does, and make again what is '
@@ -145,10 +149,10 @@ def create_config(args: argparse.Namespace) -> GenerateConfig:
     return from_flags(GenerateConfig, args, flags, frame=frame, files=files)
 
 
-def create_claims(args: argparse.Namespace) -> Callable[[Path], Claims]:
+def create_claims(args: argparse.Namespace) -> Callable[[Any], Claims]:
     """Who makes what; ``ValueError`` names the flag."""
     if args.shards is None:
-        return partial(open_claims, kind=args.claim)
+        return partial(store_claims if is_url(args.output) else open_claims, kind=args.claim)
     with under_flag('--shards'):
         part = Part.parse(args.shards, os.environ)
     return lambda root: part
@@ -159,6 +163,8 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     args = parse_args(argv)
     setup_logging()
     with user_errors(PROGRAM):
+        with under_flag('--output'):
+            check_reachable(args.output)
         # Before any process group: timm's readers of streams would share the data out over it by themselves.
         source = open_source(args)
         args.num_classes = number_of_classes(args, source.class_names)
@@ -177,12 +183,12 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
             repair=args.repair,
             claims=create_claims(args),
         )  # fmt: skip
-        if args.reinforce:
+        if args.reinforce and summary is not None:
             store_answers(args, source, augment, config, device)
     if summary is None:
         print(format_part(args, config, len(source)))
     elif is_main_process() or args.shards is not None:  # the part that finishes the set may be any
-        print(format_summary(summary, Path(args.output)))
+        print(format_summary(summary, as_root(args.output)))
     return summary
 
 
@@ -190,20 +196,22 @@ def store_answers(
     args: argparse.Namespace, source: Source, augment: DADAugment, config: GenerateConfig, device: torch.device
 ) -> None:
     """Reinforce a set that is whole."""
-    dad_set = DADSet(args.output)
+    dad_set = DADSet(set_folder(args.output))
     dad_set.decoder = augment.vqgan if dad_set.format == 'codes' else None
     reinforce(
         source, dad_set, augment.ask_teacher, reinforce_config(args, config.frame.size),
         device=device, workers=args.workers, progress=is_main_process(), claims=create_claims(args),
+        place=as_root(args.output),
     )  # fmt: skip
 
 
 def format_part(args: argparse.Namespace, config: GenerateConfig, num_images: int) -> str:
     """What a run of one part ends with while there are others."""
-    done, count = len(found_shards(Path(args.output))), -(-num_images // config.shard_size)
+    done, count = len(done_shards(as_root(args.output))), -(-num_images // config.shard_size)
+    part = Part.parse(args.shards or 'auto', os.environ)
     return (
-        f'{args.output}: part {Part.parse(args.shards, os.environ)} is done, {done} of {count} shards are. The last of '
-        'the other parts, or the same command without --shards, finishes the set'
+        f'{args.output}: part {part} is done, {done} of {count} shards are. The last of the other parts, or the same '
+        'command without --shards, finishes the set'
     )
 
 
