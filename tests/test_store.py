@@ -4,14 +4,19 @@ import itertools
 import multiprocessing
 import os
 import re
+import shlex
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from stores import Counted, contents, quick_leases
 from test_claims import few_pictures
 from test_generate import Stream, make, open_source, picture, tree, write_images
 
+from timm_dad.cli import main as command
+from timm_dad.commands.generate import main as generate
+from timm_dad.dad_sets.hub import set_folder
 from timm_dad.dad_sets.leases import Leases
 from timm_dad.dad_sets.parts import Part
 from timm_dad.dad_sets.store import Store, StoreError, is_url
@@ -34,7 +39,7 @@ def url(request, memory):
 @pytest.mark.parametrize(
     ('address', 'expected'),
     [('s3://a/b', True), ('memory://a', True), ('gs://a', True), ('a/b', False), ('/a', False), ('C:\\a', False),
-     ('a://', True), ('://a', False), ('', False)],
+     ('S3://a', True), ('C://a', False), ('://a', False), ('', False)],
 )  # fmt: skip
 def test_urls_are_not_folders(address, expected):
     assert is_url(address) is expected
@@ -442,3 +447,106 @@ def test_a_server_says_what_is_wrong(bucket, monkeypatch, s3_address):
     s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(StoreError, match=r'there are no credentials \(NoCredentialsError'):
         Store(f'{bucket}/set').exists('dad_set.json')
+
+
+# The command
+
+
+def pictures(tmp_path):
+    """Flags of a few pictures, of classes with these names."""
+    write_images(tmp_path, [f'{name}/{index}.png' for name in ('cat', 'dog') for index in range(2)])
+    return ['--data-dir', str(tmp_path), '--dad-teacher', 'demo', '--dad-vqgan', 'demo', '--img-size', '16',
+            '--batch-size', '2', '--shard-size', '1']  # fmt: skip
+
+
+def test_generate_takes_a_url_and_says_so(memory, tmp_path, capsys):
+    flags = pictures(tmp_path)
+    for output in (str(tmp_path / 'set'), 'memory://set/'):
+        generate([*flags, '--output', output])
+    local, stored = capsys.readouterr().out.split('memory://set: ')
+    assert stored.endswith('contact sheet            memory://set/contact_sheet.png\n')
+    assert local.partition(': ')[2].splitlines()[:-1] == stored.splitlines()[:-1]
+    assert contents('memory://set') == tree(tmp_path / 'set')
+
+
+def test_parts_of_the_launcher_say_what_is_left(memory, tmp_path, capsys, monkeypatch):
+    flags = [*pictures(tmp_path), '--output', 'simple://set']
+    for index, whole in ((1, False), (0, True)):
+        monkeypatch.setenv('SLURM_ARRAY_TASK_ID', str(index))
+        for name, value in {'COUNT': 2, 'MIN': 0, 'MAX': 1, 'STEP': 1}.items():
+            monkeypatch.setenv(f'SLURM_ARRAY_TASK_{name}', str(value))
+        assert (generate(flags) is not None) == whole
+    said = capsys.readouterr().out
+    assert 'simple://set: part 1/2 is done, 2 of 4 shards are. The last of the other parts' in said
+    assert 'simple://set: 4 DAD views of 4 images' in said
+
+
+@pytest.mark.parametrize('format', ['wds', 'codes'])
+def test_a_set_in_a_store_is_reinforced_as_a_local_one(memory, tmp_path, monkeypatch, format):
+    monkeypatch.setenv('TIMM_DAD_CACHE', str(tmp_path / 'cache'))
+    set_folder.cache_clear()
+    flags = [*pictures(tmp_path), '--format', format, '--reinforce', '2', '--reinforce-top-k', '2']
+    for output in (str(tmp_path / 'set'), 'memory://set'):
+        generate([*flags, '--output', output])
+    assert contents('memory://set') == tree(tmp_path / 'set')
+    assert list(verify('memory://set')) == []
+    set_folder.cache_clear()
+    assert tree(set_folder('memory://set')) == tree(tmp_path / 'set')
+    name = next(name for name in contents('memory://set') if name.startswith('reinforced/logits'))
+    Store('memory://set').write(name, b'x')
+    assert [str(damage) for damage in verify('memory://set')] == [f'truncated: {name}']
+    set_folder.cache_clear()
+    generate([*flags, '--output', 'memory://set', '--repair'])
+    assert contents('memory://set') == tree(tmp_path / 'set')
+    set_folder.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        (['--output', 'nothing://set'], '--output nothing://set cannot be opened as an object store'),
+        (['--output', 'counted://set'], '--output counted://set/dad_set.json: there is no such bucket'),
+        (
+            ['--output', 'memory://set', '--claim', 'lock'],
+            '--claim lock: memory://set is in an object store, which has',
+        ),
+        (['--output', 'simple://set', '--claim', 'lease'], '--claim lease: simple://set is in a store where two'),
+        (['--output', 'memory://strange'], 'memory://strange holds other objects (a.txt): name a URL'),
+    ],
+)
+def test_generate_refuses_what_it_cannot_do_in_one_line(memory, tmp_path, capsys, flags, message):
+    Store('memory://strange').write('a.txt', b'1')
+    Counted.fail_at(range(10), AnsweredError('NoSuchBucket'))
+    if 'simple://set' in flags:
+        Counted.fail_at(range(0))
+    with pytest.raises(SystemExit) as caught:
+        generate([*pictures(tmp_path), *flags])
+    assert caught.value.code == 2
+    assert f'timm-dad generate: error: {message}' in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_set_is_whole_though_its_work_folder_stays(memory, monkeypatch, caplog):
+    def refuse(*_):
+        raise StoreError('access is denied')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, 'remove_folder', refuse)
+        make(few_pictures(), 'memory://set')
+    assert 'memory://set/.work stays: access is denied' in caplog.text
+    assert list(verify('memory://set')) == []
+    make(few_pictures(), 'memory://set')
+    make(few_pictures(), 'memory://other')
+    assert contents('memory://set') == contents('memory://other')
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_run(bucket, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[1] / 'docs/stores.md').read_text()
+    block = page.partition('<!-- command: stores -->\n```bash\n')[2].partition('```')[0]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('TIMM_DAD_CACHE', str(tmp_path / 'cache'))
+    lines = [line for line in block.replace('\\\n', ' ').splitlines() if line.startswith('timm-dad ')]
+    assert len(lines) == 3
+    for line in lines:
+        command(shlex.split(line.replace('s3://ada', bucket))[1:])
+    assert any((tmp_path / 'output/stores').glob('*/summary.csv'))

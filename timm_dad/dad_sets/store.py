@@ -27,7 +27,7 @@ _VERSIONS = ('ETag', 'etag', 'md5Hash', 'content_md5', 'blob_id', 'generation', 
 
 def is_url(address: str | Path) -> bool:
     """Whether this is the URL of a store, and not a folder."""
-    return isinstance(address, str) and re.match(r'[a-z][a-z0-9+.-]*://', address) is not None
+    return isinstance(address, str) and re.match(r'[A-Za-z][A-Za-z0-9+.-]+://', address) is not None
 
 
 class StoreError(ValueError):

@@ -3,6 +3,7 @@
 A shard is done when its manifest is in the store; that, and last the index, is uploaded after all that it names.
 """
 
+import logging
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -24,8 +25,10 @@ from timm_dad.dad_sets.manifest import (
     shards_of,
 )
 from timm_dad.dad_sets.shards import ShardedFolder, are_of, check_folder, check_same
-from timm_dad.dad_sets.store import Store, is_url
+from timm_dad.dad_sets.store import Store, StoreError, is_url
 from timm_dad.dad_sets.store_claims import store_claims
+
+_logger = logging.getLogger(__name__)
 
 
 def as_root(root: str | Path) -> Path | str:
@@ -209,4 +212,7 @@ class StoredFolder(ShardedFolder):
 
     def _tidy(self) -> None:
         if self.is_whole():
-            self._store.remove_folder(WORK)
+            try:
+                self._store.remove_folder(WORK)
+            except StoreError as error:  # the set is whole all the same
+                _logger.warning('%s/%s stays: %s', self.place, WORK, error)
