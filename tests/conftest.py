@@ -63,7 +63,7 @@ def tf32():
 @pytest.fixture(scope='session')
 def s3_address():
     """The address of an S3 server that runs as long as the tests do."""
-    with stores.s3_server() as address:
+    with stores.s3_server() as (address, _):
         yield address
 
 

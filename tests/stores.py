@@ -22,7 +22,7 @@ from timm_dad.dad_sets.store_claims import _LeaseObjects
 
 @contextlib.contextmanager
 def s3_server():
-    """Start a server of its own process; yields its address."""
+    """Start a server of its own process; yields its address and the process."""
     for name in ('moto.server', 's3fs'):
         pytest.importorskip(name, reason=f'{name} is not installed (pip install "moto[server]" s3fs)')
     with socket.socket() as free:
@@ -32,7 +32,7 @@ def s3_server():
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _wait_for(f'http://{address}/moto-api/', process)
-        yield f'http://{address}'
+        yield f'http://{address}', process
     finally:
         process.kill()
         process.wait()

@@ -80,8 +80,7 @@ def store(root, *flags, ask=ask, **changes):
     args.reinforce, args.reinforce_top_k = 3, 4
     config = reinforce_config(args, (32, 32))
     config = ReinforceConfig(**{**vars(config), 'batch_size': 7, **changes})
-    reinforce(Source(data(root)), DADSet(root / 'set'), ask, config, progress=False)
-    return Reinforcement(DADSet(root / 'set'))
+    return reinforce(Source(data(root)), DADSet(root / 'set'), ask, config, progress=False)
 
 
 def batches(root, *flags):

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from stores import Counted, contents, quick_leases
+from stores import Counted, contents, quick_leases, s3_server
 from test_claims import few_pictures
 from test_generate import Stream, make, open_source, picture, tree, write_images
 
@@ -153,7 +153,7 @@ def test_a_holder_whose_work_folder_is_gone_writes_nothing_more(url):
 # Sets
 
 
-@pytest.mark.parametrize('how', [{'format': 'folder', 'num_views': 2}, {'format': 'wds', 'top_k': 2},
+@pytest.mark.parametrize('how', [{'format': 'folder', 'num_views': 2}, {'format': 'wds', 'top_k': 2, 'workers': 2},
                                  {'format': 'codes', 'shard_size': 30}])  # fmt: skip
 def test_the_objects_are_the_files_of_a_local_set(url, tmp_path, how):
     source = open_source(write_images(tmp_path))
@@ -447,6 +447,27 @@ def test_a_server_says_what_is_wrong(bucket, monkeypatch, s3_address):
     s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(StoreError, match=r'there are no credentials \(NoCredentialsError'):
         Store(f'{bucket}/set').exists('dad_set.json')
+
+
+@pytest.mark.slow
+def test_a_server_that_goes_away_in_the_middle_is_one_line(monkeypatch, bucket):
+    """``bucket`` sets the environment; the server that goes is another one."""
+    import s3fs
+
+    upload = Store.upload
+    with s3_server() as (address, process), monkeypatch.context() as patch:
+        patch.setenv('AWS_ENDPOINT_URL', address)
+        patch.setenv('AWS_MAX_ATTEMPTS', '1')
+        s3fs.S3FileSystem.clear_instance_cache()
+        s3fs.S3FileSystem().mkdir('ada')
+
+        def late(store, root, names):
+            process.kill()
+            upload(store, root, names)
+
+        patch.setattr(Store, 'upload', late)
+        with pytest.raises(StoreError, match=r's3://ada/set/.*: the store cannot be reached .* it goes on$'):
+            run('s3://ada/set', slow_leases)
 
 
 # The command

@@ -151,8 +151,8 @@ def reinforce(
     progress: bool = True,
     claims: Callable[[Any], Claims] | None = None,
     place: Path | str | None = None,
-) -> None:
-    """Store the teacher's answers on augmentations of a set, or go on; returns when they are whole (or its ``Part``).
+) -> Reinforcement | None:
+    """Store the teacher's answers on augmentations of a set, or go on; returns as ``generate`` does.
 
     Any number of processes may share the work, and be stopped at any moment.
 
@@ -166,6 +166,9 @@ def reinforce(
         progress: Show a progress bar.
         claims: As ``generate`` takes it.
         place: Where the set is, if it was fetched from a URL.
+
+    Returns:
+        The answers. ``None`` if other processes are to make the rest (``Part``), or they are at a URL.
 
     Raises:
         ValueError: If the data are a stream or others than the set's, or the set was reinforced in another way.
@@ -200,11 +203,12 @@ def reinforce(
                     for shard, answers in _answers(folder, loader, ask, config):
                         _write(folder, shard, answers)
                         bar.update(len(folder.shard_range(shard)))
-        if folder.missing():  # other parts are
-            return
+        if folder.missing():
+            return None
         with folder.finishing() as first:
             if first:
                 end_index(folder, begin_index(folder), {})
+    return Reinforcement(dad_set) if isinstance(root, Path) else None
 
 
 def _claimed_places(
