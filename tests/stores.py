@@ -76,7 +76,7 @@ class Counted(MemoryFileSystem):
     @classmethod
     def fail_at(cls, calls, error=None, effect=False):
         """Fail at requests of these numbers, from 0 on, with their effect or without."""
-        cls.fails, cls.error, cls.effect = calls, error or OSError(28, 'QuotaExceeded'), effect
+        cls.fails, cls.error, cls.effect = calls, error or OSError(5, 'QuotaExceeded'), effect
         cls.requests.clear()
 
     @classmethod

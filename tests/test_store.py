@@ -1,5 +1,6 @@
 """Sets made in object stores, in memory and on a real S3 server: the same bytes, whatever fails."""
 
+import errno
 import itertools
 import multiprocessing
 import os
@@ -19,8 +20,9 @@ from timm_dad.commands.generate import main as generate
 from timm_dad.dad_sets.hub import set_folder
 from timm_dad.dad_sets.leases import Leases
 from timm_dad.dad_sets.parts import Part
-from timm_dad.dad_sets.store import Store, StoreError, is_url
+from timm_dad.dad_sets.store import Store, is_url
 from timm_dad.dad_sets.store_claims import _LeaseObjects, store_claims
+from timm_dad.dad_sets.store_errors import StoreError
 from timm_dad.dad_sets.verify import verify
 from timm_dad.data.images import Source
 
@@ -89,8 +91,10 @@ def test_a_version_changes_with_the_object(url):
 
 @pytest.mark.parametrize('name', ['../a', '/a', 'a/../../b'])
 def test_names_that_lead_out_of_the_folder_are_refused(memory, name, tmp_path):
-    with pytest.raises(ValueError, match='names a file out of its folder'):
+    with pytest.raises(StoreError, match=r'^memory://bucket/set names a file out of its folder'):
         Store('memory://bucket/set').bring(tmp_path / 'set', [name])
+    with pytest.raises(StoreError, match=r'^memory://bucket/set names a file out of its folder'):
+        Store('memory://bucket/set').read(name)
 
 
 # Who makes what
@@ -267,7 +271,7 @@ def test_a_store_that_fails_at_any_request_is_gone_on_from(memory, step, lasts, 
         url = f'counted://{count}'
         Counted.fail_at(range(count, count + lasts), effect=effect)
         said = what_is_said(run, url, slow_leases)
-        assert re.match(rf'({url}.* the store says no \(OSError: \[Errno 28\] QuotaExceeded\): once that|$)', said)
+        assert re.match(rf'({url}.* the store says no \(OSError: \[Errno 5\] QuotaExceeded\): once that|$)', said)
         failed = Counted.failed()
         Counted.fail_at(range(0))
         found = {name: data for name, data in contents(url).items() if not name.startswith('.work')}
@@ -380,7 +384,7 @@ class EndpointConnectionError(Exception):
         (AnsweredError('AccessDenied'), r'access is denied \(AccessDenied: .*\): look at the credentials'),
         (PermissionError('Forbidden'), r'access is denied \(PermissionError: Forbidden\)'),
         (NoCredentialsError('Unable to locate'), r'there are no credentials .*AWS_PROFILE'),
-        (EndpointConnectionError('Could not connect'), r'cannot be reached .*: look at the network and its address'),
+        (EndpointConnectionError('Could not connect'), r'cannot be reached .*: look at the network and the address'),
         (ConnectionResetError(104, 'reset'), r'cannot be reached .* start the same command again, it goes on'),
         (TimeoutError('slow'), 'cannot be reached'),
         (AnsweredError('QuotaExceeded'), r'the store says no \(QuotaExceeded: .*\): once that is mended \(room, quota'),
@@ -402,6 +406,8 @@ def test_what_a_store_says_is_one_line_with_what_to_do(memory, error, said, call
     ('address', 'error', 'message'),
     [
         ('nothing://set', ValueError, 'nothing://set cannot be opened as an object store: Protocol not known: nothing'),
+        ('s3://', ValueError, r'a store is named as s3://BUCKET or s3://BUCKET/NAME, .*, got s3://'),
+        ('memory://set*', ValueError, r'without any of \*\?\[\], got memory://set\*'),
         ('file:///tmp/set', ValueError, 'file:///tmp/set is a folder: name it without file://'),
         ('abfs://set', ImportError, 'abfs://set: the package for abfs:// is missing; Install adlfs'),
     ],
@@ -425,6 +431,24 @@ def test_a_store_whose_files_grow_is_warned_of(memory, caplog, monkeypatch):
     assert caplog.text == ''
     make(few_pictures(), 'counted://set')
     assert 'counted://set: files of counted:// may be seen half written' in caplog.text
+
+
+def test_a_store_without_the_bucket_says_so_when_it_is_written_to(memory):
+    """As Google's, whose error has no code."""
+    Counted.fail_at(range(10), FileNotFoundError('b'))
+    with pytest.raises(StoreError, match=r'^counted://set/a: there is no such bucket: look at the name'):
+        Store('counted://set').write('a', b'1')
+
+
+@pytest.mark.parametrize('number', [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_here_is_not_the_stores(memory, tmp_path, number):
+    store = Store('counted://set')
+    store.write('a', b'1')
+    Counted.fail_at(range(10), OSError(number, 'full'))
+    with pytest.raises(OSError, match='No space left on device') as caught:
+        store.download('a', tmp_path / 'a')
+    assert caught.value.filename == str(tmp_path / 'a')
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_server_says_what_is_wrong(bucket, monkeypatch, s3_address):

@@ -22,8 +22,9 @@ from timm_dad.common.cache import cache_dir
 from timm_dad.dad_sets import store_cache
 from timm_dad.dad_sets.hub import cached_repo, set_folder
 from timm_dad.dad_sets.read import DADSet
-from timm_dad.dad_sets.store import Store, StoreError
+from timm_dad.dad_sets.store import Store
 from timm_dad.dad_sets.store_cache import data_folder, fetch_data, fetch_set
+from timm_dad.dad_sets.store_errors import StoreError
 from timm_dad.flags.data import create_dataset as dataset_of_flags
 from timm_dad.flags.train import parse_args
 

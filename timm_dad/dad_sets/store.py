@@ -3,7 +3,9 @@
 An object is there whole or not at all, and seen by everyone at once, so a set is made in a store as in a folder.
 """
 
+import errno
 import logging
+import os
 import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,23 +17,19 @@ from typing import Any
 from fsspec import AbstractFileSystem, url_to_fs
 
 from timm_dad.common.files import replacing
+from timm_dad.dad_sets.manifest import WORK
+from timm_dad.dad_sets.store_errors import NO_BUCKET, StoreError, advice, code_of, is_taken
 
 _logger = logging.getLogger(__name__)
 _AT_ONCE = 16  # requests
 # Whose objects are never half written. Anywhere else (sftp, hdfs, ...) a file grows under its name.
 _WHOLE = frozenset('s3 s3a gs gcs az abfs abfss adl oss oci tos r2 memory'.split())
-_REFUSED = ('AccessDenied', 'InvalidAccessKeyId', 'SignatureDoesNotMatch', 'ExpiredToken', 'InvalidToken', '401', '403')
-_TAKEN = ('PreconditionFailed', 'ConditionalRequestConflict', '409', '412')
 _VERSIONS = ('ETag', 'etag', 'md5Hash', 'content_md5', 'blob_id', 'generation', 'LastModified', 'mtime', 'created')
 
 
 def is_url(address: str | Path) -> bool:
     """Whether this is the URL of a store, and not a folder."""
     return isinstance(address, str) and re.match(r'[A-Za-z][A-Za-z0-9+.-]+://', address) is not None
-
-
-class StoreError(ValueError):
-    """What a store, or the way to it, says; and what to do."""
 
 
 class Store:
@@ -44,6 +42,8 @@ class Store:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip('/')
+        if not is_url(self.url) or set(self.url) & set('*?[]'):  # which fsspec takes for a pattern
+            raise ValueError(f'a store is named as s3://BUCKET or s3://BUCKET/NAME, without any of *?[], got {url}')
         self._fs, self._root = self._open()
         self._pool = ThreadPoolExecutor(_AT_ONCE)
 
@@ -66,15 +66,17 @@ class Store:
         """Turn any error but that there is no such object into one line."""
         try:
             yield
+        except StoreError:
+            raise
         except Exception as error:  # botocore's, aiohttp's, ... are of no common kind
-            if isinstance(error, FileNotFoundError) and _code(error) != 'NoSuchBucket':
+            if isinstance(error, FileNotFoundError) and code_of(error) != 'NoSuchBucket':
                 raise
             url = f'{self.url}/{name}' if name else self.url
-            raise StoreError(f'{url}: {_advice(error)}') from error
+            raise StoreError(f'{url}: {advice(error)}') from error
 
     def _at(self, name: str) -> str:
         if name.startswith('/') or '..' in PurePosixPath(name).parts:
-            raise ValueError(f'{self.url} names a file out of its folder, {name!r}: leave it alone')
+            raise StoreError(f'{self.url} names a file out of its folder, {name!r}: it is no set to read')
         return f'{self._root}/{name}'.rstrip('/')
 
     def read(self, name: str) -> bytes:
@@ -121,7 +123,7 @@ class Store:
                 self._fs.pipe_file(self._at(name), data, mode='create')
             return True
         except StoreError as error:
-            if not _is_taken(error.__cause__):
+            if not is_taken(error.__cause__):
                 raise
         with suppress(FileNotFoundError):
             return self.read(name) == data
@@ -133,9 +135,7 @@ class Store:
             try:
                 yield
             except FileNotFoundError as error:
-                raise StoreError(
-                    f'{self.url}/{name} cannot be written, there is no such bucket: make it first'
-                ) from error
+                raise StoreError(f'{self.url}/{name}: {NO_BUCKET}') from error
 
     def upload(self, root: Path, names: Sequence[str]) -> None:
         """Write files below a folder as objects of the same names."""
@@ -148,8 +148,14 @@ class Store:
 
     def download(self, name: str, path: Path) -> None:
         """Write an object as a file, which is there whole or not; ``FileNotFoundError`` if there is no object."""
-        with replacing(path) as temporary, self._told(name):
-            self._fs.get_file(self._at(name), str(temporary))
+        with replacing(path) as temporary:
+            try:
+                with self._told(name):
+                    self._fs.get_file(self._at(name), str(temporary))
+            except StoreError as error:
+                if getattr(error.__cause__, 'errno', None) not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error  # this disk says so
 
     def bring(self, root: Path, names: Sequence[str]) -> None:
         """Have objects below a folder as files of the same names; those that there are not are left out."""
@@ -180,7 +186,7 @@ class Store:
         own = ('_pipe_file', 'pipe_file')
         if all(getattr(type(self._fs), name, None) is getattr(AbstractFileSystem, name, None) for name in own):
             return False  # fsspec's own way looks whether there is one, and then writes
-        name = f'.work/try-{uuid.uuid4().hex}'
+        name = f'{WORK}/try-{uuid.uuid4().hex}'
         try:
             return self.create(name, b'1') and not self.create(name, b'2')
         finally:
@@ -199,43 +205,3 @@ class Store:
 
 def _version(info: Mapping[str, Any]) -> str:
     return next((str(info[name]) for name in _VERSIONS if info.get(name)), '')
-
-
-def _code(error: BaseException | None) -> str:
-    """The store's code of an error (``NoSuchBucket``, ``403``), if it has one."""
-    while error is not None:
-        response = getattr(error, 'response', None)
-        if isinstance(response, Mapping):  # botocore's
-            return str(response.get('Error', {}).get('Code', ''))
-        if (code := getattr(error, 'code', None)) is not None:  # gcsfs's
-            return str(code)
-        error = error.__cause__
-    return ''
-
-
-def _is_taken(error: BaseException | None) -> bool:
-    return isinstance(error, FileExistsError) or _code(error) in _TAKEN
-
-
-def _advice(error: Exception) -> str:
-    code, kind = _code(error), type(error).__name__
-    said = f'{code or kind}: {" ".join(str(error).split())[:300]}'
-    if code == 'NoSuchBucket':
-        return 'there is no such bucket: look at the name, or make it first'
-    if code == 'RequestTimeTooSkewed':
-        return f"this machine's clock is off by too much for the store ({said}): set it"
-    if 'Credentials' in kind:
-        return (
-            f'there are no credentials ({said}): set them as for any other program (AWS_PROFILE, or AWS_ACCESS_KEY_ID)'
-        )
-    if isinstance(error, PermissionError) or code in _REFUSED or str(error).startswith('Forbidden'):
-        return f'access is denied ({said}): look at the credentials, and what they may do there'
-    if isinstance(error, TimeoutError | ConnectionError) or re.search('Connect|Timeout|Endpoint|DNS', kind):
-        return (
-            f'the store cannot be reached ({said}): look at the network and its address (AWS_ENDPOINT_URL where it is '
-            "not Amazon's), and start the same command again, it goes on"
-        )
-    return (
-        f'the store says no ({said}): once that is mended (room, quota, rights), start the same command again, it goes '
-        'on; nothing half-written has a final name'
-    )

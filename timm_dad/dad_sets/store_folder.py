@@ -25,8 +25,9 @@ from timm_dad.dad_sets.manifest import (
     shards_of,
 )
 from timm_dad.dad_sets.shards import ShardedFolder, are_of, check_folder, check_same
-from timm_dad.dad_sets.store import Store, StoreError, is_url
+from timm_dad.dad_sets.store import Store, is_url
 from timm_dad.dad_sets.store_claims import store_claims
+from timm_dad.dad_sets.store_errors import StoreError
 
 _logger = logging.getLogger(__name__)
 
