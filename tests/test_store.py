@@ -97,6 +97,23 @@ def test_names_that_lead_out_of_the_folder_are_refused(memory, name, tmp_path):
         Store('memory://bucket/set').read(name)
 
 
+def test_nothing_is_under_way_after_an_error(memory):
+    begun, ended = [], []
+
+    def work(item):
+        begun.append(item)
+        if item == 3:
+            raise StoreError('no')
+        time.sleep(0.01)
+        ended.append(item)
+
+    with pytest.raises(StoreError, match='no'):
+        list(Store('memory://set').map(work, range(3000)))
+    assert sorted(begun) == sorted([*ended, 3])
+    assert len(begun) < 100
+    assert list(Store('memory://set').map(abs, range(-2500, 0))) == [*range(2500, 0, -1)]
+
+
 # Who makes what
 
 

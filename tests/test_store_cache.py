@@ -130,6 +130,7 @@ def test_a_fetch_that_fails_at_any_request_goes_on_with_what_is_missing(cache):
         except StoreError as error:
             assert 'cannot be reached' in str(error)  # noqa: PT017
         failed, there = Counted.failed(), len(list(cache.glob('sets/.*.part/**/*.*')))
+        assert not any(cache.glob('sets/.*.part/**/.*'))
         assert bool(failed) != any(cache.glob('sets/set-*'))
         fetched()
         root = fetch_set(url)

@@ -8,8 +8,8 @@ import logging
 import os
 import re
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,7 +21,7 @@ from timm_dad.dad_sets.manifest import WORK
 from timm_dad.dad_sets.store_errors import NO_BUCKET, StoreError, advice, code_of, is_taken
 
 _logger = logging.getLogger(__name__)
-_AT_ONCE = 16  # requests
+_AT_ONCE, _QUEUED = 16, 1024  # requests, and those that wait for their turn
 # Whose objects are never half written. Anywhere else (sftp, hdfs, ...) a file grows under its name.
 _WHOLE = frozenset('s3 s3a gs gcs az abfs abfss adl oss oci tos r2 memory'.split())
 _VERSIONS = ('ETag', 'etag', 'md5Hash', 'content_md5', 'blob_id', 'generation', 'LastModified', 'mtime', 'created')
@@ -144,7 +144,7 @@ class Store:
             with self._written(name):
                 self._fs.put_file(str(root / name), self._at(name))
 
-        list(self._pool.map(send, names))
+        list(self.map(send, names))
 
     def download(self, name: str, path: Path) -> None:
         """Write an object as a file, which is there whole or not; ``FileNotFoundError`` if there is no object."""
@@ -164,7 +164,7 @@ class Store:
             with suppress(FileNotFoundError):
                 self.download(name, root / name)
 
-        list(self._pool.map(fetch, names))
+        list(self.map(fetch, names))
 
     def remove(self, names: Sequence[str]) -> None:
         """Remove objects, also those that there are not."""
@@ -177,9 +177,17 @@ class Store:
         with suppress(FileNotFoundError), self._told(name):
             self._fs.rm(self._at(name), recursive=True)
 
-    def map(self, function: Any, items: Sequence[Any]) -> Iterator[Any]:
-        """Results of a function of each item, as many at once as there may be requests."""
-        return self._pool.map(function, items)
+    def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+        """Results of a function of each item, as many at once as there may be requests; none goes on after an error."""
+        for start in range(0, len(items), _QUEUED):
+            jobs = [self._pool.submit(function, item) for item in items[start : start + _QUEUED]]
+            try:
+                for job in jobs:
+                    yield job.result()
+            finally:
+                for job in jobs:
+                    job.cancel()
+                wait(jobs)
 
     def has_exclusive_creation(self) -> bool:
         """Whether an object is created once, however many try; found out by trying."""
