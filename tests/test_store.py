@@ -249,6 +249,20 @@ def test_verify_fetches_every_object_once(memory):
     assert sorted(fetched) == sorted(f'/set/{name}' for name in contents('counted://set'))
 
 
+def test_verify_takes_no_failure_of_a_store_for_damage(memory):
+    make(few_pictures(), 'counted://set', shard_size=2, format='wds')
+    for count in itertools.count():
+        Counted.fail_at(range(count, count + 1))
+        try:
+            assert list(verify('counted://set')) == []
+        except StoreError as error:
+            assert 'QuotaExceeded' in str(error)  # noqa: PT017
+        else:
+            assert not Counted.failed()
+            break
+    assert count > 10
+
+
 def test_there_is_no_set_to_verify(memory):
     with pytest.raises(ValueError, match=r'memory://set holds no DAD set: there is no dad_set.json'):
         list(verify('memory://set'))

@@ -81,9 +81,8 @@ def _fetch_set(store: Store, facts: Mapping[str, bytes], root: Path) -> None:
             _fetch(store, root, manifests, show=False)
             for place in (*index['files'], *_places(root, manifests)):
                 path = folder + place['path']
-                if (
-                    path not in facts and 'offset' not in place
-                ):  # of views in a file that holds several, it has the hash
+                # A view in a file of several has an offset, and the file a place of its own.
+                if path not in facts and 'offset' not in place:
                     wanted[path] = _Wanted(path, place['bytes'], place['sha256'])
     _check_room(store, root, list(wanted.values()))
     _fetch(store, root, list(wanted.values()))

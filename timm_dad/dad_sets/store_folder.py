@@ -6,7 +6,7 @@ A shard is done when its manifest is in the store; that, and last the index, is 
 import logging
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from timm_dad.dad_sets.manifest import (
     WORK,
     canonical_json,
     found_shards,
+    index_hash,
     manifest_name,
     parse_json,
     read_json,
@@ -69,9 +70,18 @@ def bring_facts(store: Store, root: Path) -> None:
         names = [name for name in store.names(folder) if name in (SETTINGS, INDEX)]
         names += map(manifest_name, _stored_shards(store, folder))
         store.bring(root, [folder + name for name in names])
-        with suppress(OSError, ValueError, KeyError, TypeError):  # without a whole index
-            files = (place['path'] for place in read_json(root / folder / INDEX)['files'])
-            store.bring(root, [folder + path for path in files if path != SETTINGS])
+        store.bring(root, [folder + name for name in _named_files(root / folder / INDEX)])
+
+
+def _named_files(path: Path) -> list[str]:
+    """What an index names beside settings and shards; nothing if it is not there, or damaged."""
+    try:
+        index = read_json(path)
+    except (OSError, ValueError):
+        return []
+    if index.get('sha256') != index_hash(index):
+        return []
+    return [place['path'] for place in index['files'] if place['path'] != SETTINGS]
 
 
 def check_place(root: Path | str, settings: Mapping[str, Any]) -> None:
@@ -207,8 +217,7 @@ class StoredFolder(ShardedFolder):
                 self.bring([INDEX])
             yield first
             if first:
-                index = read_json(self.root / INDEX)
-                self._store.upload(self.root, [place['path'] for place in index['files'] if place['path'] != SETTINGS])
+                self._store.upload(self.root, _named_files(self.root / INDEX))
                 self._store.upload(self.root, [INDEX])
 
     def _tidy(self) -> None:
