@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -502,6 +503,25 @@ def test_a_server_says_what_is_wrong(bucket, monkeypatch, s3_address):
     s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(StoreError, match=r'there are no credentials \(NoCredentialsError'):
         Store(f'{bucket}/set').exists('dad_set.json')
+
+
+def test_a_server_that_denies_access_is_one_line(monkeypatch, bucket):
+    """``bucket`` sets the environment; the server that knows nobody is another one."""
+    import s3fs
+
+    with s3_server() as (address, _), monkeypatch.context() as patch:
+        patch.setenv('AWS_ENDPOINT_URL', address)
+        s3fs.S3FileSystem.clear_instance_cache()
+        s3fs.S3FileSystem().mkdir('ada')
+        plain = {'Content-Type': 'text/plain'}
+        urllib.request.urlopen(urllib.request.Request(f'{address}/moto-api/reset-auth', b'0', plain)).close()
+        for call in (
+            lambda store: store.exists('a'),
+            lambda store: store.write('a', b'1'),
+            lambda store: store.names(),
+        ):
+            with pytest.raises(StoreError, match=r's3://ada/set.*: access is denied .*: look at the credentials'):
+                call(Store('s3://ada/set'))
 
 
 @pytest.mark.slow
