@@ -51,9 +51,10 @@ def contents(url):
     """All objects below a URL, and their bytes."""
     store = Store(url)
     try:
-        return {name: store.read(name) for name in store.objects()}
+        names = list(store.objects())
     except FileNotFoundError:
         return {}
+    return dict(zip(names, store.map(store.read, names), strict=True))
 
 
 def quick_leases(url):

@@ -577,7 +577,7 @@ def test_parts_of_the_launcher_say_what_is_left(memory, tmp_path, capsys, monkey
     assert 'simple://set: 4 DAD views of 4 images' in said
 
 
-@pytest.mark.parametrize('format', ['wds', 'codes'])
+@pytest.mark.parametrize('format', ['wds', pytest.param('codes', marks=pytest.mark.slow)])
 def test_a_set_in_a_store_is_reinforced_as_a_local_one(memory, tmp_path, monkeypatch, format):
     monkeypatch.setenv('TIMM_DAD_CACHE', str(tmp_path / 'cache'))
     set_folder.cache_clear()
