@@ -24,7 +24,7 @@ from timm_dad.dad_sets.store_claims import _LeaseObjects
 def s3_server():
     """Start a server of its own process; yields its address and the process."""
     for name in ('moto.server', 's3fs'):
-        pytest.importorskip(name, reason=f'{name} is not installed (pip install "moto[server]" s3fs)')
+        pytest.importorskip(name, reason=f'{name} is not installed (pip install "moto[s3]" flask flask-cors s3fs)')
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         address = f'127.0.0.1:{free.getsockname()[1]}'
