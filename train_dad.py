@@ -86,8 +86,8 @@ def main(
     Returns:
         ``best_metric``, ``output_dir``, and top-1 by data set in ``student`` and ``teacher`` (with ``--eval-suites``).
     """
-    args = parse_args(argv, create_parser=partial(create_parser, program))
     setup_logging()
+    args = parse_args(argv, create_parser=partial(create_parser, program))
     with user_errors(program), contextlib.ExitStack() as stack:
         path = run_path(args)
         accelerator = create_accelerator(path, **kwargs.accelerator_kwargs(args))

@@ -1,7 +1,9 @@
 import os
 import tempfile
+import uuid
 
 import pytest
+import stores
 import timm
 import torch
 from accelerate.state import AcceleratorState
@@ -56,6 +58,38 @@ def tf32():
     before, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, True
     yield
     torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.fixture(scope='session')
+def s3_address():
+    """The address of an S3 server that runs as long as the tests do."""
+    with stores.s3_server() as (address, _):
+        yield address
+
+
+@pytest.fixture
+def bucket(s3_address, monkeypatch):
+    """A new bucket of it, as a URL."""
+    import s3fs
+
+    for name, value in {
+        'AWS_ENDPOINT_URL': s3_address, 'AWS_ACCESS_KEY_ID': 'test', 'AWS_SECRET_ACCESS_KEY': 'test',
+        'AWS_DEFAULT_REGION': 'us-east-1', 'AWS_EC2_METADATA_DISABLED': 'true',
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    name = f'dad-{uuid.uuid4().hex}'
+    s3fs.S3FileSystem().mkdir(name)
+    yield f's3://{name}'
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def memory():
+    """Stores in memory are empty."""
+    stores.empty_stores()
+    yield
+    stores.empty_stores()
 
 
 @pytest.fixture

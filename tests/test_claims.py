@@ -18,7 +18,9 @@ from test_shards import commit, open_folder
 
 from timm_dad.common.files import write_file
 from timm_dad.dad_sets import claims
-from timm_dad.dad_sets.claims import Leases, Locks, file_system, locks_work, open_claims
+from timm_dad.dad_sets import leases as leases_module
+from timm_dad.dad_sets.claims import Locks, file_system, locks_work, open_claims
+from timm_dad.dad_sets.leases import Leases
 from timm_dad.dad_sets.manifest import found_shards
 from timm_dad.dad_sets.parts import Part, Shards
 from timm_dad.dad_sets.verify import verify
@@ -29,7 +31,7 @@ WAYS = ['lock', 'lease', 'part']
 
 
 class Clock:
-    """What ``claims`` takes for ``time.monotonic``."""
+    """What ``leases`` takes for ``time.monotonic``."""
 
     def __init__(self):
         self.now = 0.0
@@ -41,7 +43,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(claims, 'time', clock)
+    monkeypatch.setattr(leases_module, 'time', clock)
     return clock
 
 

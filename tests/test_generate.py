@@ -25,7 +25,6 @@ from torch.utils.data import Dataset, IterableDataset
 
 from timm_dad.commands.generate_job import describe_data
 from timm_dad.dad_sets import maker
-from timm_dad.dad_sets.claims import Locks
 from timm_dad.dad_sets.formats import FormatConfig, encode_image
 from timm_dad.dad_sets.generate import generate
 from timm_dad.dad_sets.maker import GenerateConfig, view_seed
@@ -85,7 +84,7 @@ AUGMENT = make_augment()
 
 def make(
     source, output, augment=None, size=(SIDE, SIDE), crop_pct=1.0, format='folder', image_format='png', quality=95,
-    rank=0, world_size=1, workers=0, progress=False, repair=False, claims=Locks, **config
+    rank=0, world_size=1, workers=0, progress=False, repair=False, claims=None, **config
 ):  # fmt: skip
     """``generate`` with small shards; returns the summary."""
     augment = augment or AUGMENT

@@ -123,11 +123,11 @@ def test_contact_sheet_is_spread_over_the_data_and_of_streams_its_beginning(tmp_
     source = Watched(Memory(images, labels))
     make(source, tmp_path / 'set', shard_size=30)
     del seen[:]
-    contact_sheet(DADSet(tmp_path / 'set'), source, Frame(size=(SIDE, SIDE)))
+    contact_sheet(DADSet(tmp_path / 'set'), source, Frame(size=(SIDE, SIDE)), source.some(24))
     assert (len(seen), seen[0], seen[-1]) == (24, 0, 59)
     stream = Source(Stream(images, labels))
     make(stream, tmp_path / 'stream', shard_size=30)
-    sheet = contact_sheet(DADSet(tmp_path / 'stream'), stream, Frame(size=(SIDE, SIDE)))
+    sheet = contact_sheet(DADSet(tmp_path / 'stream'), stream, Frame(size=(SIDE, SIDE)), stream.some(24))
     assert Image.open(io.BytesIO(sheet)).size == (8 + 4 * 236, 8 + 6 * 140)
 
 

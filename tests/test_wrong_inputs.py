@@ -433,6 +433,15 @@ row('set-of-renamed-pictures', FROM_SET, '--dad-dir', r'name|0\.png', r'set|imag
     change=lambda root: (root / 'pictures/train/cat/0.png').rename(root / 'pictures/train/cat/00.png'))  # fmt: skip
 row('set-of-other-classes', f'{FROM_SET} --num-classes 5', '--num-classes|--dad-dir', r'\b5\b', r'\b4\b')
 row('set-on-the-hub', FROM_SET.replace('--dad-dir set', '--dad-dir hf://greys'), '--dad-dir', 'hf://greys', 'USER/NAME')
+row(
+    'set-in-no-store',
+    FROM_SET.replace('--dad-dir set', '--dad-dir nothing://set'),
+    '--dad-dir',
+    'nothing://set',
+    'store',
+)
+row('set-not-in-a-store', FROM_SET.replace('--dad-dir set', '--dad-dir memory://set'), '--dad-dir', 'memory://set',
+    'timm-dad generate')  # fmt: skip
 row('set-and-vqgan', f'{FROM_SET} --dad-vqgan demo', '--dad-vqgan', r'\bset\b', LEAVE)
 row('set-and-eps', f'{FROM_SET} --dad-eps 0.2', '--dad-eps', '--dad-eps', LEAVE)
 row('set-and-cache', f'{FROM_SET} --dad-cache 2', '--dad-cache', '--dad-dir', LEAVE)
@@ -520,6 +529,10 @@ row('generate-output-of-other-files', f'{GENERATE} --output mine', '--output|min
     files={'mine/thesis.tex': '...'})  # fmt: skip
 row('generate-output-on-the-hub', f'{GENERATE} --output hf://ada/greys --repair', '--output', 'hf://ada/greys',
     'folder|timm-dad push')  # fmt: skip
+row('generate-output-in-no-store', f'{GENERATE} --output nothing://set', '--output', 'nothing://set', 'store')
+row('generate-output-by-the-url-of-a-folder', f'{GENERATE} --output file:///tmp/set', '--output', 'file:///tmp/set',
+    'without file://')  # fmt: skip
+row('generate-store-with-locks', f'{GENERATE} --output memory://set --claim lock', '--claim', 'memory://set', LEAVE)
 row('generate-output-of-another-set', f'{GENERATE} --output set --seed 7', '--output|set', 'seed|settings',
     'another|differ|same')  # fmt: skip
 row('generate-no-vqgan', GENERATE.replace('--dad-vqgan demo', ''), '--dad-vqgan', 'VQGAN', 'must|give|name')
@@ -546,6 +559,7 @@ row('verify-view-renamed', 'verify set', 'damaged', '1', 'timm-dad generate',
 row('verify-version', 'verify set', r'dad_set\.json', '99', 'version|reads',
     change=lambda root: replace(root / 'set/dad_set.json', '"format_version":1', '"format_version":99'))  # fmt: skip
 row('verify-two-sets', 'verify set pictures', 'pictures', 'pictures', 'unrecognized|one')
+row('verify-not-in-a-store', 'verify memory://set', 'memory://set', 'dad_set.json', 'timm-dad generate')
 row('verify-hub-address', 'verify hf://ada/greys/train', 'hf://ada/greys/train', 'hf://ada/greys/train', 'USER/NAME')
 
 # --- push ------------------------------------------------------------------------------------------------------------
@@ -559,6 +573,7 @@ row('push-repo-of-spaces', f'{PUSH} --repo "ada/my greys"', '--repo', 'my greys'
 row('push-missing', PUSH.replace(' set', ' gone'), 'gone', 'gone', 'timm-dad generate|' + ABSENT)
 row('push-pictures', PUSH.replace(' set', ' pictures'), 'pictures', 'pictures', 'timm-dad generate')
 row('push-of-the-hub', PUSH.replace(' set', ' hf://ada/greys'), 'DIR', 'hf://ada/greys', 'folder')
+row('push-of-a-store', PUSH.replace(' set', ' s3://ada/greys'), 'DIR', 's3://ada/greys', 'folder')
 row(
     'push-not-finished', PUSH, r'\bset\b', 'finished', 'goes on', change=lambda root: (root / 'set/index.json').unlink()
 )

@@ -15,8 +15,10 @@ from timm_dad.dad_sets.claims import Claims, open_claims
 from timm_dad.dad_sets.formats import FormatConfig, format_of
 from timm_dad.dad_sets.hub import SCHEME
 from timm_dad.dad_sets.maker import GenerateConfig
-from timm_dad.dad_sets.manifest import found_shards
 from timm_dad.dad_sets.parts import Part
+from timm_dad.dad_sets.store import is_url
+from timm_dad.dad_sets.store_claims import store_claims
+from timm_dad.dad_sets.store_folder import as_root, check_reachable, done_shards
 from timm_dad.dad_sets.summary import format_summary
 from timm_dad.data.images import Source
 from timm_dad.flags.config import add_config_arg, parse_checked
@@ -50,8 +52,10 @@ def create_parser() -> Parser:
     add_fields(group, GenerateConfig, VIEWS)
     group = parser.add_argument_group('DAD: the set')
     group.add_argument(
-        '--output', metavar='DIR', required=True, help='folder of the set; the same one to go on, or to --repair'
-    )
+        '--output', metavar='DIR', required=True,
+        help='folder of the set, or its URL in an object store, such as s3://BUCKET/NAME; the same one to go on, or to '
+        '--repair',
+    )  # fmt: skip
     group.add_argument(
         '--repair', action='store_true',
         help='compare every byte of the set with its manifests first, as timm-dad verify does, and make again what is '
@@ -108,10 +112,10 @@ def _check_args(args: argparse.Namespace, given: dict[str, Any]) -> None:
     create_claims(args)
 
 
-def create_claims(args: argparse.Namespace) -> Callable[[Path], Claims]:
+def create_claims(args: argparse.Namespace) -> Callable[[Any], Claims]:
     """Who makes what; ``ValueError`` names the flag."""
     if args.shards is None:
-        return partial(open_claims, kind=args.claim)
+        return partial(store_claims if is_url(args.output) else open_claims, kind=args.claim)
     with under_flag('--shards'):
         part = Part.parse(args.shards, os.environ)
     return lambda root: part
@@ -122,6 +126,8 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     args = parse_args(argv)
     setup_logging()
     with user_errors(PROGRAM):
+        with under_flag('--output'):
+            check_reachable(args.output)
         # Before any process group: timm's readers of streams would share the data out over it by themselves.
         source = open_source(args)
         check_teacher_args(args, given_flags(create_parser(), argv))
@@ -129,7 +135,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     if summary is None:
         print(format_part(args, len(source)))
     elif is_main_process() or args.shards is not None:  # the part that finishes the set may be any
-        print(format_summary(summary, Path(args.output)))
+        print(format_summary(summary, as_root(args.output)))
     return summary
 
 
@@ -142,7 +148,7 @@ def _make(args: argparse.Namespace, source: Source) -> dict[str, Any] | None:
         progress=is_main_process(),
         repair=args.repair,
     )
-    if args.reinforce:
+    if args.reinforce and summary is not None:
         job.answer(create_claims(args), progress=is_main_process())
     return summary
 
@@ -155,8 +161,9 @@ def _make_with_ray(args: argparse.Namespace, source: Source) -> dict[str, Any]:
 
 def format_part(args: argparse.Namespace, num_images: int) -> str:
     """What a run of one part ends with while there are others."""
-    done, count = len(found_shards(Path(args.output))), -(-num_images // args.shard_size)
+    done, count = len(done_shards(as_root(args.output))), -(-num_images // args.shard_size)
+    part = Part.parse(args.shards or 'auto', os.environ)
     return (
-        f'{args.output}: part {Part.parse(args.shards, os.environ)} is done, {done} of {count} shards are. The last of '
-        'the other parts, or the same command without --shards, finishes the set'
+        f'{args.output}: part {part} is done, {done} of {count} shards are. The last of the other parts, or the same '
+        'command without --shards, finishes the set'
     )

@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,10 +10,12 @@ import torch
 from timm_dad.dad_sets.claims import Claims
 from timm_dad.dad_sets.formats import FormatConfig
 from timm_dad.dad_sets.generate import generate
+from timm_dad.dad_sets.hub import set_folder
 from timm_dad.dad_sets.maker import GenerateConfig
 from timm_dad.dad_sets.manifest import FORMAT_VERSION
 from timm_dad.dad_sets.read import DADSet
 from timm_dad.dad_sets.reinforce import Reinforcement, reinforce
+from timm_dad.dad_sets.store_folder import as_root
 from timm_dad.data.datasets import check_images
 from timm_dad.data.images import Source
 from timm_dad.flags.attack import attack_config, describe_attack
@@ -61,20 +62,21 @@ class Job:
         settings = {'format_version': FORMAT_VERSION, 'data': describe_data(args, source), **models}
         return cls(args, source, augment, config, settings, device)
 
-    def make(self, claims: Callable[[Path], Claims], **more: Any) -> dict[str, Any] | None:
+    def make(self, claims: Callable[[Any], Claims], **more: Any) -> dict[str, Any] | None:
         """``generate`` the set, with ``more`` of its arguments."""
         return generate(
             self.source, self.augment, self.args.output, self.config, self.settings,
             device=self.device, workers=self.args.workers, claims=claims, **more,
         )  # fmt: skip
 
-    def answer(self, claims: Callable[[Path], Claims], *, progress: bool) -> Reinforcement | None:
+    def answer(self, claims: Callable[[Any], Claims], *, progress: bool) -> Reinforcement | None:
         """``reinforce`` the set, which is whole."""
-        dad_set = DADSet(self.args.output)
+        dad_set = DADSet(set_folder(self.args.output))
         dad_set.decoder = self.augment.vqgan if dad_set.format == 'codes' else None
         return reinforce(
             self.source, dad_set, self.augment.ask_teacher, reinforce_config(self.args, self.config.frame.size),
             device=self.device, workers=self.args.workers, progress=progress, claims=claims,
+            place=as_root(self.args.output),
         )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from timm_dad.dad_sets.hub import SCHEME, check_repo
 from timm_dad.dad_sets.manifest import INDEX, SETTINGS
 from timm_dad.dad_sets.read import DADSet
 from timm_dad.dad_sets.share import lay_out, open_whole, set_files
+from timm_dad.dad_sets.store import is_url
 from timm_dad.flags.moved import without_folder
 from timm_dad.flags.parser import Parser
 from timm_dad.flags.rules import check_output, check_rules, under_flag
@@ -73,7 +74,7 @@ def _check_args(args: argparse.Namespace) -> None:
         (not args.dry_run or args.output, '--dry-run needs --output, the folder that it writes'),
         (args.dry_run or not args.output, '--output is for --dry-run, and without it nothing is written here'),
         (not (args.dry_run and args.private), '--private is for an upload: leave it out with --dry-run'),
-        (not args.source.startswith(SCHEME), f'DIR must be a folder of this machine, got {args.source}'),
+        (not is_url(args.source), f'DIR must be a folder of this machine, got {args.source}'),
     )  # fmt: skip
     check_rules(rules)
     if args.output:

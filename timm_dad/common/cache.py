@@ -1,10 +1,12 @@
 """Where downloads and computed files are kept."""
 
+import os
 from pathlib import Path
 
 import torch
 
 
 def cache_dir() -> Path:
-    """Return the folder ``timm_dad`` in torch.hub's, which ``TORCH_HOME`` and ``torch.hub.set_dir`` move."""
-    return Path(torch.hub.get_dir()).absolute() / 'timm_dad'
+    """Return ``TIMM_DAD_CACHE``, or ``timm_dad`` in torch.hub's folder, which ``TORCH_HOME`` and ``set_dir`` move."""
+    own = os.environ.get('TIMM_DAD_CACHE')
+    return Path(own).absolute() if own else Path(torch.hub.get_dir()).absolute() / 'timm_dad'

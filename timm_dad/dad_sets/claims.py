@@ -5,23 +5,20 @@ Bytes do not depend on it: a shard that two processes make at once has equal fil
 
 import errno
 import logging
-import os
-import socket
 import subprocess
 import sys
-import threading
-import time
 import uuid
-from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
 import psutil
 from filelock import FileLock, Timeout
 
+from timm_dad.dad_sets.leases import Leases
+from timm_dad.dad_sets.manifest import WORK
+
 _logger = logging.getLogger(__name__)
 
-WORK = '.work'  # of a set: what is unfinished, and who is at it
 KINDS = ('auto', 'lock', 'lease')
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 # File systems of one machine, where its locks are all that there are.
@@ -88,117 +85,6 @@ class Locks:
     def let_go(self, name: str) -> None:
         """See ``Claims``."""
         self._held.pop(name).release()
-
-
-class Leases:
-    """A name is a file that its process writes to again and again; it is free when that ends.
-
-    The holder of a name is whoever made the file of its highest number: ``000012.3`` follows ``000012.2``. Files are
-    made by exclusive creation, so each number has one holder, and none is removed, so a holder that comes back from a
-    long sleep sees that there is a next one. Whether a file is still written to each process sees by its own clock,
-    and by the content alone: clocks of machines, and times of files, need not agree.
-
-    NOTE: not ``filelock.SoftFileLease``, which takes over by exchanging two files (``renameat2``), and so not on NFS.
-
-    Args:
-        root: The folder of the set.
-        interval: Seconds between two writes.
-        missed: Writes that a process may miss before others take what it holds.
-    """
-
-    def __init__(self, root: Path, *, interval: float = 10.0, missed: int = 6) -> None:
-        self._folder = root / WORK / 'leases'
-        self._interval, self._patience = interval, missed * interval
-        self.pause = interval / 5
-        self._held: dict[str, _Lease] = {}
-        self._last: dict[str, int] = {}  # name: number of its last file, as far as this process has looked
-        self._seen: dict[str, tuple[Path, bytes, float]] = {}  # name: that file, what was in it, since when
-
-    def makes(self, shard: int) -> bool:
-        """Any process may make any shard."""
-        return True
-
-    def take(self, name: str) -> bool:
-        """See ``Claims``."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        last = self._look(name)
-        if last >= 0 and not self._is_free(name, last):
-            return False
-        try:
-            self._held[name] = _Lease(self._path(name, last + 1), self._interval)
-        except FileExistsError:  # another process was faster
-            return False
-        return True
-
-    def _path(self, name: str, number: int) -> Path:
-        return self._folder / f'{name}.{number}'
-
-    def _look(self, name: str) -> int:
-        """Number of the last file of a name; -1 if there is none."""
-        known = self._last.get(name, -1)
-        number = known if self._path(name, known).exists() else -1  # all are gone if the work folder is
-        while self._path(name, number + 1).exists():
-            number += 1
-        self._last[name] = number
-        return number
-
-    def _is_free(self, name: str, number: int) -> bool:
-        """Whether the holder let go, or has not written since this process first looked at what is there."""
-        path, now = self._path(name, number), time.monotonic()
-        content = path.read_bytes()
-        if self._seen.get(name, ())[:2] != (path, content):
-            self._seen[name] = path, content, now
-        return content.startswith(_FREE) or now - self._seen[name][2] > self._patience
-
-    def holds(self, name: str) -> bool:
-        """Whether no other process has taken the name since, or the whole folder away."""
-        lease = self._held[name]
-        return lease.path.exists() and not self._path(name, lease.number + 1).exists()
-
-    def let_go(self, name: str) -> None:
-        """See ``Claims``."""
-        self._held.pop(name).end()
-
-
-_FREE = b'free'  # in the place of `held`
-
-
-class _Lease:
-    """A file that a thread writes to until the lease ends; ``FileExistsError`` if there is one."""
-
-    def __init__(self, path: Path, interval: float) -> None:
-        self.path, self.number = path, int(path.suffix[1:])
-        self._process, self._interval, self._ended = os.getpid(), interval, threading.Event()
-        self._owner = f'held {socket.gethostname()} {self._process} {uuid.uuid4().hex}'
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        try:
-            self._write(f'{self._owner} {0:012d}\n'.encode())
-        except OSError:
-            os.close(self._file)
-            raise
-        self._thread = threading.Thread(target=self._renew, daemon=True)
-        self._thread.start()
-
-    def _renew(self) -> None:
-        count = 0
-        while not self._ended.wait(self._interval):
-            count += 1
-            with suppress(OSError):  # if that lasts, others take over, and ``holds`` says so
-                self._write(f'{self._owner} {count:012d}\n'.encode())
-
-    def _write(self, content: bytes) -> None:
-        """To the file that was opened: if another one has its name now, that stays as it is."""
-        os.pwrite(self._file, content, 0)
-        os.fsync(self._file)  # other machines see it from here on
-
-    def end(self) -> None:
-        if os.getpid() != self._process:  # a loader process has a copy of all this, and no thread
-            return
-        self._ended.set()
-        self._thread.join()
-        with suppress(OSError):  # then it is free when others have waited for long enough
-            self._write(_FREE)
-        os.close(self._file)
 
 
 def open_claims(root: Path, kind: str = 'auto') -> Claims:

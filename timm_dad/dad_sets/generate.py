@@ -15,9 +15,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from timm_dad.common.progress import progress as progress_bar
-from timm_dad.dad_sets.claims import Claims, Locks
+from timm_dad.dad_sets.claims import Claims
 from timm_dad.dad_sets.maker import GenerateConfig, ShardMaker
-from timm_dad.dad_sets.shards import ShardedFolder, check_folder
+from timm_dad.dad_sets.shards import ShardedFolder
+from timm_dad.dad_sets.store_folder import as_root, check_place, open_folder
 from timm_dad.dad_sets.summary import finish
 from timm_dad.dad_sets.verify import clear_damage
 from timm_dad.data.ahead import read_ahead
@@ -42,14 +43,14 @@ def generate(
     progress: bool = True,
     one_thread: bool = True,
     repair: bool = False,
-    claims: Callable[[Path], Claims] = Locks,
+    claims: Callable[[Any], Claims] | None = None,
 ) -> dict[str, Any] | None:
     """Make a DAD set, or go on with one; returns when it is whole, or when this process's part of it is.
 
     Args:
         source: The data set.
         augment: Makes the views; its models are on ``device``.
-        root: The folder, empty or of the same settings.
+        root: The folder, empty or of the same settings; or the URL of one in an object store.
         config: How.
         settings: What else decides the bytes of the set (data, teacher, VQGAN, attack); kept in it and compared.
         device: Where the models are; the CPU by default.
@@ -59,7 +60,7 @@ def generate(
         progress: Show a progress bar.
         one_thread: Compute with one thread on a CPU: the bytes of a set do not depend on the number of threads then.
         repair: Look for what is missing or altered in a set first, and make exactly that again.
-        claims: Makes what says who makes which shard, of the folder.
+        claims: Makes what says who makes which shard, of the folder or URL; by default native locks, or leases.
 
     Returns:
         The summary: ``images``, ``views``, ``teacher_kept``, ``l2``, ``codebook_used``, ``bytes_per_view``, and
@@ -72,12 +73,11 @@ def generate(
     maker = ShardMaker(source, augment, config, device)
     try:
         with computing(root, device, one_thread=one_thread):
-            all_settings = {**settings, **config.settings}
+            place, all_settings = as_root(root), {**settings, **config.settings}
             if repair:
-                clear_damage(Path(root), all_settings, progress)
-            check_folder(Path(root), all_settings)  # before anything is written into it
-            folder = ShardedFolder(Path(root), all_settings, len(source), config.shard_size, claims(Path(root)))
-            try:
+                clear_damage(place, all_settings, progress)
+            check_place(place, all_settings)  # before anything is written into it
+            with open_folder(place, all_settings, len(source), config.shard_size, claims) as folder:
                 done = folder.images_done()
                 with progress_bar(total=len(source), initial=done, unit='img', show=progress, desc='DAD views') as bar:
                     while pending := folder.pending():
@@ -89,8 +89,6 @@ def generate(
                     waited, total = maker.clock.waited, maker.clock.total
                     _logger.info('The networks waited %.1f %% of %.0f s for images and the disk', 100 * waited, total)
                 return None if folder.missing() else finish(folder, source, config.frame, augment)
-            finally:
-                folder.release()
     finally:
         maker.close()
 

@@ -14,6 +14,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
+from timm_dad.dad_sets.store import is_url
+from timm_dad.dad_sets.store_cache import cached_set, fetch_set
 from timm_dad.teachers.hub import NETWORK, quiet_hub
 
 SCHEME = 'hf://'
@@ -21,11 +23,13 @@ SCHEME = 'hf://'
 
 @lru_cache
 def set_folder(address: str | Path) -> Path:
-    """The folder of a set: itself, or that of the hub's cache, fetched where it is not there yet.
+    """The folder of a set: itself, or that of a cache (the hub's, a store's), fetched where it is not there yet.
 
     Raises:
         ValueError: If the address is none, or the set is neither in the cache nor to be had; it says what to do.
     """
+    if in_store(address):
+        return fetch_set(str(address))
     if not str(address).startswith(SCHEME):
         return Path(address)
     name, at, revision = str(address).removeprefix(SCHEME).removeprefix('datasets/').partition('@')
@@ -34,6 +38,11 @@ def set_folder(address: str | Path) -> Path:
         raise ValueError(f'{address} names no revision after @: a branch, a tag or a commit')
     with hub_errors(str(address)):
         return Path(snapshot_download(name, repo_type='dataset', revision=revision or None))
+
+
+def in_store(address: str | Path) -> bool:
+    """Whether this is a URL of an object store, and not of the hub."""
+    return is_url(address) and not str(address).startswith(SCHEME)
 
 
 def check_repo(name: str, form: str, given: str) -> None:
@@ -47,11 +56,11 @@ def check_repo(name: str, form: str, given: str) -> None:
 
 
 def cached_repo(root: Path) -> Path | None:
-    """The folder of the hub's cache that a set lies in, below ``REPO/snapshots``; ``None`` if it is elsewhere."""
+    """The folder of a cache that a set lies in, in the hub's that above ``snapshots``; ``None`` if it is elsewhere."""
     for folder in root.absolute().parents:
         if folder.name == 'snapshots' and folder.parent.name.startswith('datasets--'):
             return folder.parent
-    return None
+    return cached_set(root.absolute())
 
 
 @contextmanager

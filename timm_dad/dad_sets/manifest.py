@@ -15,6 +15,7 @@ from typing import Any
 SETTINGS = 'dad_set.json'
 INDEX = 'index.json'
 FORMAT_VERSION = 1
+WORK = '.work'  # what is unfinished, and who is at it
 REINFORCED = 'reinforced'  # folder of the answers on augmentations, in that of their set
 
 
@@ -39,14 +40,25 @@ def sync_folders(root: Path, paths: Iterable[Path]) -> None:
             os.close(handle)
 
 
+def manifest_name(shard: int) -> str:
+    """The manifest of a shard, as a path in its set."""
+    return f'manifest/{shard:06d}.jsonl'
+
+
 def manifest_path(root: Path, shard: int) -> Path:
     """The manifest of a shard."""
-    return root / 'manifest' / f'{shard:06d}.jsonl'
+    return root / manifest_name(shard)
 
 
 def found_shards(root: Path) -> set[int]:
     """Shards that have a manifest."""
-    return {int(path.stem) for path in (root / 'manifest').glob('[0-9]*.jsonl') if path.stem.isdecimal()}
+    return shards_of(path.name for path in (root / 'manifest').glob('[0-9]*.jsonl'))
+
+
+def shards_of(names: Iterable[str]) -> set[int]:
+    """Shards whose manifest is one of the files of these names."""
+    stems = (name.removesuffix('.jsonl') for name in names if name.endswith('.jsonl'))
+    return {int(stem) for stem in stems if stem.isdecimal()}
 
 
 @dataclass(frozen=True)
@@ -64,6 +76,11 @@ class ShardManifest:
 
     header: Mapping[str, Any]
     items: Sequence[Mapping[str, Any]]
+
+    def paths(self) -> set[str]:
+        """The files of the shard."""
+        views = (place['path'] for item in self.items for place in item.get('views', ()))
+        return {*views, *(place['path'] for place in self.header['files'])}
 
     def to_bytes(self) -> bytes:
         """One line of JSON for the header, one for each item, and last the hash of all these lines."""
@@ -99,12 +116,17 @@ def index_hash(index: Mapping[str, Any]) -> str:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a file of one JSON object; a ``ValueError`` names it if it is damaged."""
+    return parse_json(path.read_bytes(), path)
+
+
+def parse_json(data: bytes, place: Path | str) -> dict[str, Any]:
+    """Read what a file of one JSON object holds; a ``ValueError`` names it if it is damaged."""
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(data)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f'{path} is damaged: {error}') from error
+        raise ValueError(f'{place} is damaged: {error}') from error
     if not isinstance(value, dict):
-        raise ValueError(f'{path} is damaged: it holds no JSON object')
+        raise ValueError(f'{place} is damaged: it holds no JSON object')
     return value
 
 

@@ -147,10 +147,15 @@ class DADSet(SetFolder):
         with io.BytesIO(data) as file, Image.open(file) as picture:
             return picture.convert('RGB')
 
+    def view_file(self, index: int, view: int, name: str) -> str:
+        """The file that holds a view, as a path in the set."""
+        if self.format == 'folder':
+            return view_path(name, view, self._config)
+        return container_path(index // self.shard_size, self.format)
+
     def _read(self, index: int, view: int, name: str) -> bytes:
         """Bytes of a view, which are those that it was made with."""
-        single = self.format == 'folder'
-        place = view_path(name, view, self._config) if single else container_path(index // self.shard_size, self.format)
+        single, place = self.format == 'folder', self.view_file(index, view, name)
         offset, size, half = place_of_view(self.table[index].tolist(), view)
         try:
             with (self.root / place).open('rb') as file:

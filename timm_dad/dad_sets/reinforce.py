@@ -25,7 +25,7 @@ from timm_dad.common.options import check_types, option
 from timm_dad.common.pixels import PixelNorm
 from timm_dad.common.progress import progress as progress_bar
 from timm_dad.common.seeds import REINFORCE, seed_sample
-from timm_dad.dad_sets.claims import Claims, Locks
+from timm_dad.dad_sets.claims import Claims
 from timm_dad.dad_sets.formats import logits_path, place_of
 from timm_dad.dad_sets.generate import computing
 from timm_dad.dad_sets.logits import StoredLogits, add_logits, encode_target, kept_share
@@ -33,6 +33,7 @@ from timm_dad.dad_sets.manifest import FORMAT_VERSION, REINFORCED, ShardManifest
 from timm_dad.dad_sets.match import check_data
 from timm_dad.dad_sets.read import DADSet, SetFolder
 from timm_dad.dad_sets.shards import ShardedFolder
+from timm_dad.dad_sets.store_folder import as_root, open_folder
 from timm_dad.dad_sets.summary import begin_index, end_index
 from timm_dad.data.images import Source
 from timm_dad.data.pairs import PairTransform
@@ -152,7 +153,8 @@ def reinforce(
     device: torch.device | None = None,
     workers: int = 0,
     progress: bool = True,
-    claims: Callable[[Path], Claims] = Locks,
+    claims: Callable[[Any], Claims] | None = None,
+    place: Path | str | None = None,
 ) -> Reinforcement | None:
     """Store the teacher's answers on augmentations of a set, or go on; returns as ``generate`` does.
 
@@ -167,9 +169,10 @@ def reinforce(
         workers: Processes that load and augment.
         progress: Show a progress bar.
         claims: As ``generate`` takes it.
+        place: Where the set is, if it was fetched from a URL.
 
     Returns:
-        The answers. ``None`` if other processes are to make the rest (``Shards``).
+        The answers. ``None`` if other processes are to make the rest (``Part``, ``Shards``), or they are at a URL.
 
     Raises:
         ValueError: If the data are a stream or others than the set's, or the set was reinforced in another way.
@@ -179,18 +182,19 @@ def reinforce(
     device = device or torch.device('cpu')
     settings = {'format_version': FORMAT_VERSION, 'set': dad_set.index['settings'], **config.settings}
     settings['shard_size'] = dad_set.shard_size
-    root = dad_set.root / REINFORCED
-    folder = ShardedFolder(root, settings, dad_set.num_images, dad_set.shard_size, claims(root))
+    root = as_root(f'{place or dad_set.root}/{REINFORCED}')
     data = _Augmented(source, ReinforcedViews(dad_set, source, config.seed, config.repeats), config)
     norm = PixelNorm(config.transform['mean'], config.transform['std']).to(device)
 
     def ask(x_norm: Tensor) -> Tensor:
         return ask_teacher(norm.to_pixels(x_norm.to(device)))
 
-    done = folder.images_done()
-    bar = progress_bar(total=dad_set.num_images, initial=done, unit='img', show=progress, desc='Answers')
-    try:
-        with computing(root, device), bar:
+    opened = open_folder(root, settings, dad_set.num_images, dad_set.shard_size, claims)
+    with computing(root, device), opened as folder:
+        bar = progress_bar(
+            total=dad_set.num_images, initial=folder.images_done(), unit='img', show=progress, desc='Answers'
+        )
+        with bar:
             while pending := folder.pending():
                 if not any(folder.claim(shard) for shard in pending):
                     time.sleep(folder.claims.pause)  # others are at the rest, or gone: then their shards come free
@@ -208,9 +212,7 @@ def reinforce(
         with folder.finishing() as first:
             if first:
                 end_index(folder, begin_index(folder), {})
-        return Reinforcement(dad_set)
-    finally:
-        folder.release()
+    return Reinforcement(dad_set) if isinstance(root, Path) else None
 
 
 def _claimed_places(

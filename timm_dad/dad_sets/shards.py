@@ -10,21 +10,23 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from timm_dad.common.files import write_file
-from timm_dad.dad_sets.claims import WORK, Claims, Locks
+from timm_dad.dad_sets.claims import Claims, Locks
 from timm_dad.dad_sets.manifest import (
     INDEX,
     SETTINGS,
+    WORK,
     ShardManifest,
     canonical_json,
     differences,
     found_shards,
     identity,
+    manifest_name,
     manifest_path,
     read_json,
     settings_id,
@@ -45,19 +47,27 @@ def check_folder(root: Path, settings: Mapping[str, Any]) -> None:
         if strangers and not _has_own_shards(root, settings_id(settings)):
             raise ValueError(f'{root} holds other files ({", ".join(strangers)}): name an empty folder')
         return
-    others = differences(identity(settings), identity(read_json(path)))
+    check_same(root, settings, read_json(path))
+
+
+def check_same(place: Path | str, settings: Mapping[str, Any], there: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` if a set has other settings than these."""
+    others = differences(identity(settings), identity(there))
     if others:
         raise ValueError(
-            f'{root} is a set of other settings ({"; ".join(others[:3])}): give the same flags to go on with it, or '
+            f'{place} is a set of other settings ({"; ".join(others[:3])}): give the same flags to go on with it, or '
             'name another folder'
         )
 
 
 def _has_own_shards(root: Path, settings: str) -> bool:
     """Whether the shards that are there were made with these settings, whose file is gone."""
-    done = found_shards(root)
-    manifests = (ShardManifest.from_bytes(manifest_path(root, shard).read_bytes()) for shard in done)
-    return bool(done) and all(manifest.header['settings'] == settings for manifest in manifests)
+    return are_of(settings, [manifest_path(root, shard).read_bytes() for shard in found_shards(root)])
+
+
+def are_of(settings: str, manifests: Sequence[bytes]) -> bool:
+    """Whether there are manifests, and all are of these settings."""
+    return bool(manifests) and all(ShardManifest.from_bytes(data).header['settings'] == settings for data in manifests)
 
 
 class ShardedFolder:
@@ -87,13 +97,24 @@ class ShardedFolder:
         self._claimed: set[int] = set()
         self._start(settings)
 
+    @property
+    def place(self) -> Path | str:
+        """What errors call it."""
+        return self.root
+
     def _start(self, settings: Mapping[str, Any]) -> None:
         with self._alone('start', timeout=_START):
             self._write_settings(settings)
-            check_folder(self.root, settings)  # nobody has begun another set since
+            self._check(settings)  # nobody has begun another set since
             if self.is_whole() and self.missing():  # in this order: others may be making the last shard
-                (self.root / INDEX).unlink(missing_ok=True)  # a shard was taken out of a whole set, to be made again
+                self._remove_index()  # a shard was taken out of a whole set, to be made again
             self._tidy()
+
+    def _check(self, settings: Mapping[str, Any]) -> None:
+        check_folder(self.root, settings)
+
+    def _remove_index(self) -> None:
+        (self.root / INDEX).unlink(missing_ok=True)
 
     def _write_settings(self, settings: Mapping[str, Any]) -> None:
         """Write the settings, unless they are there; they never take the place of another process's."""
@@ -117,8 +138,8 @@ class ShardedFolder:
         while not self._take(name):
             if time.monotonic() > end:
                 raise ValueError(
-                    f'{self.root}: another process has held the {name} for {timeout:.0f} s: end it, and start the same '
-                    'command again'
+                    f'{self.place}: another process has held the {name} for {timeout:.0f} s: end it, and start the '
+                    'same command again'
                 )
             time.sleep(self.claims.pause)
         try:
@@ -182,22 +203,31 @@ class ShardedFolder:
             first = ShardManifest.from_bytes(path.read_bytes()).items[0]
             if first['source_sha256'] != source_sha256:
                 raise ValueError(
-                    f'{self.root} was made of another stream: image {first["index"]} is another now (one before it '
+                    f'{self.place} was made of another stream: image {first["index"]} is another now (one before it '
                     'added, taken out or mended since?); name an empty folder'
                 )
 
     def commit(self, shard: int, manifest: ShardManifest) -> None:
         """Say that all files of a claimed shard are whole, and let go of it; not if another process has it since."""
-        places = [place for item in manifest.items for place in item['views']] + list(manifest.header['files'])
-        sync_folders(self.root, [self.root / place['path'] for place in places])
+        self._keep(manifest.paths())
         if self.claims.holds(_name(shard)):
-            path = manifest_path(self.root, shard)
-            write_file(path, manifest.to_bytes(), sync=True, work=self.work('commit'))
-            sync_folders(self.root, [path])
+            self._write_manifest(shard, manifest.to_bytes())
         else:  # its files are equal, whoever wrote them
             _logger.warning('Shard %d: another process has it, for this one was not heard of for too long', shard)
         self._claimed.discard(shard)
         self.claims.let_go(_name(shard))
+
+    def _keep(self, paths: Iterable[str]) -> None:
+        """Have files of a shard, which are under ``root``, outlive whatever happens."""
+        sync_folders(self.root, [self.root / path for path in paths])
+
+    def _write_manifest(self, shard: int, data: bytes) -> None:
+        path = manifest_path(self.root, shard)
+        write_file(path, data, sync=True, work=self.work('commit'))
+        sync_folders(self.root, [path])
+
+    def bring(self, paths: Iterable[str]) -> None:
+        """Have files of finished shards under ``root``: here they are."""
 
     def release(self) -> None:
         """Let go of all claimed shards."""
@@ -234,8 +264,8 @@ class ShardedFolder:
                 header = json.loads(file.readline())
             if header['settings'] != self.settings_id:
                 raise ValueError(
-                    f'{manifest_path(self.root, shard)} is of other settings than {self.root / SETTINGS}: two commands '
-                    'with other flags began at once; name an empty folder'
+                    f'{self.place}/{manifest_name(shard)} is of other settings than {SETTINGS}: two commands with '
+                    'other flags began at once; name an empty folder'
                 )
 
     def _tidy(self) -> None:

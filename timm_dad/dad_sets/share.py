@@ -41,8 +41,7 @@ def _files_of(folder: SetFolder) -> set[str]:
     index = folder.index
     paths = {SETTINGS, INDEX, *(entry['path'] for entry in (*index['files'], *index['shards']))}
     for manifest in folder.manifests():
-        paths.update(place['path'] for place in manifest.header['files'])
-        paths.update(place['path'] for item in manifest.items for place in item['views'])
+        paths |= manifest.paths()
     return paths
 
 

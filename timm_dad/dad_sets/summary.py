@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from timm_dad.dad_sets.manifest import (
 from timm_dad.dad_sets.read import DADSet, SetFolder
 from timm_dad.dad_sets.shards import ShardedFolder
 from timm_dad.dad_sets.table import table_shape, write_table
-from timm_dad.data.images import Frame, Source
+from timm_dad.data.images import Frame, Source, SourceImage
 from timm_dad.method.augment import DADAugment
 
 CONTACT_SHEET = 'contact_sheet.png'
@@ -47,7 +48,9 @@ def _write(folder: ShardedFolder, source: Source, frame: Frame, augment: DADAugm
     dad_set = DADSet(root, index=index)
     dad_set.decoder = augment.vqgan
     index['summary'] = summarize(dad_set, augment.vqgan.config.n_embed)
-    files = {CONTACT_SHEET: contact_sheet(dad_set, source, frame)}
+    images = source.some(_PAIRS)
+    folder.bring({dad_set.view_file(index, 0, source.name(index, image.label)) for index, image in images.items()})
+    files = {CONTACT_SHEET: contact_sheet(dad_set, source, frame, images)}
     if not source.label_free:
         count = len(source.class_names) if source.class_names is not None else dad_set.settings['data']['num_classes']
         class_map = ''.join(f'{source.folder(label)}\n' for label in range(count))
@@ -116,25 +119,25 @@ def summarize(dad_set: DADSet, n_embed: int) -> dict[str, Any]:
     }
 
 
-def format_summary(summary: dict[str, Any], root: Path) -> str:
+def format_summary(summary: dict[str, Any], place: Path | str) -> str:
     """The summary for the terminal."""
     worst = sorted(summary['kept_by_class'].items(), key=lambda entry: entry[1])[:5]
     least = f', least for {", ".join(f"{name} {kept:.1%}" for name, kept in worst)}' if worst else ''
     return '\n'.join(
         (
-            f'{root}: {summary["views"]} DAD views of {summary["images"]} images, '
+            f'{place}: {summary["views"]} DAD views of {summary["images"]} images, '
             f'{summary["bytes_per_view"]:.0f} bytes each',
             f'teacher keeps {"the label " if worst else "its answer"} {summary["teacher_kept"]:.1%}{least}',
             f'mean L2 of x_dad - x     {summary["l2"]:.3f}',
             f'codes of the VQGAN used  {summary["codebook_used"]:.1%}',
-            f'contact sheet            {root / CONTACT_SHEET}',
+            f'contact sheet            {place}/{CONTACT_SHEET}',
         )
     )
 
 
-def contact_sheet(dad_set: DADSet, source: Source, frame: Frame) -> bytes:
-    """A PNG of images beside their first DAD view, spread evenly over the data set (the first ones of a stream)."""
-    images, transform = source.some(_PAIRS), frame.transform()
+def contact_sheet(dad_set: DADSet, source: Source, frame: Frame, images: Mapping[int, SourceImage]) -> bytes:
+    """A PNG of images beside their first DAD view."""
+    transform = frame.transform()
     names, font = source.class_names, ImageFont.load_default(10)
     step_x, step_y = 2 * _CELL + _MARGIN + 4, _CELL + _TEXT
     size = (_MARGIN + min(len(images), _COLUMNS) * step_x, _MARGIN + -(-len(images) // _COLUMNS) * step_y)

@@ -2,8 +2,10 @@
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ from timm_dad.dad_sets.manifest import (
     sha256,
 )
 from timm_dad.dad_sets.read import read_settings
-from timm_dad.dad_sets.shards import check_folder
+from timm_dad.dad_sets.store import Store
+from timm_dad.dad_sets.store_folder import as_root, bring_facts, check_begun, check_place, done_shards
 
 _logger = logging.getLogger(__name__)
 
@@ -41,16 +44,46 @@ class Damage:
         return f'{self.what}: {self.path}' + (f' ({self.item})' if self.item else '')
 
 
+# Has files of a set, by their paths in it, where they are looked for.
+Bring = Callable[[Sequence[str]], object]
+
+
 def verify(root: str | Path, progress: bool = False) -> Iterator[Damage]:
-    """Compare all bytes of a set, as far as it is made, with its manifests; ``ValueError`` if there is none to read."""
-    root = Path(root)
-    yield from _verify_folder(root, progress)
+    """Compare all bytes of a set, as far as it is made, with its manifests; ``ValueError`` if there is none to read.
+
+    Args:
+        root: A folder, or the URL of one in an object store, of which each file is fetched once, and none is kept.
+        progress: Show a progress bar.
+    """
+    root = as_root(root)
+    if isinstance(root, Path):
+        yield from _verify_set(root, progress, lambda paths: None)
+        return
+    store = Store(root)
+    check_begun(store)
+    with tempfile.TemporaryDirectory(prefix='timm_dad-verify-', ignore_cleanup_errors=True) as work:
+        bring_facts(store, Path(work))
+        yield from _verify_set(Path(work), progress, partial(_bring_alone, store, Path(work)))
+
+
+def _bring_alone(store: Store, root: Path, paths: Sequence[str]) -> None:
+    """Fetch files of a shard in the place of those of the one before."""
+    for folder in ('view*', 'shards', 'logits', f'{REINFORCED}/logits'):
+        for path in root.glob(folder):
+            shutil.rmtree(path)
+    store.bring(root, paths)
+
+
+def _verify_set(root: Path, progress: bool, bring: Bring) -> Iterator[Damage]:
+    yield from _verify_folder(root, progress, bring)
     if (root / REINFORCED).is_dir():
-        for damage in _verify_folder(root / REINFORCED, progress):
+        for damage in _verify_folder(
+            root / REINFORCED, progress, lambda paths: bring([f'{REINFORCED}/{path}' for path in paths])
+        ):
             yield replace(damage, path=f'{REINFORCED}/{damage.path}', folder=REINFORCED)
 
 
-def _verify_folder(root: Path, progress: bool) -> Iterator[Damage]:
+def _verify_folder(root: Path, progress: bool, bring: Bring) -> Iterator[Damage]:
     found = found_shards(root)
     settings = _whole_json(root / SETTINGS)
     if settings is not None or not (found or (root / INDEX).exists()):
@@ -70,7 +103,7 @@ def _verify_folder(root: Path, progress: bool) -> Iterator[Damage]:
         yield Damage('altered', SETTINGS)
     hashes = {} if index is None else {shard: entry['sha256'] for shard, entry in enumerate(index['shards'])}
     for shard in bar(sorted(found | hashes.keys()), show=progress, desc='Shards', leave=False):
-        yield from _verify_shard(root, shard, hashes.get(shard))
+        yield from _verify_shard(root, shard, hashes.get(shard), bring)
 
 
 def _whole_json(path: Path) -> dict[str, Any] | None:
@@ -82,7 +115,7 @@ def _whole_json(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _verify_shard(root: Path, shard: int, expected: str | None) -> Iterator[Damage]:
+def _verify_shard(root: Path, shard: int, expected: str | None, bring: Bring) -> Iterator[Damage]:
     path = manifest_path(root, shard)
     name = str(path.relative_to(root))
     try:
@@ -93,6 +126,7 @@ def _verify_shard(root: Path, shard: int, expected: str | None) -> Iterator[Dama
     except (OSError, ValueError) as error:
         yield Damage('missing' if isinstance(error, FileNotFoundError) else 'altered', name, shard=shard)
         return
+    bring(sorted(manifest.paths()))
     whole: dict[str, bool] = {}  # files of several views
     for place in manifest.header['files']:
         damages = list(_compare(root, place, shard))
@@ -123,7 +157,7 @@ def _compare(root: Path, place: Mapping[str, Any], shard: int | None = None, ite
         yield Damage(what, place['path'], item, shard)
 
 
-def clear_damage(root: Path, settings: Mapping[str, Any], progress: bool = False) -> None:
+def clear_damage(root: Path | str, settings: Mapping[str, Any], progress: bool = False) -> None:
     """Take away whatever of a set is damaged, so that ``generate`` makes it again, with the bytes that it had.
 
     A damaged view takes its shard along. Nothing is taken from a set of other ``settings``.
@@ -133,18 +167,22 @@ def clear_damage(root: Path, settings: Mapping[str, Any], progress: bool = False
     """
     damages = list(verify(root, progress))
     if SETTINGS not in {damage.path for damage in damages}:
-        check_folder(root, settings)
-    shards = {(damage.folder, damage.shard) for damage in damages if damage.shard is not None}
-    own = {shard for folder, shard in shards if not folder}
-    if SETTINGS in {damage.path for damage in damages} and not found_shards(root) - own:
+        check_place(root, settings)
+    elif not done_shards(root) - {damage.shard for damage in damages if not damage.folder}:
         raise ValueError(f'{root}: nothing in it is whole, not even {SETTINGS}: remove it, and make the set anew')
     for damage in damages:
         _logger.info('To be made again: %s', damage)
-        _clear_place(root, root / damage.path)
-    manifests = [str(manifest_path(Path(folder), shard)) for folder, shard in shards]
+    manifests = {
+        str(manifest_path(Path(damage.folder), damage.shard)) for damage in damages if damage.shard is not None
+    }
     indices = {str(Path(damage.folder, INDEX)) for damage in damages}
-    for name in {*indices, *manifests, *(damage.path for damage in damages if damage.shard is None)}:
-        _clear_place(root, root / name)
+    names = {*indices, *manifests, *(damage.path for damage in damages if damage.shard is None)}
+    if isinstance(root, str):
+        Store(root).remove(sorted(names))
+        return
+    for path in (*(root / damage.path for damage in damages), *(root / name for name in names)):
+        _clear_place(root, path)
+    for name in names:
         (root / name).unlink(missing_ok=True)
 
 

@@ -128,8 +128,8 @@ def create_config(args: argparse.Namespace) -> DiagnoseConfig:
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """Run ``timm-dad diagnose`` with flags ``argv``; returns the report, as ``diagnose.json`` holds it."""
-    args = parse_args(argv)
     setup_logging()
+    args = parse_args(argv)
     with user_errors(PROGRAM):
         report = run(args, given_flags(create_parser(), argv))
         text = format_report(report)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from timm_dad.dad_sets.store_cache import data_folder
 from timm_dad.data.datasets import (
     check_class_names,
     check_images,
@@ -18,7 +19,7 @@ from timm_dad.demo.data import PREFIX
 from timm_dad.flags.kwargs import num_channels
 from timm_dad.flags.labels import find_class_names
 from timm_dad.flags.parser import add_alias
-from timm_dad.flags.rules import written
+from timm_dad.flags.rules import under_flag, written
 
 # What a data set's name may begin with, and those that a flag is for; timm passes them by elsewhere.
 _KINDS = ('demo', 'torch', 'hfds', 'hfids', 'tfds', 'wds')
@@ -33,7 +34,7 @@ _DATA_FLAGS = {
 
 def add_source_args(group: Any, split: str, split_flag: str = '--split', *, alias: str = '') -> None:
     """Add timm's flags of a data set, with this default of its split, whose flag may have an older name."""
-    group.add_argument('--data-dir', metavar='DIR', help='path to dataset (root dir)')
+    group.add_argument('--data-dir', metavar='DIR', help='path to dataset (root dir), or the URL of one')
     group.add_argument('--dataset', metavar='NAME', default='', help="timm's dataset type + name, or demo/STYLE")
     names = group.add_argument(
         split_flag, metavar='NAME', default=split, help='dataset split, or "" for a folder without'
@@ -110,12 +111,14 @@ def create_dataset(
     if not args.data_dir and not args.dataset:
         raise ValueError('--data-dir must name a folder with one sub-folder a class (or give --dataset)')
     flag = data_flag(args)
-    if not args.dataset and not os.path.exists(args.data_dir):  # Path.exists raises where the name is too long
+    with under_flag('--data-dir'):
+        root: Any = data_folder(args.data_dir)
+    if not args.dataset and not os.path.exists(root):  # Path.exists raises where the name is too long
         raise ValueError(f'{flag}: there is no such folder')
-    if not args.dataset and Path(args.data_dir).is_dir():
-        _check_split_folder(Path(args.data_dir), split, split_flag)
+    if not args.dataset and Path(root).is_dir():
+        _check_split_folder(Path(root), split, split_flag)
     return open_dataset(
-        args.dataset, args.data_dir, split, flag, labels=labels, download=args.dataset_download,
+        args.dataset, root, split, flag, labels=labels, download=args.dataset_download,
         input_key=args.input_key, class_map=args.class_map if labels else '',
         target_key=args.target_key if labels else None,
         trust_remote_code=args.dataset_trust_remote_code, **options,

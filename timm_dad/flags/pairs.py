@@ -46,7 +46,8 @@ def add_pair_args(group: Any) -> None:
     )  # fmt: skip
     group.add_argument(
         '--dad-dir', metavar='DIR',
-        help='take the DAD views from a set that timm-dad generate made: a folder, or hf://USER/NAME[@REVISION]',
+        help='take the DAD views from a set that timm-dad generate made: a folder, or its URL '
+        '(hf://USER/NAME[@REVISION], s3://BUCKET/NAME, ...)',
     )  # fmt: skip
     add_pairing_args(group)
     group.add_argument(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from timm_dad.dad_sets.store_cache import data_folder
 from timm_dad.demo.data import PREFIX
 from timm_dad.flags.data import split_folder
 from timm_dad.teachers.trained import BEST
@@ -42,5 +43,6 @@ def _suite(args: argparse.Namespace) -> str:
         return str(args.dataset)
     if kind in ('hfds', 'torch'):
         return f'val={args.dataset}{f",root={args.data_dir}" if args.data_dir else ""},split={split}'
-    folder = split_folder(Path(args.data_dir), split) if args.data_dir and split and not args.dataset else None
+    root = data_folder(args.data_dir)
+    folder = split_folder(Path(root), split) if root and split and not args.dataset else None
     return f'val={folder}' if folder is not None else 'NAME=FOLDER'
