@@ -532,6 +532,7 @@ row('generate-output-on-the-hub', f'{GENERATE} --output hf://ada/greys --repair'
 row('generate-output-in-no-store', f'{GENERATE} --output nothing://set', '--output', 'nothing://set', 'store')
 row('generate-output-by-the-url-of-a-folder', f'{GENERATE} --output file:///tmp/set', '--output', 'file:///tmp/set',
     'without file://')  # fmt: skip
+row('generate-ray-in-a-store', f'{GENERATE} --output memory://set --engine ray', '--engine ray', 'memory://set', LEAVE)
 row('generate-store-with-locks', f'{GENERATE} --output memory://set --claim lock', '--claim', 'memory://set', LEAVE)
 row('generate-output-of-another-set', f'{GENERATE} --output set --seed 7', '--output|set', 'seed|settings',
     'another|differ|same')  # fmt: skip

@@ -4,7 +4,6 @@ import argparse
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from timm_dad.commands.generate_job import FILES, SET, VIEWS, Job, create_config, open_source
@@ -79,7 +78,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _check_args(args: argparse.Namespace, given: dict[str, Any]) -> None:
-    args.format = args.format or format_of(Path(args.output))
+    args.format = args.format or format_of(as_root(args.output))
     lossy = args.format != 'codes' and args.image_format != 'png'
     rules = (
         (args.data_dir or args.dataset, '--data-dir must name a folder with a sub-folder a class (or give --dataset)'),

@@ -17,7 +17,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from timm_dad.common.options import check_types, option
-from timm_dad.dad_sets.manifest import SETTINGS, canonical_json, read_json, sha256
+from timm_dad.dad_sets.manifest import SETTINGS, canonical_json, parse_json, sha256
+from timm_dad.dad_sets.store import Store
 
 FORMATS = ('folder', 'wds', 'codes')
 IMAGE_FORMATS = {'png': '.png', 'jpeg': '.jpg', 'webp': '.webp'}
@@ -55,11 +56,12 @@ class FormatConfig:
         return {'format': self.format, 'image_format': self.image_format, **quality}
 
 
-def format_of(root: Path) -> str:
-    """Format of the set that is there, whole or not; the default where there is none."""
-    with suppress(OSError, ValueError, KeyError):  # --repair may be about to mend the settings
-        return str(read_json(root / SETTINGS)['files']['format'])
-    return 'folder' if (root / 'view0').is_dir() else FormatConfig.format
+def format_of(root: Path | str) -> str:
+    """Format of the set that is there, in a folder or at a URL, whole or not; the default where there is none."""
+    with suppress(ImportError, OSError, ValueError, KeyError):  # said later; --repair may be about to mend the settings
+        data = (root / SETTINGS).read_bytes() if isinstance(root, Path) else Store(root).read(SETTINGS)
+        return str(parse_json(data, root)['files']['format'])
+    return 'folder' if isinstance(root, Path) and (root / 'view0').is_dir() else FormatConfig.format
 
 
 def encode_image(pixels: NDArray[np.uint8], config: FormatConfig) -> bytes:

@@ -41,8 +41,9 @@ def engine_rules(args: argparse.Namespace, given: Mapping[str, Any]) -> tuple[tu
     return (
         (args.shards is None, '--shards is for processes that you start; --engine ray shares them out: leave it out'),
         (own, '--claim is for processes that you start; --engine ray shares the shards out: leave it out'),
-        (not is_url(args.output), f'--output must be a folder that all machines of the cluster see, got {args.output}: '
-         '--engine ray makes none at a URL (timm-dad push brings it there, and processes of their own make one there)'),
+        (not is_url(args.output),
+         f'--output must be a folder that all machines of the cluster see, got {args.output}: leave --engine ray out, '
+         'processes that you start make sets at a URL'),
         ('RANK' not in os.environ,
          '--engine ray starts its processes itself: leave the launcher (torchrun, accelerate) out'),
         (args.device in ('cuda', 'cpu'), f'--device must be cuda or cpu with --engine ray, got {args.device}: Ray says '
