@@ -93,7 +93,11 @@ def _reinforced() -> list[Job]:
     made = replace(base, row='DAD latent, 4 views a picture', views=Views(attack=LatentAttackConfig()))
     sets = [replace(made, row=f'DAD latent, reinforced, N {count}', reinforced=count) for count in (4, 16)]
     control = replace(base, row=f'{CONTROL}, online', flags=(*base.flags, '--dad-view', 'random'))
-    return [online, made, *sets, control]
+    unmixed = [
+        replace(job, row=f'{job.row}, no Mixup', flags=tuple(flag for flag in job.flags if flag not in MIXED['Mixup']))
+        for job in (made, sets[-1])
+    ]
+    return [online, made, *sets, control, *unmixed]
 
 
 STUDIES: dict[str, tuple[list[Job], Sequence[int]]] = {
