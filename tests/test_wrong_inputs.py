@@ -824,7 +824,7 @@ def _pictures(path):
 def _set(path):
     _pictures(path.parent / 'of_set')
     command = GENERATE.replace('pictures', str(path.parent / 'of_set')).replace('--output new', f'--output {path}')
-    main(shlex.split(f'{command} --shard-size 5'))
+    main(shlex.split(f'{command} --shard-size 5 --format folder'))
 
 
 def _run(path):

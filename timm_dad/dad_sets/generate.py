@@ -122,7 +122,10 @@ def _make_shards(folder: ShardedFolder, maker: ShardMaker, shards: Sequence[int]
         return
     images, config, looked = FramedImages(maker.source, maker.config.frame), maker.config, time.monotonic()
     claimed = map(maker.stack, _claimed_images(folder, images, shards, config.batch_size, workers))
-    with maker.clock.working(), closing(read_ahead(claimed)) as batches:
+    # Processes read ahead by themselves, and must be started by the main thread: those of another one may end with 1.
+    forked = workers > 0 and not images.dataset.streams
+    ahead = (batch for batch in claimed) if forked else read_ahead(claimed)
+    with maker.clock.working(), closing(ahead) as batches:
         try:
             for batch, pixels in batches:
                 maker.add(batch, pixels)
