@@ -799,6 +799,19 @@ def test_data_loading_processes_do_not_matter(tmp_path, source):
         assert_same_tree(tmp_path / f'{workers}', tree(tmp_path / '0'))
 
 
+class OfTheMainThread(Memory):
+    """Knows which thread started the process that it is read in; one that another thread starts ends with 1."""
+
+    def __getitem__(self, index):
+        assert threading.main_thread().name == 'MainThread'
+        return super().__getitem__(index)
+
+
+def test_data_loading_processes_are_started_by_the_main_thread(tmp_path):
+    source = Source(OfTheMainThread([picture(index) for index in range(6)], [0, 1, 2, 3, 0, 1]))
+    assert make(source, tmp_path, shard_size=3, workers=2)['images'] == 6
+
+
 def test_a_whole_set_is_left_alone(tmp_path, source):
     first = make(source, tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')}

@@ -122,10 +122,7 @@ def _make_shards(folder: ShardedFolder, maker: ShardMaker, shards: Sequence[int]
         return
     images, config, looked = FramedImages(maker.source, maker.config.frame), maker.config, time.monotonic()
     claimed = map(maker.stack, _claimed_images(folder, images, shards, config.batch_size, workers))
-    # Processes read ahead by themselves, and must be started by the main thread: those of another one may end with 1.
-    forked = workers > 0 and not images.dataset.streams
-    ahead = (batch for batch in claimed) if forked else read_ahead(claimed)
-    with maker.clock.working(), closing(ahead) as batches:
+    with maker.clock.working(), closing(read_ahead(claimed)) as batches:
         try:
             for batch, pixels in batches:
                 maker.add(batch, pixels)
@@ -145,8 +142,7 @@ def _claimed_images(
 ) -> Iterator[list[LoadedImage]]:
     """Claim shards as they come free, in this order (a stream's in its own), and load them in batches of one shard."""
     if images.dataset.streams:
-        yield from _claimed_stream(folder, images, batch_size)
-        return
+        return _claimed_stream(folder, images, batch_size)
     loader = DataLoader(
         images,
         batch_sampler=_claimed_batches(folder, shards, batch_size),
@@ -154,11 +150,16 @@ def _claimed_images(
         collate_fn=list,
         prefetch_factor=1 if workers else None,  # what is loaded ahead is claimed, and no other process makes it
     )
-    for batch in loader:
-        for image in batch:
-            if isinstance(image, ValueError):
-                raise image
-        yield batch
+    # This call starts the processes, and not whoever reads ahead: those that another thread starts end with 1.
+    return map(_loaded, iter(loader))
+
+
+def _loaded(batch: list[Any]) -> list[LoadedImage]:
+    """A batch of images; raises what is wrong with one of them."""
+    for image in batch:
+        if isinstance(image, ValueError):
+            raise image
+    return batch
 
 
 def _claimed_batches(folder: ShardedFolder, shards: Sequence[int], batch_size: int) -> Iterator[list[int]]:
