@@ -1,5 +1,6 @@
 """Files that are never half written under their final name."""
 
+import hashlib
 import os
 import re
 import stat
@@ -8,6 +9,9 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+_SYNCING = 8  # threads that wait for the disk, which writes down at once what is asked for at once
+_BLOCK = 2**20  # bytes
 
 
 def check_no_folder(path: Path) -> None:
@@ -28,9 +32,6 @@ def make_folder(path: Path) -> None:
         for folder in reversed(made):
             folder.rmdir()
         raise
-
-
-_SYNCING = 8  # threads that wait for the disk, which writes down at once what is asked for at once
 
 
 @contextmanager
@@ -130,3 +131,12 @@ def write_files(files: Mapping[Path, bytes], work: Path) -> None:
 
         for step in (write, sync):
             list(pool.map(step, files))
+
+
+def sha256_of_file(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal; read piece by piece, so that a large one takes no memory."""
+    digest = hashlib.sha256()
+    with path.open('rb') as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

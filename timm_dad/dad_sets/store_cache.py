@@ -3,7 +3,6 @@
 A folder is named by what the store holds, and gets its name when all is there: what changes there is another one.
 """
 
-import hashlib
 import logging
 import os
 import shutil
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock
 
 from timm_dad.common.cache import cache_dir
+from timm_dad.common.files import sha256_of_file
 from timm_dad.common.progress import progress
 from timm_dad.dad_sets.manifest import (
     INDEX,
@@ -195,10 +195,4 @@ def _damaged(store: Store, wanted: _Wanted, how: str) -> ValueError:
 def _is_whole(path: Path, wanted: _Wanted) -> bool:
     if not path.is_file() or wanted.size not in (None, path.stat().st_size):
         return False
-    if wanted.sha256 is None:
-        return True
-    digest = hashlib.sha256()
-    with path.open('rb') as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest() == wanted.sha256
+    return wanted.sha256 is None or sha256_of_file(path) == wanted.sha256

@@ -4,7 +4,6 @@ A row of ``index.npy`` is an image, in numbers of 64 bits: the beginning of the 
 each view its offset and size in its file, and half of its hash. All processes of a machine share one copy in memory.
 """
 
-import hashlib
 import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,12 +11,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from timm_dad.common.files import replacing
+from timm_dad.common.files import replacing, sha256_of_file
 from timm_dad.dad_sets.formats import Place
 from timm_dad.dad_sets.manifest import ShardManifest
 
 TABLE = 'index.npy'
-_CHUNK = 2**20
 _NUMBER = np.dtype('<i8')
 
 Rows = NDArray[np.int64]
@@ -74,21 +72,13 @@ def write_table(root: Path, manifests: Iterable[ShardManifest], shape: tuple[int
         np.lib.format.write_array_header_1_0(file, {'descr': _NUMBER.str, 'fortran_order': False, 'shape': shape})
         for manifest in manifests:
             file.write(rows_of(manifest).tobytes())
-    return {'path': TABLE, 'bytes': path.stat().st_size, 'sha256': _sha256_of(path)}
+    return {'path': TABLE, 'bytes': path.stat().st_size, 'sha256': sha256_of_file(path)}
 
 
 def read_table(root: Path, place: Place) -> Rows:
     """Map the table of a set; ``OSError`` if it is damaged."""
     path = root / TABLE
-    if _sha256_of(path) != place['sha256']:
+    if sha256_of_file(path) != place['sha256']:
         raise OSError('its bytes are others than it was made with')
     table: Rows = np.load(path, mmap_mode='c')  # torch takes no array that cannot be written
     return table
-
-
-def _sha256_of(path: Path) -> str:
-    sha = hashlib.sha256()
-    with path.open('rb') as file:
-        while data := file.read(_CHUNK):  # all at once, it would be in memory twice
-            sha.update(data)
-    return sha.hexdigest()

@@ -1,6 +1,5 @@
 """Public VQGANs by name: their architectures, their addresses, and a cache that notices when a file changes."""
 
-import hashlib
 import http.client
 import logging
 import os
@@ -15,7 +14,7 @@ import torch
 from filelock import FileLock
 
 from timm_dad.common.cache import cache_dir
-from timm_dad.common.files import write_file
+from timm_dad.common.files import sha256_of_file, write_file
 from timm_dad.vqgan.model import VQGANConfig
 
 _logger = logging.getLogger(__name__)
@@ -85,7 +84,7 @@ def fetch(preset: VQGANPreset) -> Path:
             return converted
         if not path.is_file() or not recorded.is_file():
             _download(preset, path, recorded)
-    if _sha256(path) != recorded.read_text().strip():
+    if sha256_of_file(path) != recorded.read_text().strip():
         raise ValueError(
             f'{path} is not the file that was downloaded first ({recorded.name}): delete both to start anew'
         )
@@ -112,7 +111,7 @@ def _download(preset: VQGANPreset, path: Path, recorded: Path) -> None:
                 f'preset {preset.name} could not be fetched from {preset.url} ({error}); fetch it elsewhere, run '
                 f'timm-dad convert FILE.ckpt --config {preset.name}, and give FILE.safetensors'
             ) from error
-        if preset.sha256 and _sha256(download) != preset.sha256:
+        if preset.sha256 and sha256_of_file(download) != preset.sha256:
             raise ValueError(f'{preset.url} gave a file whose SHA-256 is not the published {preset.sha256}')
         if preset.url.endswith('.zip'):
             _extract(download, checkpoint, preset.url)
@@ -124,7 +123,7 @@ def _download(preset: VQGANPreset, path: Path, recorded: Path) -> None:
             raise ValueError(
                 f'{preset.url} gave no whole checkpoint of PyTorch (a page that says why?): open it and see'
             )
-        digest = _sha256(checkpoint)
+        digest = sha256_of_file(checkpoint)
         if recorded.is_file() and recorded.read_text().strip() != digest:
             raise ValueError(f'{preset.url} gives another file than it did first: delete {recorded} to take it')
         write_file(recorded, f'{digest}\n')
@@ -142,11 +141,3 @@ def _extract(archive: Path, checkpoint: Path, url: str) -> None:
                 shutil.copyfileobj(source, target)
     except zipfile.BadZipFile as error:
         raise ValueError(f'{url} gave no zip ({error}; a page that says why?): open it and see') from error
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open('rb') as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
