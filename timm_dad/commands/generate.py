@@ -78,6 +78,10 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _check_args(args: argparse.Namespace, given: dict[str, Any]) -> None:
+    check_rules((
+        (not args.output.startswith(SCHEME),
+         f'--output must be a folder to make or --repair a set in, got {args.output}: timm-dad push brings it there'),
+    ))  # fmt: skip
     args.format = args.format or format_of(as_root(args.output))
     lossy = args.format != 'codes' and args.image_format != 'png'
     rules = (
@@ -92,8 +96,6 @@ def _check_args(args: argparse.Namespace, given: dict[str, Any]) -> None:
         (not args.repair or args.shards is None, '--repair looks at the whole set: leave --shards out'),
         (not args.repair or int(os.environ.get('WORLD_SIZE', 1)) == 1,
          '--repair looks for damage in one process: leave the launcher out (others may join once views are made)'),
-        (not args.output.startswith(SCHEME),
-         f'--output must be a folder to make or --repair a set in, got {args.output}: timm-dad push brings it there'),
         (args.workers >= 0, f'--workers must be 0 or more, got {args.workers}'),
         (args.dad_vqgan, NO_VQGAN),
         device_rule(args.device),
