@@ -60,14 +60,11 @@ def main() -> None:
     macs = {name: count_macs(call(augment, x_pix[:1], target[:1])) for name, augment in attacks.items()}
     taken = harness.in_rounds({name: call(augment) for name, augment in attacks.items()}, args.rounds, device)
     for name, seconds in taken.items():
-        value, low, high = harness.ratio(taken[PIXELS], seconds)
         rate = args.batch_size / sorted(seconds)[len(seconds) // 2]
-        figure = results.Figure(
+        figure = results.Figure.of_ratio(
+            harness.ratio(taken[PIXELS], seconds),
             figure=f'images per second, making DAD images, attack on {name}, {args.precision}, {device.type}',
             against=f'attack on {PIXELS}',
-            value=value,
-            low=low,
-            high=high,
             detail=f'{macs[name] / 1e9:.4g} GMACs and {rate:.3g} images/s; {args.rounds} rounds of batches of '
             f'{args.batch_size} at {args.img_size} px',
             numbers={'gmacs': macs[name] / 1e9, 'images_per_second': rate},

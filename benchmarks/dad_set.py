@@ -88,20 +88,17 @@ def training(folder: Path) -> str:
         for of in (0, 1) if batch % 2 else (1, 0):
             seconds[of].append(step(of, views, target))
     ours, timms = (values[4:] for values in seconds)
-    value, low, high = harness.ratio(timms, ours)
-    figure = results.Figure(
+    figure = results.Figure.of_ratio(
+        harness.ratio(timms, ours),
         figure='training from a DAD set, images per second, cpu',
         against="timm's LogitDistillationTask on the same views",
-        value=value,
-        low=low,
-        high=high,
         at_least=0.97,
         detail=f'{median(ours):.3g} against {median(timms):.3g} s a batch of 2 x 32 images at 64 px; {len(ours)} '
         'rounds; resnet18 with resnet34',
     )
     command = 'python benchmarks/dad_set.py --only training'
     results.write(results.RESULTS, 'training', figure, command, results.machine('cpu', 2))
-    return f"training: {value:.3f} x the images per second of timm's LogitDistillationTask (to reach: 0.97)"
+    return f"training: {figure.value:.3f} x the images per second of timm's LogitDistillationTask (to reach: 0.97)"
 
 
 WORKER = """
@@ -138,20 +135,19 @@ def processes(folder: Path) -> str:
     import results
 
     one, two = zip(*((seconds(1, f'one-{i}'), seconds(2, f'two-{i}')) for i in range(3)), strict=True)
-    value, low, high = harness.ratio(one, two)
-    figure = results.Figure(
+    figure = results.Figure.of_ratio(
+        harness.ratio(one, two),
         figure='making a DAD set, images per second of 2 processes of 1 thread, cpu',
         against='1 process',
-        value=value,
-        low=low,
-        high=high,
         at_least=1.8,
         detail=f'{median(two):.3g} against {median(one):.3g} s, from the first view to the finished set; '
         f"{len(one)} rounds of the demo's 821 pictures",
     )
     command = 'python benchmarks/dad_set.py --only processes'
     results.write(results.RESULTS, 'processes', figure, command, results.machine('cpu', 1))
-    return f'processes: 2 of 1 thread are {value:.2f} x one (to reach: 1.8; {low:.2f} to {high:.2f})'
+    return (
+        f'processes: 2 of 1 thread are {figure.value:.2f} x one (to reach: 1.8; {figure.low:.2f} to {figure.high:.2f})'
+    )
 
 
 def kills(folder: Path) -> str:

@@ -60,13 +60,10 @@ def compare(args: argparse.Namespace, precision: str, views: str) -> dict[str, r
     rates = {name: args.batch_size / sorted(values)[len(values) // 2] for name, values in taken.items()}
     figures = {}
     for name, at_least in TO_REACH.items():
-        value, low, high = harness.ratio(taken[RELEASED], taken[name])
-        figures[name] = results.Figure(
+        figures[name] = results.Figure.of_ratio(
+            harness.ratio(taken[RELEASED], taken[name]),
             figure=f'images per second, making DAD images, {name}, {precision}, {device.type}' + compiled(args),
             against='released.py' + QUANTIZER[args.quantizer],
-            value=value,
-            low=low,
-            high=high,
             at_least=at_least,
             detail=f'{rates[name]:.3g} against {rates[RELEASED]:.3g} images/s; {args.rounds} rounds of batches of '
             f'{args.batch_size} at {args.img_size} px' + (f'; {views}' if name == FAITHFUL and views else ''),

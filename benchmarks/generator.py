@@ -128,11 +128,11 @@ def main() -> None:
     waited = {name: own[-args.rounds :] for name, own in shares.items()}
     rates = {name: args.images / median(own) for name, own in taken.items()}
     about = f'{args.rounds} rounds of {args.images} JPEG pictures to PNG views of {size} px, networks of one thread'
-    value, low, high = harness.ratio(taken[BETWEEN], taken[BESIDE])
     figures = {
-        'speed': results.Figure(
+        'speed': results.Figure.of_ratio(
+            harness.ratio(taken[BETWEEN], taken[BESIDE]),
             figure=f'images per second, making a DAD set, reading, encoding and writing beside the networks, {device}',
-            against='between the batches', value=value, low=low, high=high,
+            against='between the batches',
             detail=f'{rates[BESIDE]:.3g} against {rates[BETWEEN]:.3g} images/s; {about}',
             numbers={'images_per_second': rates},
         ),

@@ -51,14 +51,11 @@ def main() -> None:
     runs = [{name: harness.in_process([*argv, '--variant', name]) for name in names} for _ in range(args.rounds)]
     above = {name: [run[name][1] - run[name][0] for run in runs] for name in names}
     for name in (FAITHFUL, FROM_INPUT):
-        value, low, high = harness.ratio(above[name], above[RELEASED])
         totals = {each: max(run[each][1] for run in runs) for each in (name, RELEASED)}
-        figure = results.Figure(
+        figure = results.Figure.of_ratio(
+            harness.ratio(above[name], above[RELEASED]),
             figure=f'peak memory, making DAD images, {name}, {args.precision}, {args.device}',
             against='released.py',
-            value=value,
-            low=low,
-            high=high,
             at_most=AT_MOST,
             detail=f'{min(above[name]) / MEBI:.0f} against {min(above[RELEASED]) / MEBI:.0f} MiB above imports, '
             f'weights and images; {totals[name] / MEBI:.0f} against {totals[RELEASED] / MEBI:.0f} MiB in all; '

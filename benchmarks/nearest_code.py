@@ -74,19 +74,19 @@ def compare(args: argparse.Namespace) -> dict[str, results.Figure]:
     least = {name: min(values) / MEBI for name, values in peaks.items()}
     speed, memory = harness.ratio(taken[ONE_HOT], taken[OURS]), harness.ratio(peaks[OURS], peaks[ONE_HOT])
     return {
-        'time': results.Figure(
+        'time': results.Figure.of_ratio(
+            speed,
             figure=f'nearest-code search, speed, {args.device}',
             **common,
-            **dict(zip(('value', 'low', 'high'), speed, strict=True)),
             at_least=FASTER,
             detail=f'{middle[OURS]:.3g} against {middle[ONE_HOT]:.3g} s ({middle[LOOKUP]:.3g} s by the released '
             f'quantizer); {size}; {same:.3%} of the codes equal',
             numbers=middle,
         ),
-        'memory': results.Figure(
+        'memory': results.Figure.of_ratio(
+            memory,
             figure=f'nearest-code search, peak memory, {args.device}',
             **common,
-            **dict(zip(('value', 'low', 'high'), memory, strict=True)),
             at_most=LESS_MEMORY,
             detail=f'{least[OURS]:.0f} against {least[ONE_HOT]:.0f} MiB ({least[LOOKUP]:.0f} MiB by the released '
             f'quantizer), above latents and codes; {size}',

@@ -105,29 +105,33 @@ def mixing(args: argparse.Namespace) -> dict[str, Any]:
     """Answers on mixed pictures: the mean of the two answers, and that on the heavier one alone, against asking."""
     rows = []
     for name, data, teacher, scale in load(args):
-        x_pix = augmented(data, teacher, args.count, scale, 0)
-        own, student_own = ask(teacher, x_pix), augmented(data, teacher, args.count, scale, 1)
+        x_pix, others = (augmented(data, teacher, args.count // 2 * 2, scale, seed) for seed in (0, 1))
+        own = ask(teacher, x_pix)
         for mix, how in MIXES.items():
-            asked, mean, heavier, student = [], [], [], []
-            for start in range(0, len(x_pix) - len(x_pix) % 2, 2):  # each pair has a weight of its own
-                pair = slice(start, start + 2)
-                np.random.seed(start)
-                mixup = Mixup(**how, num_classes=2, label_smoothing=0.0)
-                mixed, weight = mixup(x_pix[pair].clone(), torch.arange(2))
-                np.random.seed(start)
-                student.append(ask(teacher, mixup(student_own[pair].clone(), torch.arange(2))[0]))
-                asked.append(ask(teacher, mixed))
-                mean.append(weight)
-                heavier.append(own[pair][weight.argmax(1)])
-            joined = [torch.cat(part) for part in (asked, heavier, student)]
+            mixed, weights = mixed_in_pairs(x_pix, how)
+            asked, student = ask(teacher, mixed), ask(teacher, mixed_in_pairs(others, how)[0])
             for temperature in TEMPERATURES:
-                answers = (own / temperature).softmax(1)
-                soft = torch.cat([w @ answers[2 * i : 2 * i + 2] for i, w in enumerate(mean)])
-                kept = temperature * soft.clamp_min(1e-30).log()
-                for what, given in (('mean of the two', kept), ('the heavier one alone', joined[1])):
+                mean = weights @ (own / temperature).softmax(1)
+                answers = {
+                    'mean of the two': temperature * mean.clamp_min(1e-30).log(),
+                    'the heavier one alone': own[weights.argmax(1)],
+                }
+                for what, given in answers.items():
                     row = {'teacher': name, 'mix': mix, 'temperature': temperature, 'answer': what}
-                    rows.append(row | error(given, joined[0], joined[2], temperature))
+                    rows.append(row | error(given, asked, student, temperature))
     return {'rows': rows}
+
+
+def mixed_in_pairs(x_pix: Tensor, how: dict[str, float]) -> tuple[Tensor, Tensor]:
+    """Each two pictures mixed, with a weight of their own, and how much ``[N, N]`` of each is in each; always alike."""
+    mixed, weights = [], []
+    for start in range(0, len(x_pix), 2):
+        np.random.seed(start)
+        mixup = Mixup(**how, num_classes=2, label_smoothing=0.0)
+        pair, weight = mixup(x_pix[start : start + 2].clone(), torch.arange(2))
+        mixed.append(pair)
+        weights.append(weight)
+    return torch.cat(mixed), torch.block_diag(*weights)
 
 
 def training(args: argparse.Namespace) -> dict[str, Any]:
@@ -150,13 +154,10 @@ def training(args: argparse.Namespace) -> dict[str, Any]:
         for turn in range(args.rounds):
             for name in rates if turn % 2 else reversed(rates):
                 found[name].append(rates[name]())
-    value, low, high = harness.ratio(found['reinforced'], found['plain'])
-    figure = results.Figure(
+    figure = results.Figure.of_ratio(
+        harness.ratio(found['reinforced'], found['plain']),
         figure='training from a reinforced set, pictures that the student sees per second, cpu',
         against='plain cross-entropy training, the same augmentations',
-        value=value,
-        low=low,
-        high=high,
         at_least=0.97,
         detail=f'{np.median(found["reinforced"]):.4g} against {np.median(found["plain"]):.4g} pictures/s; {args.model} '
         f'at {size} px, batches of {2 * args.batch_size}, RandAugment and Mixup; {args.rounds} rounds of 2 epochs',

@@ -52,6 +52,12 @@ class Figure:
     detail: str = ''
     numbers: dict[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def of_ratio(cls, ratio: tuple[float, float, float], **rest: Any) -> 'Figure':
+        """A figure of what ``harness.ratio`` gives: median, lowest and highest."""
+        value, low, high = ratio
+        return cls(value=value, low=low, high=high, **rest)
+
 
 def write(path: Path | None, key: str, figure: Figure, command: str, machine: dict[str, str]) -> None:
     """Print a figure; put it into a file of results, in place of the last one with this key."""

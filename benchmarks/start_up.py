@@ -63,9 +63,9 @@ def measure(codes: Mapping[str, tuple[str, ...]], args: argparse.Namespace) -> d
 
 def figure(taken: dict[str, list[float]], what: str, against: str, at_most: float) -> results.Figure:
     """The ratio of two of the measurements."""
-    value, low, high = harness.ratio(taken[what], taken[against])
     detail = f'{median(taken[what]):.3g} against {median(taken[against]):.3g} s; {len(taken[what])} rounds'
-    return results.Figure(figure=what, against=against, value=value, low=low, high=high, at_most=at_most, detail=detail)
+    ratio = harness.ratio(taken[what], taken[against])
+    return results.Figure.of_ratio(ratio, figure=what, against=against, at_most=at_most, detail=detail)
 
 
 def main() -> None:

@@ -76,15 +76,12 @@ def measure(args: argparse.Namespace, name: str) -> results.Figure:
     taken = harness.in_rounds({'step': step, **parts}, args.rounds, device)
     passes = PASSES[name]
     sums = [sum(passes[part] * taken[part][index] for part in parts) for index in range(args.rounds)]
-    value, low, high = harness.ratio(taken['step'], sums)
     middle = {part: sorted(values)[len(values) // 2] for part, values in taken.items()}
     listed = ', '.join(f'{passes[part]} x {part} {middle[part]:.3g} s' for part in parts)
-    return results.Figure(
+    return results.Figure.of_ratio(
+        harness.ratio(taken['step'], sums),
         figure=f'an online DAD step, {name}, {args.precision}, {args.device}',
         against='sum of its parts timed alone',
-        value=value,
-        low=low,
-        high=high,
         at_most=AT_MOST,
         detail=f'step {middle["step"]:.3g} s: {listed}; {args.rounds} rounds of batches of {args.batch_size} at '
         f'{args.img_size} px',

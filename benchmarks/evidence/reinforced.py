@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from models import teacher_flags, templates_file
 
 from timm_dad.commands import generate
@@ -20,7 +19,5 @@ def set_flags(repeats: int, teacher: Path, vqgan: Path, work: Path) -> list[str]
     """Make the set, or find it made; the flags of ``train_dad.py`` that name it."""
     folder = work / 'sets' / f'{teacher.name}-{vqgan.stem}-{repeats}'
     flags = [*_RECIPE, *VIEWS, *AUGMENTED, '--reinforce', str(repeats), '--dad-vqgan', str(vqgan)]
-    threads = torch.get_num_threads()
     generate.main([*flags, *teacher_flags(teacher, templates_file(work)), '--output', str(folder)])
-    torch.set_num_threads(threads)
     return ['--dad-dir', str(folder), '--dad-stored-logits']
