@@ -136,7 +136,8 @@ def mixed_in_pairs(x_pix: Tensor, how: dict[str, float]) -> tuple[Tensor, Tensor
 
 def training(args: argparse.Namespace) -> dict[str, Any]:
     """Pictures that the student sees in a second: trained from a reinforced set, and by plain cross-entropy."""
-    size, aug = str(32 if args.quick else 64), ('--aa', AA, '--scale', '0.5', '1.0')
+    size, half = str(32 if args.quick else 64), ('0.5',) * 3
+    aug = ('--aa', AA, '--scale', '0.5', '1.0', '--mean', *half, '--std', *half)
     data = ('--dataset', 'demo/noto', '--num-classes', '16', '--img-size', size, '--workers', '0', '--device', 'cpu')
     with tempfile.TemporaryDirectory() as folder:
         dad_set = Path(folder) / 'set'

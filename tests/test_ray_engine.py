@@ -135,9 +135,9 @@ def die_once(request, device, claims):
 
     add = ShardMaker.add
 
-    def dying(self, batch):
-        add(self, batch)
-        if len(self.items) > 4:  # of the 10 of a shard
+    def dying(self, batch, pixels):
+        add(self, batch, pixels)
+        if len(self.images) > 4:  # of the 10 of a shard
             with contextlib.suppress(FileExistsError):
                 Path('died').touch(exist_ok=False)
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -177,8 +177,8 @@ def test_all_that_a_local_run_makes_is_made(files, cluster, tmp_path, given):
 @pytest.mark.slow
 def test_what_is_damaged_is_made_again(files, local, cluster, tmp_path):
     main(many(files, tmp_path / 'set'))
-    view = next((tmp_path / 'set').glob('view0/*/*.png'))
-    view.write_bytes(b'')
+    shard = next((tmp_path / 'set').glob('shards/*.tar'))
+    shard.write_bytes(b'')
     by_ray(many(files, tmp_path / 'set', '--repair'))
     assert_same_tree(tmp_path / 'set', local)
 
