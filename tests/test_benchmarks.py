@@ -74,6 +74,7 @@ def test_ratios_are_of_one_round():
     assert ratio([2.0, 20.0, 30.0], [1.0, 10.0, 10.0]) == (2.0, 2.0, 3.0)
 
 
+@pytest.mark.slow
 def test_the_peak_is_above_what_was_there():
     from harness import peak_bytes
 

@@ -35,6 +35,7 @@ def made(dataset, *flags):
     return augment, cached_set(args, augment, dataset, CONFIG, Accelerator(cpu=True))
 
 
+@pytest.mark.slow
 def test_views_are_those_of_their_image_under_seeds_of_their_own(dataset):
     augment, context = made(dataset, '--dad-cache', '2', '--seed', '7')
     source = Source(dataset)

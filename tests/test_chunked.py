@@ -57,6 +57,7 @@ def test_pieces_give_what_the_whole_gives(count, size, has_other):
     assert found.other is None if not has_other else torch.equal(found.other, pair.other)
 
 
+@pytest.mark.slow
 @settings(max_examples=10)  # each search empties the device's cache, which collects garbage
 @given(st.integers(1, 40), st.integers(1, 40))
 def test_a_size_is_found_that_fits_and_kept(count, room):
@@ -123,6 +124,7 @@ def test_dad_views_do_not_depend_on_the_size_of_the_pieces(teacher, vqgan, x_pix
                 torch.testing.assert_close(getattr(views, name), value, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_views_are_made_in_pieces_when_memory_runs_out(teacher, vqgan, x_pix, monkeypatch):
     augment = DADAugment(teacher, vqgan, mean=(0, 0, 0), std=(1, 1, 1), attack=AttackConfig(random_start=0.0))
     expected, forward, sizes = augment.make_views(x_pix, TARGET), type(teacher).forward, []

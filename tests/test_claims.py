@@ -494,6 +494,7 @@ def assert_whole_so_far(root, expected):
     assert [name for name, data in found.items() if expected.get(name) != data] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('step', [9, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('way', WAYS)
 def test_a_worker_killed_at_any_operation_on_a_file_is_gone_on_from(tmp_path, monkeypatch, way, step):

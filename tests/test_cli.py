@@ -69,6 +69,7 @@ def test_an_unknown_command_is_an_error(capsys):
     assert "timm-dad: error: there is no command 'trian'; did you mean train?\n" == capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_module_is_the_command():
     done = subprocess.run([sys.executable, '-m', 'timm_dad', 'train', '--help'], capture_output=True, text=True)
     assert done.returncode == 0

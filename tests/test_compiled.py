@@ -49,6 +49,7 @@ def test_whatever_sizes_come_after_the_largest_few_are_compiled():
     assert set(recorder.sizes) == {64, 32, 16, 8}
 
 
+@pytest.mark.slow
 def test_a_size_that_fails_is_forgotten():
     """Else the smaller pieces that follow would be filled up to it, and memory would run out again and again."""
 

@@ -585,6 +585,7 @@ def test_every_feature_is_checked_and_documented():
             assert set(pair) <= set(FEATURES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('pair', list(walk()))
 def test_walk(pair, pictures, dad_set, tmp_path, seen, capsys):
     features = set(pair)
@@ -653,6 +654,7 @@ def data_flags(pictures, tmp_path):
     return {kind.__name__: kind for kind in (folder, tar, wds, hfds)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('kind', 'needs'), [('folder', ''), ('tar', ''), ('wds', 'webdataset'), ('hfds', 'datasets')])
 def test_any_timm_dataset(kind, needs, data_flags, tmp_path, seen):
     if needs and importlib.util.find_spec(needs) is None:
@@ -671,6 +673,7 @@ def test_any_timm_dataset(kind, needs, data_flags, tmp_path, seen):
     assert (tmp_path / 'out' / 'run' / 'preview.png').exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('kind', 'needs'), [('folder', ''), ('tar', ''), ('wds', 'webdataset'), ('hfds', 'datasets')])
 @pytest.mark.parametrize('stored', [False, True])
 def test_any_timm_dataset_with_a_set(kind, needs, stored, data_flags, tmp_path, seen):
@@ -705,6 +708,7 @@ class Stream(IterableDataset):
             yield image if self.transform is None else self.transform(image), target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('more', 'message'),
     [
@@ -934,6 +938,7 @@ def test_without_a_dad_view_it_is_plain_distillation_and_the_vqgan_rests(
         torch.testing.assert_close(ours.grad, theirs.grad)
 
 
+@pytest.mark.slow
 def test_probability_is_that_of_batches(student, teacher, augment, splits):
     task = create_task(student, teacher, augment, schedule=DADSchedule(prob=0.25))
     input, target = splits[0][:4], splits[1][:4]

@@ -133,6 +133,7 @@ def _draw_shift(largest):
     return np.random.randint(-largest, largest, size=(2,))
 
 
+@pytest.mark.slow
 @severities
 def test_glass_blur(severity):
     sigma, largest, rounds = GLASS[severity - 1]

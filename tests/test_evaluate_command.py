@@ -81,6 +81,7 @@ MORE = (
 )
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_bytes(files, tmp_path, capsys):
     reports, printed = [], []
     for name in ('one', 'two'):
@@ -189,6 +190,7 @@ def test_a_model_of_imagenet_is_masked_and_compared_with_timm(files, tmp_path, m
     assert published['difference'] == pytest.approx(100 * predictions.correct.mean() - 5, abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('more', [(), ('--split-bn', '--aug-splits', '2'), ('--split-bn',)])
 def test_the_student_of_a_run_has_the_figures_that_it_ended_with(files, tmp_path, more):
     argv = [
@@ -250,6 +252,7 @@ def test_every_flag_has_a_test():
     assert {action.dest for action in create_parser()._actions} == set(VARIANTS) | set(ELSEWHERE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('flag', VARIANTS)
 def test_flag_changes_something(flag, files, tmp_path):
     common, changed, base = VARIANTS[flag]
@@ -259,6 +262,7 @@ def test_flag_changes_something(flag, files, tmp_path):
     assert content(tmp_path / 'one') != content(tmp_path / 'two')
 
 
+@pytest.mark.slow
 def test_size_workers_and_device_of_the_work_change_nothing(files, tmp_path):
     found = []
     for name, changes in (('one', {}), ('two', {'batch_size': 3, 'workers': 1, 'device': 'cuda'})):

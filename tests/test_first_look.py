@@ -148,6 +148,7 @@ def test_a_stream_is_not_looked_at(tmp_path, caplog):
     assert 'DAD on' not in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('count', [0, 8])
 def test_training_looks_first_and_is_the_same_training(tmp_path, caplog, count):
     """The paper's attack changes next to no code of the demo's pictures: that is told."""

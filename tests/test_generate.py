@@ -213,6 +213,7 @@ def test_every_item_says_image_label_hash_and_seed_and_its_views_are_where_it_sa
             assert place['l2'] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('format', ['folder', 'wds', 'codes'])
 def test_views_are_those_of_the_attack_on_timms_evaluation_crop(source, tmp_path, format):
     make(source, tmp_path, num_views=2, seed=3, format=format)
@@ -269,6 +270,7 @@ def test_last_shard_and_last_batch_may_be_smaller(source, tmp_path, batch_size, 
     assert list(verify(tmp_path)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('format', ['folder', 'wds', 'codes'])
 @pytest.mark.parametrize('size', [(8, 12), (9, 7), (5, 16)])
 def test_sizes_need_not_be_square_nor_multiples_of_the_factor(source, tmp_path, size, format):
@@ -286,6 +288,7 @@ def test_crop_pct_takes_a_part_of_the_middle(source, tmp_path):
     assert all(one[name] != other[name] for name in one if name.startswith('view0'))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('num_views', [1, 3])
 def test_kept_labels_with_codes_are_the_views_that_are_stored_as_pictures(source, tmp_path, num_views):
     augment = make_augment(keep_label=True)
@@ -615,6 +618,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('workers', [0, 2])
 @pytest.mark.parametrize('bad', BAD)
 def test_an_image_that_does_not_decode_is_named_and_no_neighbour_takes_its_place(tmp_path, monkeypatch, bad, workers):
@@ -712,6 +716,7 @@ class _Killed(BaseException):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('format', ['folder', 'wds', 'codes'])
 @pytest.mark.parametrize('function', ['replace', 'fsync'])
 def test_stopped_at_any_write_and_started_again_it_ends_with_the_same_bytes(tmp_path, monkeypatch, format, function):
@@ -743,6 +748,7 @@ def _assert_all_is_whole(output, expected):
     assert [name for name, data in found.items() if expected.get(name) != data] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('file', ['000001.jsonl', 'contact_sheet.png', 'class_map.txt', 'index.json', 'dad_set.json'])
 def test_stopped_before_a_file_of_the_end_and_started_again(tmp_path, monkeypatch, source, file):
     make(source, tmp_path / 'undisturbed')
@@ -761,6 +767,7 @@ def test_stopped_before_a_file_of_the_end_and_started_again(tmp_path, monkeypatc
     assert_same_tree(tmp_path / 'set', tree(tmp_path / 'undisturbed'))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('count', [1, 2, 5, 9, 14, 22, 26])
 def test_a_full_disk_is_one_line_and_is_gone_on_from(tmp_path, monkeypatch, source, count):
     make(source, tmp_path / 'undisturbed')
@@ -785,6 +792,7 @@ def test_a_gpu_without_memory_for_the_batch_is_an_error(tmp_path, monkeypatch, s
         make(source, tmp_path / 'set', augment)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('rank', 'world_size'), [(0, 2), (1, 2), (4, 5), (63, 64)])
 def test_where_a_process_begins_does_not_matter(tmp_path, source, rank, world_size):
     make(source, tmp_path / 'one', shard_size=3)
@@ -792,6 +800,7 @@ def test_where_a_process_begins_does_not_matter(tmp_path, source, rank, world_si
     assert_same_tree(tmp_path / 'other', tree(tmp_path / 'one'))
 
 
+@pytest.mark.slow
 def test_data_loading_processes_do_not_matter(tmp_path, source):
     for workers in (0, 1, 3):
         make(source, tmp_path / f'{workers}', shard_size=3, workers=workers)
@@ -908,6 +917,7 @@ def test_stored_logits_of_lossy_views_are_of_the_pictures_as_they_are_read(tmp_p
     torch.testing.assert_close(found.softmax(1), logits.softmax(1), atol=2e-3, rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_progress_shows_images_a_second_and_the_time_left(tmp_path, source, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, 'isatty', lambda: True, raising=False)
     make(source, tmp_path, progress=True)

@@ -232,6 +232,7 @@ def test_a_set_is_reinforced_when_it_is_whole_and_in_one_way_alone(files, tmp_pa
     assert 'reinforced is a set of other settings (transform.hflip: here 0.0, there 0.5)' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dest', [action.dest for action in create_parser()._actions])
 def test_every_flag_changes_something_or_is_an_error(files, base, tmp_path, capsys, dest):
     assert (dest in CHANGES) + (dest in ERRORS) + (dest in ELSEWHERE) == 1, f'{dest} has no test'
@@ -308,6 +309,7 @@ def test_the_precision_of_a_set_is_named(files, tmp_path, capsys):
     assert '--dad-precision decides the bytes of a set' in message
 
 
+@pytest.mark.slow
 def test_shards_are_the_default_and_a_set_goes_on_in_its_own_format(files, tmp_path, capsys):
     main(flags(files, tmp_path / 'new'))
     assert read_json(tmp_path / 'new' / 'dad_set.json')['files'] == {'format': 'wds', 'image_format': 'png'}
@@ -565,6 +567,7 @@ def test_it_is_a_command_of_timm_dad(files, tmp_path, base):
     assert content(tmp_path / 'set') == base
 
 
+@pytest.mark.slow
 def test_repair_makes_again_what_is_damaged(files, tmp_path, base, capsys, monkeypatch):
     assert 'holds no DAD set' in error_of(capsys, flags(files, tmp_path / 'set', '--repair'))
     main(flags(files, tmp_path / 'set'))

@@ -133,6 +133,7 @@ def test_damage_in_the_cache_says_what_to_remove(cache, tmp_path, dataset, capsy
         DADSet(snapshot)
 
 
+@pytest.mark.slow
 def test_training_reads_it_as_a_local_set_and_keeps_the_address(cache, tmp_path, dataset):
     root = write_taught_set(tmp_path / 'taught', dataset)
     put_repo(cache, 'datasets', NAME, root)

@@ -98,6 +98,7 @@ def in_any_order(tensors):
 FILES = {'auto': 'run/recovery-2-1.pth.tar', 'run/last.pth.tar': 'run/last.pth.tar'}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('resume', FILES)
 def test_a_resumed_run_starts_with_what_was_saved(expected, resume):
     checkpoint = load(FILES[resume])
@@ -111,6 +112,7 @@ def test_a_resumed_run_starts_with_what_was_saved(expected, resume):
     assert lr == pytest.approx(expected['lr'][resume])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('resume', 'updates'), [('auto', 1 + 3), ('run/last.pth.tar', 3 + 3)])
 def test_a_resumed_run_goes_on_where_it_stopped(resume, updates):
     steps, before, checkpoint = [], rows('run'), load(FILES[resume])
@@ -129,6 +131,7 @@ def test_a_resumed_run_goes_on_where_it_stopped(resume, updates):
     assert last['state_dict'][batches] - checkpoint['state_dict'][batches] == updates
 
 
+@pytest.mark.slow
 def test_the_moving_average_goes_on():
     """With a decay of 1 it stays what was saved."""
     saved = load(FILES['auto'])

@@ -132,6 +132,7 @@ def test_samples_without_cls_pass_and_those_with_it_lose_it(shards, tmp_path):
     assert [label for _, label in open_dataset('wds/', str(tmp_path), '0.tar|1', '-', labels=False)] == [0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('flags', [[], ['--dad-cache', '1'], ['--dad-view', 'random'], ['--dad-view-aug', 'base']])
 def test_a_flat_folder_trains(flat, tmp_path, flags):
     models = [*MODELS[:2], *MODELS[4:]] if '--dad-view' in flags else MODELS  # without a VQGAN
@@ -165,6 +166,7 @@ def test_labels_that_are_there_are_not_read(tmp_path):
     assert all(torch.equal(own[0][name], own[1][name]) for name in own[0])
 
 
+@pytest.mark.slow
 def test_validation_keeps_its_labels_and_names_the_classes(flat, tmp_path):
     root = tmp_path / 'data'
     for label, picture in zip('ab', pictures(), strict=False):

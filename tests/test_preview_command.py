@@ -154,6 +154,7 @@ ELSEWHERE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dest', [action.dest for action in create_parser()._actions])
 def test_every_flag_changes_something_or_is_an_error(files, base, tmp_path, capsys, dest):
     assert (dest in CHANGES) + (dest in ERRORS) + (dest in ELSEWHERE) == 1, f'{dest} has no test'

@@ -162,6 +162,7 @@ def own_accelerator_state():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+@pytest.mark.slow
 def test_a_probe_teaches_and_is_evaluated_in_bf16(pictures, clip, tmp_path, own_accelerator_state):
     spec = f'probe:{tmp_path / "probe.safetensors"}'
     probe(pictures, f'open_clip:local-dir:{clip}', tmp_path / 'probe.safetensors')

@@ -72,6 +72,7 @@ def assert_same_bits(a, b):
         assert torch.equal(a[name], b[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('launcher', [TORCHRUN, pytest.param(ACCELERATE, marks=pytest.mark.slow)])
 def test_two_processes_are_one_with_twice_the_batch(launcher, pictures, tmp_path):
     more = (*DAD, *EXACT, '--model-ema', '--model-ema-decay', '0.5')
@@ -234,6 +235,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(launcher, 
     assert not list(folder.glob('recovery*'))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_in_the_middle_of_an_epoch(pictures, tmp_path, monkeypatch):
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
     more = (*DAD, *LONG, '--epochs', '3', '--grad-accum-steps', '2', '--aa', 'rand-m9-mstd0.5')

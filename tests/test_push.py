@@ -149,6 +149,7 @@ def test_the_card_says_what_the_set_is_in_the_hubs_own_data(made, tmp_path, no_h
     assert str(made) not in card.text  # folders of the machine that made it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['plain', 'codes', 'answers'])
 def test_the_commands_of_the_card_make_the_set_and_train_from_it(made, tmp_path, no_hub, monkeypatch, name):
     push(made / name, '--dry-run', '--output', str(tmp_path / 'out'))

@@ -145,6 +145,7 @@ def images(batches, epoch, start=0):
     return torch.stack(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('views', [{}, {'pairs': True}, {'num_aug_splits': 2, 're_split': True}])
 def test_samples_are_the_same_for_any_batch_size_and_number_of_workers(pictures, views):
     accelerator = Accelerator()
@@ -156,6 +157,7 @@ def test_samples_are_the_same_for_any_batch_size_and_number_of_workers(pictures,
     assert not torch.equal(other, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('prefetcher', [True, False])
 @pytest.mark.parametrize('workers', [0, 2])
 def test_an_epoch_can_begin_at_any_batch_and_decodes_nothing_before_it(pictures, monkeypatch, workers, prefetcher):

@@ -228,6 +228,7 @@ def test_what_is_there_is_not_mixed_with_another_set(memory):
     assert expected.items() < contents('memory://set').items()
 
 
+@pytest.mark.slow
 def test_damage_is_named_and_made_again(url, tmp_path):
     source, how = few_pictures(), {'shard_size': 1, 'format': 'folder'}
     make(source, f'{url}/set', **how)
@@ -294,6 +295,7 @@ def impatient_leases(url):
     return Leases(_LeaseObjects(Store(url)), interval=0.01, missed=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('step', [7, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(('lasts', 'effect'), [(1, False), (1, True), (10**9, False)])
 def test_a_store_that_fails_at_any_request_is_gone_on_from(memory, step, lasts, effect):
@@ -315,6 +317,7 @@ def test_a_store_that_fails_at_any_request_is_gone_on_from(memory, step, lasts, 
     assert count > 40
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_make_the_bytes_of_one(bucket, tmp_path):
     source = open_source(write_images(tmp_path))
     make(source, tmp_path / 'set', shard_size=2)
@@ -352,6 +355,7 @@ def _run_until(count, url):
     os._exit(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('step', [50, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_worker_killed_at_any_request_to_a_server_is_gone_on_from(bucket, step):
     run(f'{bucket}/undisturbed', quick_leases)
@@ -505,6 +509,7 @@ def test_a_server_says_what_is_wrong(bucket, monkeypatch, s3_address):
         Store(f'{bucket}/set').exists('dad_set.json')
 
 
+@pytest.mark.slow
 def test_a_server_that_denies_access_is_one_line(monkeypatch, bucket):
     """``bucket`` sets the environment; the server that knows nobody is another one."""
     import s3fs
@@ -577,6 +582,7 @@ def test_parts_of_the_launcher_say_what_is_left(memory, tmp_path, capsys, monkey
     assert 'simple://set: 4 DAD views of 4 images' in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('format', ['wds', pytest.param('codes', marks=pytest.mark.slow)])
 def test_a_set_in_a_store_is_reinforced_as_a_local_one(memory, tmp_path, monkeypatch, format):
     monkeypatch.setenv('TIMM_DAD_CACHE', str(tmp_path / 'cache'))

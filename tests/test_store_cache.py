@@ -180,6 +180,7 @@ def test_an_index_that_was_altered_is_named():
         fetch_set(url)
 
 
+@pytest.mark.slow
 def test_one_process_of_a_machine_fetches_and_the_others_wait(bucket):
     make(few_pictures(), f'{bucket}/set', shard_size=1)
     ours, theirs = FORK.Pipe()
@@ -239,6 +240,7 @@ def test_verify_says_that_a_set_is_whole_damaged_unfinished_or_none(capsys, cach
     assert not cache.exists()
 
 
+@pytest.mark.slow
 def test_training_reads_it_as_a_local_set_and_keeps_the_address(tmp_path, bucket):
     write_greys(tmp_path / 'data')
     dataset = create_dataset('', root=str(tmp_path / 'data'), split='train')

@@ -110,6 +110,7 @@ def test_contact_sheet_shows_every_image_beside_its_own_view(root, source):
         assert (caption < 128).any()
 
 
+@pytest.mark.slow
 def test_contact_sheet_is_spread_over_the_data_and_of_streams_its_beginning(tmp_path):
     images = [picture(index) for index in range(60)]
     labels = [index % 4 for index in range(60)]

@@ -25,6 +25,7 @@ def lively(module):
     return module.double()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize('size', [(32, 32), (24, 40)])
 def test_networks_compute_what_tamings_own_do(memory_format, size):

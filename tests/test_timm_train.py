@@ -481,6 +481,7 @@ def test_run_takes_a_patched_script_as_it_is(script, pictures):
     assert seen()[0] == (0, 8, 1.0)
 
 
+@pytest.mark.slow
 def test_run_is_python_script(script, tmp_path):
     before, _, _ = SCRIPT.rpartition('if __name__')
     path = script(before + AS_MAIN)

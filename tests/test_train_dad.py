@@ -182,6 +182,7 @@ def test_equal_seeds_give_equal_bits_and_other_seeds_do_not(pictures, tmp_path):
     assert states[0] == states[1] != states[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'source',
     ['fresh', 'plateau', *(pytest.param(name, marks=pytest.mark.slow) for name in ('lookahead', 'cache', 'set'))],
@@ -439,6 +440,7 @@ def test_bad_pictures_are_named_before_anything_is_written(pictures, tmp_path, c
     assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.slow
 def test_a_folder_in_use_and_a_folder_of_an_older_run_are_refused(pictures, tmp_path, capsys):
     (tmp_path / 'run').mkdir()
     with RunFolder(tmp_path / 'run', Accelerator(), find_newest, resume=False):
@@ -899,6 +901,7 @@ def test_equal_flags_give_factories_equal_arguments(pictures, monkeypatch):
 FLAGS = [flag if flag in ALWAYS else pytest.param(flag, marks=pytest.mark.slow) for flag in VARIANTS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('flag', FLAGS)
 def test_flag_changes_something(flag, pictures, things, tmp_path, monkeypatch):
     common, changed = ([part.format(**things) for part in parts] for parts in VARIANTS[flag])
@@ -911,6 +914,7 @@ def test_flag_changes_something(flag, pictures, things, tmp_path, monkeypatch):
     assert prints[0] != prints[1]
 
 
+@pytest.mark.slow
 def test_the_fingerprint_of_equal_runs_is_equal(pictures, tmp_path, monkeypatch):
     """Without this, the test above could not fail."""
     prints = []
@@ -1002,6 +1006,7 @@ def test_wandb_flags_reach_accelerate(pictures, tmp_path, monkeypatch):
     assert options['wandb']['tags'] == ['a', 'b']
 
 
+@pytest.mark.slow
 def test_tensorboard_has_every_loss_part(pictures, tmp_path):
     train_dad.main(flags(pictures, tmp_path, *DAD, '--log-with', 'tensorboard'))
     events = EventAccumulator(str(next((tmp_path / 'run' / 'timm-dad').glob('**/events*')))).Reload()
@@ -1011,6 +1016,7 @@ def test_tensorboard_has_every_loss_part(pictures, tmp_path):
     assert [event.step for event in events.Scalars('dad_loss')] == [0, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'source',
     [
@@ -1033,6 +1039,7 @@ def test_previews_of_epochs_do_not_change_the_training(pictures, tmp_path, sourc
     assert sheets['preview.png'] == (tmp_path / 'without' / 'run' / 'preview.png').read_bytes()
 
 
+@pytest.mark.slow
 def test_previews_show_the_attack_of_their_epoch_in_folder_and_trackers(pictures, tmp_path, monkeypatch, caplog):
     seen, shown = [], []
 
@@ -1090,6 +1097,7 @@ def test_a_set_has_no_previews(pictures, dad_set, tmp_path, capsys):
     assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('more', [(), ('--dad-stored-logits', '--no-aug'), None])
 def test_a_run_can_be_had_again_from_its_args_yaml(pictures, dad_set, tmp_path, more):
     dad = DAD if more is None else ('--dad', '--dad-dir', dad_set, *more)
@@ -1108,6 +1116,7 @@ def test_wordnet_ids_become_words():
         _spoken(['n01440764', 'n99999999'])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('both', 'more'),
     [
@@ -1124,6 +1133,7 @@ def test_compiled_and_in_pieces_it_is_the_same_training(pictures, tmp_path, both
     assert losses[1] == pytest.approx(losses[0], rel=0.02)  # sums round otherwise, and codes may flip
 
 
+@pytest.mark.slow
 def test_the_precision_that_was_measured_is_kept_with_the_run(pictures, tmp_path):
     train_dad.main(flags(pictures, tmp_path, *DAD, '--dad-precision', 'auto'))
     assert yaml.safe_load((tmp_path / 'run' / 'args.yaml').read_text())['dad_precision'] in ('fp32', 'bf16')

@@ -253,6 +253,7 @@ def weights(output):
     return torch.load(output / 'run' / 'last.pth.tar', weights_only=False)
 
 
+@pytest.mark.slow
 def test_training_does_not_notice_and_a_resumed_run_has_the_same_rows(pictures, tmp_path):
     random = ('--mixup', '0.2', '--aa', 'rand-m9-mstd0.5', '--drop-path', '0.2', '--model-ema')
     suites = ('--eval-suites', f'again={pictures}', f'train={pictures}/train')

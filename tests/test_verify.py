@@ -176,6 +176,7 @@ def test_the_view_inside_a_file_of_several_is_named(sets, source, tmp_path, caps
         assert output.count('altered') == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('whole', [True, False])
 def test_a_manifest_with_any_byte_altered_is_an_error_that_names_it_never_a_traceback(sets, tmp_path, whole):
     """Of a set that is not finished no hash of the manifest is known: there it must be no traceback, at least."""
@@ -334,6 +335,7 @@ def test_damage_reads_as_one_line():
     assert str(Damage('altered', 'a.tar', 'view 1 of x')) == 'altered: a.tar (view 1 of x)'
 
 
+@pytest.mark.slow
 def test_command_exits_with_its_code(sets, tmp_path):
     root = shutil.copytree(sets / 'folder', tmp_path / 'set')
     command = [sys.executable, '-m', 'timm_dad', 'verify', str(root)]

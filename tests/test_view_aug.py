@@ -147,6 +147,7 @@ RUN = '--num-classes 4 --img-size 32 --model test_resnet --epochs 1 --batch-size
 DAD = ('--dad', '--dad-teacher', 'demo', '--dad-vqgan', 'demo', '--dad-attack', 'latent', '--dad-look', '0')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'more',
     [

@@ -268,6 +268,7 @@ def test_both_sizes_are_said(saved, pictures, tmp_path, caplog):
         assert f'VQGAN of {parameters:.3g} M parameters, {macs:.3g} GMACs a pass at 16 px' in caplog.text
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_bits(demo_run, pictures, tmp_path):
     main(flags(pictures, 'demo', tmp_path / 'same', '--epochs', '3'))
     main(flags(pictures, 'demo', tmp_path / 'other', '--epochs', '3', '--seed', '1'))
@@ -279,6 +280,7 @@ class Killed(Exception):  # noqa: N818
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('steps', [5, 9])
 def test_a_killed_run_ends_as_an_undisturbed_one(steps, demo_run, pictures, tmp_path, monkeypatch):
     train_step = Distiller.step

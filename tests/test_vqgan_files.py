@@ -331,6 +331,7 @@ def test_a_payload_is_never_run_without_trust(tmp_path, vq_model, images, zipped
     assert_same(path.with_suffix('.safetensors'), vq_model, images)
 
 
+@pytest.mark.slow
 def test_callbacks_of_lightning_are_refused_and_converted(tmp_path, vq_model, images, capsys):
     callbacks = pytest.importorskip('pytorch_lightning.callbacks')
     path = write(
@@ -639,6 +640,7 @@ def test_addresses_are_encrypted_and_architectures_are_those_of_the_papers():
         assert preset.config.quantizer == ('gumbel' if 'gumbel' in name else 'nearest')
 
 
+@pytest.mark.slow
 def test_the_table_of_the_docs_is_what_its_code_computes(capsys):
     text = DOCS.read_text()
     exec(text.split('```python\n')[1].split('```')[0], {})

@@ -121,6 +121,7 @@ def same_weights(one, other):
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_bits(trained, pictures, tmp_path):
     main(flags(pictures, tmp_path / 'same', '--epochs', '3', '--workers', '1'))  # no sample depends on a worker
     main(flags(pictures, tmp_path / 'other', '--epochs', '3', '--seed', '1'))
@@ -132,6 +133,7 @@ class Killed(Exception):  # noqa: N818
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('steps', [5, 9, 13])
 def test_a_killed_run_ends_as_an_undisturbed_one(steps, trained, pictures, tmp_path, monkeypatch):
     train_step = VQGANTrainer.step
@@ -159,6 +161,7 @@ def test_a_run_that_is_done_is_not_trained_again(trained, pictures):
     assert (output / 'last.safetensors').read_bytes() == before
 
 
+@pytest.mark.slow
 def test_steps_are_epochs_by_another_name(trained, pictures, tmp_path):
     main(flags(pictures, tmp_path, '--steps', '15'))
     assert same_weights(trained[0], tmp_path)
@@ -402,6 +405,7 @@ def test_lpips_is_neither_trained_nor_saved(vqgan_config, x_pix):
     assert set(made.state_dict()['vqgan']) == set(VQGAN(vqgan_config).state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dtype', [pytest.param('float16', marks=pytest.mark.slow), 'bfloat16'])
 def test_amp_trains_in_the_precision_and_leaves_weights_in_fp32(dtype, pictures, tmp_path):
     main(flags(pictures, tmp_path / 'fp32', '--epochs', '1'))

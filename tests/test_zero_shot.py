@@ -209,6 +209,7 @@ def test_a_change_of_the_image_tower_alone_is_not(clip, heads_computed):
     assert len(heads_computed) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('damage', ['truncated', 'flipped', 'empty', 'text', 'another'])
 def test_a_damaged_head_is_computed_again(clip, heads_computed, damage, caplog):
     whole = head_of(clip)
