@@ -31,15 +31,15 @@ def _latent_settings() -> list[Job]:
     return [replace(base, row=row, views=Views(attack=attack)) for row, attack in attacks.items()]
 
 
-def _arms(job: Job, more: Sequence[str]) -> list[Job]:
+def _arms(job: Job, more: Sequence[str], latent: LatentAttackConfig = LATENT) -> list[Job]:
     """Every way to make the second view, and what augmentations do to it: on both views, or on the clean one alone."""
     second: dict[str, tuple[tuple[str, ...], Views | None]] = {
         CONTROL: (RANDOM_VIEW, None),
         'KD + Q(x)': (DAD, Views(kind='reconstruction', count=1)),
-        'KD + latent noise': (DAD, Views(attack=replace(LATENT, num_steps=0, start_size=1.0))),
+        'KD + latent noise': (DAD, Views(attack=replace(latent, num_steps=0, start_size=1.0))),
         'KD + random codes': (DAD, Views(attack=replace(CODES, num_steps=0))),
         'DAD pixels (paper)': (DAD, Views()),
-        'DAD latent': (DAD, Views(attack=LATENT)),
+        'DAD latent': (DAD, Views(attack=latent)),
         'DAD codes': (DAD, Views(attack=CODES)),
     }
     jobs = [replace(job, row=row, flags=(*flags, *more), views=views) for row, (flags, views) in second.items()]
@@ -47,7 +47,7 @@ def _arms(job: Job, more: Sequence[str]) -> list[Job]:
     jobs += [
         replace(job, row='KD, weight 2', flags=(*ONE_VIEW_TWICE, *more)),
         replace(job, row='DAD disagreement', flags=flags, disagree=True),
-        replace(job, row='DAD pixels or latent', flags=flags, views=Views(), mixed=Views(attack=LATENT)),
+        replace(job, row='DAD pixels or latent', flags=flags, views=Views(), mixed=Views(attack=latent)),
     ]
     for name, mixed in MIXED.items():
         for row in (CONTROL, 'DAD latent'):
@@ -111,7 +111,8 @@ def _latent_ablation() -> list[Job]:
 
 
 # For all rows alike; study `pacs settings` says which, on validation pictures that are not reported.
-PACS_TEMPERATURE = ('--dad-temperature', '4')
+PACS_TEMPERATURE = ('--dad-temperature', '1')
+PACS_LATENT = replace(LATENT, eps=1.0, step_size=1.0)
 PACS_RATES = {
     'cnn': ('0.002', '0.004'),
     'vit': ('0.0005', '0.001', '0.002', '0.004'),
@@ -147,7 +148,7 @@ def _pacs_settings() -> list[Job]:
 def _pacs() -> list[Job]:
     job = replace(PACS, study='pacs latent')
     one_view = replace(job, row='KD', flags=(*ONE_VIEW, *PACS_TEMPERATURE))
-    return [replace(job, row='plain'), one_view, *_arms(job, PACS_TEMPERATURE)]
+    return [replace(job, row='plain'), one_view, *_arms(job, PACS_TEMPERATURE, PACS_LATENT)]
 
 
 def _pacs_students() -> list[Job]:
