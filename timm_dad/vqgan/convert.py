@@ -4,8 +4,9 @@ import pickle
 from pathlib import Path
 
 from timm_dad.common.files import write_file
+from timm_dad.vqgan.config import VQGANConfig
 from timm_dad.vqgan.load import CHECKPOINTS, find_yaml, load_weights, model_weights, read_weights
-from timm_dad.vqgan.model import VQGAN, VQGANConfig
+from timm_dad.vqgan.model import VQGAN
 from timm_dad.vqgan.presets import PRESETS, fetch, preset_of_cached
 from timm_dad.vqgan.save import write_weights
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from timm_dad.common.text_files import read_json
-from timm_dad.vqgan.model import VQGANConfig
+from timm_dad.vqgan.config import VQGANConfig
 
 _WEIGHTS = 'diffusion_pytorch_model.safetensors'
 

@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from timm_dad.common.torch_files import MoreThanWeightsError, read_checkpoint
+from timm_dad.vqgan.config import VQGANConfig
 from timm_dad.vqgan.diffusers import read_diffusers
-from timm_dad.vqgan.model import VQGAN, VQGANConfig
+from timm_dad.vqgan.model import VQGAN
 from timm_dad.vqgan.presets import PRESETS, fetch
 
 CHECKPOINTS = ('.ckpt', '.pth', '.pt')

@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from timm_dad.common.cache import cache_dir
 from timm_dad.common.files import sha256_of_file, write_file
-from timm_dad.vqgan.model import VQGANConfig
+from timm_dad.vqgan.config import VQGANConfig
 
 _logger = logging.getLogger(__name__)
 
