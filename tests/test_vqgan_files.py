@@ -473,8 +473,8 @@ def write_diffusers(folder, model, **changes):
         ({'_class_name': 'AutoencoderKL'}, '_class_name must be VQModel, got AutoencoderKL'),
         ({'norm_num_groups': 16}, "norm_num_groups must be 32 for taming's modules, got 16"),
         ({'act_fn': 'gelu'}, 'act_fn must be silu'),
-        ({'norm_type': 'spatial'}, 'norm_type must be group'),
-        ({'mid_block_add_attention': False}, 'mid_block_add_attention must be True'),
+        ({'norm_type': 'layer'}, 'norm_type must be one of group, spatial, got layer'),
+        ({'mid_block_add_attention': False}, 'mid_block_add_attention must be True where other blocks have attention'),
         ({'up_block_types': ['UpDecoderBlock2D'] * 3}, 'up_block_types must mirror down_block_types'),
         (
             {'block_out_channels': [64, 96, 96]},

@@ -37,7 +37,7 @@ def convert(checkpoint: Path, config: str | None = None, *, trust: bool = False)
     vqgan_config = _config_of(checkpoint, config)
     vqgan = VQGAN(vqgan_config)
     try:
-        state = model_weights(read_weights(checkpoint, trust=trust), checkpoint)
+        state = model_weights(read_weights(checkpoint, trust=trust), checkpoint, vqgan_config)
     except (AttributeError, pickle.PickleError) as error:  # of the code that it runs
         raise ValueError(f'{checkpoint} cannot be unpickled here: {error}') from error
     try:

@@ -12,14 +12,17 @@ from torch import Tensor
 from timm_dad.common.torch_files import MoreThanWeightsError, read_checkpoint
 from timm_dad.vqgan.config import VQGANConfig
 from timm_dad.vqgan.diffusers import read_diffusers
+from timm_dad.vqgan.llamagen import is_llamagen, names_of_taming
 from timm_dad.vqgan.model import VQGAN
 from timm_dad.vqgan.presets import PRESETS, fetch
 
 CHECKPOINTS = ('.ckpt', '.pth', '.pt')
 
-# What public files hold beside the model: taming's loss (LPIPS and discriminator), and latent-diffusion's averaged copy
-# of the weights, which its VQModel.encode and decode leave out as well (they are for its validation).
-_BESIDE = ('loss.', 'model_ema.')
+# What public files hold beside the model: taming's loss (LPIPS and discriminator), and averaged copies of the weights,
+# latent-diffusion's and MoVQ's, which their encode and decode leave out as well (they are for its validation).
+_BESIDE = ('loss.', 'model_ema.', 'ema_')
+# SEED-Voken measures its published figures with the averaged copy.
+_AVERAGED = ('inner_product', 'sign')
 
 _logger = logging.getLogger(__name__)
 
@@ -51,7 +54,7 @@ def load_vqgan(path: str | Path, *, strict_size: bool = False) -> VQGAN:
             config, described_by = VQGANConfig.from_yaml(config_path), config_path.name
         else:
             config, path, described_by = preset.config, fetch(preset), f'preset {preset.name}'
-        state = model_weights(read_weights(path), path)
+        state = model_weights(read_weights(path), path, config)
     vqgan = VQGAN(config, strict_size=strict_size)
     try:
         load_weights(vqgan, state)
@@ -94,19 +97,23 @@ def read_weights(path: Path, *, trust: bool = False) -> dict[str, Any]:
         content = read_checkpoint(path, trust=trust)
     except MoreThanWeightsError as error:
         raise MoreThanWeightsError(path, error.found, f'run: timm-dad convert {path} --trust') from error
-    state = content.get('state_dict', content) if isinstance(content, Mapping) else None
+    state = content
+    if isinstance(content, Mapping):
+        state = next((content[key] for key in ('state_dict', 'ema', 'model') if key in content), content)
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         found = sorted(map(str, content))[:5] if isinstance(content, Mapping) else type(content).__name__
         raise ValueError(f'{path} must hold weights by name, or these under state_dict, got {found}')
     return dict(state)
 
 
-def model_weights(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The model's own weights, without what public files are known to hold beside it."""
+def model_weights(state: Mapping[str, Tensor], path: Path, config: VQGANConfig) -> dict[str, Tensor]:
+    """The model's own weights under our names, without what public files are known to hold beside it."""
     own = {name: value for name, value in state.items() if not name.startswith(_BESIDE)}
+    if config.quantizer in _AVERAGED:
+        own = {name: state.get(f'model_ema.{name.replace(".", "")}', value) for name, value in own.items()}
     if len(own) < len(state):
         _logger.info('%s: left out %d tensors of %s', path.name, len(state) - len(own), ' and '.join(_BESIDE))
-    return own
+    return names_of_taming(own, len(config.ddconfig['ch_mult'])) if is_llamagen(own) else own
 
 
 def load_weights(vqgan: VQGAN, state: Mapping[str, Tensor]) -> None:

@@ -13,39 +13,54 @@ from torch import Tensor, nn
 
 from timm_dad.common.extras import require_extra
 from timm_dad.common.hashing import content_hash
+from timm_dad.vqgan import magvit2
 from timm_dad.vqgan.config import VQGANConfig
+from timm_dad.vqgan.ibq import InnerProductQuantizer
+from timm_dad.vqgan.llamagen import CosineQuantizer
+from timm_dad.vqgan.magvit2 import SignQuantizer
 from timm_dad.vqgan.quantizers import GumbelQuantizer, NearestQuantizer, Quantizer
 from timm_dad.vqgan.tiny import TinyDecoder, TinyEncoder
 
 _TOLERANCE = 1e-3  # pixels may leave [0, 1] by this much: rounding
 
-_QUANTIZERS: dict[str, Callable[[int, int], Quantizer]] = {'nearest': NearestQuantizer, 'gumbel': GumbelQuantizer}
+_QUANTIZERS: dict[str, Callable[[int, int], Quantizer]] = {
+    'nearest': NearestQuantizer,
+    'gumbel': GumbelQuantizer,
+    'cosine': CosineQuantizer,
+    'inner_product': InnerProductQuantizer,
+    'sign': SignQuantizer,
+}
 
 
 def _create_networks(config: VQGANConfig) -> tuple[nn.Module, nn.Module]:
-    """Encoder and decoder: those of taming, or tiny ones, which need no extra."""
+    """Encoder and decoder of a kind; those of taming and MoVQ need an extra."""
     if config.networks == 'tiny':
         return TinyEncoder(config.ddconfig), TinyDecoder(config.ddconfig)
+    if config.networks == 'magvit2':
+        return magvit2.Encoder(config.ddconfig), magvit2.Decoder(config.ddconfig)
     require_extra('taming.modules.diffusionmodules.model', 'vqgan')
-    from timm_dad.vqgan.networks import Decoder, Encoder
+    from timm_dad.vqgan import movq, networks
 
     with contextlib.redirect_stdout(io.StringIO()):  # taming prints when it builds
-        return Encoder(**{'double_z': False, **config.ddconfig}), Decoder(**config.ddconfig)
+        encoder = networks.Encoder(**{'double_z': False, **config.ddconfig})
+        if config.networks == 'movq':
+            return encoder, movq.Decoder(config.embed_dim, **config.ddconfig)
+        return encoder, networks.Decoder(**config.ddconfig)
 
 
 class VQGAN(nn.Module):
-    """Frozen-ready VQGAN on taming-transformers' own ``Encoder`` and ``Decoder``, or tiny ones, in [0, 1] pixels.
+    """Frozen-ready VQGAN of any kind in [0, 1] pixels: an encoder, a codebook with its search, a decoder.
 
-    Parameter names are those of ``taming.models.vqgan.VQModel`` (or ``GumbelVQ``), so its checkpoints load without the
-    keys of its loss. Images may have any size: sides that ``config.factor`` does not divide are extended to the right
-    and below by reflection, and reconstructions are cropped back.
+    Parameter names are those of ``taming.models.vqgan.VQModel``, or of the kind's own library, so its checkpoints load
+    without the keys of its loss. Images may have any size: sides that ``config.factor`` does not divide are extended to
+    the right and below by reflection, and reconstructions are cropped back.
 
     Args:
         config: Architecture.
         strict_size: Refuse sizes that the factor does not divide, in place of padding them.
 
     Raises:
-        ImportError: If the networks are taming's and the extra ``vqgan`` is not installed.
+        ImportError: If the networks are of taming's parts and the extra ``vqgan`` is not installed.
     """
 
     def __init__(self, config: VQGANConfig, *, strict_size: bool = False) -> None:
@@ -55,8 +70,9 @@ class VQGAN(nn.Module):
         self._range_seen = False
         self.encoder, self.decoder = _create_networks(config)
         self.quantize = _QUANTIZERS[config.quantizer](config.n_embed, config.embed_dim)
-        self.quant_conv = nn.Conv2d(config.ddconfig['z_channels'], config.embed_dim, 1)
-        self.post_quant_conv = nn.Conv2d(config.embed_dim, config.ddconfig['z_channels'], 1)
+        channels, dim = config.ddconfig['z_channels'], config.embed_dim
+        self.quant_conv = nn.Conv2d(channels, dim, 1) if config.projects else nn.Identity()
+        self.post_quant_conv = nn.Conv2d(dim, channels, 1) if config.projects else nn.Identity()
 
     def __repr__(self) -> str:
         of = self.config
@@ -76,6 +92,11 @@ class VQGAN(nn.Module):
             raise ValueError(
                 f'image size must be a multiple of {factor}, the factor of the VQGAN, got {height}x{width} '
                 f'(nearest: {nearest[0]}x{nearest[1]})'
+            )
+        if self.config.networks == 'magvit2' and height <= factor and width <= factor:
+            raise ValueError(
+                f'one image side at least must be more than {factor}, the factor of the VQGAN, whose norms need two '
+                f'codes, got {height}x{width}'
             )
         if any(-side % factor >= side for side in (height, width)):
             raise ValueError(
@@ -141,7 +162,8 @@ class VQGAN(nn.Module):
 
     def run_decoder(self, z: Tensor) -> Tensor:
         """What the decoder makes of latents: images nominally in [-1, 1], in the caller's precision."""
-        x_vq: Tensor = self.decoder(self.post_quant_conv(z))
+        condition = (z,) if self.config.networks == 'movq' else ()
+        x_vq: Tensor = self.decoder(self.post_quant_conv(z), *condition)
         return x_vq
 
     def decode_codes(self, codes: Tensor) -> Tensor:
