@@ -1,11 +1,19 @@
 """Kinds of VQGANs: each computes what its own library does, from its files, and takes every attack."""
 
+import json
+from dataclasses import replace
+
 import pytest
 import reference_tokenizers as of
 import torch
 import yaml
+from accelerate.state import AcceleratorState
+from hub_cache import COMMIT, put_repo, use_cache
+from huggingface_hub import PyTorchModelHubMixin
 
+from timm_dad.common.files import sha256_of_file
 from timm_dad.common.macs import count_macs
+from timm_dad.flags.moved import absolute, find_here, without_folder
 from timm_dad.frozen.prepare import prepare_frozen
 from timm_dad.method.attack import AttackConfig
 from timm_dad.method.augment import DADAugment
@@ -13,8 +21,11 @@ from timm_dad.method.code_space import CodeAttackConfig
 from timm_dad.method.latent_space import LatentAttackConfig
 from timm_dad.vqgan.config import VQGANConfig
 from timm_dad.vqgan.convert import convert
+from timm_dad.vqgan.diffusers import config_of_diffusers
+from timm_dad.vqgan.llamagen import config_of_llamagen, read_llamagen
 from timm_dad.vqgan.load import load_vqgan
 from timm_dad.vqgan.model import VQGAN
+from timm_dad.vqgan.presets import PRESETS, VQGANPreset
 from timm_dad.vqgan.save import save_vqgan
 from timm_dad.vqgan_training.distill import create_tiny, default_ch, make_targets, pass_macs
 
@@ -106,6 +117,34 @@ def test_a_checkpoint_of_llamagen_gives_the_same_codes_and_pixels(tmp_path, imag
     assert_same(load_vqgan(convert(tmp_path / 'vq.pt')), model(images), images)
 
 
+class HubLlamaGen(of.LlamaGen, PyTorchModelHubMixin):
+    """``VQModelHF`` of FoundationVision/LlamaGen, ``tokenizer/tokenizer_image/vq_model_hf.py``."""
+
+
+def test_a_folder_of_llamagen_gives_the_same_codes_and_pixels(tmp_path, images):
+    model = HubLlamaGen()
+    model.save_pretrained(tmp_path, config=LLAMAGEN)
+    if not (tmp_path / 'config.json').exists():
+        (tmp_path / 'config.json').write_text(json.dumps(LLAMAGEN))
+    content = json.loads((tmp_path / 'config.json').read_text())
+    with pytest.raises(ValueError, match=r'lacks .*and .* more|has of another shape'):
+        load_vqgan(tmp_path)  # of the tests' width, which LlamaGen's config does not say: it is 128 there
+    config, state, weights = read_llamagen(tmp_path)
+    assert config.ddconfig['ch'] == 128
+    assert (config.quantizer, config.n_embed, config.embed_dim) == ('cosine', 32, 4)
+    vqgan = VQGAN(LLAMAGEN_CONFIG).eval()
+    vqgan.load_state_dict(state)
+    assert_same(vqgan, model(images), images)
+    assert weights == tmp_path / 'model.safetensors'
+    for changes, match in (
+        ({'decoder_ch_mult': [1]}, 'decoder_ch_mult must be encoder'),
+        ({'codebook_size': 0}, 'n_embed'),
+    ):
+        (tmp_path / 'config.json').write_text(json.dumps({**content, **changes}))
+        with pytest.raises(ValueError, match=rf"config\.json is no config of LlamaGen's VQModel: {match}"):
+            read_llamagen(tmp_path)
+
+
 def write_seed_voken(path, model, averaged):
     """A checkpoint of Lightning with a loss and, where ``averaged``, weights that only training goes on with."""
     state = dict(model.state_dict())
@@ -158,6 +197,98 @@ def test_each_kind_is_saved_and_loaded_again(tmp_path, kind, images):
     assert loaded.config == vqgan.config
     assert loaded.fingerprint() == vqgan.fingerprint()
     assert_same(loaded, (vqgan.encode_to_codes(images), vqgan(images)), images)
+
+
+# The hub: its cache is read by its own library, offline.
+
+
+@pytest.fixture
+def pipeline(tmp_path, monkeypatch):
+    """The snapshot of a pipeline of diffusers with a VQGAN in ``movq``, and of a file beside it."""
+    pytest.importorskip('diffusers')
+    of.movq().save_pretrained(tmp_path / 'repo' / 'movq')
+    save_vqgan(build('ibq'), tmp_path / 'repo' / 'ibq.safetensors')
+    (tmp_path / 'repo' / 'README.md').write_text('---\nlicense: openrail++\ntags:\n- art\n---\n# A pipeline\n')
+    return put_repo(use_cache(monkeypatch, tmp_path / 'hub'), 'models', 'ada/pipeline', tmp_path / 'repo')
+
+
+@pytest.mark.parametrize('revision', ['', '@main', f'@{COMMIT}'])
+def test_an_address_of_the_hub_is_a_folder_or_a_file_with_licence_and_hash(pipeline, images, revision):
+    for inside, weights in (('movq', 'movq/diffusion_pytorch_model.safetensors'), ('ibq.safetensors',) * 2):
+        vqgan = load_vqgan(f'hf://ada/pipeline{revision}/{inside}')
+        digest = sha256_of_file(pipeline / weights)
+        assert vqgan.origin.describe() == f'licence openrail++, SHA-256 {digest}'
+        assert vqgan.origin.describe(8) == f'licence openrail++, SHA-256 {digest[:8]}'
+        local = load_vqgan(pipeline / inside)
+        assert local.origin.describe() == f'SHA-256 {digest}'
+        assert torch.equal(vqgan(images), local(images))
+
+
+def test_a_repository_without_a_card_states_no_licence(pipeline):
+    (pipeline / 'README.md').unlink()
+    assert load_vqgan('hf://ada/pipeline/movq').origin.licence == 'not stated'
+    (pipeline / 'README.md').write_text('no metadata')
+    assert load_vqgan('hf://ada/pipeline/movq').origin.licence == 'not stated'
+
+
+@pytest.mark.parametrize(
+    ('address', 'error', 'match'),
+    [
+        ('hf://ada/pipeline', FileNotFoundError, r'has no config\.json; name the folder of its VQModel'),
+        ('hf://ada/pipeline/vae', FileNotFoundError, r'hf://ada/pipeline/vae: the repository has no vae/config\.json'),
+        ('hf://ada/pipeline/a.ckpt', FileNotFoundError, r'has no a\.ckpt'),
+        ('hf://ada/pipeline@/movq', ValueError, 'names no revision after @'),
+        ('hf://ada/pipeline/../movq', ValueError, r'a VQGAN on the hub is hf://USER/NAME\[@REVISION\]'),
+        ('hf://ada', ValueError, 'a repository on the hub is hf://USER/NAME'),
+        ('hf://ada/other/movq', ValueError, 'hf://ada/other/movq: HF_HUB_OFFLINE is set'),
+    ],
+)
+@pytest.mark.usefixtures('pipeline')
+def test_an_address_that_names_nothing_says_what_to_give(address, error, match):
+    with pytest.raises(error, match=match):
+        load_vqgan(address)
+
+
+def test_a_preset_may_be_a_folder_of_the_hub(pipeline, monkeypatch):
+    preset = VQGANPreset(name='a', config=CONFIGS['movq'], url='hf://ada/pipeline/movq', licence='apache-2.0')
+    monkeypatch.setitem(PRESETS, 'a', preset)
+    assert load_vqgan('a').origin.licence == 'apache-2.0'
+
+
+def test_sets_keep_addresses_of_the_hub_as_they_are(tmp_path):
+    address = 'hf://ada/pipeline/movq'
+    assert absolute(address) == without_folder(address) == find_here(address, tmp_path, '--dad-vqgan') == address
+
+
+def test_info_shows_licence_and_hash(pipeline, tmp_path, monkeypatch, capsys):
+    from timm_dad.commands.info import main as info
+
+    monkeypatch.chdir(tmp_path)
+    info(['--dad-vqgan', 'hf://ada/pipeline/movq', '--batches', '1', '--batch-size', '8', '--dad-cache', '0'])
+    AcceleratorState._reset_state(reset_partial_state=True)
+    digest = sha256_of_file(pipeline / 'movq' / 'diffusion_pytorch_model.safetensors')
+    assert f'VQGAN: licence openrail++, SHA-256 {digest}\n' in capsys.readouterr().out
+
+
+def test_presets_of_folders_are_as_diffusers_scripts_and_llamagens_code_describe_them():
+    # scripts/convert_kandinsky_to_diffusers.py and scripts/convert_amused.py of huggingface/diffusers.
+    movq = {'in_channels': 3, 'out_channels': 3, 'latent_channels': 4, 'num_vq_embeddings': 16384, 'vq_embed_dim': 4,
+            'block_out_channels': (128, 256, 256, 512), 'layers_per_block': 2, 'norm_type': 'spatial',
+            'down_block_types': ('DownEncoderBlock2D',) * 3 + ('AttnDownEncoderBlock2D',),
+            'up_block_types': ('AttnUpDecoderBlock2D',) + ('UpDecoderBlock2D',) * 3}  # fmt: skip
+    amused = {'in_channels': 3, 'out_channels': 3, 'latent_channels': 64, 'num_vq_embeddings': 8192,
+              'block_out_channels': [128, 256, 256, 512, 768], 'layers_per_block': 2, 'sample_size': 32,
+              'down_block_types': ['DownEncoderBlock2D'] * 5, 'up_block_types': ['UpDecoderBlock2D'] * 5,
+              'mid_block_add_attention': False, 'lookup_from_codebook': True}  # fmt: skip
+    for name, content in (('kandinsky-f8-16384', movq), ('amused-f16-8192', amused)):
+        config, preset = config_of_diffusers({'_class_name': 'VQModel', **content}), PRESETS[name].config
+        resolutions = {'resolution': 256, 'attn_resolutions': preset.ddconfig['attn_resolutions']}
+        assert replace(config, ddconfig={**config.ddconfig, **resolutions}) == preset
+        assert len(config.ddconfig['attn_resolutions']) == len(preset.ddconfig['attn_resolutions'])
+    sizes = {'codebook_size': 16384, 'codebook_embed_dim': 8, 'codebook_l2_norm': True, 'z_channels': 256}
+    for name, widths in (('llamagen-f8-16384', [1, 2, 2, 4]), ('llamagen-f16-16384', [1, 1, 2, 2, 4])):
+        content = {**sizes, 'encoder_ch_mult': widths, 'decoder_ch_mult': widths}
+        assert config_of_llamagen(content) == PRESETS[name].config
 
 
 def test_fingerprints_of_kinds_differ():

@@ -634,9 +634,17 @@ def test_addresses_are_encrypted_and_architectures_are_those_of_the_papers():
     assert factors == {name: int(name.split('-')[1][1:]) for name in PRESETS}
     for name, preset in PRESETS.items():
         assert preset.name == name
-        assert preset.url.startswith('https://')
+        assert preset.url.startswith(('https://', 'hf://'))  # the hub's library encrypts, too
         assert name.endswith(f'-{preset.config.n_embed}')
-        assert preset.config.quantizer == ('gumbel' if 'gumbel' in name else 'nearest')
+    kinds = {(preset.config.quantizer, preset.config.networks): name for name, preset in PRESETS.items()}
+    assert kinds == {
+        ('nearest', 'taming'): 'amused-f16-8192',
+        ('gumbel', 'taming'): 'openimages-f8-gumbel-8192',
+        ('nearest', 'movq'): 'movqgan270m-f8-16384',
+        ('cosine', 'taming'): 'llamagen-f16-16384',
+        ('inner_product', 'taming'): 'ibq-f16-16384',
+        ('sign', 'magvit2'): 'magvit2-f8-262144',
+    }
 
 
 def test_the_table_of_the_docs_is_what_its_code_computes(capsys):

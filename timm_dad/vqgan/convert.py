@@ -1,4 +1,4 @@
-"""Checkpoints of taming and latent-diffusion to safetensors: the command ``timm-dad convert``."""
+"""Checkpoints of the libraries that train VQGANs to safetensors: the command ``timm-dad convert``."""
 
 import pickle
 from pathlib import Path

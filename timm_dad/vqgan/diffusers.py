@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from timm_dad.common.text_files import read_json
+from timm_dad.common.torch_files import read_safetensors
 from timm_dad.vqgan.config import VQGANConfig
 
 _WEIGHTS = 'diffusion_pytorch_model.safetensors'
@@ -41,8 +40,8 @@ _NAMES = (
 )
 
 
-def read_diffusers(folder: Path) -> tuple[VQGANConfig, dict[str, Tensor]]:
-    """Read what ``VQModel.save_pretrained`` wrote: the architecture, and the weights under taming's names.
+def read_diffusers(folder: Path) -> tuple[VQGANConfig, dict[str, Tensor], Path]:
+    """Read what ``VQModel.save_pretrained`` wrote: architecture, weights under taming's names, and their file.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -55,12 +54,9 @@ def read_diffusers(folder: Path) -> tuple[VQGANConfig, dict[str, Tensor]]:
         config = config_of_diffusers(read_json(folder / 'config.json'))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'{folder / "config.json"} is no config of a VQGAN: {error!s}') from error
-    try:
-        state = load_file(folder / _WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f'{folder / _WEIGHTS} is no safetensors file: {error}') from error
     levels = len(config.ddconfig['ch_mult'])
-    return config, dict(_to_taming(name, value, levels) for name, value in state.items())
+    state = read_safetensors(folder / _WEIGHTS)
+    return config, dict(_to_taming(name, value, levels) for name, value in state.items()), folder / _WEIGHTS
 
 
 def _hint(folder: Path) -> str:

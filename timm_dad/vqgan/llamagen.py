@@ -5,11 +5,14 @@ Their attention is that of taming with ``attn_resolutions`` at the smallest size
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from timm_dad.common.text_files import read_json
+from timm_dad.common.torch_files import read_safetensors
 from timm_dad.vqgan.config import VQGANConfig
 from timm_dad.vqgan.quantizers import NearestQuantizer
 
@@ -52,6 +55,24 @@ class CosineQuantizer(NearestQuantizer):
 def is_llamagen(names: Mapping[str, Any]) -> bool:
     """Whether weights have LlamaGen's names."""
     return 'encoder.conv_blocks.0.res.0.conv1.weight' in names
+
+
+def read_llamagen(folder: Path) -> tuple[VQGANConfig, dict[str, Tensor], Path] | None:
+    """Read what ``VQModelHF.save_pretrained`` wrote: architecture, weights under taming's names, and their file.
+
+    ``None`` if the folder is of another library.
+
+    Raises:
+        ValueError: If its config is of no VQGAN, or its weights cannot be read.
+    """
+    weights, described = folder / 'model.safetensors', folder / 'config.json'
+    if not weights.is_file() or not described.is_file():
+        return None
+    try:
+        config = config_of_llamagen(read_json(described))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{described} is no config of LlamaGen's VQModel: {error!s}") from error
+    return config, names_of_taming(read_safetensors(weights), len(config.ddconfig['ch_mult'])), weights
 
 
 def config_of_llamagen(content: Mapping[str, Any]) -> VQGANConfig:

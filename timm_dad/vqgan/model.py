@@ -18,6 +18,7 @@ from timm_dad.vqgan.config import VQGANConfig
 from timm_dad.vqgan.ibq import InnerProductQuantizer
 from timm_dad.vqgan.llamagen import CosineQuantizer
 from timm_dad.vqgan.magvit2 import SignQuantizer
+from timm_dad.vqgan.origin import Origin
 from timm_dad.vqgan.quantizers import GumbelQuantizer, NearestQuantizer, Quantizer
 from timm_dad.vqgan.tiny import TinyDecoder, TinyEncoder
 
@@ -67,6 +68,7 @@ class VQGAN(nn.Module):
         super().__init__()
         self.config = config
         self.strict_size = strict_size
+        self.origin: Origin | None = None  # of weights that load_vqgan read
         self._range_seen = False
         self.encoder, self.decoder = _create_networks(config)
         self.quantize = _QUANTIZERS[config.quantizer](config.n_embed, config.embed_dim)
