@@ -5,14 +5,23 @@ from dataclasses import replace
 
 import pytest
 import reference_tokenizers as of
+import timm
 import torch
 import yaml
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from dad_sets import write_greys
 from hub_cache import COMMIT, put_repo, use_cache
 from huggingface_hub import PyTorchModelHubMixin
+from safetensors.torch import save_file
+from torchvision.transforms.functional import pil_to_tensor
 
+from timm_dad.commands.generate import main as generate
 from timm_dad.common.files import sha256_of_file
 from timm_dad.common.macs import count_macs
+from timm_dad.dad_sets.formats import unpack_codes
+from timm_dad.dad_sets.match import check_decoder
+from timm_dad.dad_sets.read import DADSet
 from timm_dad.flags.moved import absolute, find_here, without_folder
 from timm_dad.frozen.prepare import prepare_frozen
 from timm_dad.method.attack import AttackConfig
@@ -27,7 +36,8 @@ from timm_dad.vqgan.load import load_vqgan
 from timm_dad.vqgan.model import VQGAN
 from timm_dad.vqgan.presets import PRESETS, VQGANPreset
 from timm_dad.vqgan.save import save_vqgan
-from timm_dad.vqgan_training.distill import create_tiny, default_ch, make_targets, pass_macs
+from timm_dad.vqgan_training.distill import Distiller, create_tiny, default_ch, make_targets, pass_macs
+from timm_dad.vqgan_training.optimize import OptimizerConfig
 
 HALF = {'mean': (0.5,) * 3, 'std': (0.5,) * 3}
 TARGET = torch.tensor([0, 1, 2, 3])
@@ -401,6 +411,43 @@ def test_a_tiny_one_has_the_codes_of_the_original(tmp_path, kind, x_pix, teacher
     views = DADAugment(teacher, original, **HALF, attack=attack, gradient_vqgan=loaded).make_views(x_pix, TARGET)
     assert torch.equal(views.x_dad, original.decode_codes(views.dad_codes))
     assert default_ch(original.config, 16) >= 4
+
+
+@KINDS
+def test_a_tiny_one_learns_to_imitate_it(kind, x_pix):
+    original = build(kind)
+    accelerator = Accelerator(cpu=True)
+    trainer = Distiller(create_tiny(original, 16, ch=8), original, accelerator, OptimizerConfig(steps=6, lr=3e-3))
+    losses = [trainer.step(x_pix)['loss'].item() for _ in range(6)]
+    assert losses[-1] < 0.98 * losses[0]
+    shared = original.codebook if kind == 'magvit2' else original.quantize.embedding.weight
+    assert torch.equal(trainer.vqgan.codebook if kind == 'magvit2' else trainer.vqgan.quantize.embedding.weight, shared)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'attack'),
+    [('movq', ['pixels']), ('llamagen', ['latent']), ('magvit2', ['codes', '--dad-neighbours', '8'])],
+    ids=['movq', 'llamagen', 'magvit2'],
+)
+def test_a_set_of_codes_is_made_and_decoded(tmp_path, kind, attack):
+    vqgan = build(kind)
+    save_vqgan(vqgan, tmp_path / 'vqgan.safetensors')
+    data = write_greys(tmp_path / 'data', count=8)
+    model = timm.create_model('test_resnet', num_classes=4)
+    save_file(model.state_dict(), tmp_path / 'teacher.safetensors')
+    flags = ['--dad-teacher', f'timm:test_resnet/{tmp_path / "teacher.safetensors"}', '--img-size', '16']
+    flags += ['--dad-vqgan', str(tmp_path / 'vqgan.safetensors'), '--format', 'codes']
+    flags += ['--dad-attack', *attack, '--batch-size', '4', '--workers', '0']
+    generate(['--data-dir', str(data), '--output', str(tmp_path / 'set'), *flags])
+    dad_set = DADSet(tmp_path / 'set')
+    dad_set.decoder = load_vqgan(tmp_path / 'vqgan.safetensors')
+    check_decoder(dad_set, dad_set.decoder)
+    item = next(dad_set.manifests()).items[3]
+    image = pil_to_tensor(dad_set.image(3, 0, item['name'])).float() / 255
+    codes = unpack_codes(dad_set._read(3, 0, item['name']), (4, 4), 32)
+    assert (vqgan.decode_codes(codes[None])[0] - image).abs().max() <= 0.5001 / 255
+    with pytest.raises(ValueError, match='its codes are of another VQGAN'):
+        check_decoder(dad_set, build('ibq'))
 
 
 @KINDS
