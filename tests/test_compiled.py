@@ -37,6 +37,20 @@ def test_smaller_batches_are_filled_up_and_cut_back(counts):
         assert recorder.sizes[-1] == min(size for size in halvings(largest) if size >= count)
 
 
+def test_rows_of_several_tensors_are_filled_up_together():
+    sizes = []
+
+    def add(x, y):
+        sizes.append((len(x), len(y)))
+        return x + y.mean(dim=(1, 2, 3))[:, None]
+
+    function = FixedBatch(add)
+    for count in (5, 4):
+        x, y = torch.randn(count, 3), torch.randn(count, 2, 4, 4)
+        torch.testing.assert_close(function(x, y), x + y.mean(dim=(1, 2, 3))[:, None])
+    assert sizes == [(5, 5), (5, 5)]
+
+
 def halvings(largest):
     return [largest, (largest + 1) // 2, (largest + 3) // 4, (largest + 7) // 8]
 

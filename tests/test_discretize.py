@@ -396,7 +396,7 @@ def test_a_remapped_codebook_is_refused(tmp_path, vqgan_config):
         VQGANConfig.from_yaml(tmp_path / 'a.yaml')
 
 
-@pytest.mark.parametrize(('key', 'value'), [('double_z', True), ('attn_type', 'none'), ('tanh_out', True)])
+@pytest.mark.parametrize(('key', 'value'), [('double_z', True), ('attn_type', 'linear'), ('tanh_out', True)])
 def test_what_tamings_modules_do_not_build_is_refused(vqgan_config, key, value):
     with pytest.raises(ValueError, match=f'{key} of ddconfig must be .* got {value}'):
         VQGANConfig(ddconfig={**vqgan_config.ddconfig, key: value}, n_embed=8, embed_dim=4)

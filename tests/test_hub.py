@@ -14,7 +14,8 @@ from timm.data import create_dataset
 import train_dad
 from timm_dad.commands.generate import main as generate
 from timm_dad.commands.verify import main as verify
-from timm_dad.dad_sets.hub import cached_repo, hub_errors, set_folder
+from timm_dad.common.hub import hub_errors
+from timm_dad.dad_sets.hub import cached_repo, set_folder
 from timm_dad.dad_sets.read import DADSet
 from timm_dad.data.images import Source
 from timm_dad.diagnosis.command import parse_args as diagnose_args

@@ -474,8 +474,8 @@ def write_diffusers(folder, model, **changes):
         ({'_class_name': 'AutoencoderKL'}, '_class_name must be VQModel, got AutoencoderKL'),
         ({'norm_num_groups': 16}, "norm_num_groups must be 32 for taming's modules, got 16"),
         ({'act_fn': 'gelu'}, 'act_fn must be silu'),
-        ({'norm_type': 'spatial'}, 'norm_type must be group'),
-        ({'mid_block_add_attention': False}, 'mid_block_add_attention must be True'),
+        ({'norm_type': 'layer'}, 'norm_type must be one of group, spatial, got layer'),
+        ({'mid_block_add_attention': False}, 'mid_block_add_attention must be True where other blocks have attention'),
         ({'up_block_types': ['UpDecoderBlock2D'] * 3}, 'up_block_types must mirror down_block_types'),
         (
             {'block_out_channels': [64, 96, 96]},
@@ -635,9 +635,17 @@ def test_addresses_are_encrypted_and_architectures_are_those_of_the_papers():
     assert factors == {name: int(name.split('-')[1][1:]) for name in PRESETS}
     for name, preset in PRESETS.items():
         assert preset.name == name
-        assert preset.url.startswith('https://')
+        assert preset.url.startswith(('https://', 'hf://'))  # the hub's library encrypts, too
         assert name.endswith(f'-{preset.config.n_embed}')
-        assert preset.config.quantizer == ('gumbel' if 'gumbel' in name else 'nearest')
+    kinds = {(preset.config.quantizer, preset.config.networks): name for name, preset in PRESETS.items()}
+    assert kinds == {
+        ('nearest', 'taming'): 'amused-f16-8192',
+        ('gumbel', 'taming'): 'openimages-f8-gumbel-8192',
+        ('nearest', 'movq'): 'movqgan270m-f8-16384',
+        ('cosine', 'taming'): 'llamagen-f16-16384',
+        ('inner_product', 'taming'): 'ibq-f16-16384',
+        ('sign', 'magvit2'): 'magvit2-f8-262144',
+    }
 
 
 @pytest.mark.slow
@@ -654,6 +662,17 @@ def test_the_table_of_the_docs_is_what_its_code_computes(capsys):
         assert f'| {parameters} | {gmacs} |' in rows[name]
         assert f'| {config.n_embed} x {config.embed_dim}' in rows[name]
         assert f'| {config.factor} |' in rows[name]
+
+
+def test_the_table_of_what_presets_are_worth_is_theirs():
+    rows = {
+        row.split('`')[1]: row for row in DOCS.read_text().splitlines() if row.startswith('| `') and row.count('|') == 8
+    }
+    assert set(rows) == set(PRESETS)
+    for name, preset in PRESETS.items():
+        side, bits = 224 // preset.config.factor, (preset.config.n_embed - 1).bit_length()
+        assert f'| {side} x {side} x {bits} = {side * side * bits:,} |' in rows[name]
+        assert rows[name].endswith(f'| {preset.licence} |')
 
 
 def test_the_flag_names_the_presets(capsys):

@@ -235,12 +235,14 @@ def test_an_empty_folder_is_an_error(tmp_path, capsys):
     assert f"--data-dir {tmp_path / 'data'}: no images for split 'train'" in capsys.readouterr().err
 
 
-def test_a_gumbel_vqgan_is_not_trained(vqgan_config, pictures, tmp_path, capsys):
-    config = VQGANConfig(ddconfig=vqgan_config.ddconfig, n_embed=8, embed_dim=4, quantizer='gumbel')
-    save_vqgan(VQGAN(config), tmp_path / 'gumbel.safetensors')
+@pytest.mark.parametrize('quantizer', ['gumbel', 'cosine', 'inner_product'])
+def test_a_vqgan_of_other_than_nearest_codes_is_not_trained(vqgan_config, pictures, tmp_path, capsys, quantizer):
+    config = VQGANConfig(ddconfig=vqgan_config.ddconfig, n_embed=8, embed_dim=4, quantizer=quantizer)
+    save_vqgan(VQGAN(config), tmp_path / 'other.safetensors')
     with pytest.raises(SystemExit):
-        main(flags(pictures, tmp_path / 'run', '--init', str(tmp_path / 'gumbel.safetensors'), architecture=[]))
-    assert '--init must be a VQGAN of nearest codes (VQModel), got a Gumbel one' in capsys.readouterr().err
+        main(flags(pictures, tmp_path / 'run', '--init', str(tmp_path / 'other.safetensors'), architecture=[]))
+    error = f'--init must be a VQGAN of nearest codes (VQModel, MOVQ), got one of {quantizer.replace("_", " ")}'
+    assert error in capsys.readouterr().err
 
 
 def test_a_folder_with_an_older_run_is_refused(trained, pictures, capsys):

@@ -49,8 +49,9 @@ if TYPE_CHECKING:
     from timm_dad.teachers.ensemble import TeacherEnsemble
     from timm_dad.teachers.spec import DataClasses, create_teacher_by_spec
     from timm_dad.teachers.teacher import Teacher, create_open_clip_teacher, create_timm_teacher
+    from timm_dad.vqgan.config import VQGANConfig
     from timm_dad.vqgan.load import load_vqgan
-    from timm_dad.vqgan.model import VQGAN, VQGANConfig
+    from timm_dad.vqgan.model import VQGAN
     from timm_dad.vqgan.nearest import nearest_codes
 
 __all__ = [
@@ -96,8 +97,9 @@ _MODULES = {
     'teachers.ensemble': ('TeacherEnsemble',),
     'teachers.spec': ('DataClasses', 'create_teacher_by_spec'),
     'teachers.teacher': ('Teacher', 'create_open_clip_teacher', 'create_timm_teacher'),
+    'vqgan.config': ('VQGANConfig',),
     'vqgan.load': ('load_vqgan',),
-    'vqgan.model': ('VQGAN', 'VQGANConfig'),
+    'vqgan.model': ('VQGAN',),
     'vqgan.nearest': ('nearest_codes',),
 }
 

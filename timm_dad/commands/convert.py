@@ -16,7 +16,9 @@ def main(argv: Sequence[str]) -> None:
         prog=PROGRAM,
         description='Write NAME.safetensors, and NAME.yaml if there is none, beside the checkpoint NAME of a VQGAN.',
     )
-    parser.add_argument('checkpoint', type=Path, metavar='CKPT', help='.ckpt, .pth or .pt (taming, latent-diffusion)')
+    parser.add_argument(
+        'checkpoint', type=Path, metavar='CKPT', help='.ckpt, .pth or .pt of a library that --dad-vqgan reads'
+    )
     parser.add_argument(
         '--config', metavar='YAML', help='its YAML if that is not beside it, or the preset whose architecture it has'
     )

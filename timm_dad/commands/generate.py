@@ -9,10 +9,10 @@ from typing import Any
 from timm_dad.commands.generate_job import FILES, SET, VIEWS, Job, create_config, open_source
 from timm_dad.common.errors import is_main_process, user_errors
 from timm_dad.common.extras import require_extra
+from timm_dad.common.hub import SCHEME
 from timm_dad.common.log import setup_logging
 from timm_dad.dad_sets.claims import Claims, open_claims
 from timm_dad.dad_sets.formats import FormatConfig, format_of
-from timm_dad.dad_sets.hub import SCHEME
 from timm_dad.dad_sets.maker import GenerateConfig
 from timm_dad.dad_sets.parts import Part
 from timm_dad.dad_sets.store import is_url

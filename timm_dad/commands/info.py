@@ -156,6 +156,7 @@ def make_report(args: argparse.Namespace, gpus: int = 1, images: int | None = No
     report['configuration'] = {
         'student': args.model,
         'input_size': list(config['input_size']),
+        'vqgan': augment.vqgan.origin.describe() if augment is not None and augment.vqgan.origin else None,
         'dad_precision': args.dad_precision if 'teacher' in report['parts'] and args.dad else None,
         'batch_size': args.batch_size,
         'images': images or len(data.train),

@@ -25,6 +25,7 @@ def format_report(report: Mapping[str, Any]) -> str:
     size = 'x'.join(map(str, values['input_size']))
     lines = [
         f'{values["student"]} at {size}{precision}, {values["images"]} images, on {values["device"]}',
+        *([f'VQGAN: {values["vqgan"]}'] if values.get('vqgan') else []),
         '',
         f'{"an image":<10}{"parameters":>13}{"GMACs forward":>16}{"GMACs backward":>16}',
     ]

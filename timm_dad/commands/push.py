@@ -16,9 +16,9 @@ from timm_dad.commands.student import Student
 from timm_dad.commands.upload import Repository
 from timm_dad.common.errors import user_errors
 from timm_dad.common.files import write_file
+from timm_dad.common.hub import SCHEME, check_repo
 from timm_dad.common.log import setup_logging
 from timm_dad.dad_sets.card import Provenance, set_card
-from timm_dad.dad_sets.hub import SCHEME, check_repo
 from timm_dad.dad_sets.manifest import INDEX, SETTINGS
 from timm_dad.dad_sets.read import DADSet
 from timm_dad.dad_sets.share import lay_out, open_whole, set_files

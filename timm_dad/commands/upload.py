@@ -6,8 +6,8 @@ from pathlib import Path
 from huggingface_hub import HfApi, get_token, hf_hub_download
 from huggingface_hub.errors import RepositoryNotFoundError
 
+from timm_dad.common.hub import hub_errors
 from timm_dad.common.version import __version__
-from timm_dad.dad_sets.hub import hub_errors
 
 _OF_THE_HUB = ('.gitattributes', 'README.md')
 

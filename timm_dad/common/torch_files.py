@@ -1,4 +1,4 @@
-"""Files of ``torch.save``: read without running code, and only if they are whole."""
+"""Files of weights, of ``torch.save`` and safetensors: read without running code, and only if they are whole."""
 
 import argparse
 import pickle
@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
 _KEEP_WEIGHTS = (
     "import torch; c = torch.load({source!r}, weights_only=False); c = c.state_dict() if hasattr(c, 'state_dict') else "
@@ -34,6 +37,14 @@ class MoreThanWeightsError(ValueError):
             f'{path} holds more than weights ({found}) and may run code when it is loaded. If you trust its source, '
             f'{fix}'
         )
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Read all tensors of a file by name; ``ValueError`` if it is none of safetensors."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f'{path} is no safetensors file: {error}') from error
 
 
 def read_checkpoint(path: str | Path, *, mmap: bool = False, trust: bool = False) -> Any:

@@ -54,7 +54,9 @@ def log_models(args: argparse.Namespace, task: DADTask, augment: DADAugment | No
     config = augment.vqgan.config
     noise = f', Q(x) at {found.psnr:.1f} dB' if found else ''
     codes = f'{config.n_embed} codes of {config.factor}x{config.factor} pixels'
-    _logger.info('VQGAN: %s, %s%s', args.dad_vqgan, codes, noise)
+    made = augment.vqgan.origin
+    source = f'; {made.describe(12)}' if made and made.licence else ''
+    _logger.info('VQGAN: %s, %s%s%s', args.dad_vqgan, codes, noise, source)
     before = f'; {args.dad_cache} views of every image, made before training' if args.dad_cache else ''
     _logger.info('Attack: %s%s', describe_attack(augment), before)
 

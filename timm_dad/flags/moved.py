@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+from timm_dad.common.hub import SCHEME
 from timm_dad.vqgan.presets import PRESETS
 
 
 def _split(value: str) -> tuple[str, str]:
     """A SPEC or path in two: what stands before the path, and the path; empty where there is none."""
     kind, _, rest = value.partition(':')
-    if value in ('demo', *PRESETS) or 'hf-hub:' in value:
+    if value in ('demo', *PRESETS) or 'hf-hub:' in value or value.startswith(SCHEME):
         return value, ''
     if kind not in ('timm', 'open_clip', 'probe', 'run'):
         return '', value

@@ -27,8 +27,9 @@ def add_view_args(parser: argparse.ArgumentParser) -> None:
     add_teacher_args(group)
     group.add_argument(
         '--dad-vqgan', metavar='SPEC',
-        help='weights of a VQGAN of taming or latent-diffusion (.safetensors, .ckpt, .pth or .pt, with the .yaml '
-        f'beside), a folder of a diffusers VQModel, demo, or one of {", ".join(PRESETS)}',
+        help='weights of a VQGAN of taming, latent-diffusion, MoVQGAN, LlamaGen or SEED-Voken (.safetensors, .ckpt, '
+        '.pth or .pt, with the .yaml beside), a folder of a diffusers VQModel, either of them on the hub '
+        f'(hf://USER/NAME[@REVISION][/PATH]), demo, or one of {", ".join(PRESETS)}',
     )  # fmt: skip
     group.add_argument(
         '--dad-strict-size', action='store_true',

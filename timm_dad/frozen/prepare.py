@@ -113,25 +113,28 @@ def round_weights(network: nn.Module, dtype: torch.dtype) -> None:
 class FixedBatch:
     """Call a function, which maps rows to rows, with batches of few sizes: others are filled up, and cut back after.
 
+    It may take several tensors, with one row an image in each.
+
     A compiled function is compiled again for every new shape; the last batch of a data set would be one. The sizes are
     that of the largest batch so far, its half, quarter and eighth (rounded up); a size that fails, as when memory runs
     out, is forgotten.
     """
 
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, function: Callable[..., Tensor]) -> None:
         self.function = function
         self.size = 0
 
-    def __call__(self, batch: Tensor) -> Tensor:
+    def __call__(self, *batches: Tensor) -> Tensor:
         """Call the function."""
-        size = self._size_for(len(batch))
+        count = len(batches[0])
+        size = self._size_for(count)
         try:
-            found = self.function(_filled(batch, size))
+            found = self.function(*(_filled(batch, size) for batch in batches))
         except RuntimeError:
             self.size = 0
             raise
         self.size = max(self.size, size)
-        return found[: len(batch)]
+        return found[:count]
 
     def _size_for(self, count: int) -> int:
         largest = max(self.size, count)

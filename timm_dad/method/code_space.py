@@ -15,7 +15,6 @@ from timm_dad.common.options import check_types, option
 from timm_dad.method.attack import Generators, check_budget, draw, input_gradient, per_image
 from timm_dad.method.space import Centre, Objective
 from timm_dad.vqgan.model import VQGAN
-from timm_dad.vqgan.nearest import nearest_others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +99,7 @@ class CodeSpace:
         """Codes, some of them replaced: the same number in each image of one budget."""
         codes, (order, choice) = centre.x0.flatten(1), start.flatten(2).unbind(1)
         codebook = self.vqgan.codebook.float()
-        near = nearest_others(codes, codebook, self.config.neighbours)  # [B, N, K]
+        near = self.vqgan.neighbours(codes, self.config.neighbours)  # [B, N, K]
         if centre.gradient is None:
             gain = order  # any order will do
             chosen = (choice * near.shape[-1]).long()[..., None]

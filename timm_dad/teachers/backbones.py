@@ -15,8 +15,9 @@ from timm.models import clean_state_dict
 from torch import nn
 
 from timm_dad.common.extras import require_extra
+from timm_dad.common.hub import quiet_hub
 from timm_dad.common.torch_files import read_checkpoint
-from timm_dad.teachers.hub import load_error, quiet_hub
+from timm_dad.teachers.hub import load_error
 from timm_dad.teachers.trained import read_trained
 
 _logger = logging.getLogger(__name__)

@@ -1,23 +1,6 @@
 """Errors of loading weights, in one line, those of the hub with what to do about them."""
 
-import contextlib
-import logging
-from collections.abc import Iterator
-
-# Packages whose errors are those of the network.
-NETWORK = ('huggingface_hub', 'httpx', 'httpx2', 'httpcore', 'httpcore2', 'requests', 'urllib')
-
-
-@contextlib.contextmanager
-def quiet_hub() -> Iterator[None]:
-    """Keep huggingface_hub from printing every request that it tries again: the error says why the last one failed."""
-    logger = logging.getLogger('huggingface_hub')
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+from timm_dad.common.hub import NETWORK
 
 
 def load_error(error: Exception) -> str:

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from timm_dad.common.extras import require_extra
 from timm_dad.common.hashing import content_hash
+from timm_dad.common.hub import quiet_hub
 from timm_dad.common.pixels import PixelNorm
 from timm_dad.teachers.backbones import INTERPOLATIONS, load_open_clip, load_timm, open_clip_norm, timm_norm
 from timm_dad.teachers.classes import match_classes, resolve_classes, timm_labels
-from timm_dad.teachers.hub import load_error, quiet_hub
+from timm_dad.teachers.hub import load_error
 from timm_dad.teachers.zero_shot import DEFAULT_TEMPLATES, ZeroShotClassifier, check_templates, zero_shot_head
 
 _logger = logging.getLogger(__name__)

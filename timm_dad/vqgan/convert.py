@@ -1,11 +1,12 @@
-"""Checkpoints of taming and latent-diffusion to safetensors: the command ``timm-dad convert``."""
+"""Checkpoints of the libraries that train VQGANs to safetensors: the command ``timm-dad convert``."""
 
 import pickle
 from pathlib import Path
 
 from timm_dad.common.files import write_file
+from timm_dad.vqgan.config import VQGANConfig
 from timm_dad.vqgan.load import CHECKPOINTS, find_yaml, load_weights, model_weights, read_weights
-from timm_dad.vqgan.model import VQGAN, VQGANConfig
+from timm_dad.vqgan.model import VQGAN
 from timm_dad.vqgan.presets import PRESETS, fetch, preset_of_cached
 from timm_dad.vqgan.save import write_weights
 
@@ -36,7 +37,7 @@ def convert(checkpoint: Path, config: str | None = None, *, trust: bool = False)
     vqgan_config = _config_of(checkpoint, config)
     vqgan = VQGAN(vqgan_config)
     try:
-        state = model_weights(read_weights(checkpoint, trust=trust), checkpoint)
+        state = model_weights(read_weights(checkpoint, trust=trust), checkpoint, vqgan_config)
     except (AttributeError, pickle.PickleError) as error:  # of the code that it runs
         raise ValueError(f'{checkpoint} cannot be unpickled here: {error}') from error
     try:

@@ -1,16 +1,15 @@
-"""Folders of a diffusers ``VQModel``: the same network as taming's ``VQModel`` under other names."""
+"""Folders of a diffusers ``VQModel``: taming's ``VQModel``, MoVQ or aMUSEd's under other names."""
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from timm_dad.common.text_files import read_json
-from timm_dad.vqgan.model import VQGANConfig
+from timm_dad.common.torch_files import read_safetensors
+from timm_dad.vqgan.config import VQGANConfig
 
 _WEIGHTS = 'diffusion_pytorch_model.safetensors'
 
@@ -18,10 +17,9 @@ _WEIGHTS = 'diffusion_pytorch_model.safetensors'
 _BUILT = {
     'act_fn': 'silu',
     'norm_num_groups': 32,
-    'norm_type': 'group',
-    'mid_block_add_attention': True,
-    'lookup_from_codebook': False,
 }
+# What else it can be: networks by the norm of its decoder. (lookup_from_codebook is for callers that decode codes.)
+_NETWORKS = {'group': 'taming', 'spatial': 'movq'}
 
 # Names of diffusers, in order, to names of taming; up_blocks are numbered from the other end. query, key, value and
 # proj_attn are the names that attention had before diffusers 0.15.
@@ -32,7 +30,7 @@ _NAMES = (
     (r'\bmid_block\.resnets\.0\.', 'mid.block_1.'),
     (r'\bmid_block\.resnets\.1\.', 'mid.block_2.'),
     (r'\bmid_block\.attentions\.0\.', 'mid.attn_1.'),
-    (r'\bgroup_norm\.', 'norm.'),
+    (r'\b(?:group|spatial)_norm\.', 'norm.'),
     (r'\b(?:to_q|query)\.', 'q.'),
     (r'\b(?:to_k|key)\.', 'k.'),
     (r'\b(?:to_v|value)\.', 'v.'),
@@ -42,8 +40,8 @@ _NAMES = (
 )
 
 
-def read_diffusers(folder: Path) -> tuple[VQGANConfig, dict[str, Tensor]]:
-    """Read what ``VQModel.save_pretrained`` wrote: the architecture, and the weights under taming's names.
+def read_diffusers(folder: Path) -> tuple[VQGANConfig, dict[str, Tensor], Path]:
+    """Read what ``VQModel.save_pretrained`` wrote: architecture, weights under taming's names, and their file.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -56,12 +54,9 @@ def read_diffusers(folder: Path) -> tuple[VQGANConfig, dict[str, Tensor]]:
         config = config_of_diffusers(read_json(folder / 'config.json'))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'{folder / "config.json"} is no config of a VQGAN: {error!s}') from error
-    try:
-        state = load_file(folder / _WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f'{folder / _WEIGHTS} is no safetensors file: {error}') from error
     levels = len(config.ddconfig['ch_mult'])
-    return config, dict(_to_taming(name, value, levels) for name, value in state.items())
+    state = read_safetensors(folder / _WEIGHTS)
+    return config, dict(_to_taming(name, value, levels) for name, value in state.items()), folder / _WEIGHTS
 
 
 def _hint(folder: Path) -> str:
@@ -80,10 +75,15 @@ def config_of_diffusers(content: Mapping[str, Any]) -> VQGANConfig:
     for key, built in _BUILT.items():
         if content.get(key, built) != built:
             raise ValueError(f"{key} must be {built} for taming's modules, got {content[key]}")
+    if content.get('norm_type', 'group') not in _NETWORKS:
+        raise ValueError(f'norm_type must be one of {", ".join(_NETWORKS)}, got {content["norm_type"]}')
     channels = content['block_out_channels']
     attention = [name == 'AttnDownEncoderBlock2D' for name in content['down_block_types']]
     if [name == 'AttnUpDecoderBlock2D' for name in reversed(content['up_block_types'])] != attention:
         raise ValueError("up_block_types must mirror down_block_types for taming's modules")
+    middle = content.get('mid_block_add_attention', True)
+    if not middle and any(attention):
+        raise ValueError('mid_block_add_attention must be True where other blocks have attention')
     if any(channel % channels[0] for channel in channels):
         raise ValueError(f'block_out_channels must be multiples of the first, got {channels}')
     factor = 2 ** (len(channels) - 1)
@@ -100,9 +100,14 @@ def config_of_diffusers(content: Mapping[str, Any]) -> VQGANConfig:
         'num_res_blocks': content['layers_per_block'],
         'attn_resolutions': [resolution // 2**level for level, attends in enumerate(attention) if attends],
         'dropout': 0.0,
+        **({} if middle else {'attn_type': 'none'}),
     }
-    embed_dim = content.get('vq_embed_dim') or z_channels
-    return VQGANConfig(ddconfig=ddconfig, n_embed=content['num_vq_embeddings'], embed_dim=embed_dim)
+    return VQGANConfig(
+        ddconfig=ddconfig,
+        n_embed=content['num_vq_embeddings'],
+        embed_dim=content.get('vq_embed_dim') or z_channels,
+        networks=_NETWORKS[content.get('norm_type', 'group')],  # type: ignore[arg-type]
+    )
 
 
 def _to_taming(name: str, value: Tensor, levels: int) -> tuple[str, Tensor]:

@@ -1,24 +1,30 @@
-"""Files of VQGANs: checkpoints of taming-transformers and latent-diffusion, safetensors, folders of diffusers."""
+"""Files of VQGANs: checkpoints of the libraries that train them, safetensors, folders, the hub."""
 
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from timm_dad.common.torch_files import MoreThanWeightsError, read_checkpoint
+from timm_dad.common.files import sha256_of_file
+from timm_dad.common.hub import SCHEME
+from timm_dad.common.torch_files import MoreThanWeightsError, read_checkpoint, read_safetensors
+from timm_dad.vqgan.config import VQGANConfig
 from timm_dad.vqgan.diffusers import read_diffusers
-from timm_dad.vqgan.model import VQGAN, VQGANConfig
-from timm_dad.vqgan.presets import PRESETS, fetch
+from timm_dad.vqgan.hub import fetch_from_hub
+from timm_dad.vqgan.llamagen import is_llamagen, names_of_taming, read_llamagen
+from timm_dad.vqgan.model import VQGAN
+from timm_dad.vqgan.origin import Origin
+from timm_dad.vqgan.presets import PRESETS, VQGANPreset, fetch
 
 CHECKPOINTS = ('.ckpt', '.pth', '.pt')
 
-# What public files hold beside the model: taming's loss (LPIPS and discriminator), and latent-diffusion's averaged copy
-# of the weights, which its VQModel.encode and decode leave out as well (they are for its validation).
-_BESIDE = ('loss.', 'model_ema.')
+# What public files hold beside the model: taming's loss (LPIPS and discriminator), and averaged copies of the weights,
+# latent-diffusion's and MoVQ's, which their encode and decode leave out as well (they are for its validation).
+_BESIDE = ('loss.', 'model_ema.', 'ema_')
+# SEED-Voken measures its published figures with the averaged copy.
+_AVERAGED = ('inner_product', 'sign')
 
 _logger = logging.getLogger(__name__)
 
@@ -28,35 +34,48 @@ def load_vqgan(path: str | Path, *, strict_size: bool = False) -> VQGAN:
 
     Args:
         path: The name of a preset (``timm_dad.vqgan.presets.PRESETS``), which is fetched once; a checkpoint ``.ckpt``,
-            ``.pth``, ``.pt`` or ``.safetensors`` of taming-transformers, latent-diffusion or ``timm-dad vqgan`` with
-            ``NAME.yaml`` or ``config.yaml`` beside it; or a folder of a diffusers ``VQModel``.
+            ``.pth``, ``.pt`` or ``.safetensors`` of taming-transformers, latent-diffusion, MoVQGAN, LlamaGen,
+            SEED-Voken or ``timm-dad vqgan`` with ``NAME.yaml`` or ``config.yaml`` beside it; a folder of a diffusers
+            ``VQModel`` or of LlamaGen's on the hub; or such a file or folder there,
+            ``hf://USER/NAME[@REVISION][/PATH]``.
         strict_size: Refuse image sizes that the factor does not divide, in place of padding them.
 
     Returns:
-        The VQGAN in fp32, on the CPU, in evaluation mode.
+        The VQGAN in fp32, on the CPU, in evaluation mode, with its ``origin``.
 
     Raises:
         FileNotFoundError: If the weights or the YAML are missing.
         ValueError: If a file is of another kind, needs more than its weights to load, or does not fit its config.
         ImportError: If the extra ``vqgan`` is not installed.
     """
-    preset, path = PRESETS.get(str(path)), Path(path)
-    if preset is None and path.is_dir():
+    preset = PRESETS.get(str(path))
+    address, licence = (preset.url, preset.licence) if preset else (str(path), '')
+    if address.startswith(SCHEME):
+        path, stated = fetch_from_hub(address)
+        licence = licence or stated
+    elif preset:
+        path = fetch(preset)
+    path = Path(path)
+    if path.is_dir():
+        config, state, weights = read_llamagen(path) or read_diffusers(path)
         described_by = 'config.json'
-        config, state = read_diffusers(path)
     else:
-        if preset is None:
-            config_path = find_yaml(path)
-            config, described_by = VQGANConfig.from_yaml(config_path), config_path.name
-        else:
-            config, path, described_by = preset.config, fetch(preset), f'preset {preset.name}'
-        state = model_weights(read_weights(path), path)
+        config, described_by = _config_of(path, preset)
+        state, weights = model_weights(read_weights(path), path, config), path
     vqgan = VQGAN(config, strict_size=strict_size)
     try:
         load_weights(vqgan, state)
     except ValueError as error:
         raise ValueError(f'{path} does not hold the VQGAN that {described_by} describes: {error}') from error
+    vqgan.origin = Origin(sha256=sha256_of_file(weights), licence=licence)
     return vqgan.eval()
+
+
+def _config_of(path: Path, preset: VQGANPreset | None) -> tuple[VQGANConfig, str]:
+    if preset:
+        return preset.config, f'preset {preset.name}'
+    config_path = find_yaml(path)
+    return VQGANConfig.from_yaml(config_path), config_path.name
 
 
 def find_yaml(path: Path) -> Path:
@@ -80,10 +99,7 @@ def read_weights(path: Path, *, trust: bool = False) -> dict[str, Any]:
         ValueError: If the file is of another kind, broken, or needs ``trust``.
     """
     if path.suffix == '.safetensors':
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f'{path} is no safetensors file: {error}') from error
+        return read_safetensors(path)
     if path.suffix not in CHECKPOINTS:
         raise ValueError(
             f'VQGANs are files {", ".join((*CHECKPOINTS, ".safetensors"))}, or folders of diffusers, got {path.name} '
@@ -93,19 +109,23 @@ def read_weights(path: Path, *, trust: bool = False) -> dict[str, Any]:
         content = read_checkpoint(path, trust=trust)
     except MoreThanWeightsError as error:
         raise MoreThanWeightsError(path, error.found, f'run: timm-dad convert {path} --trust') from error
-    state = content.get('state_dict', content) if isinstance(content, Mapping) else None
+    state = content
+    if isinstance(content, Mapping):
+        state = next((content[key] for key in ('state_dict', 'ema', 'model') if key in content), content)
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         found = sorted(map(str, content))[:5] if isinstance(content, Mapping) else type(content).__name__
         raise ValueError(f'{path} must hold weights by name, or these under state_dict, got {found}')
     return dict(state)
 
 
-def model_weights(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The model's own weights, without what public files are known to hold beside it."""
+def model_weights(state: Mapping[str, Tensor], path: Path, config: VQGANConfig) -> dict[str, Tensor]:
+    """The model's own weights under our names, without what public files are known to hold beside it."""
     own = {name: value for name, value in state.items() if not name.startswith(_BESIDE)}
+    if config.quantizer in _AVERAGED:
+        own = {name: state.get(f'model_ema.{name.replace(".", "")}', value) for name, value in own.items()}
     if len(own) < len(state):
         _logger.info('%s: left out %d tensors of %s', path.name, len(state) - len(own), ' and '.join(_BESIDE))
-    return own
+    return names_of_taming(own, len(config.ddconfig['ch_mult'])) if is_llamagen(own) else own
 
 
 def load_weights(vqgan: VQGAN, state: Mapping[str, Tensor]) -> None:

@@ -5,137 +5,76 @@ In DAD it is ``Q(x) = decode(nearest_code(encode(x)))`` (Zhou et al. 2023, arXiv
 
 import contextlib
 import io
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import asdict
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from timm_dad.common.extras import require_extra
 from timm_dad.common.hashing import content_hash
-from timm_dad.common.text_files import read_yaml
-from timm_dad.vqgan.nearest import likeliest_codes, nearest_codes
+from timm_dad.vqgan import magvit2
+from timm_dad.vqgan.config import VQGANConfig
+from timm_dad.vqgan.ibq import InnerProductQuantizer
+from timm_dad.vqgan.llamagen import CosineQuantizer
+from timm_dad.vqgan.magvit2 import SignQuantizer
+from timm_dad.vqgan.origin import Origin
+from timm_dad.vqgan.quantizers import GumbelQuantizer, NearestQuantizer, Quantizer
 from timm_dad.vqgan.tiny import TinyDecoder, TinyEncoder
 
 _TOLERANCE = 1e-3  # pixels may leave [0, 1] by this much: rounding
 
-# Quantizer and networks of each class that a YAML's model.target may name: of taming, latent-diffusion, and our own.
-_CLASSES: dict[str, Any] = {
-    'VQModel': {'quantizer': 'nearest'},
-    'VQModelInterface': {'quantizer': 'nearest'},
-    'GumbelVQ': {'quantizer': 'gumbel'},
-    'TinyVQModel': {'quantizer': 'nearest', 'networks': 'tiny'},
-    'TinyGumbelVQ': {'quantizer': 'gumbel', 'networks': 'tiny'},
+_QUANTIZERS: dict[str, Callable[[int, int], Quantizer]] = {
+    'nearest': NearestQuantizer,
+    'gumbel': GumbelQuantizer,
+    'cosine': CosineQuantizer,
+    'inner_product': InnerProductQuantizer,
+    'sign': SignQuantizer,
 }
-
-# Keys of latent-diffusion's ddconfig that taming's modules take without a word, and what they build.
-_BUILT = {'double_z': False, 'attn_type': 'vanilla', 'use_linear_attn': False, 'tanh_out': False}
-
-
-@dataclass(frozen=True, kw_only=True)
-class VQGANConfig:
-    """Architecture of a VQGAN, in the words of taming-transformers' YAML (``model.params``).
-
-    Raises:
-        ValueError: If a size is not positive, or ``ddconfig`` lacks a key or asks for what the networks do not do.
-    """
-
-    ddconfig: Mapping[str, Any]  # arguments of taming's Encoder and Decoder: ch, ch_mult, z_channels, ...
-    n_embed: int  # codes in the codebook
-    embed_dim: int  # channels of one code
-    quantizer: Literal['nearest', 'gumbel'] = 'nearest'  # of VQModel, or the likeliest by a projection (GumbelVQ)
-    networks: Literal['taming', 'tiny'] = 'taming'
-
-    def __post_init__(self) -> None:
-        required = ('ch', 'ch_mult', 'num_res_blocks', 'attn_resolutions', 'in_channels', 'out_ch', 'z_channels')
-        missing = [key for key in (*required, 'resolution') if key not in self.ddconfig]
-        if missing:
-            raise ValueError(f"ddconfig lacks {missing}; it takes the keys of model.params.ddconfig in taming's YAML")
-        if self.n_embed < 1 or self.embed_dim < 1:
-            raise ValueError(f'n_embed and embed_dim are at least 1, got {self.n_embed} and {self.embed_dim}')
-        for key, built in _BUILT.items():
-            if self.ddconfig.get(key, built) != built:
-                raise ValueError(f"{key} of ddconfig must be {built} for taming's modules, got {self.ddconfig[key]}")
-        channels, attention = self.ddconfig['z_channels'], self.ddconfig['attn_resolutions']
-        if self.quantizer == 'gumbel' and self.embed_dim != channels:
-            raise ValueError(f'embed_dim of a Gumbel quantizer must be z_channels, {channels}, got {self.embed_dim}')
-        if self.networks == 'tiny' and attention:
-            raise ValueError(f'attn_resolutions must be [], for tiny networks have no attention, got {attention}')
-
-    @property
-    def factor(self) -> int:
-        """Pixels of one code along a side: image sizes are multiples of it."""
-        return int(2 ** (len(self.ddconfig['ch_mult']) - 1))
-
-    @classmethod
-    def from_yaml(cls, path: str | Path) -> 'VQGANConfig':
-        """Read the YAML beside a checkpoint of taming or latent-diffusion; ``ValueError`` if it is of no VQGAN."""
-        try:
-            model = read_yaml(path)['model']
-            params, target = model['params'], str(model.get('target', 'VQModel'))
-            kind = _CLASSES.get(target.rpartition('.')[2])
-            if kind is None:
-                raise ValueError(f'{path} describes a {target}, and a VQGAN is one of {", ".join(_CLASSES)}')
-            if params.get('remap'):
-                raise ValueError(f'{path}: remap leaves codes out, which is not supported, got {params["remap"]}')
-            sizes = {key: params[key] for key in ('ddconfig', 'n_embed', 'embed_dim')}
-            return cls(**sizes, **kind)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f'{path} is no VQGAN config: model.params needs ddconfig, n_embed, embed_dim') from error
-
-    def to_yaml(self) -> str:
-        """The text of a YAML that ``from_yaml`` reads, with taming's names."""
-        name = 'GumbelVQ' if self.quantizer == 'gumbel' else 'VQModel'
-        target = f'timm_dad.tiny_vqgan.Tiny{name}' if self.networks == 'tiny' else f'taming.models.vqgan.{name}'
-        params = {'embed_dim': self.embed_dim, 'n_embed': self.n_embed, 'ddconfig': dict(self.ddconfig)}
-        return yaml.safe_dump({'model': {'target': target, 'params': params}}, sort_keys=False)
 
 
 def _create_networks(config: VQGANConfig) -> tuple[nn.Module, nn.Module]:
-    """Encoder and decoder: those of taming, or tiny ones, which need no extra."""
+    """Encoder and decoder of a kind; those of taming and MoVQ need an extra."""
     if config.networks == 'tiny':
         return TinyEncoder(config.ddconfig), TinyDecoder(config.ddconfig)
+    if config.networks == 'magvit2':
+        return magvit2.Encoder(config.ddconfig), magvit2.Decoder(config.ddconfig)
     require_extra('taming.modules.diffusionmodules.model', 'vqgan')
-    from timm_dad.vqgan.networks import Decoder, Encoder
+    from timm_dad.vqgan import movq, networks
 
     with contextlib.redirect_stdout(io.StringIO()):  # taming prints when it builds
-        return Encoder(**{'double_z': False, **config.ddconfig}), Decoder(**config.ddconfig)
+        encoder = networks.Encoder(**{'double_z': False, **config.ddconfig})
+        if config.networks == 'movq':
+            return encoder, movq.Decoder(config.embed_dim, **config.ddconfig)
+        return encoder, networks.Decoder(**config.ddconfig)
 
 
 class VQGAN(nn.Module):
-    """Frozen-ready VQGAN on taming-transformers' own ``Encoder`` and ``Decoder``, or tiny ones, in [0, 1] pixels.
+    """Frozen-ready VQGAN of any kind in [0, 1] pixels: an encoder, a codebook with its search, a decoder.
 
-    Parameter names are those of ``taming.models.vqgan.VQModel`` (or ``GumbelVQ``), so its checkpoints load without the
-    keys of its loss. Images may have any size: sides that ``config.factor`` does not divide are extended to the right
-    and below by reflection, and reconstructions are cropped back.
+    Parameter names are those of ``taming.models.vqgan.VQModel``, or of the kind's own library, so its checkpoints load
+    without the keys of its loss. Images may have any size: sides that ``config.factor`` does not divide are extended to
+    the right and below by reflection, and reconstructions are cropped back.
 
     Args:
         config: Architecture.
         strict_size: Refuse sizes that the factor does not divide, in place of padding them.
 
     Raises:
-        ImportError: If the networks are taming's and the extra ``vqgan`` is not installed.
+        ImportError: If the networks are of taming's parts and the extra ``vqgan`` is not installed.
     """
 
     def __init__(self, config: VQGANConfig, *, strict_size: bool = False) -> None:
         super().__init__()
         self.config = config
         self.strict_size = strict_size
+        self.origin: Origin | None = None  # of weights that load_vqgan read
         self._range_seen = False
         self.encoder, self.decoder = _create_networks(config)
-        self.quantize = nn.Module()
-        codebook = nn.Embedding(config.n_embed, config.embed_dim)
-        if config.quantizer == 'gumbel':
-            self.quantize.proj = nn.Conv2d(config.embed_dim, config.n_embed, 1)
-            self.quantize.embed = codebook
-        else:
-            self.quantize.embedding = codebook
-        nn.init.uniform_(codebook.weight, -1.0 / config.n_embed, 1.0 / config.n_embed)
-        self.quant_conv = nn.Conv2d(config.ddconfig['z_channels'], config.embed_dim, 1)
-        self.post_quant_conv = nn.Conv2d(config.embed_dim, config.ddconfig['z_channels'], 1)
+        self.quantize = _QUANTIZERS[config.quantizer](config.n_embed, config.embed_dim)
+        channels, dim = config.ddconfig['z_channels'], config.embed_dim
+        self.quant_conv = nn.Conv2d(channels, dim, 1) if config.projects else nn.Identity()
+        self.post_quant_conv = nn.Conv2d(dim, channels, 1) if config.projects else nn.Identity()
 
     def __repr__(self) -> str:
         of = self.config
@@ -144,8 +83,8 @@ class VQGAN(nn.Module):
 
     @property
     def codebook(self) -> Tensor:
-        """Codes ``[n_embed, embed_dim]``."""
-        return self.quantize.get_parameter('embed.weight' if self.config.quantizer == 'gumbel' else 'embedding.weight')
+        """Codes ``[n_embed, embed_dim]``, as the decoder gets them."""
+        return self.quantize.codebook
 
     def check_size(self, height: int, width: int) -> None:
         """Raise ``ValueError`` unless images of this size can be encoded."""
@@ -155,6 +94,11 @@ class VQGAN(nn.Module):
             raise ValueError(
                 f'image size must be a multiple of {factor}, the factor of the VQGAN, got {height}x{width} '
                 f'(nearest: {nearest[0]}x{nearest[1]})'
+            )
+        if self.config.networks == 'magvit2' and height <= factor and width <= factor:
+            raise ValueError(
+                f'one image side at least must be more than {factor}, the factor of the VQGAN, whose norms need two '
+                f'codes, got {height}x{width}'
             )
         if any(-side % factor >= side for side in (height, width)):
             raise ValueError(
@@ -186,50 +130,43 @@ class VQGAN(nn.Module):
             x_pix = nn.functional.pad(x_pix, pad, mode='reflect')
         with torch.autocast(x_pix.device.type, enabled=False):  # the caller's precision is not ours
             z: Tensor = self.quant_conv(self.encoder(2 * x_pix - 1))
-        return z
+            return self.quantize.prepare(z)
 
     def encode_to_codes(self, x_pix: Tensor) -> Tensor:
         """Indices of the codes ``[B, h, w]``, int64, of images: ``codes_of`` what ``encode`` gives, with its errors."""
         return self.codes_of(self.encode(x_pix))
 
     def codes_of(self, z: Tensor) -> Tensor:
-        """Indices of the nearest (or, with a Gumbel quantizer, likeliest) codes ``[B, h, w]``, int64, of latents."""
+        """Indices of the codes ``[B, h, w]``, int64, that latents ``[B, embed_dim, h, w]`` become."""
         batch, dim, height, width = z.shape
-        z_flat = z.float().permute(0, 2, 3, 1).reshape(-1, dim)
         with torch.autocast(z.device.type, enabled=False):
-            if self.config.quantizer == 'gumbel':
-                codes = likeliest_codes(z_flat, *self._projection())
-            else:
-                codes = nearest_codes(z_flat, self.codebook.float())
+            codes = self.quantize.search(z.float().permute(0, 2, 3, 1).reshape(-1, dim))
         return codes.view(batch, height, width)
 
-    def _projection(self) -> tuple[Tensor, Tensor]:
-        """Weight ``[n_embed, embed_dim]`` and bias ``[n_embed]`` of a Gumbel quantizer."""
-        weight, bias = (value.float() for value in self.quantize.get_submodule('proj').parameters())
-        return weight.flatten(1), bias
+    def neighbours(self, codes: Tensor, count: int) -> Tensor:
+        """The nearest other codes ``[..., count]``, nearest first, of code indices ``[...]``."""
+        return self.quantize.neighbours(codes, count)
 
     def embed(self, codes: Tensor) -> Tensor:
         """Quantized latents ``[B, embed_dim, h, w]`` of code indices ``[B, h, w]``."""
         return nn.functional.embedding(codes, self.codebook).permute(0, 3, 1, 2).contiguous()
 
     def quantize_straight_through(self, z: Tensor) -> Tensor:
-        """Quantized latents of latents ``[B, embed_dim, h, w]``, whose gradient passes as if nothing were rounded.
-
-        The gradient of a Gumbel quantizer, whose latents are no neighbours of codes, is that of the mean code under the
-        softmax of the logits (Jang et al. 2017, arXiv:1611.01144, section 2.2).
-        """
+        """Quantized latents of latents ``[B, embed_dim, h, w]``, whose gradient is that of ``Quantizer.soft``."""
         z_q = self.embed(self.codes_of(z.detach())).to(z.dtype)
-        if self.config.quantizer == 'gumbel':
-            weight, bias = (value.to(z.dtype) for value in self._projection())
-            logits = nn.functional.conv2d(z, weight[:, :, None, None], bias)
-            z = nn.functional.conv2d(logits.softmax(dim=1), self.codebook.to(z.dtype).t()[:, :, None, None])
+        z = self.quantize.soft(z)
         return z + (z_q - z).detach()
 
     def decode(self, z: Tensor) -> Tensor:
         """Images ``[B, 3, h * factor, w * factor]``, nominally [0, 1], of latents ``[B, embed_dim, h, w]``."""
         with torch.autocast(z.device.type, enabled=False):
-            x_vq: Tensor = self.decoder(self.post_quant_conv(z))
-        return (x_vq + 1) / 2
+            return (self.run_decoder(z) + 1) / 2
+
+    def run_decoder(self, z: Tensor) -> Tensor:
+        """What the decoder makes of latents: images nominally in [-1, 1], in the caller's precision."""
+        condition = (z,) if self.config.networks == 'movq' else ()
+        x_vq: Tensor = self.decoder(self.post_quant_conv(z), *condition)
+        return x_vq
 
     def decode_codes(self, codes: Tensor) -> Tensor:
         """Images ``[B, 3, h * factor, w * factor]``, range [0, 1], of code indices ``[B, h, w]``."""

@@ -40,7 +40,7 @@ def nearest_codes(z: Tensor, codebook: Tensor) -> Tensor:
     return _in_blocks(nearest, z, len(codebook))
 
 
-def likeliest_codes(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def likeliest_codes(z: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Index ``[N]`` of the largest logit of each vector ``[N, D]``, as in taming's ``GumbelQuantize``.
 
     NOTE: in evaluation too, taming's draws the code from the softmax of the logits (Gumbel noise of temperature 1). We

@@ -16,7 +16,14 @@ from torch import Tensor, nn
 
 
 class Encoder(taming.Encoder):  # type: ignore[misc]
-    """taming's ``Encoder``; images ``[B, 3, H, W]`` in [-1, 1] to latents ``[B, z_channels, h, w]``."""
+    """taming's ``Encoder``; images ``[B, 3, H, W]`` in [-1, 1] to latents ``[B, z_channels, h, w]``.
+
+    ``attn_type`` ``none``, as in latent-diffusion, leaves all attention out, that of the middle too.
+    """
+
+    def __init__(self, **ddconfig: Any) -> None:
+        super().__init__(**_without_attention(ddconfig))
+        _drop_middle_attention(self, ddconfig)
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode."""
@@ -31,52 +38,68 @@ class Encoder(taming.Encoder):  # type: ignore[misc]
 class Decoder(taming.Decoder):  # type: ignore[misc]
     """taming's ``Decoder``; latents ``[B, z_channels, h, w]`` to images ``[B, 3, H, W]``, nominally in [-1, 1]."""
 
-    def forward(self, z: Tensor) -> Tensor:
-        """Decode."""
-        h = _run_middle(self.mid, self.conv_in(z))
+    def __init__(self, **ddconfig: Any) -> None:
+        super().__init__(**_without_attention(ddconfig))
+        _drop_middle_attention(self, ddconfig)
+
+    def forward(self, z: Tensor, *condition: Tensor) -> Tensor:
+        """Decode; a condition is what the norms of a kind take beside feature maps."""
+        h = _run_middle(self.mid, self.conv_in(z), *condition)
         for index in reversed(range(self.num_resolutions)):
-            h = _run_level(self.up[index], h)
+            h = _run_level(self.up[index], h, *condition)
             if index:
                 h = upsample(self.up[index].upsample, h)
-        return h if self.give_pre_end else _run_end(self, h)
+        return h if self.give_pre_end else _run_end(self, h, *condition)
 
 
-def _run_level(level: Any, h: Tensor) -> Tensor:
+def _without_attention(ddconfig: dict[str, Any]) -> dict[str, Any]:
+    return {**ddconfig, 'attn_resolutions': []} if ddconfig.get('attn_type') == 'none' else ddconfig
+
+
+def _drop_middle_attention(network: Any, ddconfig: dict[str, Any]) -> None:
+    if ddconfig.get('attn_type') == 'none':
+        network.mid.attn_1 = nn.Identity()
+
+
+def _run_level(level: Any, h: Tensor, *condition: Tensor) -> Tensor:
     for index, block in enumerate(level.block):
-        h = residual_block(block, h)
+        h = residual_block(block, h, *condition)
         if len(level.attn):
-            h = attention_block(level.attn[index], h)
+            h = attention_block(level.attn[index], h, *condition)
     return h
 
 
-def _run_middle(middle: Any, h: Tensor) -> Tensor:
-    return residual_block(middle.block_2, attention_block(middle.attn_1, residual_block(middle.block_1, h)))
+def _run_middle(middle: Any, h: Tensor, *condition: Tensor) -> Tensor:
+    h = residual_block(middle.block_1, h, *condition)
+    if not isinstance(middle.attn_1, nn.Identity):
+        h = attention_block(middle.attn_1, h, *condition)
+    return residual_block(middle.block_2, h, *condition)
 
 
-def _run_end(network: Any, h: Tensor) -> Tensor:
-    output: Tensor = network.conv_out(_norm_silu(network.norm_out, h))
+def _run_end(network: Any, h: Tensor, *condition: Tensor) -> Tensor:
+    output: Tensor = network.conv_out(_norm_silu(network.norm_out, h, *condition))
     return output
 
 
-def _norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+def _norm_silu(norm: nn.Module, x: Tensor, *condition: Tensor) -> Tensor:
     # In place where nothing is differentiated: a feature map at full size is 26 MB an image.
-    return F.silu(norm(x), inplace=not torch.is_grad_enabled())
+    return F.silu(norm(x, *condition), inplace=not torch.is_grad_enabled())
 
 
-def residual_block(block: Any, x: Tensor) -> Tensor:
+def residual_block(block: Any, x: Tensor, *condition: Tensor) -> Tensor:
     """What taming's ``ResnetBlock`` computes of feature maps ``[B, C, H, W]``."""
-    h = block.conv1(_norm_silu(block.norm1, x))
-    h = block.conv2(block.dropout(_norm_silu(block.norm2, h)))
+    h = block.conv1(_norm_silu(block.norm1, x, *condition))
+    h = block.conv2(block.dropout(_norm_silu(block.norm2, h, *condition)))
     if block.in_channels != block.out_channels:
         x = block.conv_shortcut(x) if block.use_conv_shortcut else block.nin_shortcut(x)
     output: Tensor = h + x if torch.is_grad_enabled() else h.add_(x)
     return output
 
 
-def attention_block(block: Any, x: Tensor) -> Tensor:
+def attention_block(block: Any, x: Tensor, *condition: Tensor) -> Tensor:
     """What taming's ``AttnBlock`` computes of feature maps ``[B, C, H, W]``: one head over all places."""
     batch, channels, height, width = x.shape
-    h = block.norm(x)
+    h = block.norm(x, *condition)
     # [B, 1, H * W, C]
     q, k, v = (project(h).flatten(2).transpose(1, 2).unsqueeze(1) for project in (block.q, block.k, block.v))
     h = F.scaled_dot_product_attention(q, k, v).squeeze(1).transpose(1, 2).reshape(batch, channels, height, width)

@@ -14,7 +14,7 @@ from timm_dad.flags.execution import add_execution_args, device_rule
 from timm_dad.flags.fields import add_fields
 from timm_dad.flags.parser import Parser
 from timm_dad.flags.rules import check_rules, check_values, naming_flag, written
-from timm_dad.vqgan.model import VQGANConfig
+from timm_dad.vqgan.config import VQGANConfig
 from timm_dad.vqgan.presets import PRESETS
 from timm_dad.vqgan_training.optimize import OptimizerConfig
 from timm_dad.vqgan_training.reconstruction import VQGANTrainConfig

@@ -86,7 +86,8 @@ def create_vqgan(args: argparse.Namespace) -> VQGAN:
     if args.command == 'train':
         vqgan = load_vqgan_by_spec(args.init, flag='--init')
         if vqgan.config.quantizer != 'nearest':
-            raise ValueError(f'--init must be a VQGAN of nearest codes (VQModel), got a Gumbel one: {args.init}')
+            kind = vqgan.config.quantizer.replace('_', ' ')
+            raise ValueError(f'--init must be a VQGAN of nearest codes (VQModel, MOVQ), got one of {kind}: {args.init}')
     else:
         vqgan = load_vqgan_by_spec(args.vqgan, flag='--vqgan')
         if vqgan.config.networks == 'tiny':

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from timm_dad.common.macs import count_macs
 from timm_dad.common.pixels import psnr
-from timm_dad.vqgan.model import VQGAN, VQGANConfig
+from timm_dad.vqgan.config import VQGANConfig
+from timm_dad.vqgan.model import VQGAN
 from timm_dad.vqgan_training.measure import MOST_PSNR, mean_over_images
 from timm_dad.vqgan_training.optimize import OptimizerConfig, Trainer
 from timm_dad.vqgan_training.perceptual import Perceptual, picture_loss
@@ -37,9 +38,8 @@ def pass_macs(config: VQGANConfig, size: int) -> float:
     with torch.device('meta'), torch.no_grad():
         vqgan = VQGAN(config)
         x = torch.empty(1, 3, size, size)
-        networks = count_macs(lambda: vqgan.decoder(vqgan.post_quant_conv(vqgan.quant_conv(vqgan.encoder(x)))))
-    places = (size // config.factor) ** 2
-    return networks + places * config.n_embed * config.embed_dim
+        networks = count_macs(lambda: vqgan.run_decoder(vqgan.quant_conv(vqgan.encoder(x))))
+    return networks + (size // config.factor) ** 2 * config.search_macs
 
 
 def describe(vqgan: VQGAN, size: int) -> str:
@@ -105,7 +105,7 @@ class Targets(NamedTuple):
 def make_targets(original: VQGAN, x_pix: Tensor) -> Targets:
     """What a VQGAN makes of images ``[B, 3, H, W]`` in [0, 1], sides multiples of the factor."""
     latents = original.encode(x_pix).float()
-    quantized = F.embedding(original.codes_of(latents), original.codebook).permute(0, 3, 1, 2).contiguous()
+    quantized = original.embed(original.codes_of(latents))
     return Targets(latents, quantized, original.decode(quantized).float())
 
 
