@@ -6,8 +6,11 @@ index: ``(index * num_views + view) * num_classes + label``, an int64, and the t
 """
 
 import math
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -91,7 +94,7 @@ class StoredLogits:
     ) -> None:
         self.folder, self.turns, self.num_classes = folder, turns, num_classes
         self.temperature, self.smoothing = temperature, smoothing
-        self._shards: dict[int, dict[str, Tensor]] = {}  # mapped files: the system keeps in memory what is read
+        self._shards: dict[int, dict[str, list[NDArray[Any]]]] = {}  # mapped files: the system keeps in memory what is read
 
     @classmethod
     def of_views(cls, dad_set: DADSet) -> 'StoredLogits':
@@ -132,27 +135,35 @@ class StoredLogits:
     def _answers(self, of: str, coded: Tensor) -> Tensor:
         if coded.ndim == 1:
             return self._look_up(of, coded)
-        first, second, weight = coded.unbind(dim=1)
-        one, two = ((self._look_up(of, codes.long()) / self.temperature).softmax(dim=1) for codes in (first, second))
-        share = weight.float()[:, None]
+        # A batch is mixed with itself: what is one image's own is its partner's other, and is looked up once.
+        codes, places = coded[:, :2].long().unique(return_inverse=True)
+        one, two = (self._look_up(of, codes) / self.temperature).softmax(dim=1)[places].unbind(dim=1)
+        share = coded[:, 2].float()[:, None]
         return self.temperature * (one * share + two * (1 - share)).clamp_min(torch.finfo(torch.float32).tiny).log()
 
     def _look_up(self, of: str, coded: Tensor) -> Tensor:
         rows = []
-        places: list[int] = (coded // self.num_classes).tolist()
-        for place in places:
+        for place in (coded // self.num_classes).tolist():
             index, turn = divmod(place, self.turns)
-            shard, row = self._shard(index // self.folder.shard_size), index % self.folder.shard_size
-            found = [shard[f'{of}_{part}'][row] for part in _PARTS]
-            # A set as it is has one answer for an image, whichever of its views is beside it.
-            single = found[0].ndim == 1
-            rows.append(found if single else [part[turn] for part in found])
-        values, classes, rest = (torch.stack(part).to(coded.device) for part in zip(*rows, strict=True))
+            shard, row = divmod(index, self.folder.shard_size)
+            rows.append([part[row, turn] for part in self._shard(shard)[of]])
+        values, classes, rest = (torch.from_numpy(np.stack(part)).to(coded.device) for part in zip(*rows, strict=True))
         return dense_logits(values, classes, rest, self.num_classes)
 
-    def _shard(self, shard: int) -> dict[str, Tensor]:
+    def _shard(self, shard: int) -> dict[str, list[NDArray[Any]]]:
+        """The parts ``[items, turns, ...]`` of the answers on images and on extra views; as numpy indexes fast."""
         if shard not in self._shards:
             path = logits_path(shard)
             self.folder.check_file(shard, path)
-            self._shards[shard] = load_file(self.folder.root / path)
+            found = load_file(self.folder.root / path)
+            self._shards[shard] = {
+                of: [self._by_turn(found[f'{of}_{part}'], found[f'{of}_rest'].ndim) for part in _PARTS]
+                for of in ('clean', 'dad')
+            }
         return self._shards[shard]
+
+    def _by_turn(self, part: Tensor, ndim: int) -> NDArray[Any]:
+        # A set as it is has one answer for an image, whichever of its views is beside it.
+        by_turn = part if ndim == 2 else part[:, None].expand(-1, self.turns, *part.shape[1:])
+        array: NDArray[Any] = by_turn.numpy()
+        return array
