@@ -135,12 +135,17 @@ def mixed_in_pairs(x_pix: Tensor, how: dict[str, float]) -> tuple[Tensor, Tensor
 
 
 def training(args: argparse.Namespace) -> dict[str, Any]:
-    """Pictures that the student sees in a second: trained from a reinforced set, and by plain cross-entropy."""
+    """Pictures that the student sees in a second: trained from a reinforced set, and by plain cross-entropy.
+
+    The data are picture files, as most are: views are, too, and the demo's arrays, which nobody decodes, are not.
+    """
     size, half = str(32 if args.quick else 64), ('0.5',) * 3
     aug = ('--aa', AA, '--scale', '0.5', '1.0', '--mean', *half, '--std', *half)
-    data = ('--dataset', 'demo/noto', '--num-classes', '16', '--img-size', size, '--workers', '0', '--device', 'cpu')
     with tempfile.TemporaryDirectory() as folder:
-        dad_set = Path(folder) / 'set'
+        dad_set, pictures = Path(folder) / 'set', write_pictures(Path(folder) / 'data', int(size))
+        data = (
+            '--data-dir', str(pictures), '--num-classes', '16', '--img-size', size, '--workers', '0', '--device', 'cpu',
+        )  # fmt: skip
         generate.main([
             *data, *aug, '--dad-teacher', 'demo', '--dad-vqgan', 'demo', '--reinforce', '2', '--output', str(dad_set),
         ])  # fmt: skip
@@ -161,10 +166,22 @@ def training(args: argparse.Namespace) -> dict[str, Any]:
         against='plain cross-entropy training, the same augmentations',
         at_least=0.97,
         detail=f'{np.median(found["reinforced"]):.4g} against {np.median(found["plain"]):.4g} pictures/s; {args.model} '
-        f'at {size} px, batches of {2 * args.batch_size}, RandAugment and Mixup; {args.rounds} rounds of 2 epochs',
+        f'at {size} px, batches of {2 * args.batch_size}, RandAugment and Mixup, pictures and views in PNG files; '
+        f'{args.rounds} rounds of 2 epochs',
     )
     results.write(args.results, 'training, reinforced', figure, harness.command(), results.machine('cpu', args.threads))
     return {}
+
+
+def write_pictures(root: Path, size: int) -> Path:
+    """Write the demo's pictures as PNG files, a folder a class; returns the folder."""
+    for split in ('train', 'validation'):
+        data = DemoDataset('noto', split)
+        for index, (picture, label) in enumerate(data):
+            path = root / split / class_names()[label] / f'{index:04}.png'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.resize((size, size)).save(path)
+    return root
 
 
 def rate(flags: tuple[str, ...], batch_size: int) -> float:

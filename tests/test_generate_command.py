@@ -208,7 +208,8 @@ REINFORCED = {
     'ratio': ('1', '1'), 'hflip': ('0',), 'vflip': ('0.5',), 'color_jitter': ('0.1',), 'color_jitter_prob': ('0.5',),
     'grayscale_prob': ('0.2',), 'gaussian_blur_prob': ('0.2',), 'aa': ('rand-m5',), 'reprob': ('0.2',),
     'remode': ('const',), 'recount': ('2',), 'train_interpolation': ('bicubic',), 'mean': ('0', '0', '0'),
-    'std': ('1', '1', '1'), 'dad_same_crop': (), 'dad_view_aug': ('base',),
+    'std': ('1', '1', '1'), 'dad_same_crop': (), 'dad_view_aug': ('base',), 'mixup': ('0.5',), 'cutmix': ('1',),
+    'cutmix_minmax': ('0.2', '0.8'), 'mixup_prob': ('0.5',), 'mixup_switch_prob': ('0.1',),
 }  # fmt: skip
 ELSEWHERE |= dict.fromkeys(REINFORCED, 'test_flags_of_reinforce_are_settings_of_the_answers')
 
@@ -219,7 +220,9 @@ def test_flags_of_reinforce_are_settings_of_the_answers(files, tmp_path, dest):
         args = parse_args(flags(files, tmp_path / 'set', '--reinforce', '2', *more))
         return reinforce_config(args, (16, 16)).settings
 
-    assert settings(written(dest), *REINFORCED[dest]) != settings()
+    base = ('--mixup', '0.8') if dest.startswith('mixup_') else ()
+    assert settings(*base, written(dest), *REINFORCED[dest]) != settings(*base)
+    assert 'mixup' not in settings()  # sets of single images stay as they were
 
 
 def test_a_set_is_reinforced_when_it_is_whole_and_in_one_way_alone(files, tmp_path, capsys):

@@ -45,7 +45,7 @@ def made(tmp_path_factory):
         '--dad-temperature 2 --dad-attack latent --dad-eps 0.3 --dad-gradient-vqgan demo --dad-micro-batch 2 '
         '--format codes',
         'answers': '--img-size 32 --dad-teacher demo --format wds --reinforce 2 --reinforce-top-k 3 --aa rand-m5-n1 '
-        '--scale 0.5 1 --mean 0.5 0.4 0.3 --dad-same-crop',
+        '--scale 0.5 1 --mean 0.5 0.4 0.3 --dad-same-crop --mixup 0.8 --cutmix-minmax 0.2 0.8 --mixup-prob 0.9',
     }  # fmt: skip
     for name, own in flags.items():
         main(shlex.split(f'generate {shared} {own} --output {root / name}'))

@@ -12,10 +12,13 @@ from dad_sets import CLASSES, write_dad_set
 from PIL import Image
 from timm.data import create_dataset
 
+import train_dad
 from timm_dad.cli import main
 from timm_dad.common.pixels import PixelNorm
+from timm_dad.dad_sets.augmented import ReinforcedViews
 from timm_dad.dad_sets.claims import Locks
 from timm_dad.dad_sets.logits import encode_target, mix_targets
+from timm_dad.dad_sets.mixtures import Mixtures
 from timm_dad.dad_sets.parts import Shards
 from timm_dad.dad_sets.read import DADSet
 from timm_dad.dad_sets.reinforce import ReinforceConfig, Reinforcement, reinforce
@@ -25,7 +28,7 @@ from timm_dad.flags import kwargs
 from timm_dad.flags.pairs import open_dad_set, pair_dataset
 from timm_dad.flags.reinforce import reinforce_config, stored_logits
 from timm_dad.flags.train import parse_args
-from timm_dad.training.loaders import PairCollateMixup, PairMixup, create_train_loader
+from timm_dad.training.loaders import PairCollateMixup, PairMixup, create_mixup, create_train_loader
 
 CONFIG = {
     'input_size': (3, 32, 32),
@@ -34,6 +37,7 @@ CONFIG = {
     'interpolation': 'bicubic',
     'crop_pct': 1.0,
 }
+NORM = CONFIG['mean'], CONFIG['std']
 AUG = (
     '--aa', 'rand-m9-mstd0.5-inc1', '--scale', '0.3', '1', '--mean', '0.5', '0.4', '0.3', '--std', '0.2', '0.3', '0.25',
 )  # fmt: skip
@@ -110,6 +114,89 @@ def test_answers_are_of_the_very_pixels_of_the_batch(made, flags):
             turns |= set((coded // 4 % 3).tolist())
             assert torch.equal(stored.labels(coded), coded // 4 // 3 // 6)  # six pictures a class
     assert turns == {0, 1, 2}
+
+
+MIX = ('--mixup', '0.8', '--cutmix', '1.0', '--mixup-prob', '0.8')
+
+
+@pytest.mark.parametrize(
+    ('flags', 'grey'),
+    [
+        ((), 0.5),  # timm's prefetcher takes mixtures in whole grey levels
+        (('--no-prefetcher', '--dad-same-crop'), 0),
+        (('--no-prefetcher', '--dad-view-aug', 'base', '--workers', '1'), 0),
+    ],
+    ids=str,
+)
+def test_answers_and_labels_are_of_the_very_mixtures_of_the_batch(made, flags, grey):
+    answers = store(made, *MIX, *flags)
+    stored, loader, norm = answers.stored_logits(smoothing=0.1), batches(made, *MIX, *flags), PixelNorm(*NORM)
+    off, mixtures, shares = 0.1 / 4, answers.mixtures, []
+    assert create_mixup({'mixup_alpha': 0.8}, loader.dataset.dataset.views) is None  # or they would be mixed twice
+    for input, coded in loader:
+        got, expected = stored.read(coded), ask(norm.to_pixels(input)).log_softmax(dim=1).chunk(2)
+        for one, own in zip(got, expected, strict=True):
+            torch.testing.assert_close(one.log_softmax(dim=1), own, atol=0.02 + grey, rtol=1e-3)
+        labels = stored.labels(coded)
+        assert labels.shape == (16, 4)
+        for row, (place, own) in enumerate(zip((coded // 4).tolist(), (coded % 4).tolist(), strict=True)):
+            index, turn = divmod(place, 3)
+            partner = mixtures.partner(index, turn)
+            _, share = mixtures.mix(index, turn, [torch.ones(3, 32, 32)] * 2, [torch.zeros(3, 32, 32)] * 2)
+            share = 1.0 if 'base' in flags and row >= 8 else share
+            expected = torch.full((4,), off)
+            expected[own] += 0.9 * share
+            expected[partner // 6] += 0.9 * (1 - share)  # six pictures a class
+            torch.testing.assert_close(labels[row], expected)
+            shares.append(share)
+    assert 1.0 in shares
+    assert min(shares) < 0.9
+
+
+@pytest.mark.parametrize('how', [{'mixup_alpha': 0.8}, {'mixup_alpha': 0.0, 'cutmix_alpha': 1.0}], ids=str)
+def test_the_share_of_an_image_is_what_is_left_of_it(how):
+    mixtures = Mixtures(how, 3, 100)
+    for index in range(20):
+        own, other = [torch.ones(3, 16, 16), torch.full((3, 16, 16), 2.0)], [torch.zeros(3, 16, 16)] * 2
+        (clean, second), share = mixtures.mix(index, 1, own, other)
+        assert clean.mean().item() == pytest.approx(share, abs=1e-5)
+        assert torch.equal(second, 2 * clean)  # one weight or box for both
+    assert {mixtures.partner(index, 0) for index in range(100)} <= set(range(100))
+    assert len({mixtures.partner(index, 0) for index in range(100)}) > 50
+
+
+def test_a_mixture_depends_on_the_sample_alone(made):
+    """So no batch, order or process has to be the one that it was made in."""
+    store(made, *MIX)
+    samples = batches(made, *MIX).dataset
+    forward = [samples[index] for index in range(24)]
+    for index in reversed(range(24)):
+        views, target = samples[index]
+        assert target == forward[index][1]
+        assert all(map(torch.equal, views, forward[index][0]))
+
+
+@pytest.mark.slow
+def test_a_training_learns_from_mixtures_and_goes_on_alike(made, tmp_path):
+    store(made, *MIX)
+    (made / 'data' / 'validation').symlink_to(made / 'data' / 'train')
+    flags = [
+        *FLAGS[:-1], str(made / 'data'), '--dad-dir', str(made / 'set'), *AUG, *MIX, '--model', 'test_resnet',
+        '--output', str(tmp_path), '--epochs', '2', '--lr', '0.01', '--warmup-epochs', '0', '--experiment',
+    ]  # fmt: skip
+
+    def stop(epoch):
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    train_dad.main([*flags, 'whole'])
+    with pytest.raises(KeyboardInterrupt):
+        train_dad.main([*flags, 'stopped'], hooks=[stop])
+    train_dad.main([*flags, 'stopped', '--resume', 'auto'])
+    one, other = (torch.load(tmp_path / name / 'last.pth.tar', weights_only=False) for name in ('whole', 'stopped'))
+    assert one['epoch'] == other['epoch'] == 1
+    for name, tensor in one['state_dict'].items():
+        assert torch.equal(tensor, other['state_dict'][name])
 
 
 def test_data_and_task_of_a_training_read_its_answers_once(made, monkeypatch):
@@ -191,10 +278,14 @@ def test_damage_is_found_and_made_again(made):
         (('--dad-temperature', '2'), r'logits.temperature: here 2.0, there 4.0'),
         (('--mean', '0', '0', '0'), 'transform.mean'),
         (('--dad-same-crop',), 'pairs.same_draws: here true, there false'),
+        ((*MIX, '--mixup', '0.2'), 'mixup.mixup_alpha: here 0.2, there 0.8'),
+        (('--mixup', '0', '--cutmix', '0'), 'mixup.cutmix_alpha: here null, there 1.0'),
+        ((*MIX, '--mixup-mode', 'pair'), 'drawn one by one: leave --mixup-mode pair out'),
+        ((*MIX, '--mixup-off-epoch', '1'), 'are all of mixtures: leave --mixup-off-epoch out'),
     ],
 )
 def test_another_augmentation_is_refused(made, flags, match):
-    store(made)
+    store(made, *(MIX if '--mixup' in flags else ()))
     args = parse_args([*FLAGS, '--dad-dir', str(made / 'set'), *AUG, *flags])
     config = {**CONFIG, 'mean': tuple(args.mean)}
     with pytest.raises(ValueError, match=match):
@@ -229,6 +320,11 @@ def test_without_answers_stored_logits_need_no_aug(made, capsys):
         (('--reinforce', '2', '--shards', '0/2'), '--reinforce asks about a set that is whole'),
         (('--reinforce', '-1'), '--reinforce must be 0 or more, got -1'),
         (('--reinforce', '2', '--aa', 'augmix-m3-w3'), '--aa augmix-m3-w3 makes splits'),
+        (('--mixup', '0.8'), '--mixup is for --reinforce N: add it'),
+        (('--reinforce', '2', '--mixup', '-1'), '--mixup must be 0 or more, got -1'),
+        (('--reinforce', '2', '--cutmix', '1', '--mixup-prob', '2'), '--mixup-prob must be from 0 to 1, got 2.0'),
+        (('--reinforce', '2', '--mixup-prob', '0.5'), '--mixup-prob is for --mixup and --cutmix: add one of them'),
+        (('--reinforce', '2', '--cutmix-minmax', '0.5'), '--cutmix-minmax must be two numbers from 0 to 1'),
         (('--reinforce', '2', '--reinforce-top-k', '0'), '--reinforce-top-k: top_k must be 1 or more, got 0'),
     ],
 )
@@ -289,3 +385,5 @@ def test_a_stream_is_refused(made):
 
     with pytest.raises(ValueError, match='a set of a stream cannot be reinforced'):
         reinforce(Stream(), DADSet(made / 'set'), ask, ReinforceConfig(transform={}, repeats=1), progress=False)
+    with pytest.raises(ValueError, match='a stream has no index to replay augmentations by'):
+        ReinforcedViews(DADSet(made / 'set'), Stream(), 0, 1)

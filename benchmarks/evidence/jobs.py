@@ -92,12 +92,13 @@ def _reinforced() -> list[Job]:
     online = replace(base, row='DAD latent, online', flags=(*base.flags, '--dad-attack', 'latent'), online=True)
     made = replace(base, row='DAD latent, 4 views a picture', views=Views(attack=LatentAttackConfig()))
     sets = [replace(made, row=f'DAD latent, reinforced, N {count}', reinforced=count) for count in (4, 16)]
+    mixtures = replace(sets[-1], row=f'{sets[-1].row}, stored mixtures', mixtures=MIXED['Mixup'])
     control = replace(base, row=f'{CONTROL}, online', flags=(*base.flags, '--dad-view', 'random'))
     unmixed = [
         replace(job, row=f'{job.row}, no Mixup', flags=tuple(flag for flag in job.flags if flag not in MIXED['Mixup']))
         for job in (made, sets[-1])
     ]
-    return [online, made, *sets, control, *unmixed]
+    return [online, made, *sets, mixtures, control, *unmixed]
 
 
 STUDIES: dict[str, tuple[list[Job], Sequence[int]]] = {

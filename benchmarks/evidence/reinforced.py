@@ -1,5 +1,6 @@
 """A DAD set with the teacher's answers on augmentations, as a user makes it, for the rows that load no teacher."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from models import teacher_flags, templates_file
@@ -15,9 +16,9 @@ _RECIPE = (
 ).split()
 
 
-def set_flags(repeats: int, teacher: Path, vqgan: Path, work: Path) -> list[str]:
-    """Make the set, or find it made; the flags of ``train_dad.py`` that name it."""
-    folder = work / 'sets' / f'{teacher.name}-{vqgan.stem}-{repeats}'
-    flags = [*_RECIPE, *VIEWS, *AUGMENTED, '--reinforce', str(repeats), '--dad-vqgan', str(vqgan)]
+def set_flags(repeats: int, mixtures: Sequence[str], teacher: Path, vqgan: Path, work: Path) -> list[str]:
+    """Make the set, or find it made, with the flags of its ``mixtures``; the flags of ``train_dad.py`` that name it."""
+    folder = work / 'sets' / f'{teacher.name}-{vqgan.stem}-{repeats}{"".join(mixtures)}'
+    flags = [*_RECIPE, *VIEWS, *AUGMENTED, *mixtures, '--reinforce', str(repeats), '--dad-vqgan', str(vqgan)]
     generate.main([*flags, *teacher_flags(teacher, templates_file(work)), '--output', str(folder)])
     return ['--dad-dir', str(folder), '--dad-stored-logits']

@@ -49,6 +49,7 @@ class Job:
         online: Whether DAD views are made while training, as the flags say.
         reinforced: If the views lie in a set whose teacher's answers are stored, on how many augmentations of each
             picture: no teacher is asked while training.
+        mixtures: Flags of what mixes those pictures before the teacher is asked; none if the training alone mixes.
         distil: Of DAT's views, whether the teacher labels them; else cross-entropy alone, as it was published.
         student: One of ``STUDENTS``.
         teacher: One of ``TEACHERS``.
@@ -66,6 +67,7 @@ class Job:
     disagree: bool = False
     online: bool = False
     reinforced: int = 0
+    mixtures: tuple[str, ...] = ()
     distil: bool = True
     student: str = 'cnn'
     teacher: str = 'strong'
@@ -98,6 +100,8 @@ class Job:
             facts.update(disagree=DAT_INTERVAL)
         if self.reinforced:
             facts.update(reinforced=self.reinforced)
+        if self.mixtures:
+            facts.update(mixtures=self.mixtures)
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -145,7 +149,8 @@ def run_job(job: Job, materials: Materials) -> dict[str, Any]:
     flags = ['--config', str(RECIPES[job.data]), *STUDENTS[job.student], '--seed', str(job.seed), *job.flags]
     flags += [*materials.data_flags, '--output', str(folder.parent), '--experiment', folder.name]
     if job.reinforced:
-        flags += set_flags(job.reinforced, materials.teachers[job.teacher], materials.vqgans[job.vqgan], materials.work)
+        models = materials.teachers[job.teacher], materials.vqgans[job.vqgan]
+        flags += set_flags(job.reinforced, job.mixtures, *models, materials.work)
     elif '--dad' in job.flags:
         flags += teacher_flags(materials.teachers[job.teacher], materials.templates)
     if job.online:

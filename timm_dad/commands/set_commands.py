@@ -10,11 +10,12 @@ from timm_dad.dad_sets.read import DADSet
 from timm_dad.dad_sets.reinforce import Reinforcement, is_reinforced
 from timm_dad.demo.data import PREFIX
 from timm_dad.flags.attack import ATTACK_FLAGS
-from timm_dad.flags.kwargs import TRANSFORM_FLAGS
+from timm_dad.flags.kwargs import MIXING_FLAGS, TRANSFORM_FLAGS
 from timm_dad.flags.moved import without_folder
 from timm_dad.flags.rules import written
 
 _TRANSFORM = {**TRANSFORM_FLAGS, 'interpolation': 'train_interpolation'}
+_MIXING = {**MIXING_FLAGS, 'cutmix_minmax': 'cutmix_minmax'}
 
 
 def generate_command(dad_set: DADSet, output: str) -> str:
@@ -86,6 +87,7 @@ def _reinforce_flags(dad_set: DADSet) -> dict[str, Any]:
         'dad_same_crop': settings['pairs']['same_draws'],
         'dad_view_aug': 'base' if settings['pairs']['base_alone'] else 'full',
         **transform,
+        **{_MIXING[name]: value for name, value in settings.get('mixup', {}).items()},
     }
 
 

@@ -32,8 +32,9 @@ _KINDS: dict[Any, tuple[type, str]] = {
 def check_types(config: Any) -> None:
     """Raise ``TypeError`` if a field of a dataclass is not of its type; to be called first in ``__post_init__``."""
     for one in fields(config):
-        value, of = getattr(config, one.name), get_origin(one.type)
-        kinds = get_args(one.type) if of is UnionType else (of or one.type,)
+        value = getattr(config, one.name)
+        parts: Any = get_args(one.type) if get_origin(one.type) is UnionType else (one.type,)
+        kinds = [get_origin(kind) or kind for kind in parts]
         taken = [_KINDS.get(kind, (kind, kind.__name__)) for kind in kinds]
         is_truth = isinstance(value, bool) and bool not in kinds  # to Python a whole number
         if is_truth or not isinstance(value, tuple(kind for kind, _ in taken)):

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 # What is drawn; part of each key, so that no two kinds of draws share a seed.
-RUN, STEP, SAMPLE, ERASING, REINFORCE = range(5)
+RUN, STEP, SAMPLE, ERASING, REINFORCE, MIXTURE = range(6)
 
 
 def _seed(key: tuple[int, ...]) -> int:

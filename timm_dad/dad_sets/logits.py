@@ -6,8 +6,12 @@ index: ``(index * num_views + view) * num_classes + label``, an int64, and the t
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -84,14 +88,21 @@ class StoredLogits:
         num_classes: Classes of the data.
         temperature: Distillation temperature, at which answers of mixed images are mixed.
         smoothing: Label smoothing of mixed labels.
+        mixed: Whether the answers are of mixtures, so that a target stands for two labels.
     """
 
     def __init__(
-        self, folder: SetFolder, turns: int, num_classes: int, temperature: float, smoothing: float = 0.0
+        self,
+        folder: SetFolder,
+        turns: int,
+        num_classes: int,
+        temperature: float,
+        smoothing: float = 0.0,
+        mixed: bool = False,
     ) -> None:
         self.folder, self.turns, self.num_classes = folder, turns, num_classes
-        self.temperature, self.smoothing = temperature, smoothing
-        self._shards: dict[int, dict[str, Tensor]] = {}  # mapped files: the system keeps in memory what is read
+        self.temperature, self.smoothing, self.mixed = temperature, smoothing, mixed
+        self._shards: dict[int, dict[str, NDArray[Any]]] = {}  # mapped: the system keeps in memory what is read
 
     @classmethod
     def of_views(cls, dad_set: DADSet) -> 'StoredLogits':
@@ -103,10 +114,15 @@ class StoredLogits:
         return cls(dad_set, dad_set.num_views, dad_set.settings['data']['num_classes'], dad_set.logits['temperature'])
 
     def labels(self, coded: Tensor) -> Tensor:
-        """Class indices of targets ``[B]``; soft targets ``[B, K]`` of mixed ones ``[B, 3]``."""
-        if coded.ndim == 1:
+        """Class indices of targets ``[2B]`` as ``read`` takes them; of mixed ones soft targets ``[2B, K]``."""
+        if coded.ndim == 1 and not self.mixed:
             return coded % self.num_classes
-        first, second, weight = coded.unbind(dim=1)
+        if self.mixed:
+            halves = zip(('clean', 'dad'), coded.chunk(2), strict=True)
+            parts = zip(*(self._rows(own, ('partner', f'{of}_share')) for of, own in halves), strict=True)
+            first, (second, weight) = coded, map(torch.cat, parts)
+        else:
+            first, second, weight = coded.unbind(dim=1)
         off = self.smoothing / self.num_classes
         one, two = (
             torch.full((len(coded), self.num_classes), off, device=coded.device).scatter_(
@@ -120,8 +136,8 @@ class StoredLogits:
     def read(self, coded: Tensor) -> tuple[Tensor, Tensor]:
         """Teacher's logits ``[B, K]``, fp32, up to a constant for each, on images and on their extra views.
 
-        NOTE: the answer on a mixed image is the mean of the answers on its two, where the teacher would be asked about
-        the mixed pixels.
+        NOTE: the answer on an image that a training mixed is the mean of the answers on its two, where the teacher
+        would be asked about the mixed pixels. Of mixtures of the set it was.
 
         Args:
             coded: Targets of the images, and after them those of the extra views, ``[2B]`` or ``[2B, 3]``.
@@ -132,27 +148,34 @@ class StoredLogits:
     def _answers(self, of: str, coded: Tensor) -> Tensor:
         if coded.ndim == 1:
             return self._look_up(of, coded)
-        first, second, weight = coded.unbind(dim=1)
-        one, two = ((self._look_up(of, codes.long()) / self.temperature).softmax(dim=1) for codes in (first, second))
-        share = weight.float()[:, None]
+        # A batch is mixed with itself: what is one image's own is its partner's other, and is looked up once.
+        codes, places = coded[:, :2].long().unique(return_inverse=True)
+        one, two = (self._look_up(of, codes) / self.temperature).softmax(dim=1)[places].unbind(dim=1)
+        share = coded[:, 2].float()[:, None]
         return self.temperature * (one * share + two * (1 - share)).clamp_min(torch.finfo(torch.float32).tiny).log()
 
     def _look_up(self, of: str, coded: Tensor) -> Tensor:
-        rows = []
-        places: list[int] = (coded // self.num_classes).tolist()
-        for place in places:
-            index, turn = divmod(place, self.turns)
-            shard, row = self._shard(index // self.folder.shard_size), index % self.folder.shard_size
-            found = [shard[f'{of}_{part}'][row] for part in _PARTS]
-            # A set as it is has one answer for an image, whichever of its views is beside it.
-            single = found[0].ndim == 1
-            rows.append(found if single else [part[turn] for part in found])
-        values, classes, rest = (torch.stack(part).to(coded.device) for part in zip(*rows, strict=True))
+        values, classes, rest = self._rows(coded, [f'{of}_{part}' for part in _PARTS])
         return dense_logits(values, classes, rest, self.num_classes)
 
-    def _shard(self, shard: int) -> dict[str, Tensor]:
+    def _rows(self, coded: Tensor, names: Sequence[str]) -> list[Tensor]:
+        """Parts ``[B, ...]`` of the shards' files, of targets ``[B]``."""
+        rows = []
+        for place in (coded // self.num_classes).tolist():
+            index, turn = divmod(place, self.turns)
+            shard, row = divmod(index, self.folder.shard_size)
+            parts = self._shard(shard)
+            rows.append([parts[name][row, turn] for name in names])
+        return [torch.from_numpy(np.stack(part)).to(coded.device) for part in zip(*rows, strict=True)]
+
+    def _shard(self, shard: int) -> dict[str, NDArray[Any]]:
+        """Parts ``[items, turns, ...]`` by name, for numpy, which finds a row faster than torch."""
         if shard not in self._shards:
             path = logits_path(shard)
             self.folder.check_file(shard, path)
-            self._shards[shard] = load_file(self.folder.root / path)
+            parts = load_file(self.folder.root / path)
+            if parts['clean_rest'].ndim == 1:  # a set as it is: one answer, whichever of its views is beside the image
+                for name in (f'clean_{part}' for part in _PARTS):
+                    parts[name] = parts[name][:, None].expand(-1, self.turns, *parts[name].shape[1:])
+            self._shards[shard] = {name: part.numpy() for name, part in parts.items()}
         return self._shards[shard]

@@ -6,7 +6,6 @@ Source: Faghri et al. 2023, arXiv:2303.08983 (dataset reinforcement), for the id
 """
 
 import logging
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from safetensors.torch import save
 from timm.data import create_transform
 from torch import Tensor
@@ -24,13 +22,13 @@ from timm_dad.common.files import write_file
 from timm_dad.common.options import check_types, option
 from timm_dad.common.pixels import PixelNorm
 from timm_dad.common.progress import progress as progress_bar
-from timm_dad.common.seeds import REINFORCE, seed_sample
+from timm_dad.dad_sets.augmented import ReinforcedViews, ReplayedPairs
 from timm_dad.dad_sets.claims import Claims
 from timm_dad.dad_sets.formats import logits_path, place_of
 from timm_dad.dad_sets.generate import computing
-from timm_dad.dad_sets.logits import StoredLogits, add_logits, encode_target, kept_share
+from timm_dad.dad_sets.logits import StoredLogits, add_logits, kept_share
 from timm_dad.dad_sets.manifest import FORMAT_VERSION, REINFORCED, ShardManifest
-from timm_dad.dad_sets.match import check_data
+from timm_dad.dad_sets.mixtures import Mixtures
 from timm_dad.dad_sets.read import DADSet, SetFolder
 from timm_dad.dad_sets.shards import ShardedFolder
 from timm_dad.dad_sets.store_folder import as_root, open_folder
@@ -51,6 +49,7 @@ class ReinforceConfig:
             ``mean`` and ``std`` of the student.
         same_draws: As ``PairTransform`` takes it.
         base_alone: As ``PairTransform`` takes it.
+        mixup: As ``Mixtures`` takes it; ``None`` to ask about single images, which a training may mix.
 
     Raises:
         ValueError: If a number is out of range.
@@ -59,6 +58,7 @@ class ReinforceConfig:
     transform: Mapping[str, Any]
     same_draws: bool = False
     base_alone: bool = False
+    mixup: Mapping[str, Any] | None = None
     repeats: int = option(0, "store the teacher's answers on N augmentations of every image and view", metavar='N')
     top_k: int = option(10, 'classes of them that are kept, the likeliest', metavar='K')
     temperature: float = 4.0
@@ -81,6 +81,7 @@ class ReinforceConfig:
             'logits': {'top_k': self.top_k, 'temperature': self.temperature},
             'seed': self.seed,
             'batch_size': self.batch_size,
+            **({} if self.mixup is None else {'mixup': dict(self.mixup)}),  # sets without one stay as they were
         }
 
 
@@ -100,48 +101,38 @@ class Reinforcement(SetFolder):
         self.num_classes: int = dad_set.settings['data']['num_classes']
         self.repeats: int = self.settings['repeats']
         self.seed: int = self.settings['seed']
+        self.mixtures: Mixtures | None = None
+        if 'mixup' in self.settings:
+            alone = self.settings['pairs']['base_alone']
+            self.mixtures = Mixtures(self.settings['mixup'], self.seed, dad_set.num_images, alone)
 
     def stored_logits(self, smoothing: float = 0.0) -> StoredLogits:
         """The answers, for ``DADTask(stored=)``."""
         temperature = self.settings['logits']['temperature']
-        return StoredLogits(self, self.repeats, self.num_classes, temperature, smoothing)
+        mixed = self.mixtures is not None
+        return StoredLogits(self, self.repeats, self.num_classes, temperature, smoothing, mixed)
 
 
-class ReinforcedViews:
-    """The extra view is one of a DAD set, and the augmentation that follows one of those that the teacher has seen."""
+class _Augmented(Dataset[tuple[Any, ...]]):
+    """Index, image and view, augmented and normalized, by index and number of the augmentation.
 
-    def __init__(self, dad_set: DADSet, source: Source, seed: int, repeats: int) -> None:
-        check_data(dad_set, source)
-        self.dad_set, self.source, self.seed, self.repeats = dad_set, source, seed, repeats
-
-    def __call__(self, index: int | None, image: Image.Image, label: int) -> tuple[Image.Image, int]:
-        """A view, and what ``encode_target`` makes of the label; ``image`` is to be augmented next."""
-        assert index is not None
-        turn = random.randrange(self.repeats)
-        num_classes: int = self.dad_set.settings['data']['num_classes']
-        return self.begin(index, turn, label), encode_target(index, turn, self.repeats, label, num_classes)
-
-    def begin(self, index: int, turn: int, label: int) -> Image.Image:
-        """The view of one augmentation, whose draws are seeded."""
-        view = self.dad_set.image(index, turn % self.dad_set.num_views, self.source.name(index, label))
-        seed_sample(self.seed, REINFORCE, index, turn)
-        return view
-
-
-class _Augmented(Dataset[tuple[int, Tensor, Tensor]]):
-    """Index, image and view, augmented and normalized, by index and number of the augmentation."""
+    Of mixtures also the label of the partner, and how much of the image itself is in each of the two.
+    """
 
     def __init__(self, source: Source, views: ReinforcedViews, config: ReinforceConfig) -> None:
-        self.source, self.views = source, views
         frame = views.dad_set.frame().transform() if config.same_draws else None
-        self.pairs = PairTransform(frame=frame, same_draws=config.same_draws, base_alone=config.base_alone)
-        self.pairs.transform = create_transform(**config.transform, is_training=True, use_prefetcher=False)
+        transform = PairTransform(frame=frame, same_draws=config.same_draws, base_alone=config.base_alone)
+        transform.transform = create_transform(**config.transform, is_training=True, use_prefetcher=False)
+        mixtures = config.mixup and Mixtures(config.mixup, config.seed, len(source), config.base_alone)
+        self.pairs = ReplayedPairs(source, views, transform, mixtures or None)
+        self.base_alone = config.base_alone
 
-    def __getitem__(self, place: tuple[int, int]) -> tuple[int, Tensor, Tensor]:
-        index, turn = place
-        image = self.source.read(index, hashed=False)
-        second = self.views.begin(index, turn, image.label)
-        return index, *self.pairs(image.image, second)
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Any, ...]:
+        own, _ = self.pairs.augmented(*place)
+        if self.pairs.mixtures is None:
+            return place[0], *own
+        mixed, partner, share = self.pairs.mixed(*place, own)
+        return place[0], *mixed, partner, share, 1.0 if self.base_alone else share
 
 
 def reinforce(
@@ -231,13 +222,15 @@ def _answers(
     """Shards, and the tensors of their files, ``[items, repeats, ...]``."""
     found: dict[str, list[Tensor]] = {}
     count, told = 0, False
-    for indices, clean, second in loader:
+    for indices, clean, second, *mixture in loader:
         logits = ask(torch.cat([clean, second])).cpu()
         if not told:
             told = True
             _tell_kept(kept_share(logits, config.top_k, config.temperature), config)
         for of, own in zip(('clean', 'dad'), logits.chunk(2), strict=True):
             add_logits(found, of, own, config.top_k, config.temperature)
+        for name, part in zip(('partner', 'clean_share', 'dad_share'), mixture, strict=False):
+            found.setdefault(name, []).append(part.int() if name == 'partner' else part.float())
         count += len(indices)
         shard = int(indices[0]) // folder.shard_size
         items = len(folder.shard_range(shard))

@@ -64,6 +64,7 @@ class PairTransform:
         same_draws: Both get the same random numbers: one crop, one flip, ...
         base_alone: The second picture gets crop and flip alone, whatever else the image gets.
         coded: Targets are no class indices, but codes of stored answers.
+        mixed: Pairs come mixed, and are not mixed in batches.
 
     Source: timm ``AugMixDataset``, whose three transforms and splits these are.
     """
@@ -75,9 +76,10 @@ class PairTransform:
         same_draws: bool = False,
         base_alone: bool = False,
         coded: bool = False,
+        mixed: bool = False,
     ) -> None:
         self.num_splits, self.frame, self.same_draws = num_splits, frame, same_draws
-        self.base_alone, self.coded = base_alone, coded
+        self.base_alone, self.coded, self.mixed = base_alone, coded, mixed
         self.transform: Transform | Sequence[Transform] | None = None
 
     def __call__(self, image: Any, second: Any) -> tuple[Any, ...]:

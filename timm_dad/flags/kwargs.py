@@ -29,14 +29,23 @@ def _pick(args: argparse.Namespace, *same: str, **renamed: str) -> dict[str, Any
     return {name: getattr(args, flag) for name, flag in {**{name: name for name in same}, **renamed}.items()}
 
 
+# Arguments of timm's ``Mixup``, and the flags that are called otherwise.
+MIXING_FLAGS = {
+    'mixup_alpha': 'mixup', 'cutmix_alpha': 'cutmix', 'prob': 'mixup_prob', 'switch_prob': 'mixup_switch_prob',
+}  # fmt: skip
+
+
 def mixup_kwargs(args: argparse.Namespace) -> dict[str, Any] | None:
     """Arguments of timm's ``Mixup``; ``None`` where nothing is mixed."""
+    draws = mixing_kwargs(args)
+    return draws and {**draws, **_pick(args, 'num_classes', mode='mixup_mode', label_smoothing='smoothing')}
+
+
+def mixing_kwargs(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Those of them that say how two images are mixed."""
     if not mixes(args):
         return None
-    return _pick(
-        args, 'cutmix_minmax', 'num_classes', mixup_alpha='mixup', cutmix_alpha='cutmix', prob='mixup_prob',
-        switch_prob='mixup_switch_prob', mode='mixup_mode', label_smoothing='smoothing',
-    )  # fmt: skip
+    return _pick(args, 'cutmix_minmax', **MIXING_FLAGS)
 
 
 def _loader_kwargs(args: argparse.Namespace, data_config: dict[str, Any]) -> dict[str, Any]:

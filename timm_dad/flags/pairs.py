@@ -8,12 +8,12 @@ from typing import Any
 from accelerate import Accelerator
 from torch.utils.data import IterableDataset
 
+from timm_dad.dad_sets.augmented import ReinforcedViews, ReplayedPairs
 from timm_dad.dad_sets.formats import FormatConfig
 from timm_dad.dad_sets.hub import set_folder
 from timm_dad.dad_sets.maker import GenerateConfig
 from timm_dad.dad_sets.match import check_decoder, check_student
 from timm_dad.dad_sets.read import DADSet, read_settings
-from timm_dad.dad_sets.reinforce import ReinforcedViews
 from timm_dad.dad_sets.temporary import temporary_set
 from timm_dad.dad_sets.views import SetViews
 from timm_dad.data.images import Frame, Source
@@ -224,7 +224,7 @@ def pair_dataset(
     streams = isinstance(dataset, IterableDataset)
     if streams and args.aug_splits:
         raise ValueError('--aug-splits needs data with an index, not a stream')
-    source = Source(dataset)
+    source, found = Source(dataset), None
     extra = extra_views or SameImage()
     if dad_set is not None:
         with under_flag('--dad-cache:' if uses_cache(args) else f'--dad-dir {args.dad_dir}:'):
@@ -239,7 +239,10 @@ def pair_dataset(
         same_draws=args.dad_same_crop or makes_views(args),
         base_alone=args.dad_view_aug == 'base',
         coded=args.dad_stored_logits,
+        mixed=found is not None and found.mixtures is not None,
     )
+    if isinstance(extra, ReinforcedViews) and found is not None:
+        return ReplayedPairs(source, extra, views, found.mixtures)
     return PairStream(dataset, extra, views) if streams else DADPairs(source, extra, views)
 
 

@@ -14,10 +14,10 @@ from timm_dad.dad_sets.manifest import differences
 from timm_dad.dad_sets.read import DADSet
 from timm_dad.dad_sets.reinforce import ReinforceConfig, Reinforcement, is_reinforced
 from timm_dad.flags.fields import add_fields, from_flags
-from timm_dad.flags.kwargs import transform_kwargs
+from timm_dad.flags.kwargs import mixes, mixing_kwargs, transform_kwargs
 from timm_dad.flags.parser import Parser
-from timm_dad.flags.rules import check_rules, written
-from timm_dad.flags.timm import add_transform_args
+from timm_dad.flags.rules import check_rules, check_values, written
+from timm_dad.flags.timm import add_mixing_args, add_transform_args
 
 VIEW_AUGS = ('full', 'base')
 _FLAGS = {'repeats': 'reinforce', 'top_k': 'reinforce_top_k'}
@@ -45,6 +45,7 @@ def add_reinforce_args(parser: Parser) -> None:
     )
     add_fields(group, ReinforceConfig, _FLAGS)
     add_transform_args(group)
+    add_mixing_args(group)
     group.add_argument(
         '--mean', type=float, nargs=3, metavar='MEAN', default=IMAGENET_DEFAULT_MEAN, help='mean of the student'
     )
@@ -68,13 +69,22 @@ def check_reinforce_args(args: argparse.Namespace, given: Mapping[str, Any], par
          f'--aa {args.aa} makes splits of an image, which --reinforce has no answers for'),
     )  # fmt: skip
     check_rules(rules)
+    check_values(args, (
+        (['mixup', 'cutmix'], '0 or more', lambda value: value >= 0),
+        (['mixup_prob', 'mixup_switch_prob'], 'from 0 to 1', lambda value: 0 <= value <= 1),
+        (['cutmix_minmax'], 'two numbers from 0 to 1, the smaller one first',
+         lambda value: len(value) == 2 and 0 <= value[0] < value[1] <= 1),
+    ))  # fmt: skip
+    unmixed = [name for name in ('mixup_prob', 'mixup_switch_prob') if name in given and not mixes(args)]
+    check_rules(((not unmixed, f'{"".join(map(written, unmixed[:1]))} is for --mixup and --cutmix: add one of them'),))
 
 
 def reinforce_config(args: argparse.Namespace, size: tuple[int, int]) -> ReinforceConfig:
     """How the flags of ``timm-dad generate`` want a set reinforced; ``ValueError`` names the flag."""
     data = {'input_size': (3, *size), 'mean': args.mean, 'std': args.std}
+    own = {'transform': _transform(args, data), 'mixup': _mixup(args), **_pairs(args)}
     more = {'temperature': args.dad_temperature, 'seed': args.seed, 'batch_size': args.batch_size}
-    return from_flags(ReinforceConfig, args, _FLAGS, transform=_transform(args, data), **_pairs(args), **more)
+    return from_flags(ReinforceConfig, args, _FLAGS, **own, **more)
 
 
 def _transform(args: argparse.Namespace, data_config: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,6 +93,11 @@ def _transform(args: argparse.Namespace, data_config: Mapping[str, Any]) -> dict
     kwargs: dict[str, Any] = json.loads(
         json.dumps({**transform_kwargs(args), **data, 'interpolation': args.train_interpolation})
     )
+    return kwargs
+
+
+def _mixup(args: argparse.Namespace) -> dict[str, Any] | None:
+    kwargs: dict[str, Any] | None = json.loads(json.dumps(mixing_kwargs(args)))
     return kwargs
 
 
@@ -114,11 +129,14 @@ def open_reinforcement(args: argparse.Namespace, dad_set: DADSet, data_config: M
         ValueError: If they are not whole, or of another augmentation, normalization or temperature.
     """
     found = _answers_of(dad_set)
-    here = {
+    here: dict[str, Any] = {
         'transform': _transform(args, data_config),
         'pairs': _pairs(args),
         'logits': {**found.settings['logits'], 'temperature': args.dad_temperature},
     }
+    if found.mixtures is not None:
+        here['mixup'] = _mixup(args)
+        _check_mixing_args(args)
     others = differences(here, {name: found.settings[name] for name in here})
     if others:
         raise ValueError(
@@ -126,6 +144,15 @@ def open_reinforcement(args: argparse.Namespace, dad_set: DADSet, data_config: M
             'made with, or reinforce another set'
         )
     return found
+
+
+def _check_mixing_args(args: argparse.Namespace) -> None:
+    """Check the flags of a training that replays mixtures."""
+    check_rules((
+        (args.mixup_mode == 'batch',
+         f'its answers are of mixtures that were drawn one by one: leave --mixup-mode {args.mixup_mode} out'),
+        (not args.mixup_off_epoch, 'its answers are all of mixtures: leave --mixup-off-epoch out'),
+    ))  # fmt: skip
 
 
 @lru_cache(maxsize=1)

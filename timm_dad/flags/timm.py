@@ -175,6 +175,15 @@ def add_transform_args(group: Any) -> None:
     group.add_argument('--train-interpolation', default='random', help='random, bilinear, bicubic')
 
 
+def add_mixing_args(group: Any) -> None:
+    """Add the flags of how two images are mixed to a group of a parser."""
+    group.add_argument('--mixup', type=float, default=0.0, help='mixup alpha')
+    group.add_argument('--cutmix', type=float, default=0.0, help='cutmix alpha')
+    group.add_argument('--cutmix-minmax', type=float, nargs='+', help='cutmix ratio from and to, in place of alpha')
+    group.add_argument('--mixup-prob', type=float, default=1.0, help='probability of mixup or cutmix')
+    group.add_argument('--mixup-switch-prob', type=float, default=0.5, help='probability of cutmix if both are on')
+
+
 def _add_augmentation_args(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('Augmentation and regularization')
     group.add_argument('--no-aug', action='store_true', help='no augmentation')
@@ -187,11 +196,7 @@ def _add_augmentation_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--bce-target-thresh', type=float, help='its threshold for softened targets')
     group.add_argument('--bce-pos-weight', type=float, help='its weight of positives')
     group.add_argument('--resplit', action='store_true', help='do not erase in the first augmentation split')
-    group.add_argument('--mixup', type=float, default=0.0, help='mixup alpha')
-    group.add_argument('--cutmix', type=float, default=0.0, help='cutmix alpha')
-    group.add_argument('--cutmix-minmax', type=float, nargs='+', help='cutmix ratio from and to, in place of alpha')
-    group.add_argument('--mixup-prob', type=float, default=1.0, help='probability of mixup or cutmix')
-    group.add_argument('--mixup-switch-prob', type=float, default=0.5, help='probability of cutmix if both are on')
+    add_mixing_args(group)
     group.add_argument('--mixup-mode', default='batch', choices=('batch', 'pair', 'elem'), help='what shares a draw')
     group.add_argument('--mixup-off-epoch', type=int, default=0, metavar='N', help='no mixup from this epoch on')
     group.add_argument('--smoothing', type=float, default=0.1, help='label smoothing')

@@ -85,8 +85,6 @@ def create_mixup(mixup: Settings | None, pairs: PairTransform | None) -> Mixup |
         mixup: Arguments of timm's ``Mixup``; ``None`` for no mixing.
         pairs: How pairs of views are augmented, where batches hold them.
     """
-    if mixup is None:
-        return None
     return _create(Mixup, PairMixup, mixup, pairs)
 
 
@@ -101,12 +99,12 @@ def create_collate(mixup: Settings | None, pairs: PairTransform | None, *, views
     """
     if not prefetcher:
         return collate_views if views else None
-    if mixup is None:
-        return None
     return _create(FastCollateMixup, PairCollateMixup, mixup, pairs)
 
 
-def _create(one: Any, two: Any, mixup: Settings, pairs: PairTransform | None) -> Any:
+def _create(one: Any, two: Any, mixup: Settings | None, pairs: PairTransform | None) -> Any:
+    if mixup is None or (pairs is not None and pairs.mixed):
+        return None
     if pairs is None:
         return one(**mixup)
     mixing = two(**mixup)
