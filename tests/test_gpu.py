@@ -61,6 +61,22 @@ def test_views_made_ahead_on_a_stream_are_the_same(student, teacher, vqgan, x_pi
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize('micro_batch', [0, 2])
+def test_a_step_waits_for_nothing(student, teacher, vqgan, x_pix, micro_batch):
+    device = torch.device('cuda')
+    prepare_frozen(teacher, vqgan, 'fp32', device)
+    norm = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}
+    augment = DADAugment(teacher, vqgan, **norm, micro_batch=micro_batch)
+    task = DADTask(student.to(device), teacher, augment, device=device, **norm)
+    input, target = (x_pix * 2 - 1).to(device), torch.arange(4, device=device)
+    task(input, target)['loss'].backward()  # the first batch is looked at
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        task(input, target)['loss'].backward()
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+
+
 def test_views_fit_where_the_whole_batch_does_not(teacher, vqgan):
     device = torch.device('cuda')
     prepare_frozen(teacher, vqgan, 'fp32', device)

@@ -17,6 +17,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from timm_dad.common.files import write_files
 from timm_dad.common.options import check_types, option
+from timm_dad.common.transfer import to_device
 from timm_dad.common.version import __version__
 from timm_dad.dad_sets.clock import Clock, all_done
 from timm_dad.dad_sets.formats import FormatConfig, Item, encode_image, lay_out, logits_path, pack_codes, place_of
@@ -122,7 +123,7 @@ class ShardMaker:
         encoded, facts, dad_logits = [], [], []
         with self.clock.computing():
             x_pix = pixels.to(device, non_blocking=True).float() / 255
-            target = torch.tensor(labels, device=device)
+            target = to_device(torch.tensor(labels), device)
             centre = self.augment.find_centre(x_pix, target)
         for view in range(self.config.num_views):
             seeds = [view_seed(self.config.seed, image.index, view) for image in batch]
@@ -161,7 +162,7 @@ class ShardMaker:
         """The views as training will read them, in [0, 1]: JPEG and WebP lose something."""
         if self.config.files.settings.get('quality'):
             pictures = [pil_to_tensor(Image.open(io.BytesIO(own.result())).convert('RGB')) for own in data]
-            pixels = torch.stack(pictures).to(self.device)
+            pixels = to_device(torch.stack(pictures), self.device)
         return pixels.float() / 255
 
     def write(self, folder: ShardedFolder, shard: int) -> None:
@@ -176,9 +177,8 @@ class ShardMaker:
             'made_with': {
                 'timm_dad': __version__, 'torch': torch.__version__, 'pillow': PIL.__version__, 'device': device,
             },
-            'codes_used': base64.b64encode(np.packbits(self.codes_used.cpu().numpy()).tobytes()).decode(),
         }  # fmt: skip
-        made = self.images, self.encoded, self.facts, self.logits
+        made = self.images, self.encoded, self.facts, self.codes_used, self.logits
         self._written = self._writer.submit(self._write, folder, header, *made)
         self.clear()
 
@@ -200,10 +200,12 @@ class ShardMaker:
         images: Sequence[LoadedImage],
         encoded: Sequence[Sequence[Future[bytes]]],
         facts: Sequence[Sequence[_Facts]],
+        codes_used: Tensor,
         logits: Sequence[tuple[str, Tensor]],
     ) -> None:
-        """Write the files of a shard, which are on the disk together before its manifest is."""
+        """Write the files of a shard, which are on the disk together before its manifest is; this waits for a GPU."""
         shard = header['shard']
+        header['codes_used'] = base64.b64encode(np.packbits(codes_used.cpu().numpy()).tobytes()).decode()
         items = [
             Item(image.index, self.source.name(image.index, image.label), image.label, image.sha256,
                  tuple(view.result() for view in views))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from timm_dad.common.options import check_types, option
+from timm_dad.common.transfer import to_device
 
 NORMS = ('l2', 'linf')
 
@@ -136,7 +137,7 @@ def draw(sample: Callable[..., Tensor], shape: Sequence[int], device: torch.devi
     if generator is None or isinstance(generator, torch.Generator):
         return sample(tuple(shape), device=device, generator=generator)
     draws = [sample(tuple(shape[1:]), device=own.device, generator=own) for own in generator]
-    return torch.stack(draws).to(device)
+    return to_device(torch.stack(draws), device)
 
 
 def random_start(centre: Tensor, radius: Tensor, config: AttackConfig, generator: Generators) -> Tensor:

@@ -241,8 +241,8 @@ class DADAugment:
             x_dad, dad_codes = space.discretize(x_adv, centre.size)
             dad_logits = self.teacher(x_dad)
             kept = dad_logits.argmax(dim=-1) == hard_labels(target)
-            if self.keep_label and not bool(kept.all()):
-                lost = ~kept
+            # The host waits for the device here, once for each piece of a batch.
+            if self.keep_label and len(lost := (~kept).nonzero().flatten()):
                 if self._starts_at_reconstruction(centre):
                     assert centre.codes is not None
                     x_vq, codes = centre.x0[lost], centre.codes[lost]

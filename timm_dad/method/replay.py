@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from timm_dad.common.transfer import to_device
+
 
 class ReplayCache:
     """The last ``size`` DAD views with the teacher's logits on them, on the device that they were made on.
@@ -63,8 +65,6 @@ class ReplayCache:
         """
         if not len(self):
             raise ValueError('there is no DAD view to see again: add some first')
-        places = torch.randint(len(self), (count,))
-        if self._parts[0].is_cuda:  # the host does not wait
-            places = places.pin_memory().to(self._parts[0].device, non_blocking=True)
+        places = to_device(torch.randint(len(self), (count,)), self._parts[0].device)
         x_dad, logits, kept = (part[places] for part in self._parts)
         return x_dad.float() / 255, logits, kept
