@@ -18,7 +18,7 @@ from timm_dad.flags.dad import add_dad_args
 from timm_dad.flags.teacher import check_teacher_args, create_teacher
 from timm_dad.teachers import spec as teachers
 from timm_dad.teachers.ensemble import TeacherEnsemble
-from timm_dad.teachers.spec import DEFAULT_TEACHER, PAPERS_TEACHER, DataClasses, create_teacher_by_spec
+from timm_dad.teachers.spec import DEFAULT_TEACHER, FINE_TUNED_TEACHER, DataClasses, create_teacher_by_spec
 from timm_dad.teachers.teacher import Teacher, create_open_clip_teacher
 from timm_dad.teachers.zero_shot import ZeroShotClassifier
 
@@ -234,10 +234,10 @@ def test_without_the_flag_imagenet_has_plain_clip_with_open_clips_names_and_temp
     assert created == [(DEFAULT_TEACHER, list(open_clip.IMAGENET_CLASSNAMES), templates)]
 
 
-def test_the_default_and_the_papers_teacher_exist():
+def test_the_teachers_that_help_names_exist():
     model, tag = DEFAULT_TEACHER.removeprefix('open_clip:').split('/')
     assert tag in open_clip.list_pretrained_tags_by_model(model)
-    cfg = timm.get_pretrained_cfg(PAPERS_TEACHER.removeprefix('timm:'))
+    cfg = timm.get_pretrained_cfg(FINE_TUNED_TEACHER.removeprefix('timm:'))
     assert (cfg.num_classes, cfg.tag) == (1000, 'openai_ft_in1k')
 
 

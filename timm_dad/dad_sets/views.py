@@ -1,6 +1,6 @@
 """What comes beside an image in a pair: a DAD view that was made before, or the picture itself.
 
-Views made once are the paper's own mode (Zhou et al. 2023, arXiv:2311.01441, section 3.3).
+Views made once are what the paper's released generator makes (Zhou et al. 2023, arXiv:2311.01441, section 3.3).
 """
 
 from PIL import Image

@@ -12,7 +12,7 @@ from timm_dad.flags.rules import check_file_args, check_rules, under_flag, writt
 from timm_dad.flags.runs import create_spec_teacher
 from timm_dad.teachers.classes import in_label_order, read_class_file
 from timm_dad.teachers.ensemble import TeacherEnsemble
-from timm_dad.teachers.spec import DEFAULT_TEACHER, PAPERS_TEACHER, DataClasses, check_spec
+from timm_dad.teachers.spec import DEFAULT_TEACHER, FINE_TUNED_TEACHER, DataClasses, check_spec
 from timm_dad.teachers.teacher import Teacher
 from timm_dad.teachers.zero_shot import ZeroShotClassifier, check_templates, is_imagenet
 
@@ -37,8 +37,8 @@ def add_teacher_args(group: Any) -> None:
         help='timm:MODEL (its pretrained weights) or timm:MODEL/FILE, open_clip:MODEL/PRETRAINED (a tag or a file), '
         'both with hf-hub:ORG/REPO or local-dir:DIR in place of the model, run:FOLDER (a training of timm or of this '
         'project), probe:FILE (of `timm-dad probe`), or demo; '
-        f"several are averaged (default, for ImageNet's classes alone: {DEFAULT_TEACHER}, zero-shot; the paper's: "
-        f'{PAPERS_TEACHER})',
+        f"several are averaged (default, for ImageNet's classes alone: {DEFAULT_TEACHER}, zero-shot; "
+        f'fine-tuned on ImageNet, as the paper has it: {FINE_TUNED_TEACHER})',
     )  # fmt: skip
     group.add_argument(
         '--dad-teacher-weights', type=float, nargs='+', metavar='W', help='weights of several teachers (default: equal)'
