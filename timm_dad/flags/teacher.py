@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,8 +13,9 @@ from timm_dad.flags.rules import check_file_args, check_rules, under_flag, writt
 from timm_dad.flags.runs import create_spec_teacher
 from timm_dad.teachers.classes import in_label_order, read_class_file
 from timm_dad.teachers.ensemble import TeacherEnsemble
-from timm_dad.teachers.spec import DEFAULT_TEACHER, FINE_TUNED_TEACHER, DataClasses, check_spec
+from timm_dad.teachers.spec import DEFAULT_TEACHER, FINE_TUNED_TEACHER, KINDS, WISE, DataClasses, check_spec, members
 from timm_dad.teachers.teacher import Teacher
+from timm_dad.teachers.wise import WiseTeacher
 from timm_dad.teachers.zero_shot import ZeroShotClassifier, check_templates, is_imagenet
 
 TEACHER_FLAGS = (
@@ -36,7 +38,8 @@ def add_teacher_args(group: Any) -> None:
         '--dad-teacher', metavar='SPEC', nargs='+', action=_OneOrMore,
         help='timm:MODEL (its pretrained weights) or timm:MODEL/FILE, open_clip:MODEL/PRETRAINED (a tag or a file), '
         'both with hf-hub:ORG/REPO or local-dir:DIR in place of the model, run:FOLDER (a training of timm or of this '
-        'project), probe:FILE (of `timm-dad probe`), or demo; '
+        'project), probe:FILE (of `timm-dad probe`), demo, or wise:A+B@ALPHA (WiSE-FT of two of these: '
+        'weights (1 - ALPHA) A + ALPHA B); '
         f"several are averaged (default, for ImageNet's classes alone: {DEFAULT_TEACHER}, zero-shot; "
         f'fine-tuned on ImageNet, as the paper has it: {FINE_TUNED_TEACHER})',
     )  # fmt: skip
@@ -82,31 +85,33 @@ def check_teacher_args(args: argparse.Namespace, given: Mapping[str, Any]) -> No
     specs, weights = teacher_specs(args), args.dad_teacher_weights
     if not specs and args.num_classes not in (None, 1000):
         raise ValueError(_no_default(args.num_classes))
-    for spec in specs:
-        with under_flag('--dad-teacher'):
+    with under_flag('--dad-teacher'):
+        for spec in specs:
             check_spec(spec)
+        parts = [part for spec in specs for part in members(spec)]
     rules = (
         (not weights or len(weights) == len(specs) > 1,
          f'--dad-teacher-weights is for several teachers, one weight each, got {weights} for {specs}'),
-        (not weights or min(weights) > 0, f'--dad-teacher-weights must be positive, got {weights}'),
+        (not weights or all(0 < weight < math.inf for weight in weights),
+         f'--dad-teacher-weights must be positive and finite, got {weights}'),
         (not args.dad_teacher_checkpoint or len(specs) < 2,
          '--dad-teacher-checkpoint is for one teacher: write timm:MODEL/FILE or open_clip:MODEL/FILE'),
         (args.dad_teacher_img_size is None or args.dad_teacher_img_size > 0,
          f'--dad-teacher-img-size must be a side in pixels, got {args.dad_teacher_img_size}'),
-        (args.dad_teacher_img_size is None or (specs and all(spec.startswith(('timm:', 'run:')) for spec in specs)),
+        (args.dad_teacher_img_size is None or (parts and all(part.startswith(('timm:', 'run:')) for part in parts)),
          f'--dad-teacher-img-size is for timm: and run:, got --dad-teacher {" ".join(specs) or "by default"}'),
     )  # fmt: skip
     check_rules(rules)
     check_file_args(args, 'dad_classnames', 'dad_templates', 'dad_teacher_checkpoint', 'dad_class_map')
-    zero_shot = not specs or any(spec.startswith(('open_clip:', 'demo')) for spec in specs)
-    own_head = any(spec.startswith(('timm:', 'run:', 'probe:', 'open_clip:')) for spec in specs)
+    zero_shot = not specs or any(part.startswith(('open_clip:', 'demo')) for part in parts)
+    own_head = any(part.startswith(KINDS) for part in parts)
     for name, used, rule in (
         ('dad_classnames', zero_shot, 'is for zero-shot teachers'),
         ('dad_templates', zero_shot, 'is for zero-shot teachers'),
         ('dad_class_map', own_head, 'is for teachers with a head of their own (timm:, run:, probe:)'),
         (
             'dad_teacher_checkpoint',
-            not specs or not specs[0].startswith(('probe:', 'run:')),
+            not specs or not specs[0].startswith(('probe:', 'run:', WISE)),
             'is for timm: and open_clip:',
         ),
     ):
@@ -158,9 +163,9 @@ def create_teacher(
 
 def _check_heads(args: argparse.Namespace, specs: Sequence[str], teachers: Sequence[Teacher]) -> None:
     """Whether a model of open_clip has a head of its own is in its file: ``check_teacher_args`` cannot know it."""
-    if not any(spec.startswith('open_clip:') for spec in specs):
+    if not any(part.startswith('open_clip:') for spec in specs for part in members(spec)):
         return
-    zero_shot = [isinstance(teacher.model, ZeroShotClassifier) for teacher in teachers]
+    zero_shot = [own for teacher in teachers for own in _zero_shot(teacher)]
     if (args.dad_classnames or args.dad_templates) and not any(zero_shot):
         raise ValueError(
             f'--dad-classnames and --dad-templates are for zero-shot teachers, and {specs} have heads of their own'
@@ -170,6 +175,10 @@ def _check_heads(args: argparse.Namespace, specs: Sequence[str], teachers: Seque
             f'--dad-class-map is for teachers with a head of their own, and {specs} are zero-shot: they know the '
             'classes by name (--dad-classnames)'
         )
+
+
+def _zero_shot(teacher: Teacher) -> list[bool]:
+    return teacher.zero_shot if isinstance(teacher, WiseTeacher) else [isinstance(teacher.model, ZeroShotClassifier)]
 
 
 def _data_classes(args: argparse.Namespace, num_classes: int, class_names: Sequence[str] | None) -> DataClasses:

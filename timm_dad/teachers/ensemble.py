@@ -1,5 +1,6 @@
 """Several teachers as one: the mean of their softened probabilities."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -40,9 +41,9 @@ class TeacherEnsemble(Teacher):
         if len(set(counts)) != 1:
             raise ValueError(f'teachers must have the same classes, got {counts} of them')
         weights = [1.0] * len(teachers) if weights is None else weights
-        if len(weights) != len(teachers) or min(weights) <= 0:
+        if len(weights) != len(teachers) or not all(0 < weight < math.inf for weight in weights):
             raise ValueError(f'weights must be {len(teachers)} positive numbers, one a teacher, got {list(weights)}')
-        if temperature <= 0:
+        if not 0 < temperature < math.inf:
             raise ValueError(f'temperature must be positive, got {temperature}')
         super().__init__(
             nn.ModuleList(teacher.model for teacher in teachers),
