@@ -23,6 +23,7 @@ from timm_dad.flags.attack import ATTACK_FLAGS, DISAGREEMENT
 from timm_dad.flags.moved import find_here
 from timm_dad.flags.reinforce import add_pairing_args, check_replay_args, open_reinforcement, replays
 from timm_dad.flags.rules import check_rules, under_flag, written
+from timm_dad.flags.temperature import take_set_temperature
 from timm_dad.method.augment import DADAugment
 from timm_dad.vqgan.load import load_vqgan
 from timm_dad.vqgan.model import VQGAN
@@ -131,6 +132,7 @@ def check_set_args(args: argparse.Namespace, given: Mapping[str, Any], *, loads_
     for flag in (written(name) for name in given if name in VIEW_FLAGS):
         if flag != '--dad-vqgan' or settings['files']['format'] != 'codes':  # of codes, it is what decodes them
             raise ValueError(f'{flag} {reasons.get(flag, fixed)}')
+    take_set_temperature(args, settings, args.dad_dir)
     if loads_teacher and not args.dad_teacher:
         for name, value in settings['teacher']['flags'].items():
             if getattr(args, name) is None:

@@ -17,6 +17,7 @@ from timm_dad.flags.fields import add_fields, from_flags
 from timm_dad.flags.kwargs import transform_kwargs
 from timm_dad.flags.parser import Parser
 from timm_dad.flags.rules import check_rules, written
+from timm_dad.flags.temperature import take_set_temperature, with_number
 from timm_dad.flags.timm import add_transform_args
 
 VIEW_AUGS = ('full', 'base')
@@ -73,7 +74,7 @@ def check_reinforce_args(args: argparse.Namespace, given: Mapping[str, Any], par
 def reinforce_config(args: argparse.Namespace, size: tuple[int, int]) -> ReinforceConfig:
     """How the flags of ``timm-dad generate`` want a set reinforced; ``ValueError`` names the flag."""
     data = {'input_size': (3, *size), 'mean': args.mean, 'std': args.std}
-    more = {'temperature': args.dad_temperature, 'seed': args.seed, 'batch_size': args.batch_size}
+    more = {'temperature': with_number(args).dad_temperature, 'seed': args.seed, 'batch_size': args.batch_size}
     return from_flags(ReinforceConfig, args, _FLAGS, transform=_transform(args, data), **_pairs(args), **more)
 
 
@@ -114,6 +115,7 @@ def open_reinforcement(args: argparse.Namespace, dad_set: DADSet, data_config: M
         ValueError: If they are not whole, or of another augmentation, normalization or temperature.
     """
     found = _answers_of(dad_set)
+    take_set_temperature(args, {**dad_set.settings, 'logits': found.settings['logits']}, args.dad_dir)
     here = {
         'transform': _transform(args, data_config),
         'pairs': _pairs(args),

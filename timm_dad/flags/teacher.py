@@ -11,6 +11,7 @@ import torch
 from timm_dad.common.text_files import read_text
 from timm_dad.flags.rules import check_file_args, check_rules, under_flag, written
 from timm_dad.flags.runs import create_spec_teacher
+from timm_dad.flags.temperature import AUTO, Images, fit_temperatures
 from timm_dad.teachers.classes import in_label_order, read_class_file
 from timm_dad.teachers.ensemble import TeacherEnsemble
 from timm_dad.teachers.spec import DEFAULT_TEACHER, FINE_TUNED_TEACHER, KINDS, WISE, DataClasses, check_spec, members
@@ -20,7 +21,7 @@ from timm_dad.teachers.zero_shot import ZeroShotClassifier, check_templates, is_
 
 TEACHER_FLAGS = (
     'dad_teacher', 'dad_teacher_weights', 'dad_teacher_checkpoint', 'dad_teacher_img_size', 'dad_classnames',
-    'dad_templates', 'dad_class_map',
+    'dad_templates', 'dad_class_map', 'dad_teacher_temperatures',
 )  # fmt: skip
 _logger = logging.getLogger(__name__)
 
@@ -46,6 +47,11 @@ def add_teacher_args(group: Any) -> None:
     group.add_argument(
         '--dad-teacher-weights', type=float, nargs='+', metavar='W', help='weights of several teachers (default: equal)'
     )
+    group.add_argument(
+        '--dad-teacher-temperatures', type=float, nargs='+', metavar='T',
+        help='temperatures of several teachers in their average, for logits that differ in scale (default: '
+        '--dad-temperature, or what auto finds for each)',
+    )  # fmt: skip
     group.add_argument('--dad-teacher-checkpoint', metavar='PATH', help='weights of the teacher')
     group.add_argument(
         '--dad-teacher-img-size', type=int, metavar='N',
@@ -82,7 +88,7 @@ def check_teacher_args(args: argparse.Namespace, given: Mapping[str, Any]) -> No
     Raises:
         ValueError: If a flag has a bad value, is missing, or would be ignored.
     """
-    specs, weights = teacher_specs(args), args.dad_teacher_weights
+    specs, weights, own = teacher_specs(args), args.dad_teacher_weights, args.dad_teacher_temperatures
     if not specs and args.num_classes not in (None, 1000):
         raise ValueError(_no_default(args.num_classes))
     with under_flag('--dad-teacher'):
@@ -94,6 +100,12 @@ def check_teacher_args(args: argparse.Namespace, given: Mapping[str, Any]) -> No
          f'--dad-teacher-weights is for several teachers, one weight each, got {weights} for {specs}'),
         (not weights or all(0 < weight < math.inf for weight in weights),
          f'--dad-teacher-weights must be positive and finite, got {weights}'),
+        (not own or len(own) == len(specs) > 1,
+         f'--dad-teacher-temperatures is for several teachers, one temperature each, got {own} for {specs}'),
+        (not own or all(0 < each < math.inf for each in own),
+         f'--dad-teacher-temperatures must be positive and finite, got {own}'),
+        (not own or args.dad_temperature != AUTO,
+         '--dad-temperature auto finds one for each teacher: leave --dad-teacher-temperatures out'),
         (not args.dad_teacher_checkpoint or len(specs) < 2,
          '--dad-teacher-checkpoint is for one teacher: write timm:MODEL/FILE or open_clip:MODEL/FILE'),
         (args.dad_teacher_img_size is None or args.dad_teacher_img_size > 0,
@@ -131,14 +143,16 @@ def create_teacher(
     num_classes: int,
     class_names: Sequence[str] | None,
     device: torch.device | None = None,
+    images: Images | None = None,
 ) -> Teacher:
-    """Create the frozen teacher of ``--dad-teacher``, on the CPU.
+    """Create the frozen teacher of ``--dad-teacher``, and find the temperature of ``--dad-temperature auto``.
 
     Args:
         args: Flags.
         num_classes: Classes of the student.
         class_names: Names of the data's classes (folders), if it has any.
-        device: Where a zero-shot head is computed, if it is not in the cache.
+        device: Where a zero-shot head is computed, if it is not in the cache, and a temperature is found.
+        images: Of ``images_to_fit``, to find one; it is put into ``args``.
 
     Raises:
         ValueError: If the teacher is unknown, or its classes are not the student's.
@@ -156,9 +170,13 @@ def create_teacher(
         with under_flag(f'--dad-teacher {spec}{f" --dad-teacher-checkpoint {checkpoint}" if checkpoint else ""}:'):
             teachers.append(create_spec_teacher(spec, data, checkpoint, device, img_size=size))
     _check_heads(args, specs, teachers)
+    if images is not None:
+        fit_temperatures(args, specs, teachers, images, device or torch.device('cpu'))
     if len(teachers) == 1:
         return teachers[0]
-    return TeacherEnsemble(teachers, args.dad_teacher_weights, args.dad_temperature)
+    if args.dad_temperature == AUTO:
+        raise ValueError('--dad-temperature auto: several teachers are averaged at a temperature, give its number here')
+    return TeacherEnsemble(teachers, args.dad_teacher_weights, args.dad_temperature, args.dad_teacher_temperatures)
 
 
 def _check_heads(args: argparse.Namespace, specs: Sequence[str], teachers: Sequence[Teacher]) -> None:
