@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import re
 import shutil
+from pathlib import Path
 
 import huggingface_hub
 import open_clip
@@ -241,6 +243,16 @@ def test_the_teachers_that_help_names_exist():
     assert (cfg.num_classes, cfg.tag) == (1000, 'openai_ft_in1k')
 
 
+def test_the_teachers_of_the_docs_exist():
+    text = (Path(__file__).parents[1] / 'docs' / 'teachers.md').read_text()
+    section = text[text.index('## Which one: by cost') : text.index('## Zero-shot on your own classes')]
+    names = re.findall(r'^\| (?:\*\*)?`([^`:]+)`', section, re.MULTILINE)
+    known = set(open_clip.list_pretrained())
+    for name in names:
+        assert tuple(name.split('/')) in known if '/' in name else timm.get_pretrained_cfg(name).tag, name
+    assert len(names) == 25
+
+
 @pytest.mark.parametrize(('count', 'names'), [(4, None), (1000, [f'class {i}' for i in range(1000)]), (2, WNIDS[:2])])
 def test_without_the_flag_other_data_are_an_error(count, names):
     with pytest.raises(ValueError, match=f'--dad-teacher must be given: its default, .* data has {count} others'):
@@ -305,7 +317,10 @@ def test_one_teacher_stays_a_word_and_a_config_may_hold_a_list():
         (('--dad-teacher', 'demo', 'clip'), "--dad-teacher must be .* got 'clip'"),
         (('--dad-teacher', 'demo', '--dad-teacher-weights', '1'), '--dad-teacher-weights is for several teachers'),
         (('--dad-teacher', 'demo', 'demo', '--dad-teacher-weights', '1'), 'one weight each, got'),
-        (('--dad-teacher', 'demo', 'demo', '--dad-teacher-weights', '1', '0'), 'weights must be positive, got'),
+        (
+            ('--dad-teacher', 'demo', 'demo', '--dad-teacher-weights', '1', '0'),
+            'weights must be positive and finite, got',
+        ),
         (('--dad-teacher', 'demo', 'timm:x', '--dad-teacher-checkpoint', '{file}'), 'is for one teacher: write timm:'),
         (
             ('--dad-teacher', 'demo', '--dad-class-map', '{file}'),

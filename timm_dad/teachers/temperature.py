@@ -14,7 +14,7 @@ from timm_dad.common.tf32 import without_tf32
 from timm_dad.teachers.teacher import Teacher
 
 # Entropy wanted, as a part of log K: 0 is one class alone, 1 all K alike. At T 4, the default, the demo's CLIP has 0.94
-# of it and an EfficientNet-Lite0 on ImageNet 0.99; docs/teachers.md says why a little less.
+# of it; docs/teachers.md says why a little less.
 TARGET = 0.9
 _LEAST, _MOST = 1e-4, 1e6
 _HALVINGS = 60
