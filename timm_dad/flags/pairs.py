@@ -23,6 +23,7 @@ from timm_dad.flags.attack import ATTACK_FLAGS, DISAGREEMENT
 from timm_dad.flags.moved import find_here
 from timm_dad.flags.reinforce import add_pairing_args, check_replay_args, open_reinforcement, replays
 from timm_dad.flags.rules import check_rules, under_flag, written
+from timm_dad.flags.teacher import TEACHER_FLAGS
 from timm_dad.flags.temperature import take_set_temperature
 from timm_dad.method.augment import DADAugment
 from timm_dad.vqgan.load import load_vqgan
@@ -143,7 +144,7 @@ def check_set_args(args: argparse.Namespace, given: Mapping[str, Any], *, loads_
 
 def _check_stored_logits_args(args: argparse.Namespace, given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     logits, replaying = settings['logits'], replays(args)
-    teacher_flags = (*settings['teacher']['flags'], 'dad_precision', 'dad_compile', 'dad_micro_batch')
+    teacher_flags = (*TEACHER_FLAGS, 'dad_precision', 'dad_compile', 'dad_micro_batch')
     unused = [written(name) for name in teacher_flags if name in given]
     augmented = [name for name in ('mixup', 'cutmix', 'cutmix_minmax', 'reprob', 'aug_splits') if getattr(args, name)]
     as_they_are = '--dad-stored-logits are of the pictures as they are'
