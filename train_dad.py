@@ -46,7 +46,7 @@ from timm_dad.training.meters import Meters, Metrics
 from timm_dad.training.overlap import prepared_ahead
 from timm_dad.training.preview import PreviewHook
 from timm_dad.training.resume import TrainState, advising_where_to_go_on, find_newest, open_checkpoint, resume_training
-from timm_dad.training.run_folder import RunFolder, check_resumed_flags
+from timm_dad.training.run_folder import RunFolder, take_over_flags
 from timm_dad.training.schedule import fast_forward, is_due, step_schedule
 from timm_dad.training.setup import create_accelerator
 from timm_dad.training.suites import StudentSuites, open_eval_suites
@@ -95,7 +95,7 @@ def main(
         seed_all(args.seed, RUN, 0, accelerator.process_index, 0)
         folder = stack.enter_context(RunFolder(path, accelerator, find_newest, resume=bool(args.resume)))
         path, resumed = folder.path, open_checkpoint(folder.resolve(args.resume))
-        check_resumed_flags(resumed.flags if resumed else {}, vars(args), keep_optimizer=not args.no_resume_opt)
+        take_over_flags(args, resumed.flags if resumed else {})
 
         # Data before models: whatever is wrong with it shows before anything large is built.
         data = open_training_data(args)

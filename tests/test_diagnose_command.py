@@ -183,7 +183,11 @@ def test_flags_of_several_teachers_and_of_one_with_a_head(root, base):
     several = ('--dad-teacher', 'demo', student)
     found = run(root, 'several', *several)
     assert found['risks'] != base['risks']
-    for flags in (('--dad-teacher-weights', '5', '1'), ('--dad-temperature', '1')):
+    for flags in (
+        ('--dad-teacher-weights', '5', '1'),
+        ('--dad-temperature', '1'),
+        ('--dad-teacher-temperatures', '0.1', '9'),
+    ):
         assert run(root, 'weighted', *several, *flags)['risks'] != found['risks'], flags
     one = run(root, 'one', '--dad-teacher', student)
     assert run(root, 'map', '--dad-teacher', student, '--dad-class-map', 'ROOT/map.txt')['risks'] != one['risks']

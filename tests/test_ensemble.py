@@ -106,7 +106,10 @@ def test_a_task_trains_with_several_teachers(teachers, vqgan, student, x_pix):
     [
         ([1], 1, 'weights must be 2 positive numbers, one a teacher, got'),
         ([1, 0], 1, 'weights must be 2 positive numbers'),
+        ([1, float('nan')], 1, 'weights must be 2 positive numbers'),
+        ([float('inf'), 1], 1, 'weights must be 2 positive numbers'),
         (None, 0, 'temperature must be positive, got 0'),
+        (None, float('nan'), 'temperature must be positive, got nan'),
     ],
 )
 def test_bad_weights_and_temperatures_are_refused(teachers, weights, temperature, match):

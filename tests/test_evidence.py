@@ -69,6 +69,32 @@ def test_settings_of_pacs_are_chosen_on_pictures_that_are_not_reported():
     assert not set(STUDIES['pacs settings'][1]) & set(STUDIES['pacs latent'][1])
 
 
+def test_temperatures_are_compared_teacher_by_teacher(monkeypatch):
+    import train
+    from jobs import STUDIES
+    from tables import tables
+
+    jobs, seeds = STUDIES['temperatures']
+    assert [(job.teacher, job.flags[-1], len(seeds)) for job in jobs] == [
+        (teacher, value, 5) for teacher in ('weak', 'medium', 'strong') for value in ('4', 'auto')
+    ]
+    assert {job.flags[:-1] for job in jobs} == {(*STUDIES['main'][0][3].flags, '--dad-temperature')}
+    before = [job.settings for job in jobs]
+    assert len(set(before)) == 6
+    monkeypatch.setattr(train, 'TARGET', 0.5)  # another number is another run, of `auto` alone
+    assert [old == job.settings for old, job in zip(before, jobs, strict=True)] == [True, False] * 3
+    results = [
+        made_up(row, seed, base + gain, base, 'temperatures')
+        for seed, base in enumerate((10.0, 30.0))
+        for row, gain in (('weak, T 4', 0.0), ('weak, T auto', 2.0))
+    ]
+    lines = tables({result['key']: result for result in results})['temperatures'].splitlines()
+    assert len(lines) == 2 + 2  # rows without results are left out
+    assert lines[-1].startswith('| weak, T auto |')
+    assert lines[-1].endswith('| 0.0 ± 0.0 | 2.0 ± 0.0 * | 0.0 ± 0.0 | 2.0 ± 0.0 * |')
+    assert lines[-2].endswith('|  |  |  |  |')
+
+
 def test_all_arms_are_run_on_both_data_sets():
     from jobs import STUDIES
     from latent_jobs import PACS_TEMPERATURE

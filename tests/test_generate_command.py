@@ -152,6 +152,7 @@ CHANGES = {
     'seed': ((), ('--seed', '1')),
     'dad_teacher': ((), ('--dad-teacher', f'{TEACHER}2.safetensors')),
     'dad_teacher_weights': (TWO, ('--dad-teacher-weights', '0.01', '9')),
+    'dad_teacher_temperatures': (TWO, ('--dad-teacher-temperatures', '0.5', '20')),
     'dad_class_map': ((), ('--dad-class-map', '{files}/teacher.json')),
     'dad_vqgan': ((), ('--dad-vqgan', '{files}/vqgan2.safetensors')),
     'dad_precision': (('--dad-store-logits', '4'), ('--dad-precision', 'bf16')),

@@ -199,6 +199,8 @@ STORED = ('--dad-stored-logits', '--no-aug')
         ((*STORED, '--reprob', '0.5'), 'of the pictures as they are: leave --reprob out'),
         ((*STORED, '--aug-splits', '2'), 'of the pictures as they are: leave --aug-splits out'),
         ((*STORED, '--dad-teacher', 'demo'), '--dad-teacher is about the teacher, and --dad-stored-logits loads none'),
+        ((*STORED, '--dad-teacher-temperatures', '1', '2'), '--dad-teacher-temperatures is about the teacher, and'),
+        ((*STORED, '--dad-teacher-img-size', '64'), '--dad-teacher-img-size is about the teacher, and'),
         ((*STORED, '--dad-precision', 'bf16'), '--dad-precision is about the teacher, and --dad-stored-logits loads'),
     ],
 )

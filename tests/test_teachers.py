@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import re
 import shutil
+from pathlib import Path
 
 import huggingface_hub
 import open_clip
@@ -18,7 +20,7 @@ from timm_dad.flags.dad import add_dad_args
 from timm_dad.flags.teacher import check_teacher_args, create_teacher
 from timm_dad.teachers import spec as teachers
 from timm_dad.teachers.ensemble import TeacherEnsemble
-from timm_dad.teachers.spec import DEFAULT_TEACHER, PAPERS_TEACHER, DataClasses, create_teacher_by_spec
+from timm_dad.teachers.spec import DEFAULT_TEACHER, FINE_TUNED_TEACHER, DataClasses, create_teacher_by_spec
 from timm_dad.teachers.teacher import Teacher, create_open_clip_teacher
 from timm_dad.teachers.zero_shot import ZeroShotClassifier
 
@@ -234,11 +236,21 @@ def test_without_the_flag_imagenet_has_plain_clip_with_open_clips_names_and_temp
     assert created == [(DEFAULT_TEACHER, list(open_clip.IMAGENET_CLASSNAMES), templates)]
 
 
-def test_the_default_and_the_papers_teacher_exist():
+def test_the_teachers_that_help_names_exist():
     model, tag = DEFAULT_TEACHER.removeprefix('open_clip:').split('/')
     assert tag in open_clip.list_pretrained_tags_by_model(model)
-    cfg = timm.get_pretrained_cfg(PAPERS_TEACHER.removeprefix('timm:'))
+    cfg = timm.get_pretrained_cfg(FINE_TUNED_TEACHER.removeprefix('timm:'))
     assert (cfg.num_classes, cfg.tag) == (1000, 'openai_ft_in1k')
+
+
+def test_the_teachers_of_the_docs_exist():
+    text = (Path(__file__).parents[1] / 'docs' / 'teachers.md').read_text()
+    section = text[text.index('## Which one: by cost') : text.index('## Zero-shot on your own classes')]
+    names = re.findall(r'^\| (?:\*\*)?`([^`:]+)`', section, re.MULTILINE)
+    known = set(open_clip.list_pretrained())
+    for name in names:
+        assert tuple(name.split('/')) in known if '/' in name else timm.get_pretrained_cfg(name).tag, name
+    assert len(names) == 25
 
 
 @pytest.mark.parametrize(('count', 'names'), [(4, None), (1000, [f'class {i}' for i in range(1000)]), (2, WNIDS[:2])])
@@ -305,7 +317,10 @@ def test_one_teacher_stays_a_word_and_a_config_may_hold_a_list():
         (('--dad-teacher', 'demo', 'clip'), "--dad-teacher must be .* got 'clip'"),
         (('--dad-teacher', 'demo', '--dad-teacher-weights', '1'), '--dad-teacher-weights is for several teachers'),
         (('--dad-teacher', 'demo', 'demo', '--dad-teacher-weights', '1'), 'one weight each, got'),
-        (('--dad-teacher', 'demo', 'demo', '--dad-teacher-weights', '1', '0'), 'weights must be positive, got'),
+        (
+            ('--dad-teacher', 'demo', 'demo', '--dad-teacher-weights', '1', '0'),
+            'weights must be positive and finite, got',
+        ),
         (('--dad-teacher', 'demo', 'timm:x', '--dad-teacher-checkpoint', '{file}'), 'is for one teacher: write timm:'),
         (
             ('--dad-teacher', 'demo', '--dad-class-map', '{file}'),

@@ -683,6 +683,7 @@ VARIANTS = {
         (*TIMM_TEACHER, '--dad-teacher-checkpoint', '{checkpoint}'), ('--dad-teacher-img-size', '64')
     ),
     'dad_teacher_weights': (TWO_TEACHERS, ('--dad-teacher-weights', '0.9', '0.1')),
+    'dad_teacher_temperatures': (TWO_TEACHERS, ('--dad-teacher-temperatures', '1', '9')),
     'dad_class_map': (
         (*TIMM_TEACHER, '--dad-teacher-checkpoint', '{checkpoint}'), ('--dad-class-map', '{teacher_classes}')
     ),
@@ -876,7 +877,7 @@ def factory_arguments(argv, monkeypatch):
         found['dad'] = [attack_config(args), loss_config(args), schedule_config(args), args.dad_view, views]
         teacher = (
             'teacher', 'teacher_weights', 'teacher_checkpoint', 'teacher_img_size', 'classnames', 'templates',
-            'class_map',
+            'class_map', 'teacher_temperatures',
         )  # fmt: skip
         found['teacher'] = [getattr(args, f'dad_{name}') for name in teacher]
     return found

@@ -272,6 +272,7 @@ row('train-dad-random-start', f'{DAD} --dad-random-start 80', '--dad-random-star
 row('train-dad-temperature-0', f'{DAD} --dad-temperature 0', '--dad-temperature', r'\b0', LEAST)
 row('train-dad-temperature-nan', f'{DAD} --dad-temperature nan', '--dad-temperature', 'nan', LEAST)
 row('train-dad-temperature-infinite', f'{DAD} --dad-temperature inf', '--dad-temperature', 'inf', f'finite|{LEAST}')
+row('train-dad-temperature-word', f'{DAD} --dad-temperature best', '--dad-temperature', 'best', 'number or auto')
 row('train-dad-weight-negative', f'{DAD} --dad-weight -1', '--dad-weight', '-1', LEAST)
 row('train-dad-weight-nan', f'{DAD} --dad-kd-weight nan', '--dad-kd-weight', 'nan', LEAST)
 row('train-dad-prob', f'{DAD} --dad-prob 1.5', '--dad-prob', r'1\.5', RANGE)
@@ -334,6 +335,18 @@ row('teacher-of-other-classes', f'{NO_TEACHER} --dad-teacher timm:local-dir:timm
 row('teacher-none', NO_TEACHER, '--dad-teacher', r'ImageNet|\b4\b|classes', 'give|name|must')
 row('teacher-weights-too-few', f'{NO_TEACHER} --dad-teacher demo demo --dad-teacher-weights 1',
     '--dad-teacher-weights', r'\b1', r'\b2\b|each|one a teacher|as many')  # fmt: skip
+row('teacher-weights-nan', f'{NO_TEACHER} --dad-teacher demo demo --dad-teacher-weights 1 nan',
+    '--dad-teacher-weights', 'nan', LEAST)  # fmt: skip
+row('teacher-temperatures-0', f'{NO_TEACHER} --dad-teacher demo demo --dad-teacher-temperatures 4 0',
+    '--dad-teacher-temperatures', r'\b0', LEAST)  # fmt: skip
+row('teacher-temperatures-of-one', f'{DAD} --dad-teacher-temperatures 4', '--dad-teacher-temperatures', r'\b4',
+    'several')  # fmt: skip
+row('teacher-temperatures-and-auto', f'{NO_TEACHER} --dad-teacher demo demo --dad-teacher-temperatures 4 5 '
+    '--dad-temperature auto', '--dad-teacher-temperatures', 'auto', LEAVE)  # fmt: skip
+row('teacher-wise-of-one', f'{NO_TEACHER} --dad-teacher wise:demo@0.5', '--dad-teacher', 'wise:demo@0.5', 'two SPECs')
+row('teacher-wise-share', f'{NO_TEACHER} --dad-teacher wise:demo+demo@1.5', '--dad-teacher', '1.5', RANGE)
+row('teacher-wise-of-another-architecture', f'{NO_TEACHER} --dad-teacher wise:demo+timm:local-dir:timm_model@0.5',
+    '--dad-teacher', 'mean|size', 'alike')  # fmt: skip
 row('teacher-weights-negative', f'{NO_TEACHER} --dad-teacher demo demo --dad-teacher-weights -1 2',
     '--dad-teacher-weights', '-1', LEAST)  # fmt: skip
 row('teacher-weights-of-one', f'{DAD} --dad-teacher-weights 1', '--dad-teacher-weights', '--dad-teacher',
@@ -488,6 +501,7 @@ row('preview-crop-pct', f'{PREVIEW} --crop-pct 2', '--crop-pct', '2', RANGE)
 row('preview-interpolation', f'{PREVIEW} --interpolation random', '--interpolation', 'random', 'bicubic')
 row('preview-seed', f'{PREVIEW} --seed -5', '--seed', '-5', LEAST)
 row('preview-temperature-of-one', f'{PREVIEW} --dad-temperature 3', '--dad-temperature', 'several', 'teachers')
+row('preview-temperature-auto-of-one', f'{PREVIEW} --dad-temperature auto', '--dad-temperature', 'several', 'teachers')
 row('preview-split', f'{PREVIEW} --split test', '--split', 'test', 'validation')
 row('preview-device', f'{PREVIEW} --device mps', '--device', 'mps', 'cuda or cpu')
 row('preview-no-teacher', f'{PREVIEW.replace("--dad-teacher demo", "")}', '--dad-teacher', r'ImageNet|\b4\b',
@@ -524,6 +538,8 @@ row('generate-format', f'{GENERATE} --format tar', '--format', r'\btar', 'wds')
 row('generate-shard-size-0', f'{GENERATE} --shard-size 0', '--shard-size', r'\b0\b', LEAST)
 row('generate-store-logits-negative', f'{GENERATE} --dad-store-logits -1', '--dad-store-logits', '-1', LEAST)
 row('generate-temperature-alone', f'{GENERATE} --dad-temperature 2', '--dad-temperature', '--dad-store-logits', LEAVE)
+row('generate-temperature-auto-alone', f'{GENERATE} --dad-temperature auto', '--dad-temperature', '--dad-store-logits',
+    LEAVE)  # fmt: skip
 row('generate-precision-auto', f'{GENERATE} --dad-precision auto', '--dad-precision', 'auto', 'fp32')
 row('generate-disagreement', f'{GENERATE} --dad-attack disagreement', '--dad-attack', 'disagreement',
     'training|student')  # fmt: skip

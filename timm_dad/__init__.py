@@ -17,7 +17,8 @@ loop of your own::
         optimizer.zero_grad(), loss.backward(), optimizer.step()
 
 Teachers: ``create_teacher_by_spec`` (with ``DataClasses``) makes them by what ``--dad-teacher`` takes,
-``create_timm_teacher`` and ``create_open_clip_teacher`` one of a kind, ``TeacherEnsemble`` joins several. VQGANs:
+``create_timm_teacher`` and ``create_open_clip_teacher`` one of a kind, ``TeacherEnsemble`` joins several,
+``WiseTeacher`` interpolates the weights of two, ``fit_temperature`` finds a distillation temperature. VQGANs:
 ``load_vqgan``; ``VQGANConfig``, ``nearest_codes``. ``prepare_frozen`` puts both on a device, in a precision of theirs.
 ``DADSet`` reads the sets of ``timm-dad generate``, ``DADPairs`` pairs a data set with its views (docs/generate.md).
 Settings: ``AttackConfig``, ``LatentAttackConfig`` and ``CodeAttackConfig``, ``DADLossConfig``, ``DADSchedule``. Pieces:
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
     from timm_dad.teachers.ensemble import TeacherEnsemble
     from timm_dad.teachers.spec import DataClasses, create_teacher_by_spec
     from timm_dad.teachers.teacher import Teacher, create_open_clip_teacher, create_timm_teacher
+    from timm_dad.teachers.temperature import fit_temperature
+    from timm_dad.teachers.wise import WiseTeacher
     from timm_dad.vqgan.config import VQGANConfig
     from timm_dad.vqgan.load import load_vqgan
     from timm_dad.vqgan.model import VQGAN
@@ -71,11 +74,13 @@ __all__ = [
     'Teacher',
     'TeacherEnsemble',
     'VQGANConfig',
+    'WiseTeacher',
     'add_dad_args',
     'ascend',
     'create_open_clip_teacher',
     'create_teacher_by_spec',
     'create_timm_teacher',
+    'fit_temperature',
     'load_vqgan',
     'nearest_codes',
     'prepare_frozen',
@@ -97,6 +102,8 @@ _MODULES = {
     'teachers.ensemble': ('TeacherEnsemble',),
     'teachers.spec': ('DataClasses', 'create_teacher_by_spec'),
     'teachers.teacher': ('Teacher', 'create_open_clip_teacher', 'create_timm_teacher'),
+    'teachers.temperature': ('fit_temperature',),
+    'teachers.wise': ('WiseTeacher',),
     'vqgan.config': ('VQGANConfig',),
     'vqgan.load': ('load_vqgan',),
     'vqgan.model': ('VQGAN',),

@@ -11,12 +11,14 @@ from timm.data import AugMixDataset
 from torch import Tensor, nn
 
 from timm_dad.common.errors import is_main_process, user_errors
+from timm_dad.common.torch_files import read_checkpoint
 from timm_dad.data.datasets import dataset_class_names
 from timm_dad.data.pairs import DADPairs, PairStream
 from timm_dad.flags.dad import add_dad_args, build_task, check_dad_args
 from timm_dad.flags.kwargs import mixes, mixup_kwargs
 from timm_dad.flags.pairs import open_dad_set, pair_dataset, uses_pairs
 from timm_dad.flags.rules import check_rules, without_defaults
+from timm_dad.flags.temperature import AUTO, keep_temperature
 from timm_dad.method.task import DADTask
 from timm_dad.training.loaders import create_collate
 
@@ -134,6 +136,8 @@ def create_task(
     if isinstance(dataset, AugMixDataset | DADPairs | PairStream):
         dataset = dataset.dataset
     with user_errors(os.path.basename(sys.argv[0])):
+        if args.dad_temperature == AUTO and os.path.isfile(args.resume):
+            keep_temperature(args, vars(read_checkpoint(args.resume, mmap=True).get('args') or argparse.Namespace()))
         task, _ = build_task(
             args,
             model,

@@ -61,6 +61,19 @@ def _ablation() -> list[Job]:
     return jobs
 
 
+def _temperatures() -> list[Job]:
+    """Each teacher at the temperature of all and at its own, with the control's views: nothing else differs.
+
+    The target of ``auto`` was chosen by what temperatures gave on fxemoji (study `ablation`).
+    """
+    base = replace(ROWS[CONTROL], study='temperatures')
+    return [
+        replace(base, row=f'{teacher}, T {value}', teacher=teacher, flags=(*base.flags, '--dad-temperature', value))
+        for teacher in ('weak', 'medium', 'strong')
+        for value in ('4', 'auto')
+    ]
+
+
 def _rates() -> list[Job]:
     """Learning rates of the students that docs/demo.md has none for, with seeds of their own."""
     base = replace(ROWS[CONTROL], study='rates')
@@ -106,6 +119,7 @@ STUDIES: dict[str, tuple[list[Job], Sequence[int]]] = {
     'main': (_main(), SEEDS),
     'students': (_variants('students', ('plain', CONTROL, 'DAD'), student=('vit', 'mlp')), SEEDS),
     'teachers': (_variants('teachers', ('KD', CONTROL, 'DAD'), teacher=('weak', 'medium')), SEEDS),
+    'temperatures': (_temperatures(), SEEDS),
     'vqgans': (_variants('vqgans', ('DAD', 'KD + Q(x)'), vqgan=('f2',)), SEEDS),
     'ablation': (_ablation(), SEEDS),
     'speed': (_speed(), SEEDS),

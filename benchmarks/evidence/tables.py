@@ -101,6 +101,22 @@ def between_table(results: dict[str, Result]) -> str:
     return markdown(['difference', 'noto val', 'mean unseen', 'corruptions'], rows)
 
 
+def temperature_table(results: dict[str, Result]) -> str:
+    """Each teacher at temperature 4 and at its own: what the latter differs by, on the style that chooses, too."""
+    runs = Runs(results, 'temperatures')
+    figures = {
+        TUNING_STYLE: style(TUNING_STYLE), 'noto val': style(TRAIN_STYLE), 'mean unseen': mean_unseen,
+        'corruptions': mean_corruptions,
+    }  # fmt: skip
+    rows = []
+    for row in row_names('temperatures'):
+        base = f'{row.split(",")[0]}, T 4'
+        if row in runs.rows:
+            differences = [runs.difference(row, base, of) for of in figures.values()]
+            rows.append([row, *(runs.cell(row, of) for of in figures.values()), *differences])
+    return markdown(['teacher', *figures, *(f'{name} - T 4' for name in figures)], rows)
+
+
 def tuning_table(results: dict[str, Result], study: str, base: str = '') -> str:
     """Variants on the style that chooses, and there alone."""
     runs = Runs(results, study)
@@ -150,6 +166,7 @@ def tables(results: dict[str, Result]) -> dict[str, str]:
         'models': models_table(results),
         'students': variant_table(results, 'students', 'student', ('cnn', 'vit', 'mlp'), 'cnn'),
         'teachers': variant_table(results, 'teachers', 'teacher', ('weak', 'medium', 'strong'), 'strong'),
+        'temperatures': temperature_table(results),
         'vqgans': variant_table(results, 'vqgans', 'VQGAN', ('f4', 'f2'), 'f4'),
         'between': between_table(results),
         'ablation': tuning_table(results, 'ablation', 'base'),

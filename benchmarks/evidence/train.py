@@ -26,6 +26,7 @@ import train_dad
 from timm_dad.evaluation.corruptions import CORRUPTIONS
 from timm_dad.flags.student import create_student
 from timm_dad.flags.train import parse_args
+from timm_dad.teachers.temperature import TARGET
 
 # By data set: the recipe, and the style that students see.
 RECIPES = {'emoji64': Path(__file__).with_name('recipe.yaml'), 'pacs': Path(__file__).with_name('pacs.yaml')}
@@ -94,6 +95,8 @@ class Job:
             facts.update(views=self.views and asdict(self.views), vqgan=vqgan_facts(self.vqgan))
         if self.dat:
             facts.update(dat=[DAT_INTERVAL, asdict(DAT_ATTACK)], has_teacher=self.distil)
+        if 'auto' in self.flags:
+            facts.update(target=TARGET)
         if self.mixed is not None:
             facts.update(mixed=asdict(self.mixed))
         if self.disagree:

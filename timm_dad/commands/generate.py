@@ -31,6 +31,7 @@ from timm_dad.flags.parser import Parser
 from timm_dad.flags.reinforce import add_reinforce_args, check_reinforce_args
 from timm_dad.flags.rules import check_rules, given_flags, under_flag
 from timm_dad.flags.teacher import check_teacher_args, teacher_specs
+from timm_dad.flags.temperature import take_auto
 from timm_dad.flags.views import NO_VQGAN, add_speed_args, add_view_args, check_view_args
 
 PROGRAM = 'timm-dad generate'
@@ -63,6 +64,7 @@ def create_parser() -> Parser:
     add_fields(group, FormatConfig, FILES)
     parser.set_defaults(format=None)
     add_fields(group, GenerateConfig, SET)
+    take_auto(parser)
     group = parser.add_argument_group('DAD: several processes')
     add_engine_args(group)
     add_reinforce_args(parser)

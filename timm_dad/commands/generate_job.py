@@ -1,8 +1,10 @@
 """What makes a DAD set in one process, by the flags of ``timm-dad generate``: data, models, and what a set keeps."""
 
 import argparse
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from timm_dad.dad_sets.generate import generate
 from timm_dad.dad_sets.hub import set_folder
 from timm_dad.dad_sets.maker import GenerateConfig
 from timm_dad.dad_sets.manifest import FORMAT_VERSION
-from timm_dad.dad_sets.read import DADSet
+from timm_dad.dad_sets.read import DADSet, read_settings
 from timm_dad.dad_sets.reinforce import Reinforcement, reinforce
 from timm_dad.dad_sets.store_folder import as_root
 from timm_dad.data.datasets import check_images
@@ -25,7 +27,8 @@ from timm_dad.flags.frame import create_frame
 from timm_dad.flags.labels import find_class_names
 from timm_dad.flags.moved import absolute
 from timm_dad.flags.reinforce import reinforce_config
-from timm_dad.flags.teacher import TEACHER_FLAGS, create_teacher
+from timm_dad.flags.teacher import TEACHER_FLAGS, create_teacher, teacher_specs
+from timm_dad.flags.temperature import Images, images_to_fit, take_set_temperature, with_number
 from timm_dad.flags.views import create_augment, create_gradient_vqgan, create_vqgan, prepare_models
 from timm_dad.method.augment import DADAugment
 
@@ -57,8 +60,8 @@ class Job:
     @classmethod
     def open(cls, args: argparse.Namespace, source: Source, device: torch.device) -> 'Job':
         """Build the models; ``ValueError`` names the flag."""
-        config = create_config(args)
-        augment, models = build_models(args, source, config, device)
+        augment, models = build_models(args, source, create_config(args), device)
+        config = create_config(args)  # with the temperature that was found
         settings = {'format_version': FORMAT_VERSION, 'data': describe_data(args, source), **models}
         return cls(args, source, augment, config, settings, device)
 
@@ -86,7 +89,7 @@ def create_config(args: argparse.Namespace) -> GenerateConfig:
     flags = {**VIEWS, **SET, 'batch_size': 'batch_size'}
     if args.reinforce:
         reinforce_config(args, frame.size)  # whatever is wrong with it, before anything is made
-    return from_flags(GenerateConfig, args, flags, frame=frame, files=files)
+    return from_flags(GenerateConfig, with_number(args), flags, frame=frame, files=files)
 
 
 def open_source(args: argparse.Namespace, *, check: bool = True) -> Source:
@@ -109,13 +112,17 @@ def build_models(
     args: argparse.Namespace, source: Source, config: GenerateConfig, device: torch.device
 ) -> tuple[DADAugment, dict[str, Any]]:
     """Teacher, VQGAN and attack, and what of them the set keeps."""
-    teacher = create_teacher(args, args.num_classes, source.class_names, device)
+    needs_temperature = args.dad_store_logits or args.reinforce or len(teacher_specs(args)) > 1
+    images = temperature_images(args, source, config) if needs_temperature else None
+    teacher = create_teacher(args, args.num_classes, source.class_names, device, images)
     vqgan = create_vqgan(args, config.frame.size)
     teacher_flags = {name: absolute(getattr(args, name)) for name in TEACHER_FLAGS}
-    if args.dad_teacher_img_size is None:  # as sets had it from before there was the flag
-        del teacher_flags['dad_teacher_img_size']
+    for name in ('dad_teacher_img_size', 'dad_teacher_temperatures'):
+        if teacher_flags[name] is None:  # as sets had it from before there was the flag
+            del teacher_flags[name]
+    found = {} if args.dad_teacher_temperatures is None else {'temperature': args.dad_temperature}
     settings = {
-        'teacher': {'fingerprint': teacher.fingerprint(), 'flags': teacher_flags},
+        'teacher': {'fingerprint': teacher.fingerprint(), 'flags': teacher_flags, **found},
         'vqgan': {
             'fingerprint': vqgan.fingerprint(),
             'spec': absolute(args.dad_vqgan),
@@ -132,6 +139,14 @@ def build_models(
     if device.type == 'cuda' and not args.dad_micro_batch:
         args.dad_micro_batch = config.batch_size  # never less by itself: it rounds otherwise
     return create_augment(args, teacher, vqgan, gradient_vqgan=gradient_vqgan), settings
+
+
+def temperature_images(args: argparse.Namespace, source: Source, config: GenerateConfig) -> Images | None:
+    """The images of ``--dad-temperature auto``, unless the set that goes on keeps its number, which is taken."""
+    root = as_root(args.output)
+    with contextlib.suppress(ValueError):  # there is no set yet
+        take_set_temperature(args, read_settings(Path(str(root))), args.output)
+    return images_to_fit(args, source, lambda _: config.frame)
 
 
 def _other_rounding(args: argparse.Namespace) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from timm_dad.data.images import Source
 def make_with_ray(args: argparse.Namespace, source: Source) -> dict[str, Any]:
     """Make a set, and its answers, by tasks of a Ray cluster; returns the summary."""
     root = Path(args.output).absolute()
-    request = pickle.dumps(argparse.Namespace(**{**vars(args), 'output': str(root)}))
     job = Job.open(args, source, torch.device('cpu'))  # the GPUs are for the tasks
+    request = pickle.dumps(argparse.Namespace(**{**vars(args), 'output': str(root)}))  # with the temperature found
     job.make(lambda _: Shards(()), repair=args.repair, progress=args.repair)  # before a cluster: all but the shards
     engine = Engine(args.device, args.workers, streams=source.streams, progress=is_main_process())
     size = {'num_images': len(source), 'shard_size': job.config.shard_size}

@@ -1,6 +1,7 @@
 """``timm-dad preview``: DAD views of a few images of any data set, as a PNG sheet and an HTML page."""
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from timm_dad.flags.labels import check_labels_args, find_class_names
 from timm_dad.flags.parser import Parser
 from timm_dad.flags.rules import check_output, check_rules, given_flags, under_flag
 from timm_dad.flags.teacher import check_teacher_args, create_teacher, teacher_specs
+from timm_dad.flags.temperature import images_to_fit, take_auto, with_number
 from timm_dad.flags.views import (
     NO_VQGAN,
     add_speed_args,
@@ -55,6 +57,7 @@ def create_parser() -> Parser:
     add_config_arg(parser)
     add_view_args(parser)
     add_fields(parser.add_argument_group('DAD: loss'), DADLossConfig, dad_flags('temperature'))
+    take_auto(parser)
     add_speed_args(parser)
     add_data_args(parser, split='validation')
     group = parser.add_argument_group('Images')
@@ -90,13 +93,13 @@ def _check_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
         args.img_size = DEMO_SIZE if args.dataset.startswith(PREFIX) else 224
     check_data_args(args, given)
     check_labels_args(args, given)
-    several = len(teacher_specs(args)) > 1
+    several, temperature = len(teacher_specs(args)) > 1, with_number(args).dad_temperature
     rules = (
         (args.images is None or args.images >= 1, f'--images must be 1 or more, got {args.images}'),
         (min(args.index or [0]) >= 0, f'--index must be 0 or more, got {args.index}'),
         *frame_rules(args, given),
         (args.dad_vqgan, NO_VQGAN),
-        (args.dad_temperature > 0, f'--dad-temperature must be positive, got {args.dad_temperature}'),
+        (0 < temperature < math.inf, f'--dad-temperature must be positive and finite, got {temperature}'),
         (several or 'dad_temperature' not in given, '--dad-temperature is for several teachers'),
         device_rule(args.device),
     )
@@ -156,10 +159,11 @@ def choose_images(args: argparse.Namespace, source: Source) -> list[tuple[int, S
 
 def build_augment(args: argparse.Namespace, source: Source) -> DADAugment:
     """Teacher, VQGAN and attack, prepared."""
-    device, size = pick_device(args.device), create_frame(args).size
-    teacher = create_teacher(args, args.num_classes, source.class_names, device)
-    vqgan = create_vqgan(args, size)
-    prepare_models(args, teacher, vqgan, size, device, batch_size=1)
+    device, frame = pick_device(args.device), create_frame(args)
+    images = images_to_fit(args, source, lambda _: frame) if len(teacher_specs(args)) > 1 else None
+    teacher = create_teacher(args, args.num_classes, source.class_names, device, images)
+    vqgan = create_vqgan(args, frame.size)
+    prepare_models(args, teacher, vqgan, frame.size, device, batch_size=1)
     return create_augment(args, teacher, vqgan)
 
 

@@ -42,7 +42,9 @@ def generate_command(dad_set: DADSet, output: str) -> str:
         'batch_size': settings['batch_size'],
         'shard_size': settings['shard_size'],
         'dad_store_logits': logits.get('top_k', 0),
-        'dad_temperature': logits.get('temperature', GenerateConfig.temperature),
+        'dad_temperature': logits.get(
+            'temperature', settings['teacher'].get('temperature', GenerateConfig.temperature)
+        ),
         **settings['files'],
         **_reinforce_flags(dad_set),
         'output': output,

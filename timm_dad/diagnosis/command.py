@@ -31,6 +31,7 @@ from timm_dad.flags.pairs import check_set_args, open_set
 from timm_dad.flags.parser import Parser
 from timm_dad.flags.rules import check_output, check_rules, given_flags, under_flag, written
 from timm_dad.flags.teacher import check_teacher_args, create_teacher, teacher_specs
+from timm_dad.flags.temperature import images_to_fit, take_auto, with_number
 from timm_dad.flags.views import (
     NO_VQGAN,
     add_speed_args,
@@ -63,6 +64,7 @@ def create_parser() -> Parser:
     group.add_argument(
         '--dad-temperature', type=float, default=default.temperature, help='distillation temperature it is compared at'
     )
+    take_auto(parser)
     add_speed_args(parser)
     group = parser.add_argument_group('DAD: sets')
     group.add_argument('--dad-dir', metavar='DIR', help='take the DAD views from a set that timm-dad generate made')
@@ -123,7 +125,9 @@ def _check_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
 def create_config(args: argparse.Namespace) -> DiagnoseConfig:
     """How the flags want it measured; ``ValueError`` names the flag."""
     same = {name: name for name in ('distance', 'seed', 'batch_size', 'workers')}
-    return from_flags(DiagnoseConfig, args, {**same, 'num_splits': 'splits', 'temperature': 'dad_temperature'})
+    return from_flags(
+        DiagnoseConfig, with_number(args), {**same, 'num_splits': 'splits', 'temperature': 'dad_temperature'}
+    )
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
@@ -148,7 +152,10 @@ def run(args: argparse.Namespace, given: Mapping[str, Any]) -> dict[str, Any]:
     check_teacher_args(args, given)
     device = pick_device(args.device)
     student = open_student(args, source, device)
-    teacher = create_teacher(args, args.num_classes, source.class_names, device)
+    to_fit = None
+    if student or len(teacher_specs(args)) > 1:
+        to_fit = images_to_fit(args, source, lambda teacher: make_frame(args, teacher, student))
+    teacher = create_teacher(args, args.num_classes, source.class_names, device, to_fit)
     frame = make_frame(args, teacher, student)
     make_views = open_views(args, source, teacher, frame, device)
     indices_of = partial(sample_indices, num_images=args.images, seed=args.seed)

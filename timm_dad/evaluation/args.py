@@ -19,6 +19,7 @@ from timm_dad.flags.rules import check_file_args, check_output, check_rules, und
 from timm_dad.frozen.prepare import PRECISIONS
 from timm_dad.method.attack import NORMS
 from timm_dad.teachers.classes import read_class_file
+from timm_dad.teachers.spec import members
 from timm_dad.teachers.zero_shot import check_templates
 
 PROGRAM = 'timm-dad evaluate'
@@ -119,7 +120,7 @@ def _check_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
     odd = [model.name for model in models if not model.name.isprintable()]  # no report could hold it
     linf = args.attack_norm == 'linf'
     attack_flags = ('attack_eps', 'attack_norm', 'attack_images')
-    zero_shot = any(model.spec.startswith(('open_clip:', 'demo')) for model in models)
+    zero_shot = any(part.startswith(('open_clip:', 'demo')) for model in models for part in members(model.spec))
     own_head = any(not model.spec.startswith(('demo', 'teacher:')) for model in models)
     rules = (
         (args.suite or args.data_root, '--suite must name a data set as NAME=PATH (or give --data-root)'),

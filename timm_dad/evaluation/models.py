@@ -21,12 +21,12 @@ from timm_dad.frozen.prepare import prepare_frozen
 from timm_dad.teachers.backbones import takes_any_size
 from timm_dad.teachers.classes import in_label_order
 from timm_dad.teachers.ensemble import TeacherEnsemble
-from timm_dad.teachers.spec import DataClasses
+from timm_dad.teachers.spec import DataClasses, check_spec
 from timm_dad.teachers.teacher import Teacher
 from timm_dad.teachers.trained import run_folder
 from timm_dad.teachers.zero_shot import ZeroShotClassifier
 
-SOURCES = ('timm', 'open_clip', 'probe', 'run', 'teacher')
+SOURCES = ('timm', 'open_clip', 'probe', 'run', 'teacher', 'wise')
 # open_clip's ways to fit a picture into a square, by timm's names.
 _CROP_MODES = {'shortest': 'center', 'longest': 'border', 'squash': 'squash'}
 _SUMS = 8
@@ -37,8 +37,8 @@ class ModelSpec:
     """A model, and what it is called in the report.
 
     A SPEC is ``timm:MODEL``, ``timm:MODEL/FILE``, ``open_clip:MODEL/PRETRAINED``, ``probe:FILE``, ``demo``,
-    ``run:FOLDER`` (the student of a training run), ``run:FILE`` (a checkpoint in it) or ``teacher:FOLDER`` (that run's
-    teacher).
+    ``run:FOLDER`` (the student of a training run), ``run:FILE`` (a checkpoint in it), ``teacher:FOLDER`` (that run's
+    teacher) or ``wise:A+B@ALPHA`` (two of the first five, interpolated).
     """
 
     name: str
@@ -83,6 +83,8 @@ def _parse_model(text: str) -> ModelSpec:
             f'a model is SPEC or NAME=SPEC, SPEC being a name of timm, {", ".join(f"{s}:..." for s in SOURCES)} or '
             f'demo, got {text!r}'
         )
+    if source == 'wise':
+        check_spec(spec)
     model = ModelSpec(name=name or _default_name(source, rest), spec=spec)
     if not model.slug:
         raise ValueError(f'a name needs letters or digits, got {text!r}')

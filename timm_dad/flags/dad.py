@@ -22,6 +22,7 @@ from timm_dad.flags.recipe import add_recipe_arg, apply_recipe
 from timm_dad.flags.reinforce import stored_logits
 from timm_dad.flags.rules import check_rules, under_flag, written
 from timm_dad.flags.teacher import check_teacher_args, create_teacher
+from timm_dad.flags.temperature import AUTO, Images, images_to_fit, take_auto, with_number
 from timm_dad.flags.views import (
     NO_VQGAN,
     add_speed_args,
@@ -50,6 +51,7 @@ def add_dad_args(parser: argparse.ArgumentParser) -> None:
     add_recipe_arg(group)
     add_view_args(parser)
     add_fields(parser.add_argument_group('DAD: loss'), DADLossConfig, _LOSS)
+    take_auto(parser)
     add_fields(parser.add_argument_group('DAD: schedule'), DADSchedule, _SCHEDULE)
     add_speed_args(parser)
     group = parser.add_argument_group('DAD: second views and sets of them')
@@ -62,7 +64,7 @@ def add_dad_args(parser: argparse.ArgumentParser) -> None:
 
 def loss_config(args: argparse.Namespace) -> DADLossConfig:
     """The loss that the flags ask for; ``ValueError`` names the flag."""
-    return from_flags(DADLossConfig, args, _LOSS, label_free=args.no_labels)
+    return from_flags(DADLossConfig, with_number(args), _LOSS, label_free=args.no_labels)
 
 
 def schedule_config(args: argparse.Namespace) -> DADSchedule:
@@ -144,7 +146,8 @@ def build_task(
         student: The model to train.
         data_config: Size and normalization of the batches, of ``timm.data.resolve_data_config``.
         class_names: Names of the data's classes (folders), if it has any.
-        dataset: Training data, to look at some pictures of with ``--dad-look``.
+        dataset: Training data, to look at some pictures of with ``--dad-look`` and ``--dad-temperature auto``, whose
+            number is put into ``args``; without them that is the default.
         dad_set: The set of ``--dad-dir``: its views need no VQGAN, and its logits no teacher.
         criterion: Task loss.
         device: Where it runs.
@@ -162,7 +165,8 @@ def build_task(
         with under_flag(f'--dad-dir {args.dad_dir}:'):
             stored = stored_logits(args, dad_set, data_config)
     else:
-        teacher = create_teacher(args, args.num_classes, class_names, device)
+        images = _images_to_fit(args, dataset, data_config)
+        teacher = create_teacher(args, args.num_classes, class_names, device, images)
         if dad_set is not None:
             with under_flag(f'--dad-dir {args.dad_dir}:'):
                 check_teacher(dad_set, teacher)
@@ -195,6 +199,14 @@ def build_task(
     if found is not None:
         log_look(found)
     return task, augment
+
+
+def _images_to_fit(args: argparse.Namespace, dataset: Any, data_config: Mapping[str, Any]) -> Images | None:
+    """The images of ``--dad-temperature auto``; without data its number is the default."""
+    if dataset is None or args.dad_temperature != AUTO:
+        args.dad_temperature = with_number(args).dad_temperature
+        return None
+    return images_to_fit(args, Source(dataset), lambda _: training_frame(data_config))
 
 
 def _look_first(

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from timm_dad.common.hub import SCHEME
+from timm_dad.teachers.spec import WISE, change_members
 from timm_dad.vqgan.presets import PRESETS
 
 
@@ -26,6 +27,8 @@ def absolute(value: Any) -> Any:
         return [absolute(each) for each in value]
     if not isinstance(value, str):
         return value
+    if value.startswith(WISE):
+        return change_members(value, absolute)
     before, path = _split(value)
     return f'{before}{Path(path).absolute()}' if path and Path(path).exists() else value
 
@@ -34,6 +37,8 @@ def without_folder(value: Any) -> Any:
     """The value of a flag as strangers may see it: SPECs and absolute paths without the folder of their file."""
     if isinstance(value, list):
         return [without_folder(each) for each in value]
+    if isinstance(value, str) and value.startswith(WISE):
+        return change_members(value, without_folder)
     before, path = _split(value) if isinstance(value, str) else ('', '')
     return f'{before}{Path(path).name}' if Path(path).is_absolute() else value
 
@@ -54,6 +59,8 @@ def find_here(value: Any, root: Path, flag: str) -> Any:
     """
     if isinstance(value, list):
         return [find_here(each, root, flag) for each in value]
+    if isinstance(value, str) and value.startswith(WISE):
+        return change_members(value, lambda each: str(find_here(each, root, flag)))
     before, path = _split(value) if isinstance(value, str) else ('', '')
     if not path or Path(path).exists():
         return value

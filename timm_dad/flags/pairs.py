@@ -23,6 +23,8 @@ from timm_dad.flags.attack import ATTACK_FLAGS, DISAGREEMENT
 from timm_dad.flags.moved import find_here
 from timm_dad.flags.reinforce import add_pairing_args, check_replay_args, open_reinforcement, replays
 from timm_dad.flags.rules import check_rules, under_flag, written
+from timm_dad.flags.teacher import TEACHER_FLAGS
+from timm_dad.flags.temperature import take_set_temperature
 from timm_dad.method.augment import DADAugment
 from timm_dad.vqgan.load import load_vqgan
 from timm_dad.vqgan.model import VQGAN
@@ -131,6 +133,7 @@ def check_set_args(args: argparse.Namespace, given: Mapping[str, Any], *, loads_
     for flag in (written(name) for name in given if name in VIEW_FLAGS):
         if flag != '--dad-vqgan' or settings['files']['format'] != 'codes':  # of codes, it is what decodes them
             raise ValueError(f'{flag} {reasons.get(flag, fixed)}')
+    take_set_temperature(args, settings, args.dad_dir)
     if loads_teacher and not args.dad_teacher:
         for name, value in settings['teacher']['flags'].items():
             if getattr(args, name) is None:
@@ -141,7 +144,7 @@ def check_set_args(args: argparse.Namespace, given: Mapping[str, Any], *, loads_
 
 def _check_stored_logits_args(args: argparse.Namespace, given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     logits, replaying = settings['logits'], replays(args)
-    teacher_flags = (*settings['teacher']['flags'], 'dad_precision', 'dad_compile', 'dad_micro_batch')
+    teacher_flags = (*TEACHER_FLAGS, 'dad_precision', 'dad_compile', 'dad_micro_batch')
     unused = [written(name) for name in teacher_flags if name in given]
     augmented = [name for name in ('mixup', 'cutmix', 'cutmix_minmax', 'reprob', 'aug_splits') if getattr(args, name)]
     as_they_are = '--dad-stored-logits are of the pictures as they are'

@@ -6,8 +6,9 @@ from typing import Any
 
 from timm_dad.flags.rules import written
 
-# `paper`: the loss of the paper and of the released code's `calculate_kd_loss`, which are the defaults.
-# `released`: what the released training loop does, 0.75 CE + 0.25 T^2 KL of clean and DAD images alike.
+# `paper`: the loss of the paper, the default; the released code has it (`calculate_kd_loss`) and never runs it.
+# `released`: the weights of the released training loop, 0.75 CE + 0.25 T^2 KL of clean and DAD images alike.
+# NOTE: which of them made the published numbers is not known (docs/paper.md).
 # `latent`: an attack in the latent space, on pictures without further augmentation (benchmarks/evidence).
 RECIPES: dict[str, dict[str, Any]] = {
     'paper': {},

@@ -17,6 +17,7 @@ from timm_dad.flags.fields import add_fields, from_flags
 from timm_dad.flags.kwargs import mixes, mixing_kwargs, transform_kwargs
 from timm_dad.flags.parser import Parser
 from timm_dad.flags.rules import check_rules, check_values, written
+from timm_dad.flags.temperature import take_set_temperature, with_number
 from timm_dad.flags.timm import add_mixing_args, add_transform_args
 
 VIEW_AUGS = ('full', 'base')
@@ -83,7 +84,7 @@ def reinforce_config(args: argparse.Namespace, size: tuple[int, int]) -> Reinfor
     """How the flags of ``timm-dad generate`` want a set reinforced; ``ValueError`` names the flag."""
     data = {'input_size': (3, *size), 'mean': args.mean, 'std': args.std}
     own = {'transform': _transform(args, data), 'mixup': _mixup(args), **_pairs(args)}
-    more = {'temperature': args.dad_temperature, 'seed': args.seed, 'batch_size': args.batch_size}
+    more = {'temperature': with_number(args).dad_temperature, 'seed': args.seed, 'batch_size': args.batch_size}
     return from_flags(ReinforceConfig, args, _FLAGS, **own, **more)
 
 
@@ -129,6 +130,7 @@ def open_reinforcement(args: argparse.Namespace, dad_set: DADSet, data_config: M
         ValueError: If they are not whole, or of another augmentation, normalization or temperature.
     """
     found = _answers_of(dad_set)
+    take_set_temperature(args, {**dad_set.settings, 'logits': found.settings['logits']}, args.dad_dir)
     here: dict[str, Any] = {
         'transform': _transform(args, data_config),
         'pairs': _pairs(args),

@@ -45,8 +45,12 @@ def create_spec_teacher(
     use_ema: bool = True,
 ) -> Teacher:
     """Create the teacher of a SPEC, as ``create_teacher_by_spec``; of a run, its classes are known by its data."""
-    labels = None
-    if spec.startswith('run:'):
-        labels = trained_classes(read_flags(run_folder(spec.removeprefix('run:')) / 'args.yaml'))
-    options: dict[str, Any] = {'img_size': img_size, 'labels': labels, 'use_ema': use_ema}
-    return create_teacher_by_spec(spec, data, checkpoint_path, device, **options)
+    return create_teacher_by_spec(
+        spec, data, checkpoint_path, device, img_size=img_size, labels_of=_labels_of, use_ema=use_ema
+    )
+
+
+def _labels_of(spec: str) -> list[str] | None:
+    if not spec.startswith('run:'):
+        return None
+    return trained_classes(read_flags(run_folder(spec.removeprefix('run:')) / 'args.yaml'))

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,15 +11,17 @@ import torch
 from timm_dad.common.text_files import read_text
 from timm_dad.flags.rules import check_file_args, check_rules, under_flag, written
 from timm_dad.flags.runs import create_spec_teacher
+from timm_dad.flags.temperature import AUTO, Images, fit_temperatures
 from timm_dad.teachers.classes import in_label_order, read_class_file
 from timm_dad.teachers.ensemble import TeacherEnsemble
-from timm_dad.teachers.spec import DEFAULT_TEACHER, PAPERS_TEACHER, DataClasses, check_spec
+from timm_dad.teachers.spec import DEFAULT_TEACHER, FINE_TUNED_TEACHER, KINDS, WISE, DataClasses, check_spec, members
 from timm_dad.teachers.teacher import Teacher
+from timm_dad.teachers.wise import WiseTeacher
 from timm_dad.teachers.zero_shot import ZeroShotClassifier, check_templates, is_imagenet
 
 TEACHER_FLAGS = (
     'dad_teacher', 'dad_teacher_weights', 'dad_teacher_checkpoint', 'dad_teacher_img_size', 'dad_classnames',
-    'dad_templates', 'dad_class_map',
+    'dad_templates', 'dad_class_map', 'dad_teacher_temperatures',
 )  # fmt: skip
 _logger = logging.getLogger(__name__)
 
@@ -36,13 +39,19 @@ def add_teacher_args(group: Any) -> None:
         '--dad-teacher', metavar='SPEC', nargs='+', action=_OneOrMore,
         help='timm:MODEL (its pretrained weights) or timm:MODEL/FILE, open_clip:MODEL/PRETRAINED (a tag or a file), '
         'both with hf-hub:ORG/REPO or local-dir:DIR in place of the model, run:FOLDER (a training of timm or of this '
-        'project), probe:FILE (of `timm-dad probe`), or demo; '
-        f"several are averaged (default, for ImageNet's classes alone: {DEFAULT_TEACHER}, zero-shot; the paper's: "
-        f'{PAPERS_TEACHER})',
+        'project), probe:FILE (of `timm-dad probe`), demo, or wise:A+B@ALPHA (WiSE-FT of two of these: '
+        'weights (1 - ALPHA) A + ALPHA B); '
+        f"several are averaged (default, for ImageNet's classes alone: {DEFAULT_TEACHER}, zero-shot; "
+        f'fine-tuned on ImageNet, as the paper has it: {FINE_TUNED_TEACHER})',
     )  # fmt: skip
     group.add_argument(
         '--dad-teacher-weights', type=float, nargs='+', metavar='W', help='weights of several teachers (default: equal)'
     )
+    group.add_argument(
+        '--dad-teacher-temperatures', type=float, nargs='+', metavar='T',
+        help='temperatures of several teachers in their average, for logits that differ in scale (default: '
+        '--dad-temperature, or what auto finds for each)',
+    )  # fmt: skip
     group.add_argument('--dad-teacher-checkpoint', metavar='PATH', help='weights of the teacher')
     group.add_argument(
         '--dad-teacher-img-size', type=int, metavar='N',
@@ -79,34 +88,42 @@ def check_teacher_args(args: argparse.Namespace, given: Mapping[str, Any]) -> No
     Raises:
         ValueError: If a flag has a bad value, is missing, or would be ignored.
     """
-    specs, weights = teacher_specs(args), args.dad_teacher_weights
+    specs, weights, own = teacher_specs(args), args.dad_teacher_weights, args.dad_teacher_temperatures
     if not specs and args.num_classes not in (None, 1000):
         raise ValueError(_no_default(args.num_classes))
-    for spec in specs:
-        with under_flag('--dad-teacher'):
+    with under_flag('--dad-teacher'):
+        for spec in specs:
             check_spec(spec)
+        parts = [part for spec in specs for part in members(spec)]
     rules = (
         (not weights or len(weights) == len(specs) > 1,
          f'--dad-teacher-weights is for several teachers, one weight each, got {weights} for {specs}'),
-        (not weights or min(weights) > 0, f'--dad-teacher-weights must be positive, got {weights}'),
+        (not weights or all(0 < weight < math.inf for weight in weights),
+         f'--dad-teacher-weights must be positive and finite, got {weights}'),
+        (not own or len(own) == len(specs) > 1,
+         f'--dad-teacher-temperatures is for several teachers, one temperature each, got {own} for {specs}'),
+        (not own or all(0 < each < math.inf for each in own),
+         f'--dad-teacher-temperatures must be positive and finite, got {own}'),
+        (not own or args.dad_temperature != AUTO,
+         '--dad-temperature auto finds one for each teacher: leave --dad-teacher-temperatures out'),
         (not args.dad_teacher_checkpoint or len(specs) < 2,
          '--dad-teacher-checkpoint is for one teacher: write timm:MODEL/FILE or open_clip:MODEL/FILE'),
         (args.dad_teacher_img_size is None or args.dad_teacher_img_size > 0,
          f'--dad-teacher-img-size must be a side in pixels, got {args.dad_teacher_img_size}'),
-        (args.dad_teacher_img_size is None or (specs and all(spec.startswith(('timm:', 'run:')) for spec in specs)),
+        (args.dad_teacher_img_size is None or (parts and all(part.startswith(('timm:', 'run:')) for part in parts)),
          f'--dad-teacher-img-size is for timm: and run:, got --dad-teacher {" ".join(specs) or "by default"}'),
     )  # fmt: skip
     check_rules(rules)
     check_file_args(args, 'dad_classnames', 'dad_templates', 'dad_teacher_checkpoint', 'dad_class_map')
-    zero_shot = not specs or any(spec.startswith(('open_clip:', 'demo')) for spec in specs)
-    own_head = any(spec.startswith(('timm:', 'run:', 'probe:', 'open_clip:')) for spec in specs)
+    zero_shot = not specs or any(part.startswith(('open_clip:', 'demo')) for part in parts)
+    own_head = any(part.startswith(KINDS) for part in parts)
     for name, used, rule in (
         ('dad_classnames', zero_shot, 'is for zero-shot teachers'),
         ('dad_templates', zero_shot, 'is for zero-shot teachers'),
         ('dad_class_map', own_head, 'is for teachers with a head of their own (timm:, run:, probe:)'),
         (
             'dad_teacher_checkpoint',
-            not specs or not specs[0].startswith(('probe:', 'run:')),
+            not specs or not specs[0].startswith(('probe:', 'run:', WISE)),
             'is for timm: and open_clip:',
         ),
     ):
@@ -126,14 +143,16 @@ def create_teacher(
     num_classes: int,
     class_names: Sequence[str] | None,
     device: torch.device | None = None,
+    images: Images | None = None,
 ) -> Teacher:
-    """Create the frozen teacher of ``--dad-teacher``, on the CPU.
+    """Create the frozen teacher of ``--dad-teacher``, and find the temperature of ``--dad-temperature auto``.
 
     Args:
         args: Flags.
         num_classes: Classes of the student.
         class_names: Names of the data's classes (folders), if it has any.
-        device: Where a zero-shot head is computed, if it is not in the cache.
+        device: Where a zero-shot head is computed, if it is not in the cache, and a temperature is found.
+        images: Of ``images_to_fit``, to find one; it is put into ``args``.
 
     Raises:
         ValueError: If the teacher is unknown, or its classes are not the student's.
@@ -151,16 +170,20 @@ def create_teacher(
         with under_flag(f'--dad-teacher {spec}{f" --dad-teacher-checkpoint {checkpoint}" if checkpoint else ""}:'):
             teachers.append(create_spec_teacher(spec, data, checkpoint, device, img_size=size))
     _check_heads(args, specs, teachers)
+    if images is not None:
+        fit_temperatures(args, specs, teachers, images, device or torch.device('cpu'))
     if len(teachers) == 1:
         return teachers[0]
-    return TeacherEnsemble(teachers, args.dad_teacher_weights, args.dad_temperature)
+    if args.dad_temperature == AUTO:
+        raise ValueError('--dad-temperature auto: several teachers are averaged at a temperature, give its number here')
+    return TeacherEnsemble(teachers, args.dad_teacher_weights, args.dad_temperature, args.dad_teacher_temperatures)
 
 
 def _check_heads(args: argparse.Namespace, specs: Sequence[str], teachers: Sequence[Teacher]) -> None:
     """Whether a model of open_clip has a head of its own is in its file: ``check_teacher_args`` cannot know it."""
-    if not any(spec.startswith('open_clip:') for spec in specs):
+    if not any(part.startswith('open_clip:') for spec in specs for part in members(spec)):
         return
-    zero_shot = [isinstance(teacher.model, ZeroShotClassifier) for teacher in teachers]
+    zero_shot = [own for teacher in teachers for own in _zero_shot(teacher)]
     if (args.dad_classnames or args.dad_templates) and not any(zero_shot):
         raise ValueError(
             f'--dad-classnames and --dad-templates are for zero-shot teachers, and {specs} have heads of their own'
@@ -170,6 +193,10 @@ def _check_heads(args: argparse.Namespace, specs: Sequence[str], teachers: Seque
             f'--dad-class-map is for teachers with a head of their own, and {specs} are zero-shot: they know the '
             'classes by name (--dad-classnames)'
         )
+
+
+def _zero_shot(teacher: Teacher) -> list[bool]:
+    return teacher.zero_shot if isinstance(teacher, WiseTeacher) else [isinstance(teacher.model, ZeroShotClassifier)]
 
 
 def _data_classes(args: argparse.Namespace, num_classes: int, class_names: Sequence[str] | None) -> DataClasses:

@@ -19,11 +19,13 @@ NORMS = ('l2', 'linf')
 
 @dataclass(frozen=True, kw_only=True)
 class AttackConfig:
-    """Attack on images, in [0, 1] pixel units; the defaults are DAD's released ones.
+    """Attack on images, in [0, 1] pixel units; the defaults are those of the released generator.
 
     Raises:
         ValueError: If a value is out of range.
         TypeError: If one is no number, or ``norm`` no text.
+
+    NOTE: the released online variant (``evaluate.py``) takes steps of 0.1, or from 0.01 to 0.2 by epoch.
 
     Source: lapisrocks/DiscreteAdversarialDistillation, ``generate_examples.py``.
     """
@@ -144,6 +146,8 @@ def random_start(centre: Tensor, radius: Tensor, config: AttackConfig, generator
     """Move each image, with probability ``config.random_start``, to a random point of its ball.
 
     The point is on a sphere for ``l2`` (as released, that of the ball) and uniform in the cube for ``linf``.
+
+    NOTE: the released code draws once for a batch: all its images start from random points, or none does.
 
     Args:
         centre: Images ``[B, 3, H, W]`` in [0, 1], or whatever ``config`` attacks.

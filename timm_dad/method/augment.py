@@ -41,6 +41,7 @@ class DADAugment:
         attack: Attack settings; their class says in which space: ``AttackConfig`` (pixels, by default),
             ``LatentAttackConfig`` or ``CodeAttackConfig``.
         keep_label: Keep the attacked image only where the teacher still predicts the label on it, else take ``Q(x)``.
+            NOTE: the released code's own check compares with a method and never fires.
         attack_from: Of an attack on pixels. ``reconstruction``: attack ``Q(x)``, as the paper. ``input``: attack ``x``
             itself, which saves a pass through the VQGAN, and takes the gradient of the first step at ``x``, before the
             random start: it comes of the forward that ``x`` needs for its distillation anyway.

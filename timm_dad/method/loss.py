@@ -20,6 +20,7 @@ class DADLossConfig:
         TypeError: If one is no number.
 
     Source: ``calculate_kd_loss`` of lapisrocks/DiscreteAdversarialDistillation: T 4 and weights 1, 1/2, 1/2.
+    NOTE: nothing released runs it; the released trainer's loss is ``--dad-recipe released`` (docs/paper.md).
     """
 
     temperature: float = option(4.0, 'distillation temperature T: both softmaxes are over logits / T')

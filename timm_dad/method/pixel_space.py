@@ -17,6 +17,8 @@ ATTACK_FROM = ('reconstruction', 'input')
 class PixelSpace(Ball):
     """Images in [0, 1]. No gradient goes through the VQGAN, which counts as the identity.
 
+    NOTE: of several steps only the last is discretized, where the released code passes the VQGAN after each.
+
     Args:
         teacher: Frozen teacher.
         vqgan: Frozen VQGAN.

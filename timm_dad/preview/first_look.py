@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -90,15 +91,20 @@ def first_pictures(source: Source, frame: Frame, count: int, device: torch.devic
         count: How many, at most; such as do not decode are left out.
         device: Where to put them.
     """
+    return read_pictures(source, frame, spread(len(source), count), device)
+
+
+def read_pictures(source: Source, frame: Frame, indices: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Pictures and labels of a data set by index, as ``first_pictures`` gives them; ``ValueError`` if none decodes."""
     read, own_transform = [], getattr(source.dataset, 'transform', None)
     try:
-        for index in spread(len(source), count):
+        for index in indices:
             with contextlib.suppress(ValueError, OSError):
-                read.append(source.read(index))
+                read.append(source.read(index, hashed=False))
     finally:
         source.dataset.transform = own_transform
     if not read:
-        raise ValueError(f'none of {min(count, len(source))} training images decodes')
+        raise ValueError(f'none of {len(indices)} training images decodes')
     transform = frame.transform()
     x_pix = torch.stack([to_tensor(transform(image.image)) for image in read])
     return x_pix.to(device), torch.tensor([image.label for image in read], device=device)

@@ -1,5 +1,6 @@
 """Several teachers as one: the mean of their softened probabilities."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,19 +11,21 @@ from timm_dad.teachers.teacher import Teacher
 
 
 class TeacherEnsemble(Teacher):
-    """Teachers whose softened probabilities are averaged: ``softmax(z / T) = sum_i w_i softmax(z_i / T)``.
+    """Teachers whose softened probabilities are averaged: ``softmax(z / T) = sum_i w_i softmax(z_i / T_i)``.
 
-    Its logits ``z`` are ``T log(sum_i w_i softmax(z_i / T))``: the distillation loss, which divides them by ``T``, gets
-    the mean of the teachers' soft targets exactly, and one teacher alone keeps its logits up to a constant. The attack
-    ascends the cross-entropy of ``z``, so its gradient goes through all teachers.
+    ``T_i`` is ``T`` where not said otherwise. Its logits ``z`` are ``T log(sum_i w_i softmax(z_i / T_i))``: the
+    distillation loss, which divides them by ``T``, gets the mean of the teachers' soft targets exactly, and one teacher
+    alone keeps its logits up to a constant. The attack ascends the cross-entropy of ``z``, so its gradient goes through
+    all teachers.
 
     Args:
         teachers: Frozen teachers of the same classes; each has its own normalization and size.
         weights: One positive weight a teacher, normalized to the sum 1; equal by default.
         temperature: Distillation temperature ``T``.
+        temperatures: One ``T_i`` a teacher, for teachers whose logits differ in scale; ``temperature`` by default.
 
     Raises:
-        ValueError: If the class counts differ, or there is not one positive weight a teacher.
+        ValueError: If the class counts differ, or there is not one positive weight and temperature a teacher.
 
     Source: Hinton et al. 2015, arXiv:1503.02531, section 1 (arithmetic or geometric mean of the distributions).
     """
@@ -30,7 +33,11 @@ class TeacherEnsemble(Teacher):
     log_weights: Tensor
 
     def __init__(
-        self, teachers: Sequence[Teacher], weights: Sequence[float] | None = None, temperature: float = 1.0
+        self,
+        teachers: Sequence[Teacher],
+        weights: Sequence[float] | None = None,
+        temperature: float = 1.0,
+        temperatures: Sequence[float] | None = None,
     ) -> None:
         if not teachers or not all(isinstance(teacher, Teacher) for teacher in teachers):
             raise TypeError(
@@ -40,10 +47,13 @@ class TeacherEnsemble(Teacher):
         if len(set(counts)) != 1:
             raise ValueError(f'teachers must have the same classes, got {counts} of them')
         weights = [1.0] * len(teachers) if weights is None else weights
-        if len(weights) != len(teachers) or min(weights) <= 0:
+        if len(weights) != len(teachers) or not all(0 < weight < math.inf for weight in weights):
             raise ValueError(f'weights must be {len(teachers)} positive numbers, one a teacher, got {list(weights)}')
-        if temperature <= 0:
+        if not 0 < temperature < math.inf:
             raise ValueError(f'temperature must be positive, got {temperature}')
+        own = [temperature] * len(teachers) if temperatures is None else list(temperatures)
+        if len(own) != len(teachers) or not all(0 < each < math.inf for each in own):
+            raise ValueError(f'temperatures must be {len(teachers)} positive numbers, one a teacher, got {own}')
         super().__init__(
             nn.ModuleList(teacher.model for teacher in teachers),
             mean=(0, 0, 0),  # each teacher normalizes by itself
@@ -52,24 +62,29 @@ class TeacherEnsemble(Teacher):
             num_classes=counts[0],
         )
         self.teachers = nn.ModuleList(teachers)
-        self.temperature = temperature
+        self.temperature, self.temperatures = temperature, own
         self.register_buffer('log_weights', (torch.tensor(weights) / sum(weights)).log(), persistent=False)
 
     def __repr__(self) -> str:
         weights = [round(weight, 4) for weight in self.log_weights.exp().tolist()]
         members = ', '.join(map(repr, self.teachers))
-        return f'TeacherEnsemble([{members}], weights={weights}, temperature={self.temperature:g})'
+        own = f', temperatures={self.temperatures}' if self._differ() else ''
+        return f'TeacherEnsemble([{members}], weights={weights}, temperature={self.temperature:g}{own})'
 
     def fingerprint(self) -> str:
         """Hash of all that the logits depend on."""
         members = [teacher.fingerprint() for teacher in self.teachers]  # type: ignore[operator]
         weights = [round(weight, 6) for weight in self.log_weights.tolist()]
-        return content_hash({}, {'teachers': members, 'log_weights': weights, 'temperature': self.temperature})
+        own = {'temperatures': self.temperatures} if self._differ() else {}  # as sets had it before there were these
+        return content_hash({}, {'teachers': members, 'log_weights': weights, 'temperature': self.temperature, **own})
+
+    def _differ(self) -> bool:
+        return any(each != self.temperature for each in self.temperatures)
 
     def forward(self, x_pix: Tensor) -> Tensor:
         """Logits ``[B, K]`` of images ``[B, 3, H, W]`` in [0, 1]; gradients reach ``x_pix`` through all teachers."""
-        logits = torch.stack([teacher(x_pix).float() for teacher in self.teachers])  # [teachers, B, K]
+        softened = [teacher(x_pix).float() / own for teacher, own in zip(self.teachers, self.temperatures, strict=True)]
         with torch.autocast(x_pix.device.type, enabled=False):
-            log_probs = (logits / self.temperature).log_softmax(dim=-1)
+            log_probs = torch.stack(softened).log_softmax(dim=-1)  # [teachers, B, K]
             mean = (log_probs + self.log_weights[:, None, None]).logsumexp(dim=0)
         return self.temperature * mean

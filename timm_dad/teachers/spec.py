@@ -1,8 +1,10 @@
 """Teachers by their SPECs."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -10,10 +12,16 @@ from timm_dad.demo.data import DEMO_TEACHER, TEMPLATES
 from timm_dad.teachers.heads import LinearHead, create_head_teacher, read_head
 from timm_dad.teachers.teacher import Teacher, create_open_clip_teacher, create_timm_teacher
 from timm_dad.teachers.trained import find_run
+from timm_dad.teachers.wise import WiseTeacher
 from timm_dad.teachers.zero_shot import default_templates, spoken_names
 
 DEFAULT_TEACHER = 'open_clip:ViT-L-14/openai'
-PAPERS_TEACHER = 'timm:vit_large_patch14_clip_224.openai_ft_in1k'
+# NOTE: nothing released names it: the paper's CLIP ViT-L/14 is a file whose fine-tuning is not told (docs/paper.md).
+FINE_TUNED_TEACHER = 'timm:vit_large_patch14_clip_224.openai_ft_in1k'
+
+
+KINDS = ('timm:', 'open_clip:', 'probe:', 'run:')
+WISE = 'wise:'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +37,38 @@ class DataClasses:
 
 def check_spec(spec: str) -> None:
     """Raise ``ValueError`` unless a SPEC begins like one."""
-    if spec != 'demo' and not spec.startswith(('timm:', 'open_clip:', 'probe:', 'run:')):
+    if spec.startswith(WISE):
+        split_wise(spec)
+    elif spec != 'demo' and not spec.startswith(KINDS):
         raise ValueError(
             f'must be timm:MODEL, open_clip:MODEL/PRETRAINED or demo, got {spec!r} '
-            f'(such as {DEFAULT_TEACHER}), run:FOLDER of a training, or probe:FILE of `timm-dad probe`'
+            f'(such as {DEFAULT_TEACHER}), run:FOLDER of a training, probe:FILE of `timm-dad probe`, or wise:A+B@ALPHA'
         )
+
+
+def split_wise(spec: str) -> tuple[str, str, float]:
+    """The SPECs of ``wise:A+B@ALPHA`` and the share of the second; ``ValueError`` if it is none."""
+    pair, _, share = spec.removeprefix(WISE).rpartition('@')
+    parts = re.split(rf'\+(?={"|".join(KINDS)}|demo$)', pair)
+    alpha = float(share) if re.fullmatch(r'\d*\.?\d+', share) else -1.0
+    if len(parts) != 2 or not 0 <= alpha <= 1 or any(part.startswith(WISE) for part in parts):
+        raise ValueError(
+            f'must be wise:A+B@ALPHA, two SPECs and the share of B from 0 to 1, got {spec!r} (such as '
+            'wise:timm:MODEL+timm:MODEL/FILE@0.5)'
+        )
+    for part in parts:
+        check_spec(part)
+    return parts[0], parts[1], alpha
+
+
+def members(spec: str) -> tuple[str, ...]:
+    """The SPECs of the networks that a teacher is made of: two of ``wise:A+B@ALPHA``, else its own."""
+    return split_wise(spec)[:2] if spec.startswith(WISE) else (spec,)
+
+
+def change_members(spec: str, change: Callable[[str], str]) -> str:
+    """``wise:A+B@ALPHA`` with other SPECs for A and B."""
+    return f'{WISE}{"+".join(map(change, members(spec)))}@{spec.rpartition("@")[2]}'
 
 
 def create_teacher_by_spec(
@@ -43,7 +78,7 @@ def create_teacher_by_spec(
     device: torch.device | None = None,
     *,
     img_size: int | None = None,
-    labels: Sequence[str] | None = None,
+    labels_of: Callable[[str], Sequence[str] | None] | None = None,
     use_ema: bool = True,
 ) -> Teacher:
     """Create the teacher of a SPEC.
@@ -51,18 +86,26 @@ def create_teacher_by_spec(
     Args:
         spec: ``timm:MODEL``, ``timm:MODEL/FILE``, ``open_clip:MODEL/PRETRAINED``, ``open_clip:MODEL/FILE``, either with
             ``hf-hub:ORG/REPO`` or ``local-dir:DIR`` in place of the model, ``probe:FILE``, ``run:FOLDER``
-            (what a training of timm or ``timm-dad train`` trained), ``run:FILE`` (a checkpoint in it) or ``demo``.
+            (what a training of timm or ``timm-dad train`` trained), ``run:FILE`` (a checkpoint in it), ``demo``, or
+            ``wise:A+B@ALPHA`` (``WiseTeacher`` of two of these).
         data: Classes of the data.
         checkpoint_path: Weights in place of the named ones.
         device: Where a text head is computed, if it is not in the cache.
         img_size: Side of the images of a timm model, whatever it and its training say.
-        labels: Names of the classes of a run, if they are known.
+        labels_of: Names of the classes of a ``run:...``, if they are known.
         use_ema: Take the moving average of a timm checkpoint's weights, if there is one.
 
     Raises:
         ValueError: If it cannot be loaded, or its classes are not those of the data.
     """
     check_spec(spec)
+    if spec.startswith(WISE):
+        if checkpoint_path:
+            raise ValueError(f'takes no weights beside it, got {checkpoint_path}: write them as MODEL/FILE')
+        first, second, alpha = split_wise(spec)
+        more: dict[str, Any] = {'img_size': img_size, 'labels_of': labels_of, 'use_ema': use_ema}
+        one, other = (create_teacher_by_spec(each, data, None, device, **more) for each in (first, second))
+        return WiseTeacher(one, other, alpha)
     source, _, name = spec.partition(':')
     if source in ('timm', 'run'):
         name, checkpoint_path = find_run(name) if source == 'run' else (name, checkpoint_path)
@@ -72,7 +115,7 @@ def create_teacher_by_spec(
             checkpoint_path,
             class_names=data.class_names,
             class_map=data.class_map,
-            labels=labels,
+            labels=labels_of(spec) if labels_of else None,
             img_size=img_size,
             use_ema=use_ema,
         )
@@ -92,6 +135,12 @@ def create_teacher_by_spec(
             raise ValueError(f'{head_file} holds a head and no image tower (visual.*): give it as probe:{head_file}')
         tower = name if ':' in name else f'{name.partition("/")[0]}/{head_file}'
         return _with_head(head_file, head, f'open_clip:{tower}', data)
+    templates = TEMPLATES if source == 'demo' else default_templates(data.class_names, data.num_classes)
+    return create_open_clip_teacher(name, _names(data), data.templates or templates, checkpoint_path, device=device)
+
+
+def _names(data: DataClasses) -> Sequence[str]:
+    """What a text tower calls the classes; ``ValueError`` where there is not one name a class."""
     names = data.spoken or spoken_names(data.class_names, data.num_classes)
     if names is None:
         raise ValueError(
@@ -99,8 +148,7 @@ def create_teacher_by_spec(
         )
     if len(names) != data.num_classes:
         raise ValueError(f'there are {len(names)} class names for {data.num_classes} classes; give one a class')
-    templates = TEMPLATES if source == 'demo' else default_templates(data.class_names, data.num_classes)
-    return create_open_clip_teacher(name, names, data.templates or templates, checkpoint_path, device=device)
+    return names
 
 
 def _head_beside(name: str, checkpoint_path: str | None) -> tuple[LinearHead | None, str]:

@@ -1,7 +1,9 @@
 """Frozen teachers: any timm model and any open_clip zero-shot classifier, fed with [0, 1] pixels.
 
-The teacher brings its own normalization, input size and interpolation (Zhou et al. 2023, arXiv:2311.01441,
-section 3.2).
+Frozen and robust, it labels what the student learns (Zhou et al. 2023, arXiv:2311.01441, section 3.2).
+
+NOTE: it brings its own normalization, input size and interpolation, where the released code gives it the student's
+batch as it is, in [0, 1].
 """
 
 import logging

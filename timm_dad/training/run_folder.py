@@ -1,5 +1,6 @@
 """The folder of a run: held by one run at a time, with its flags and its summary."""
 
+import argparse
 import csv
 import itertools
 import logging
@@ -17,6 +18,7 @@ from timm import utils
 from timm_dad.common.files import make_folder, replacing, write_file
 from timm_dad.common.text_files import read_yaml
 from timm_dad.flags.rules import written
+from timm_dad.flags.temperature import keep_temperature
 
 _logger = logging.getLogger(__name__)
 
@@ -210,6 +212,17 @@ def check_resumed_flags(before: Mapping[str, Any], now: Mapping[str, Any], *, ke
             continue
         fix = 'leave it as it was, or ' + ('start another run' if name in _FIXED else 'give --no-resume-opt')
         raise ValueError(f'{written(name)} must be what the resumed run has, {old}, got {new}: {fix}')
+
+
+def take_over_flags(args: argparse.Namespace, before: Mapping[str, Any]) -> None:
+    """Keep the temperature that a run found before it goes on, and refuse what cannot change, as above.
+
+    Args:
+        args: Flags of this run.
+        before: Flags of the run that wrote the checkpoint, empty without one.
+    """
+    keep_temperature(args, before)
+    check_resumed_flags(before, vars(args), keep_optimizer=not args.no_resume_opt)
 
 
 @contextmanager
