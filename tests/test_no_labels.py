@@ -251,7 +251,7 @@ def write_set_with_labels(root):
 def test_previews_show_the_teachers_answer(flat, tmp_path, capsys):
     argv = ['--data-dir', str(flat), '--split', '', *MODELS, '--no-labels', '--images', '2']
     images = preview.main([*argv, '--output', str(tmp_path)])
-    assert [image.label for image in images] == [image.top('x', 1)[0][0] for image in images]
+    assert [image.labels[0] for image in images] == [image.top('x', 1)[0][0] for image in images]
     assert re.search(r'teacher keeps its answer on Q\(x\) \d, x_dad \d', capsys.readouterr().out)
     page = (tmp_path / 'preview.html').read_text()
     assert 'image 0 (00.png), teacher&#x27;s answer on x: ' in page

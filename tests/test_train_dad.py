@@ -730,6 +730,7 @@ ELSEWHERE = {
     'synchronize_step': 'test_gpu.py',
     'dad_overlap': 'test_gpu.py',
     'dad_look': 'test_first_look.py',
+    **dict.fromkeys(('task', 'target_format', 'multilabel_threshold'), 'test_multilabel.py'),
     'dad_compile': 'test_compiled_and_in_pieces_it_is_the_same_training',
     'dad_micro_batch': 'test_compiled_and_in_pieces_it_is_the_same_training',
     **dict.fromkeys(REFUSED, 'test_flags_that_make_no_sense_here_say_so'),

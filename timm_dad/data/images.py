@@ -23,7 +23,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from timm_dad.common.options import option
 from timm_dad.common.spread import spread
 from timm_dad.data.datasets import dataset_class_names, keep_no_tar_open
-from timm_dad.data.pictures import DataError, decode, eight_bits, open_entry
+from timm_dad.data.pictures import DataError, as_label, decode, eight_bits, open_entry
 
 MAX_CROP_PCT = 1.25  # timm's volo_d4 and volo_d5 have 1.15: a border beyond the picture
 
@@ -32,7 +32,7 @@ class SourceImage(NamedTuple):
     """One image of a data set, RGB, with the hash of its file or, where the data set gives none, of its pixels."""
 
     image: Image.Image
-    label: int
+    label: Any  # a class index, or multi-hot
     sha256: str
 
 
@@ -96,14 +96,15 @@ class Source:
             name = self.reader.filename(index, absolute=True) or f'image {index} of the data set'
             raise DataError(f'{name} does not decode: {error}; mend it, or take it out of the data set') from error
         sha256 = hashlib.sha256(data).hexdigest() if hashed else ''
-        return SourceImage(image, -1 if label is None else int(label), sha256)
+        encode = getattr(self.dataset, 'target_transform', None)
+        return SourceImage(image, as_label(label, encode, f'image {index} of the data set'), sha256)
 
     @staticmethod
     def of_pixels(image: Image.Image, label: Any, *, hashed: bool = True) -> SourceImage:
         """An image of a stream."""
         image = eight_bits(image).convert('RGB')
         sha256 = hashlib.sha256(f'{image.size}'.encode() + image.tobytes()).hexdigest() if hashed else ''
-        return SourceImage(image, int(label), sha256)
+        return SourceImage(image, as_label(label), sha256)
 
     def folder(self, label: int) -> str:
         """Name of a class's folder where the data set has no folders."""

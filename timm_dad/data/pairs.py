@@ -15,7 +15,7 @@ from torchvision import transforms
 
 from timm_dad.common.seeds import random_states, set_random_states
 from timm_dad.data.images import Source
-from timm_dad.data.pictures import check_label, eight_bits
+from timm_dad.data.pictures import as_label, check_label, eight_bits
 
 Transform = Callable[[Any], Any]
 
@@ -172,7 +172,7 @@ class PairStream(IterableImageDataset):  # type: ignore[misc]
         """The views of every image, and its target."""
         for picture, label in self.reader:
             image = eight_bits(picture).convert('RGB')
-            extra, target = self.extra_views(None, image, int(label))
+            extra, target = self.extra_views(None, image, as_label(label))
             yield self.views(image, extra), target
 
     def set_epoch(self, count: int) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from timm_dad.demo.data import SEEN_STYLES
+from timm_dad.flags.task import is_multilabel
 
 
 def torch_dtype(name: str | None) -> torch.dtype:
@@ -33,10 +34,11 @@ def mixup_kwargs(args: argparse.Namespace) -> dict[str, Any] | None:
     """Arguments of timm's ``Mixup``; ``None`` where nothing is mixed."""
     if not mixes(args):
         return None
-    return _pick(
+    picked = _pick(
         args, 'cutmix_minmax', 'num_classes', mixup_alpha='mixup', cutmix_alpha='cutmix', prob='mixup_prob',
         switch_prob='mixup_switch_prob', mode='mixup_mode', label_smoothing='smoothing',
     )  # fmt: skip
+    return {**picked, 'multi_label': True} if is_multilabel(args) else picked
 
 
 def _loader_kwargs(args: argparse.Namespace, data_config: dict[str, Any]) -> dict[str, Any]:

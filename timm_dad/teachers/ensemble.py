@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from timm_dad.common.hashing import content_hash
@@ -14,12 +15,14 @@ class TeacherEnsemble(Teacher):
 
     Its logits ``z`` are ``T log(sum_i w_i softmax(z_i / T))``: the distillation loss, which divides them by ``T``, gets
     the mean of the teachers' soft targets exactly, and one teacher alone keeps its logits up to a constant. The attack
-    ascends the cross-entropy of ``z``, so its gradient goes through all teachers.
+    ascends the cross-entropy of ``z``, so its gradient goes through all teachers. With ``multi_label`` the sigmoids
+    of each class are averaged.
 
     Args:
         teachers: Frozen teachers of the same classes; each has its own normalization and size.
         weights: One positive weight a teacher, normalized to the sum 1; equal by default.
         temperature: Distillation temperature ``T``.
+        multi_label: Whether an image may have several classes.
 
     Raises:
         ValueError: If the class counts differ, or there is not one positive weight a teacher.
@@ -30,7 +33,11 @@ class TeacherEnsemble(Teacher):
     log_weights: Tensor
 
     def __init__(
-        self, teachers: Sequence[Teacher], weights: Sequence[float] | None = None, temperature: float = 1.0
+        self,
+        teachers: Sequence[Teacher],
+        weights: Sequence[float] | None = None,
+        temperature: float = 1.0,
+        multi_label: bool = False,
     ) -> None:
         if not teachers or not all(isinstance(teacher, Teacher) for teacher in teachers):
             raise TypeError(
@@ -52,7 +59,7 @@ class TeacherEnsemble(Teacher):
             num_classes=counts[0],
         )
         self.teachers = nn.ModuleList(teachers)
-        self.temperature = temperature
+        self.temperature, self.multi_label = temperature, multi_label
         self.register_buffer('log_weights', (torch.tensor(weights) / sum(weights)).log(), persistent=False)
 
     def __repr__(self) -> str:
@@ -64,12 +71,16 @@ class TeacherEnsemble(Teacher):
         """Hash of all that the logits depend on."""
         members = [teacher.fingerprint() for teacher in self.teachers]  # type: ignore[operator]
         weights = [round(weight, 6) for weight in self.log_weights.tolist()]
-        return content_hash({}, {'teachers': members, 'log_weights': weights, 'temperature': self.temperature})
+        facts = {'teachers': members, 'log_weights': weights, 'temperature': self.temperature}
+        return content_hash({}, {**facts, **({'multi_label': True} if self.multi_label else {})})
 
     def forward(self, x_pix: Tensor) -> Tensor:
         """Logits ``[B, K]`` of images ``[B, 3, H, W]`` in [0, 1]; gradients reach ``x_pix`` through all teachers."""
         logits = torch.stack([teacher(x_pix).float() for teacher in self.teachers])  # [teachers, B, K]
         with torch.autocast(x_pix.device.type, enabled=False):
-            log_probs = (logits / self.temperature).log_softmax(dim=-1)
-            mean = (log_probs + self.log_weights[:, None, None]).logsumexp(dim=0)
+            logits, log_weights = logits / self.temperature, self.log_weights[:, None, None]
+            if self.multi_label:  # z = T logit(mean of sigmoids)
+                yes, no = ((F.logsigmoid(own) + log_weights).logsumexp(dim=0) for own in (logits, -logits))
+                return self.temperature * (yes - no)
+            mean = (logits.log_softmax(dim=-1) + log_weights).logsumexp(dim=0)
         return self.temperature * mean
