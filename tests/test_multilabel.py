@@ -4,8 +4,12 @@ import csv
 import io
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +32,7 @@ from timm_dad.method.attack import AttackConfig, ascend
 from timm_dad.method.augment import DADAugment
 from timm_dad.method.latent_space import LatentAttackConfig
 from timm_dad.method.loss import DADLossConfig
+from timm_dad.method.schedule import DADSchedule
 from timm_dad.method.targets import MultiLabel, SingleLabel
 from timm_dad.method.task import DADTask
 from timm_dad.preview.first_look import look
@@ -191,6 +196,19 @@ def test_the_most_disagreement_is_one_of_sigmoids(student, sigmoids, vqgan, x_pi
     torch.testing.assert_close(augment.disagreement(x_pix), expected)
 
 
+def test_replayed_views_and_their_task_loss_take_sets(student, sigmoids, vqgan, x_pix):
+    augment = DADAugment(sigmoids, vqgan, **NORM, targets=MultiLabel())
+    common = {**NORM, 'targets': MultiLabel(), 'verbose': False}
+    replaying = DADTask(student, sigmoids, augment, schedule=DADSchedule(every=2, replay=8), **common)
+    first, second = (replaying(x_pix * 2 - 1, TARGET) for _ in range(2))
+    assert first['dad_loss'] > 0 < second['dad_loss']
+    config = DADLossConfig(extra_task_weight=0.5)
+    found = DADTask(student, sigmoids, augment, loss=config, **common).eval()(x_pix * 2 - 1, TARGET)
+    parts = found['task_loss'] + 0.5 * (found['kd_loss'] + found['dad_loss'] + found['extra_task_loss'])
+    assert found['loss'].item() == pytest.approx(parts.item(), rel=1e-5)
+    assert found['extra_task_loss'] > 0
+
+
 def test_parts_of_two_kinds_do_not_go_together(student, teacher, vqgan):
     with pytest.raises(ValueError, match='targets must be the same for augment and task'):
         DADTask(student, teacher, DADAugment(teacher, vqgan, **NORM), targets=MultiLabel(), **NORM)
@@ -281,7 +299,7 @@ def _labels(index):
 def data(tmp_path_factory):
     """A folder with metadata.jsonl, and one with shards, of 16 and 8 pictures, in three formats of targets."""
     root = tmp_path_factory.mktemp('multilabel')
-    for split, count in (('train', 16), ('validation', 8)):
+    for split, count in (('train', 16), ('validation', 7)):
         folder = root / 'folder' / split
         folder.mkdir(parents=True)
         rows = []
@@ -521,3 +539,17 @@ def test_runs_of_two_kinds_are_no_teachers_of_each_other(data, trained, tmp_path
 def test_evaluate_refuses_its_runs(trained, tmp_path, capsys):
     argv = ['--model', f'run:{trained[0]}', '--suite', 'demo/noto', '--output', str(tmp_path), '--device', 'cpu']
     assert 'it was trained with --task multilabel, and here one class' in error_of(capsys, evaluate, argv)
+
+
+@needs_timm
+@pytest.mark.slow
+def test_two_processes_measure_what_one_does(data, tmp_path):
+    # No batch statistics and nothing drawn; the 7 images of the validation are padded to 8.
+    more = ('--model', 'test_vit', '--opt', 'sgd', '--lr', '0.05')
+    train_dad.main(flags(data, tmp_path / 'one', *more, '--batch-size', '8'))
+    launcher = (sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2')
+    argv = flags(data, tmp_path / 'two', *more, '--batch-size', '4')
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(Path(train_dad.__file__).parent)}
+    subprocess.run([*launcher, train_dad.__file__, *argv], env=env, check=True, capture_output=True, timeout=180)
+    (one,), (two,) = summary(tmp_path / 'one'), summary(tmp_path / 'two')
+    assert two == pytest.approx(one, rel=1e-5)
