@@ -201,7 +201,7 @@ def test_a_set_without_labels_is_made_and_trained_from(flat, shards, tmp_path, c
     assert (summary['images'], summary['kept_by_class']) == (COUNT, {})
     assert re.search(r'teacher keeps its answer \d', capsys.readouterr().out)
     dad_set = DADSet(output)
-    assert dad_set.label_free
+    assert not dad_set.one_class
     assert not (output / 'class_map.txt').exists()
     assert not list(verify(output))
     train(tmp_path, data, '--dad-dir', str(output), models=['--img-size', '32'])  # classes are the set's

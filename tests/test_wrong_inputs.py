@@ -107,6 +107,13 @@ row('train-mixup-negative', f'{PLAIN} --mixup -0.2', '--mixup', r'-0\.2', LEAST)
 row('train-mixup-odd-batch', f'{PLAIN} --mixup 0.2 -b 3', '--mixup', r'--batch-size,? (got )?3', 'even')
 row('train-cutmix-minmax-reversed', f'{PLAIN} --cutmix-minmax 0.8 0.2', '--cutmix-minmax', r'0\.8',
     r'<|least|from|order')  # fmt: skip
+row('train-task-unknown', f'{PLAIN} --task segmentation', '--task', 'segmentation', CHOICE)
+row('train-target-format-unknown', f'{PLAIN} --target-format onehot', '--target-format', 'onehot', CHOICE)
+row('train-multilabel-folder', f'{PLAIN} --task multilabel', '--task multilabel', 'a folder of one class each', 'hfds/')
+row('train-multilabel-threshold', f'{PLAIN} --task multilabel --dataset hfds/a --multilabel-threshold 50',
+    '--multilabel-threshold', r'50', RANGE)  # fmt: skip
+row('generate-multilabel-folder', f'{GENERATE} --task multilabel', '--task multilabel', 'one class each', 'hfds/')
+row('preview-multilabel-folder', f'{PREVIEW} --task multilabel', '--task multilabel', 'one class each', 'hfds/')
 row('train-aug-splits-1', f'{PLAIN} --aug-splits 1', '--aug-splits', r'\b1\b', '2 or more|at least 2')
 row('train-jsd-alone', f'{PLAIN} --jsd-loss', '--jsd-loss', '--aug-splits', LEAVE)
 row('train-recount-0', f'{PLAIN} --reprob 0.5 --recount 0', '--recount', r'\b0\b', LEAST)

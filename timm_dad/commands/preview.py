@@ -12,19 +12,18 @@ from timm_dad.common.files import write_file
 from timm_dad.common.log import setup_logging
 from timm_dad.common.spread import spread
 from timm_dad.dad_sets.maker import GenerateConfig, view_seed
-from timm_dad.data.datasets import encode_labels
 from timm_dad.data.images import Source, SourceImage
 from timm_dad.demo.data import PREFIX
 from timm_dad.demo.data import SIZE as DEMO_SIZE
 from timm_dad.flags.config import add_config_arg, parse_checked
-from timm_dad.flags.data import add_data_args, check_data_args, create_dataset, data_flag, number_of_classes
+from timm_dad.flags.data import add_data_args, check_data_args, create_dataset, encode_targets, number_of_classes
 from timm_dad.flags.execution import add_device_arg, device_rule, pick_device
 from timm_dad.flags.fields import add_fields, dad_flags
 from timm_dad.flags.frame import add_frame_args, create_frame, frame_rules
 from timm_dad.flags.labels import check_labels_args, find_class_names
 from timm_dad.flags.parser import Parser
 from timm_dad.flags.rules import check_output, check_rules, given_flags, under_flag
-from timm_dad.flags.task import add_task_args, check_task_args, label_encoder
+from timm_dad.flags.task import add_task_args, check_task_args
 from timm_dad.flags.teacher import check_teacher_args, create_teacher, teacher_specs
 from timm_dad.flags.views import (
     NO_VQGAN,
@@ -119,9 +118,7 @@ def main(argv: Sequence[str]) -> list[PreviewImage]:
         source = Source(dataset)
         source.class_names = find_class_names(args, source.class_names)
         args.num_classes = number_of_classes(args, source.class_names)
-        encoder = label_encoder(args)
-        if encoder is not None:
-            encode_labels(dataset, data_flag(args), encoder(args.num_classes))
+        encode_targets(args, dataset)
         chosen = choose_images(args, source)
         check_teacher_args(args, given_flags(create_parser(), argv))
         augment = build_augment(args, source)

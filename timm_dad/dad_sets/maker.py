@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 from torch import Tensor
+from torch.utils.data import default_collate
 from torchvision.transforms.functional import pil_to_tensor
 
 from timm_dad.common.files import write_files
@@ -122,7 +123,7 @@ class ShardMaker:
         encoded, facts, dad_logits = [], [], []
         with self.clock.computing():
             x_pix = pixels.to(device, non_blocking=True).float() / 255
-            target = torch.tensor(labels, device=device)
+            target = default_collate(labels).to(device)
             centre = self.augment.find_centre(x_pix, target)
         for view in range(self.config.num_views):
             seeds = [view_seed(self.config.seed, image.index, view) for image in batch]
@@ -204,8 +205,9 @@ class ShardMaker:
     ) -> None:
         """Write the files of a shard, which are on the disk together before its manifest is."""
         shard = header['shard']
+        source = self.source
         items = [
-            Item(image.index, self.source.name(image.index, image.label), image.label, image.sha256,
+            Item(image.index, source.name(image.index, image.label), source.kept_label(image.label), image.sha256,
                  tuple(view.result() for view in views))
             for image, views in zip(images, encoded, strict=True)
         ]  # fmt: skip

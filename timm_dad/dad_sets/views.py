@@ -3,6 +3,8 @@
 Views made once are the paper's own mode (Zhou et al. 2023, arXiv:2311.01441, section 3.3).
 """
 
+from typing import Any
+
 from PIL import Image
 
 from timm_dad.dad_sets.logits import encode_target
@@ -25,11 +27,11 @@ class SetViews:
         self.dad_set, self.source, self.coded = dad_set, source, coded
         self.pictures = PictureIndex(dad_set) if source.streams else None
 
-    def __call__(self, index: int | None, image: Image.Image, label: int) -> tuple[Image.Image, int]:
+    def __call__(self, index: int | None, image: Image.Image, label: Any) -> tuple[Image.Image, Any]:
         """A view, and the label or what ``encode_target`` makes of it."""
         if index is None:
             assert self.pictures is not None
-            index = self.pictures.find(image, label)
+            index = self.pictures.find(image, self.source.kept_label(label))
         view = self.dad_set.draw_view()
         second = self.dad_set.image(index, view, self.source.name(index, label))
         if not self.coded:

@@ -41,7 +41,7 @@ class ExtraViews(Protocol):
     def dad_set(self) -> Any:
         """The DAD set that extra views are of, if they are of one."""
 
-    def __call__(self, index: int | None, image: Image.Image, label: int) -> tuple[Image.Image, int]:
+    def __call__(self, index: int | None, image: Image.Image, label: Any) -> tuple[Image.Image, Any]:
         """Second picture and target of an image; ``index`` is ``None`` in a stream."""
 
 
@@ -50,7 +50,7 @@ class SameImage:
 
     dad_set = None
 
-    def __call__(self, index: int | None, image: Image.Image, label: int) -> tuple[Image.Image, int]:
+    def __call__(self, index: int | None, image: Image.Image, label: Any) -> tuple[Image.Image, Any]:
         """The picture and its label."""
         return image, label
 

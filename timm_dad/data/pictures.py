@@ -72,15 +72,20 @@ def as_label(target: Any, encode: Callable[[Any], Tensor] | None = None, image: 
     if isinstance(target, Tensor) and target.ndim:
         return target
     if encode is None and isinstance(target, list | tuple):
-        raise DataError(f'{image} has the labels {list(target)[:9]}, and one class is wanted: add --task multilabel')
+        raise DataError(
+            f'{image} has the labels {list(target)[:9]}, and one class is wanted; train, generate and preview take '
+            'several with --task multilabel'
+        )
     try:
         return int(-1 if target is None else target) if encode is None else encode(target)
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f'the label of {image} cannot be used: {error}') from error
 
 
-def check_label(label: int, num_classes: int, image: str) -> int:
-    """The label; ``DataError`` names the image where the classes have no such number."""
+def check_label(label: Any, num_classes: int, image: str) -> Any:
+    """The label; ``DataError`` names the image where the classes have no such number. Multi-hot ones pass."""
+    if isinstance(label, Tensor):
+        return label
     if not 0 <= label < num_classes:
         raise DataError(f'labels must be from 0 to {num_classes - 1}, {image} has {label}')
     return label

@@ -184,6 +184,13 @@ def open_training_data(args: argparse.Namespace) -> TrainingData:
     return TrainingData(train, val, class_names, label_encoder(args))
 
 
+def encode_targets(args: argparse.Namespace, dataset: Any) -> None:
+    """Let a data set give multi-hot labels, if the task is of several; ``args`` say how many classes there are."""
+    encoder = label_encoder(args)
+    if encoder is not None:
+        encode_labels(dataset, data_flag(args), encoder(args.num_classes))
+
+
 def check_training_data(data: TrainingData, num_classes: int) -> None:
     """Decode some images, and compare classes with the student's; ``ValueError`` names the flag of what is wrong."""
     for flag, dataset in {'--data-dir': data.train, '--val-split': data.val}.items():

@@ -25,8 +25,9 @@ _REFUSED = {
     'kd_model_name': "is timm's distillation of one class an image: --dad distils several",
     'eval_suites': 'measures top-1',
     'no_labels': 'goes by one class an image',
-    'dad_dir': 'brings views of a set, which keeps one class an image',
-    'dad_cache': 'makes a set, which keeps one class an image',
+    'dad_stored_logits': 'takes stored answers, which are of one class an image',
+    'dad_store_logits': 'stores answers of one class an image',
+    'reinforce': 'stores answers of one class an image',
 }
 
 
@@ -78,8 +79,6 @@ def check_task_args(args: argparse.Namespace, given: Collection[str], configured
     refused = [name for name in _REFUSED if getattr(args, name, None)]
     metric, kind = getattr(args, 'eval_metric', METRICS[0]), args.dataset.split('/')[0]
     rules = (
-        (hasattr(timm.data, 'MultiLabelTarget'),
-         f'--task multilabel needs timm 1.0.31 or later, and here is {timm.__version__}: pip install -U timm'),
         (not refused,
          f'--task multilabel: {"".join(f"{written(name)} {_REFUSED[name]}" for name in refused[:1])}; leave it out'),
         (kind in _KINDS and '/' in args.dataset,
@@ -89,8 +88,17 @@ def check_task_args(args: argparse.Namespace, given: Collection[str], configured
          f'--multilabel-threshold must be between 0 and 1, got {args.multilabel_threshold}'),
         (metric in (*METRICS, 'loss'),
          f'--eval-metric must be one of {", ".join(METRICS)} and loss with --task multilabel, got {metric}'),
+        (hasattr(timm.data, 'MultiLabelTarget'),
+         f'--task multilabel needs timm 1.0.31 or later, and here is {timm.__version__}: pip install -U timm'),
     )  # fmt: skip
     check_rules(rules)
+
+
+def set_facts(args: argparse.Namespace) -> dict[str, Any]:
+    """What a DAD set keeps of the task: nothing with one class an image, as ever."""
+    if not is_multilabel(args):
+        return {}
+    return {'multi_label': {'target_format': args.target_format, 'threshold': args.multilabel_threshold}}
 
 
 def create_targets(args: argparse.Namespace) -> Targets:
