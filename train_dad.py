@@ -19,7 +19,7 @@ from timm import utils
 from timm.data import resolve_data_config
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
-from timm.task import ClassificationTask, TrainingTask
+from timm.task import TrainingTask
 from torch import nn
 
 from timm_dad.common.errors import run_command, user_errors
@@ -31,7 +31,7 @@ from timm_dad.flags import kwargs
 from timm_dad.flags.dad import build_task
 from timm_dad.flags.data import check_training_data, open_training_data
 from timm_dad.flags.header import log_student, log_training
-from timm_dad.flags.objective import create_criterion, create_kd_task
+from timm_dad.flags.objective import create_criterion, create_kd_task, create_plain_task
 from timm_dad.flags.pairs import cached_set, open_dad_set, pair_dataset, uses_cache, uses_pairs
 from timm_dad.flags.rules import flag_errors, under_flag
 from timm_dad.flags.student import create_student, place_student, prepare_task
@@ -63,7 +63,7 @@ def create_task(
         return build_task(args, student, criterion=criterion, device=device, **dad)
     if args.kd_model_name:
         return create_kd_task(args, student, criterion, device), None
-    return ClassificationTask(student, criterion, device=device, verbose=False), None
+    return create_plain_task(args, student, criterion, device), None
 
 
 def main(

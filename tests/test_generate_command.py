@@ -176,6 +176,9 @@ CHANGES = {
     'dad_temperature': (('--dad-store-logits', '2'), ('--dad-temperature', '1')),
 }
 ERRORS = {
+    'task': (('--task', 'multilabel'), '--task multilabel needs data with several labels an image'),
+    'target_format': (('--target-format', 'multihot'), '--target-format needs --task multilabel'),
+    'multilabel_threshold': (('--multilabel-threshold', '0.3'), '--multilabel-threshold needs --task multilabel'),
     'config': (('--config', 'nowhere.yaml'), '--config must be a YAML file'),
     'num_classes': (('--num-classes', '5'), '--num-classes must be 4, the classes of the data, got 5'),
     'dad_strict_size': (('--dad-strict-size', '--img-size', '15'), '--img-size: image size must be a multiple of 2'),

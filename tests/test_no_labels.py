@@ -203,7 +203,7 @@ def test_a_set_without_labels_is_made_and_trained_from(flat, shards, tmp_path, c
     assert (summary['images'], summary['kept_by_class']) == (COUNT, {})
     assert re.search(r'teacher keeps its answer \d', capsys.readouterr().out)
     dad_set = DADSet(output)
-    assert dad_set.label_free
+    assert not dad_set.one_class
     assert not (output / 'class_map.txt').exists()
     assert not list(verify(output))
     train(tmp_path, data, '--dad-dir', str(output), models=['--img-size', '32'])  # classes are the set's
@@ -253,7 +253,7 @@ def write_set_with_labels(root):
 def test_previews_show_the_teachers_answer(flat, tmp_path, capsys):
     argv = ['--data-dir', str(flat), '--split', '', *MODELS, '--no-labels', '--images', '2']
     images = preview.main([*argv, '--output', str(tmp_path)])
-    assert [image.label for image in images] == [image.top('x', 1)[0][0] for image in images]
+    assert [image.labels[0] for image in images] == [image.top('x', 1)[0][0] for image in images]
     assert re.search(r'teacher keeps its answer on Q\(x\) \d, x_dad \d', capsys.readouterr().out)
     page = (tmp_path / 'preview.html').read_text()
     assert 'image 0 (00.png), teacher&#x27;s answer on x: ' in page

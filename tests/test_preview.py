@@ -116,7 +116,7 @@ def test_settings_and_means_in_a_line(augment, x_pix):
     assert means.startswith(f'mean of 3: PSNR to x of Q(x) {sum(image.psnr_vq for image in images) / 3:.1f} dB')
     assert f'L2 {sum(image.distance for image in images) / 3:.3f}' in means
     assert f'codes changed {sum(share(image.changed) for image in images) / 3:.1%}' in means
-    right = [sum(image.probs[view].argmax().item() == image.label for image in images) for view in images[0].probs]
+    right = [sum(image.probs[view].argmax().item() == image.labels[0] for image in images) for view in images[0].probs]
     assert means.endswith(f'teacher right on x {right[0]}, Q(x) {right[1]}, x_dad {right[2]}')
 
 

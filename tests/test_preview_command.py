@@ -136,6 +136,9 @@ CHANGES = {
     'dad_candidates': (CODES, ('--dad-candidates', '1')),
 }
 ERRORS = {
+    'task': (('--task', 'multilabel'), '--task multilabel needs data with several labels an image'),
+    'target_format': (('--target-format', 'multihot'), '--target-format needs --task multilabel'),
+    'multilabel_threshold': (('--multilabel-threshold', '0.3'), '--multilabel-threshold needs --task multilabel'),
     'config': (('--config', 'nowhere.yaml'), '--config must be a YAML file'),
     'num_classes': (('--num-classes', '5'), '--num-classes must be 4, the classes of the data, got 5'),
     'dad_strict_size': (('--dad-strict-size', '--img-size', '15'), '--img-size: image size must be a multiple of 2'),
@@ -203,21 +206,21 @@ def test_index_chooses_images(files, tmp_path):
     images = main(flags(files, tmp_path, '--index', '7', '0', '11', images=None))
     titles = ['image 7 (fish/1.png)', 'image 0 (cat/0.png)', 'image 11 (tree/2.png)']
     assert [image.title for image in images] == titles
-    assert [image.label for image in images] == [2, 0, 3]
+    assert [image.labels[0] for image in images] == [2, 0, 3]
     assert 'image 7 (fish/1.png), label: fish' in (tmp_path / 'preview.html').read_text()
     (alone,) = main(flags(files, tmp_path, '--index', '7', images=None))
     assert torch.equal(alone.x_dad, images[0].x_dad)  # it does not depend on the others
 
 
 def test_images_are_spread_over_the_data(files, tmp_path):
-    assert [image.label for image in main(flags(files, tmp_path, images=4))] == [0, 1, 2, 3]
+    assert [image.labels[0] for image in main(flags(files, tmp_path, images=4))] == [0, 1, 2, 3]
     assert len(main(flags(files, tmp_path, images=None))) == 8
     assert len(main(flags(files, tmp_path, '--data-dir', '{files}/other', images=None))) == 4
 
 
 def test_a_folder_without_splits(files, tmp_path):
     images = main(flags(files, tmp_path, '--split', '', '--images', '8', data_dir=files / 'plain' / 'none'))
-    assert [image.label for image in images] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert [image.labels[0] for image in images] == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 def test_without_data_it_is_the_demo(tmp_path):
@@ -263,7 +266,7 @@ def test_a_stream_gives_its_first_images(files, tmp_path, capsys):
     stream = (*WDS, '--num-classes', '4')
     images = main(flags(files, tmp_path, *stream, images=3))
     assert [image.title for image in images] == ['image 0', 'image 1', 'image 2']
-    assert [image.label for image in images] == [0, 1, 2]
+    assert [image.labels[0] for image in images] == [0, 1, 2]
     error = error_of(capsys, flags(files, tmp_path, *stream, '--index', '1', images=None))
     assert '--index needs data with an index, not a stream (wds/): use --images' in error
     error = error_of(capsys, flags(files, tmp_path, *stream, images=9))

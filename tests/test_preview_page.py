@@ -64,7 +64,7 @@ def test_the_page_is_one_file_that_asks_for_nothing(image):  # noqa: F811
 
 def test_class_names_are_text(image):  # noqa: F811
     for label, name in enumerate(NASTY):
-        text = make_page([dataclasses.replace(image, label=label, title='<i>t</i>')], NASTY, ['<b>line</b>'])
+        text = make_page([dataclasses.replace(image, labels=[label], title='<i>t</i>')], NASTY, ['<b>line</b>'])
         page = Page(text)
         assert f'<i>t</i>, label: {name}' in page.text
         assert '<b>line</b>' in page.text

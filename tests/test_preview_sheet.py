@@ -41,7 +41,7 @@ def image():
     }
     return PreviewImage(
         title='image 3',
-        label=0,
+        labels=[0],
         x_pix=x_pix,
         x_vq=x_vq,
         x0=x_vq,
@@ -148,7 +148,7 @@ def test_the_sheet_changes_with_all_that_it_says(image):
     base = sheet()
     assert base == sheet()
     probs = {**image.probs, 'x_dad': torch.tensor([0.9, 0.05, 0.05])}
-    changed = [sheet(title='image 4'), sheet(label=1), sheet(heading='h'), sheet(names=['a', 'b', 'c'])]
+    changed = [sheet(title='image 4'), sheet(labels=[1]), sheet(heading='h'), sheet(names=['a', 'b', 'c'])]
     changed += [sheet(probs=probs), sheet(calm_codes=image.vq_codes), sheet(x_dad=image.x_vq)]
     assert len({base, *changed}) == 8
 
@@ -160,7 +160,7 @@ def test_colours_say_whether_the_teacher_is_right(image):
 
     COLOURS = {'darkgreen': (0, 100, 0), 'firebrick': (178, 34, 34)}  # noqa: N806
     one = {'probs': dict.fromkeys(image.probs, torch.tensor([1.0, 0, 0]))}
-    assert colours(**one, label=0) == {'darkgreen': True, 'firebrick': False}
+    assert colours(**one, labels=[0]) == {'darkgreen': True, 'firebrick': False}
     wrong = {'probs': dict.fromkeys(image.probs, torch.tensor([0.0, 0.5, 0.3, 0.2]))}
     pixels = np.asarray(make_sheet([dataclasses.replace(image, **wrong)], [*NAMES, 'tree']))
     assert (pixels == COLOURS['firebrick']).all(axis=2).any()

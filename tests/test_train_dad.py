@@ -733,6 +733,7 @@ ELSEWHERE = {
     'synchronize_step': 'test_gpu.py',
     'dad_overlap': 'test_gpu.py',
     'dad_look': 'test_first_look.py',
+    **dict.fromkeys(('task', 'target_format', 'multilabel_threshold'), 'test_multilabel.py'),
     'dad_compile': 'test_compiled_and_in_pieces_it_is_the_same_training',
     'dad_micro_batch': 'test_compiled_and_in_pieces_it_is_the_same_training',
     **dict.fromkeys(REFUSED, 'test_flags_that_make_no_sense_here_say_so'),
@@ -1074,7 +1075,7 @@ def test_previews_show_the_attack_of_their_epoch_in_folder_and_trackers(pictures
     assert [value for value, _ in seen] == [2] * 6 + [4] * 12  # two epochs, and the last one again
     first, second, last = ([image for _, image in seen[start : start + 6]] for start in (0, 6, 12))
     dataset = create_timm_dataset('', str(pictures), split='validation')
-    assert [image.label for image in first] == [dataset[index][1] for index in (0, 2, 4, 6, 8, 11)]
+    assert [image.labels[0] for image in first] == [dataset[index][1] for index in (0, 2, 4, 6, 8, 11)]
     for a, b, c in zip(first, second, last, strict=True):
         assert torch.equal(a.x_pix, b.x_pix)
         assert 1 < a.distance <= 2 + 1e-4 < b.distance

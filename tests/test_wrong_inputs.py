@@ -107,6 +107,13 @@ row('train-mixup-negative', f'{PLAIN} --mixup -0.2', '--mixup', r'-0\.2', LEAST)
 row('train-mixup-odd-batch', f'{PLAIN} --mixup 0.2 -b 3', '--mixup', r'--batch-size,? (got )?3', 'even')
 row('train-cutmix-minmax-reversed', f'{PLAIN} --cutmix-minmax 0.8 0.2', '--cutmix-minmax', r'0\.8',
     r'<|least|from|order')  # fmt: skip
+row('train-task-unknown', f'{PLAIN} --task segmentation', '--task', 'segmentation', CHOICE)
+row('train-target-format-unknown', f'{PLAIN} --target-format onehot', '--target-format', 'onehot', CHOICE)
+row('train-multilabel-folder', f'{PLAIN} --task multilabel', '--task multilabel', 'a folder of one class each', 'hfds/')
+row('train-multilabel-threshold', f'{PLAIN} --task multilabel --dataset hfds/a --multilabel-threshold 50',
+    '--multilabel-threshold', r'50', RANGE)  # fmt: skip
+row('generate-multilabel-folder', f'{GENERATE} --task multilabel', '--task multilabel', 'one class each', 'hfds/')
+row('preview-multilabel-folder', f'{PREVIEW} --task multilabel', '--task multilabel', 'one class each', 'hfds/')
 row('train-aug-splits-1', f'{PLAIN} --aug-splits 1', '--aug-splits', r'\b1\b', '2 or more|at least 2')
 row('train-jsd-alone', f'{PLAIN} --jsd-loss', '--jsd-loss', '--aug-splits', LEAVE)
 row('train-recount-0', f'{PLAIN} --reprob 0.5 --recount 0', '--recount', r'\b0\b', LEAST)
@@ -391,11 +398,13 @@ row('vqgan-preset', f'{NO_VQGAN} --dad-vqgan openimages-f8-16385', '--dad-vqgan'
 row('vqgan-hub-name', f'{NO_VQGAN} --dad-vqgan hf://ada', '--dad-vqgan', 'hf://ada', 'USER/NAME')
 row('vqgan-hub-parent', f'{NO_VQGAN} --dad-vqgan hf://ada/b/../c', '--dad-vqgan', r'hf://ada/b/\.\./c', 'USER/NAME')
 row('vqgan-yaml-quantizer', f'{NO_VQGAN} --dad-vqgan vqgan.safetensors', '--dad-vqgan|quantizer', 'fsq',
-    'one of nearest', files={'vqgan.yaml': 'model: {target: timm_dad.VQGAN, params: {quantizer: fsq, networks: tiny, n_embed: 8, '
+    'one of nearest', files={'vqgan.yaml':
+           'model: {target: timm_dad.VQGAN, params: {quantizer: fsq, networks: tiny, n_embed: 8, '
            'embed_dim: 4, ddconfig: {ch: 8, ch_mult: [1, 1], num_res_blocks: 1, attn_resolutions: [], in_channels: 3, '
            'out_ch: 3, z_channels: 4, resolution: 32}}}\n'})  # fmt: skip
 row('vqgan-yaml-signs', f'{NO_VQGAN} --dad-vqgan vqgan.safetensors', '--dad-vqgan|n_embed', r'\b31\b',
-    r'2 \*\* embed_dim', files={'vqgan.yaml': 'model: {class_path: src.Open_MAGVIT2.models.lfqgan.VQModel, init_args: {n_embed: 31, '
+    r'2 \*\* embed_dim', files={'vqgan.yaml':
+           'model: {class_path: src.Open_MAGVIT2.models.lfqgan.VQModel, init_args: {n_embed: 31, '
            'embed_dim: 5, ddconfig: {ch: 32, ch_mult: [1, 1], num_res_blocks: 1, in_channels: 3, out_ch: 3, '
            'z_channels: 5, resolution: 32}}}\n'})  # fmt: skip
 row('vqgan-without-yaml', f'{NO_VQGAN} --dad-vqgan vqgan.safetensors', '--dad-vqgan', r'vqgan\.yaml', ABSENT,

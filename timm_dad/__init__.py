@@ -21,9 +21,9 @@ Teachers: ``create_teacher_by_spec`` (with ``DataClasses``) makes them by what `
 ``WiseTeacher`` interpolates the weights of two, ``fit_temperature`` finds a distillation temperature. VQGANs:
 ``load_vqgan``; ``VQGANConfig``, ``nearest_codes``. ``prepare_frozen`` puts both on a device, in a precision of theirs.
 ``DADSet`` reads the sets of ``timm-dad generate``, ``DADPairs`` pairs a data set with its views (docs/generate.md).
-Settings: ``AttackConfig``, ``LatentAttackConfig`` and ``CodeAttackConfig``, ``DADLossConfig``, ``DADSchedule``. Pieces:
-``ascend`` is the attack alone, ``DADLoss`` the loss, ``DADViews`` what ``DADAugment.make_views`` returns;
-``add_dad_args`` adds the flags to a parser.
+Settings: ``AttackConfig``, ``LatentAttackConfig`` and ``CodeAttackConfig``, ``DADLossConfig``, ``DADSchedule``;
+``MultiLabel`` for several labels an image. Pieces: ``ascend`` is the attack alone, ``DADLoss`` the loss, ``DADViews``
+what ``DADAugment.make_views`` returns; ``add_dad_args`` adds the flags to a parser.
 
 To read the code: ``train_dad.py``, then ``method/``: ``task.py``, ``augment.py``, ``attack.py``, ``loss.py``. Names are
 imported when they are used: a command line that only prints its help loads no torch.
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from timm_dad.method.latent_space import LatentAttackConfig
     from timm_dad.method.loss import DADLoss, DADLossConfig
     from timm_dad.method.schedule import DADSchedule
+    from timm_dad.method.targets import MultiLabel
     from timm_dad.method.task import DADTask
     from timm_dad.method.views import DADViews
     from timm_dad.teachers.ensemble import TeacherEnsemble
@@ -71,6 +72,7 @@ __all__ = [
     'DADViews',
     'DataClasses',
     'LatentAttackConfig',
+    'MultiLabel',
     'Teacher',
     'TeacherEnsemble',
     'VQGANConfig',
@@ -97,6 +99,7 @@ _MODULES = {
     'method.latent_space': ('LatentAttackConfig',),
     'method.loss': ('DADLoss', 'DADLossConfig'),
     'method.schedule': ('DADSchedule',),
+    'method.targets': ('MultiLabel',),
     'method.task': ('DADTask',),
     'method.views': ('DADViews',),
     'teachers.ensemble': ('TeacherEnsemble',),

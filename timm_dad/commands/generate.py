@@ -30,6 +30,7 @@ from timm_dad.flags.labels import check_labels_args
 from timm_dad.flags.parser import Parser
 from timm_dad.flags.reinforce import add_reinforce_args, check_reinforce_args
 from timm_dad.flags.rules import check_rules, given_flags, under_flag
+from timm_dad.flags.task import add_task_args, check_task_args
 from timm_dad.flags.teacher import check_teacher_args, teacher_specs
 from timm_dad.flags.temperature import take_auto
 from timm_dad.flags.views import NO_VQGAN, add_speed_args, add_view_args, check_view_args
@@ -69,6 +70,7 @@ def create_parser() -> Parser:
     add_engine_args(group)
     add_reinforce_args(parser)
     group = add_data_args(parser, split='train', alias='--train-split')
+    add_task_args(group)
     group.add_argument('--train-num-samples', type=int, metavar='N', help='images of the split, for a stream')
     add_execution_args(parser.add_argument_group('Execution'), GenerateConfig.batch_size)
     return parser
@@ -107,6 +109,7 @@ def _check_args(args: argparse.Namespace, given: dict[str, Any]) -> None:
         require_extra('ray', 'ray')
     check_data_args(args, given)
     check_labels_args(args, given)
+    check_task_args(args, given)
     if 'dad_temperature' in given and not (args.dad_store_logits or args.reinforce) and len(teacher_specs(args)) < 2:
         raise ValueError('--dad-temperature is for --dad-store-logits, --reinforce, or for several teachers')
     check_view_args(args)

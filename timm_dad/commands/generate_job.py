@@ -21,12 +21,13 @@ from timm_dad.dad_sets.store_folder import as_root
 from timm_dad.data.datasets import check_images
 from timm_dad.data.images import Source
 from timm_dad.flags.attack import attack_config, describe_attack
-from timm_dad.flags.data import create_dataset, data_flag, number_of_classes
+from timm_dad.flags.data import create_dataset, data_flag, encode_targets, number_of_classes
 from timm_dad.flags.fields import from_flags
 from timm_dad.flags.frame import create_frame
 from timm_dad.flags.labels import find_class_names
 from timm_dad.flags.moved import absolute
 from timm_dad.flags.reinforce import reinforce_config
+from timm_dad.flags.task import set_facts
 from timm_dad.flags.teacher import TEACHER_FLAGS, create_teacher, teacher_specs
 from timm_dad.flags.temperature import Images, images_to_fit, take_set_temperature, with_number
 from timm_dad.flags.views import create_augment, create_gradient_vqgan, create_vqgan, prepare_models
@@ -105,6 +106,7 @@ def open_source(args: argparse.Namespace, *, check: bool = True) -> Source:
     if not len(source):
         raise ValueError('--train-num-samples must say how many images the stream holds: its info does not')
     args.num_classes = number_of_classes(args, source.class_names)
+    encode_targets(args, dataset)
     return source
 
 
@@ -169,4 +171,5 @@ def describe_data(args: argparse.Namespace, source: Source) -> dict[str, Any]:
         'sample': source.sample(),
         'identified_by': source.identified_by,
         **({'label_free': True} if source.label_free else {}),
+        **set_facts(args),
     }

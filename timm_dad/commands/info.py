@@ -131,7 +131,7 @@ def make_report(args: argparse.Namespace, gpus: int = 1, images: int | None = No
                 count = batches * max(args.batch_size, batch_size)
                 dataset = Subset(dataset, spread(len(dataset), count))
             x_pix = torch.zeros(batch_size, *config['input_size'], device=device)
-            augment.make_views(x_pix, torch.zeros(batch_size, dtype=torch.long, device=device))  # to warm up
+            augment.make_views(x_pix, some_target(augment, x_pix))  # to warm up
             begin = clock(device)
             dad_set = stack.enter_context(cached_set(args, augment, dataset, config, accelerator))
             report['making'] = {
@@ -194,9 +194,14 @@ def count_parts(task: TrainingTask, augment: DADAugment | None, x_norm: Tensor) 
         x_pix = augment.norm.to_pixels(x_norm)
         with torch.no_grad():
             parts['vqgan']['forward'] = count_macs(lambda: augment.vqgan.reconstruct(x_pix))
-        label = torch.zeros(1, dtype=torch.long, device=x_pix.device)
-        parts['DAD view'] = {'forward': count_macs(lambda: augment.make_views(x_pix, label))}
+        target = some_target(augment, x_pix)
+        parts['DAD view'] = {'forward': count_macs(lambda: augment.make_views(x_pix, target))}
     return parts
+
+
+def some_target(augment: DADAugment, x_pix: Tensor) -> Tensor:
+    """Targets of images ``[B, 3, H, W]``, of one class or several, whatever they are."""
+    return augment.targets.answer(x_pix.new_zeros(len(x_pix), augment.teacher.num_classes))
 
 
 def _create_training(

@@ -17,13 +17,14 @@ from timm_dad.data.images import Source, SourceImage
 from timm_dad.demo.data import PREFIX
 from timm_dad.demo.data import SIZE as DEMO_SIZE
 from timm_dad.flags.config import add_config_arg, parse_checked
-from timm_dad.flags.data import add_data_args, check_data_args, create_dataset, number_of_classes
+from timm_dad.flags.data import add_data_args, check_data_args, create_dataset, encode_targets, number_of_classes
 from timm_dad.flags.execution import add_device_arg, device_rule, pick_device
 from timm_dad.flags.fields import add_fields, dad_flags
 from timm_dad.flags.frame import add_frame_args, create_frame, frame_rules
 from timm_dad.flags.labels import check_labels_args, find_class_names
 from timm_dad.flags.parser import Parser
 from timm_dad.flags.rules import check_output, check_rules, given_flags, under_flag
+from timm_dad.flags.task import add_task_args, check_task_args
 from timm_dad.flags.teacher import check_teacher_args, create_teacher, teacher_specs
 from timm_dad.flags.temperature import images_to_fit, take_auto, with_number
 from timm_dad.flags.views import (
@@ -59,7 +60,7 @@ def create_parser() -> Parser:
     add_fields(parser.add_argument_group('DAD: loss'), DADLossConfig, dad_flags('temperature'))
     take_auto(parser)
     add_speed_args(parser)
-    add_data_args(parser, split='validation')
+    add_task_args(add_data_args(parser, split='validation'))
     group = parser.add_argument_group('Images')
     which = group.add_mutually_exclusive_group()
     which.add_argument(
@@ -93,6 +94,7 @@ def _check_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
         args.img_size = DEMO_SIZE if args.dataset.startswith(PREFIX) else 224
     check_data_args(args, given)
     check_labels_args(args, given)
+    check_task_args(args, given)
     several, temperature = len(teacher_specs(args)) > 1, with_number(args).dad_temperature
     rules = (
         (args.images is None or args.images >= 1, f'--images must be 1 or more, got {args.images}'),
@@ -118,8 +120,9 @@ def main(argv: Sequence[str]) -> list[PreviewImage]:
         dataset = create_dataset(args, args.split, split_flag='--split', labels=not args.no_labels)
         source = Source(dataset)
         source.class_names = find_class_names(args, source.class_names)
-        chosen = choose_images(args, source)
         args.num_classes = number_of_classes(args, source.class_names)
+        encode_targets(args, dataset)
+        chosen = choose_images(args, source)
         check_teacher_args(args, given_flags(create_parser(), argv))
         augment = build_augment(args, source)
         images = make_previews(args, augment, source, chosen)

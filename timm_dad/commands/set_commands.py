@@ -106,6 +106,10 @@ def _data_flags(settings: Mapping[str, Any]) -> dict[str, Any]:
     data = settings['data']
     own = {} if str(data['dataset']).startswith(PREFIX) else {'data_dir': 'DIR'}
     own = {**own, **{name: data.get(name) for name in ('dataset', 'input_key', 'target_key')}}
+    several = data.get('multi_label')
+    if several:
+        task = {'task': 'multilabel', 'num_classes': data['num_classes'], 'target_format': several['target_format']}
+        own = {**own, **task, 'multilabel_threshold': several['threshold']}
     return {**own, 'no_labels': True} if data.get('label_free') else own
 
 

@@ -105,7 +105,7 @@ def _rows(dad_set: DADSet, told: Provenance, num_bytes: int) -> list[tuple[str, 
         ('precision', settings['precision']),
         *stored,
         (
-            'teacher keeps its answer' if dad_set.label_free else 'teacher keeps the label',
+            'teacher keeps the label' if dad_set.one_class else 'teacher keeps its answer',
             f'{summary["teacher_kept"]:.1%}{least}',
         ),
         ('mean L2 of view and image', f'{summary["l2"]:.3f}, over [3, H, W] in [0, 1]'),

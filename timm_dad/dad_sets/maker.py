@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 from torch import Tensor
+from torch.utils.data import default_collate
 from torchvision.transforms.functional import pil_to_tensor
 
 from timm_dad.common.files import write_files
@@ -123,7 +124,7 @@ class ShardMaker:
         encoded, facts, dad_logits = [], [], []
         with self.clock.computing():
             x_pix = pixels.to(device, non_blocking=True).float() / 255
-            target = to_device(torch.tensor(labels), device)
+            target = to_device(default_collate(labels), device)
             centre = self.augment.find_centre(x_pix, target)
         for view in range(self.config.num_views):
             seeds = [view_seed(self.config.seed, image.index, view) for image in batch]
@@ -206,8 +207,9 @@ class ShardMaker:
         """Write the files of a shard, which are on the disk together before its manifest is; this waits for a GPU."""
         shard = header['shard']
         header['codes_used'] = base64.b64encode(np.packbits(codes_used.cpu().numpy()).tobytes()).decode()
+        source = self.source
         items = [
-            Item(image.index, self.source.name(image.index, image.label), image.label, image.sha256,
+            Item(image.index, source.name(image.index, image.label), source.kept_label(image.label), image.sha256,
                  tuple(view.result() for view in views))
             for image, views in zip(images, encoded, strict=True)
         ]  # fmt: skip

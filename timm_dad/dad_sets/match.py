@@ -74,7 +74,11 @@ def _check_images(dad_set: DADSet, source: Source) -> None:
         shard, row = divmod(index, dad_set.shard_size)
         item = manifest(shard).items[row]
         image = source.read(index)
-        here = {'label': image.label, 'name': source.name(index, image.label), 'source_sha256': image.sha256}
+        here = {
+            'label': source.kept_label(image.label),
+            'name': source.name(index, image.label),
+            'source_sha256': image.sha256,
+        }
         for fact, value in here.items():
             if item[fact] != value:
                 raise ValueError(

@@ -113,7 +113,7 @@ class DADSet(SetFolder):
         self.num_views: int = self.settings['views']['count']
         self.size: tuple[int, int] = tuple(self.settings['views']['size'])
         self.class_names: list[str] | None = self.settings['data']['class_names']
-        self.label_free: bool = self.settings['data'].get('label_free', False)
+        self.one_class = not any(self.settings['data'].get(name) for name in ('label_free', 'multi_label'))
         self.logits: Mapping[str, Any] | None = self.settings['logits']
         files = dict(self.settings['files'])
         self.format: str = files['format']

@@ -51,7 +51,7 @@ def _write(folder: ShardedFolder, source: Source, frame: Frame, augment: DADAugm
     images = source.some(_PAIRS)
     folder.bring({dad_set.view_file(index, 0, source.name(index, image.label)) for index, image in images.items()})
     files = {CONTACT_SHEET: contact_sheet(dad_set, source, frame, images)}
-    if not source.label_free:
+    if source.one_class:
         count = len(source.class_names) if source.class_names is not None else dad_set.settings['data']['num_classes']
         class_map = ''.join(f'{source.folder(label)}\n' for label in range(count))
         files['class_map.txt'] = class_map.encode(errors='surrogateescape')
@@ -114,7 +114,7 @@ def summarize(dad_set: DADSet, n_embed: int) -> dict[str, Any]:
         'kept_by_class': {
             names[label] if names else str(label): kept / total for label, (kept, total) in sorted(by_class.items())
         }
-        if not dad_set.label_free
+        if dad_set.one_class
         else {},
     }
 
@@ -148,8 +148,9 @@ def contact_sheet(dad_set: DADSet, source: Source, frame: Frame, images: Mapping
         dad_image = dad_set.image(index, 0, source.name(index, image.label))
         for offset, picture in ((0, transform(image.image)), (_CELL + 4, dad_image)):
             sheet.paste(picture.resize((_CELL, _CELL), Image.Resampling.NEAREST), (left + offset, top))
-        caption = names[image.label] if names else f'class {image.label}'
-        caption = f'image {index}' if dad_set.label_free else caption
+        caption = f'image {index}'
+        if dad_set.one_class:
+            caption = names[image.label] if names else f'class {image.label}'
         draw.text((left, top + _CELL + 2), f'{caption}: x, x_dad', 'black', font)
     with io.BytesIO() as file:
         sheet.save(file, 'png')

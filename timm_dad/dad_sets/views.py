@@ -6,6 +6,8 @@ NOTE: each goes with its image and its label. The released trainer pairs none, a
 folders named ``0`` to ``999``, which makes 988 of 1000 wrong.
 """
 
+from typing import Any
+
 from PIL import Image
 
 from timm_dad.dad_sets.logits import encode_target
@@ -28,11 +30,11 @@ class SetViews:
         self.dad_set, self.source, self.coded = dad_set, source, coded
         self.pictures = PictureIndex(dad_set) if source.streams else None
 
-    def __call__(self, index: int | None, image: Image.Image, label: int) -> tuple[Image.Image, int]:
+    def __call__(self, index: int | None, image: Image.Image, label: Any) -> tuple[Image.Image, Any]:
         """A view, and the label or what ``encode_target`` makes of it."""
         if index is None:
             assert self.pictures is not None
-            index = self.pictures.find(image, label)
+            index = self.pictures.find(image, self.source.kept_label(label))
         view = self.dad_set.draw_view()
         second = self.dad_set.image(index, view, self.source.name(index, label))
         if not self.coded:

@@ -1,7 +1,8 @@
 """Data: timm's data sets and the demo's, their class names, and checks before work starts."""
 
+import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.utils.data import default_collate
 from torchvision.datasets import DatasetFolder
 
 from timm_dad.common.spread import spread
-from timm_dad.data.pictures import DataError, check_label, decode, eight_bits, open_entry
+from timm_dad.data.pictures import DataError, as_label, check_label, decode, eight_bits, open_entry
 from timm_dad.data.unlabelled import drop_labels, read_without_labels
 from timm_dad.demo.data import PREFIX, DemoDataset
 
@@ -55,7 +56,7 @@ class Pictures(ImageDataset):  # type: ignore[misc]
         except Exception as error:  # Pillow raises what it likes: a bomb, a broken chunk
             _logger.warning('%s does not decode, and the next one is taken: %s', self._name(index), error)
             return None
-        label = -1 if target is None else int(target)
+        label = as_label(target, self.target_transform, self._name(index))
         return picture, label if self.num_classes is None else check_label(label, self.num_classes, self._name(index))
 
     def _name(self, index: int) -> str:
@@ -78,7 +79,7 @@ class PictureStream(IterableImageDataset):  # type: ignore[misc]
                 image = eight_bits(picture).convert(self.mode)
             except DataError as error:
                 raise DataError(f'an image of the stream cannot be used: {error}') from error
-            label = int(target)
+            label = as_label(target, self.target_transform, 'an image of the stream')
             if self.num_classes is not None:
                 check_label(label, self.num_classes, 'an image of the stream')
             yield self.transform(image) if self.transform else image, label
@@ -88,10 +89,11 @@ def collate_views(batch: Any) -> tuple[Tensor, Tensor]:
     """Lay views ``[3, H, W]`` and classes out as timm's ``fast_collate`` does, for loaders without its prefetcher.
 
     Returns:
-        Images ``[V * B, 3, H, W]``, the first views of all before the second ones, and their targets ``[V * B]``.
+        Images ``[V * B, 3, H, W]``, the first views of all before the second ones, and their targets ``[V * B]``, or
+        ``[V * B, K]`` of several labels.
     """
     views, target = default_collate(batch)
-    return torch.cat(views), target.repeat(len(views))
+    return torch.cat(views), torch.cat([target] * len(views))
 
 
 def open_dataset(name: str, root: str | None, split: str, flag: str, *, labels: bool = True, **kwargs: Any) -> Any:
@@ -191,6 +193,7 @@ def check_labels(dataset: Any, flag: str, num_classes: int) -> None:
     """Let a data set refuse labels of no class, those that it lists at once; ``ValueError`` names ``flag``."""
     if isinstance(dataset, Pictures | PictureStream):
         dataset.num_classes = num_classes
+    _try_labels(dataset, flag, None, 1)
     labels = _listed_labels(dataset)
     if labels is None:
         return
@@ -200,6 +203,23 @@ def check_labels(dataset: Any, flag: str, num_classes: int) -> None:
             f'{flag}: labels must be from 0 to {num_classes - 1}, image {wrong[0]} has {labels[wrong[0]]}: set '
             '--num-classes, or mend the labels'
         )
+
+
+def encode_labels(dataset: Any, flag: str, encode: Callable[[Any], Tensor]) -> None:
+    """Let a data set give multi-hot labels; ``ValueError`` names ``flag`` where ``encode`` refuses one (of 1000)."""
+    dataset.target_transform = encode
+    _try_labels(dataset, flag, encode, _MAX_CHECKED)
+
+
+def _try_labels(dataset: Any, flag: str, encode: Callable[[Any], Tensor] | None, count: int) -> None:
+    """Make labels of the first targets of a data set, where it lists them without its pictures."""
+    reader: Any = getattr(dataset, 'reader', None)
+    targets = reader.iter_targets() if hasattr(reader, 'iter_targets') else ()
+    for index, target in enumerate(itertools.islice(targets, count)):
+        try:
+            as_label(target, encode, f'image {index}')
+        except DataError as error:
+            raise ValueError(f'{flag}: {error}') from error
 
 
 def _listed_labels(dataset: Any) -> Any:

@@ -23,7 +23,8 @@ from torchvision.transforms.functional import pil_to_tensor
 from timm_dad.common.options import option
 from timm_dad.common.spread import spread
 from timm_dad.data.datasets import dataset_class_names, keep_no_tar_open
-from timm_dad.data.pictures import DataError, decode, eight_bits, open_entry
+from timm_dad.data.pictures import DataError, as_label, decode, eight_bits, open_entry
+from timm_dad.data.unlabelled import NO_LABEL
 
 MAX_CROP_PCT = 1.25  # timm's volo_d4 and volo_d5 have 1.15: a border beyond the picture
 
@@ -32,7 +33,7 @@ class SourceImage(NamedTuple):
     """One image of a data set, RGB, with the hash of its file or, where the data set gives none, of its pixels."""
 
     image: Image.Image
-    label: int
+    label: Any  # a class index, or multi-hot
     sha256: str
 
 
@@ -96,18 +97,28 @@ class Source:
             name = self.reader.filename(index, absolute=True) or f'image {index} of the data set'
             raise DataError(f'{name} does not decode: {error}; mend it, or take it out of the data set') from error
         sha256 = hashlib.sha256(data).hexdigest() if hashed else ''
-        return SourceImage(image, -1 if label is None else int(label), sha256)
+        encode = getattr(self.dataset, 'target_transform', None)
+        return SourceImage(image, as_label(label, encode, f'image {index} of the data set'), sha256)
 
     @staticmethod
     def of_pixels(image: Image.Image, label: Any, *, hashed: bool = True) -> SourceImage:
         """An image of a stream."""
         image = eight_bits(image).convert('RGB')
         sha256 = hashlib.sha256(f'{image.size}'.encode() + image.tobytes()).hexdigest() if hashed else ''
-        return SourceImage(image, int(label), sha256)
+        return SourceImage(image, as_label(label), sha256)
 
-    def folder(self, label: int) -> str:
+    @property
+    def one_class(self) -> bool:
+        """Whether labels are one class an image, and not none, or several."""
+        return not self.label_free and getattr(self.dataset, 'target_transform', None) is None
+
+    def kept_label(self, label: Any) -> int:
+        """What a DAD set keeps of a label: a class index, and nothing where there is none, or several."""
+        return NO_LABEL if self.label_free or isinstance(label, Tensor) else int(label)
+
+    def folder(self, label: Any) -> str:
         """Name of a class's folder where the data set has no folders."""
-        if self.label_free:
+        if self.label_free or isinstance(label, Tensor):
             return 'images'
         return str(label) if self.class_names is None else self._folders[label]
 
@@ -122,7 +133,7 @@ class Source:
             folders = [name if counted[name] == 1 else f'{name}-{label}' for label, name in enumerate(folders)]
         return folders
 
-    def name(self, index: int, label: int) -> str:
+    def name(self, index: int, label: Any) -> str:
         """Name of an image, no other has it: path without suffix where it has one, else ``class/index``."""
         if not self.lists_files:
             return f'{self.folder(label)}/{index:08d}'
@@ -169,7 +180,9 @@ class Source:
     def sample(self) -> str:
         """Hash of some images and labels: 32, spread evenly, or the first 8 of a stream."""
         images = self.some(8 if self.streams else 32).values()
-        return hashlib.sha256(repr([(image.sha256, image.label) for image in images]).encode()).hexdigest()
+        return hashlib.sha256(
+            repr([(image.sha256, torch.as_tensor(image.label).tolist()) for image in images]).encode()
+        ).hexdigest()
 
     def some(self, count: int) -> dict[int, SourceImage]:
         """So many images by index, all if there are fewer: spread evenly, or the first ones of a stream."""
@@ -231,7 +244,7 @@ class LoadedImage:
 
     index: int
     pixels: Tensor
-    label: int
+    label: Any  # a class index, or multi-hot
     sha256: str
 
 
@@ -259,11 +272,11 @@ class FramedImages(Dataset[Any]):
             name = self.dataset.filename(index) if hasattr(self.dataset, 'filename') else ''
             return ValueError(str(error) if name in str(error) else f'{name}: {error}')
 
-    def load(self, index: int, image: Image.Image, label: int, sha256: str = '') -> LoadedImage:
+    def load(self, index: int, image: Image.Image, label: Any, sha256: str = '') -> LoadedImage:
         """Frame an image that was read."""
         image = self.transform(image) if self.transform else image
         image = self.change(image, index) if self.change else image
-        return LoadedImage(index, pil_to_tensor(image.convert('RGB')), int(label), sha256)
+        return LoadedImage(index, pil_to_tensor(image.convert('RGB')), as_label(label), sha256)
 
 
 def collate_images(items: Sequence[LoadedImage | ValueError]) -> tuple[Tensor, Tensor, list[int]] | ValueError:

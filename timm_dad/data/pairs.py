@@ -15,7 +15,7 @@ from torchvision import transforms
 
 from timm_dad.common.seeds import random_states, set_random_states
 from timm_dad.data.images import Source
-from timm_dad.data.pictures import check_label, eight_bits
+from timm_dad.data.pictures import as_label, check_label, eight_bits
 
 Transform = Callable[[Any], Any]
 
@@ -41,7 +41,7 @@ class ExtraViews(Protocol):
     def dad_set(self) -> Any:
         """The DAD set that extra views are of, if they are of one."""
 
-    def __call__(self, index: int | None, image: Image.Image, label: int) -> tuple[Image.Image, int]:
+    def __call__(self, index: int | None, image: Image.Image, label: Any) -> tuple[Image.Image, Any]:
         """Second picture and target of an image; ``index`` is ``None`` in a stream."""
 
 
@@ -50,7 +50,7 @@ class SameImage:
 
     dad_set = None
 
-    def __call__(self, index: int | None, image: Image.Image, label: int) -> tuple[Image.Image, int]:
+    def __call__(self, index: int | None, image: Image.Image, label: Any) -> tuple[Image.Image, Any]:
         """The picture and its label."""
         return image, label
 
@@ -174,7 +174,7 @@ class PairStream(IterableImageDataset):  # type: ignore[misc]
         """The views of every image, and its target."""
         for picture, label in self.reader:
             image = eight_bits(picture).convert('RGB')
-            extra, target = self.extra_views(None, image, int(label))
+            extra, target = self.extra_views(None, image, as_label(label))
             yield self.views(image, extra), target
 
     def set_epoch(self, count: int) -> None:

@@ -1,11 +1,16 @@
-"""Pictures become 8 bits a channel by one rule, whoever reads them: 16 bits are scaled, other ranges refused."""
+"""Pictures become 8 bits a channel by one rule, whoever reads them: 16 bits are scaled, other ranges refused.
+
+Their labels are class indices or, in a data set with a ``target_transform`` (timm's ``MultiLabelTarget``), multi-hot.
+"""
 
 import os
 import stat
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 NOTHING_READ = (
     'the stream gives no image that can be used, and the warnings above say why: --input-key and --target-key name '
@@ -53,8 +58,34 @@ def open_entry(reader: Any, index: int) -> tuple[Any, Any]:
     return file, label
 
 
-def check_label(label: int, num_classes: int, image: str) -> int:
-    """The label; ``DataError`` names the image where the classes have no such number."""
+def as_label(target: Any, encode: Callable[[Any], Tensor] | None = None, image: str = 'an image') -> Any:
+    """What a reader gives as the target of an image, as a label; ``DataError`` names the image where it is none.
+
+    Args:
+        target: A class index, ``None``, or what ``encode`` takes; a label of several classes stays as it is.
+        encode: Makes a multi-hot label ``[K]`` of it.
+        image: What errors call the image.
+
+    Returns:
+        A class index (-1 for ``None``), or a multi-hot label.
+    """
+    if isinstance(target, Tensor) and target.ndim:
+        return target
+    if encode is None and isinstance(target, list | tuple):
+        raise DataError(
+            f'{image} has the labels {list(target)[:9]}, and one class is wanted; train, generate and preview take '
+            'several with --task multilabel'
+        )
+    try:
+        return int(-1 if target is None else target) if encode is None else encode(target)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f'the label of {image} cannot be used: {error}') from error
+
+
+def check_label(label: Any, num_classes: int, image: str) -> Any:
+    """The label; ``DataError`` names the image where the classes have no such number. Multi-hot ones pass."""
+    if isinstance(label, Tensor):
+        return label
     if not 0 <= label < num_classes:
         raise DataError(f'labels must be from 0 to {num_classes - 1}, {image} has {label}')
     return label

@@ -6,6 +6,7 @@ import torch
 
 from timm_dad.flags.config import checked_flags
 from timm_dad.flags.rules import under_flag
+from timm_dad.flags.runs import check_run_task
 from timm_dad.flags.teacher import create_teacher
 from timm_dad.flags.train import create_parser
 from timm_dad.teachers.spec import DataClasses
@@ -26,4 +27,5 @@ def create_run_teacher(path: str, data: DataClasses, device: torch.device | None
     args = read_run(path)
     if not args.dad:
         raise ValueError(f'{path} was trained without --dad: it has no teacher')
+    check_run_task(vars(args), multi_label=False)
     return create_teacher(args, data.num_classes, data.class_names, device)

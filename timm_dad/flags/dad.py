@@ -21,6 +21,7 @@ from timm_dad.flags.pairs import add_pair_args, check_pair_args, makes_views, tr
 from timm_dad.flags.recipe import add_recipe_arg, apply_recipe
 from timm_dad.flags.reinforce import stored_logits
 from timm_dad.flags.rules import check_rules, under_flag, written
+from timm_dad.flags.task import create_targets
 from timm_dad.flags.teacher import check_teacher_args, create_teacher
 from timm_dad.flags.temperature import AUTO, Images, images_to_fit, take_auto, with_number
 from timm_dad.flags.views import (
@@ -182,6 +183,7 @@ def build_task(
         stored=stored,
         criterion=criterion,
         loss=loss_config(args),
+        targets=create_targets(args),
         mean=mean,
         std=std,
         schedule=schedule_config(args),

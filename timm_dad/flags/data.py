@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from timm_dad.data.datasets import (
     check_images,
     check_labels,
     dataset_class_names,
+    encode_labels,
     open_dataset,
 )
 from timm_dad.demo.data import PREFIX
@@ -20,6 +21,7 @@ from timm_dad.flags.kwargs import num_channels
 from timm_dad.flags.labels import find_class_names
 from timm_dad.flags.parser import add_alias
 from timm_dad.flags.rules import under_flag, written
+from timm_dad.flags.task import is_multilabel, label_encoder
 
 # What a data set's name may begin with, and those that a flag is for; timm passes them by elsewhere.
 _KINDS = ('demo', 'torch', 'hfds', 'hfids', 'tfds', 'wds')
@@ -121,8 +123,13 @@ def create_dataset(
         args.dataset, root, split, flag, labels=labels, download=args.dataset_download,
         input_key=args.input_key, class_map=args.class_map if labels else '',
         target_key=args.target_key if labels else None,
-        trust_remote_code=args.dataset_trust_remote_code, **options,
+        trust_remote_code=args.dataset_trust_remote_code, **_target_format(args), **options,
     )  # fmt: skip
+
+
+def _target_format(args: argparse.Namespace) -> dict[str, str]:
+    """What timm's readers before 1.0.31 do not take."""
+    return {'target_format': args.target_format} if is_multilabel(args) else {}
 
 
 def split_folder(root: Path, split: str) -> Path | None:
@@ -143,11 +150,15 @@ def _check_split_folder(root: Path, split: str, flag: str) -> None:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Data of a training: ``val`` is ``None`` without ``--val-split``, ``class_names`` where the data has none."""
+    """Data of a training: ``val`` is ``None`` without ``--val-split``, ``class_names`` where the data has none.
+
+    With ``encoder``, which is given the number of classes, labels become multi-hot.
+    """
 
     train: Any
     val: Any
     class_names: Sequence[str] | None
+    encoder: Callable[[int], Any] | None = None
 
 
 def open_training_data(args: argparse.Namespace) -> TrainingData:
@@ -170,7 +181,14 @@ def open_training_data(args: argparse.Namespace) -> TrainingData:
     class_names = find_class_names(args, dataset_class_names(val if args.no_labels else train))
     if args.num_classes is None and class_names is not None:
         args.num_classes = len(class_names)
-    return TrainingData(train, val, class_names)
+    return TrainingData(train, val, class_names, label_encoder(args))
+
+
+def encode_targets(args: argparse.Namespace, dataset: Any) -> None:
+    """Let a data set give multi-hot labels, if the task is of several; ``args`` say how many classes there are."""
+    encoder = label_encoder(args)
+    if encoder is not None:
+        encode_labels(dataset, data_flag(args), encoder(args.num_classes))
 
 
 def check_training_data(data: TrainingData, num_classes: int) -> None:
@@ -178,7 +196,10 @@ def check_training_data(data: TrainingData, num_classes: int) -> None:
     for flag, dataset in {'--data-dir': data.train, '--val-split': data.val}.items():
         check_images(dataset, flag)
         _check_classes(dataset_class_names(dataset), data.class_names, flag, num_classes)
-        check_labels(dataset, flag, num_classes)
+        if data.encoder is not None and dataset is not None:
+            encode_labels(dataset, flag, data.encoder(num_classes))
+        else:
+            check_labels(dataset, flag, num_classes)
 
 
 def _check_classes(own: Sequence[str] | None, of_training: Sequence[str] | None, flag: str, num_classes: int) -> None:

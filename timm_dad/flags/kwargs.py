@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from timm_dad.demo.data import SEEN_STYLES
+from timm_dad.flags.task import is_multilabel
 
 
 def torch_dtype(name: str | None) -> torch.dtype:
@@ -38,7 +39,10 @@ MIXING_FLAGS = {
 def mixup_kwargs(args: argparse.Namespace) -> dict[str, Any] | None:
     """Arguments of timm's ``Mixup``; ``None`` where nothing is mixed."""
     draws = mixing_kwargs(args)
-    return draws and {**draws, **_pick(args, 'num_classes', mode='mixup_mode', label_smoothing='smoothing')}
+    if draws is None:
+        return None
+    more = {'multi_label': True} if is_multilabel(args) else {}
+    return {**draws, **_pick(args, 'num_classes', mode='mixup_mode', label_smoothing='smoothing'), **more}
 
 
 def mixing_kwargs(args: argparse.Namespace) -> dict[str, Any] | None:

@@ -5,10 +5,17 @@ from typing import Any
 
 import torch
 from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
-from timm.task import FeatureDistillationTask, LogitDistillationTask, TokenDistillationTask, TrainingTask
+from timm.task import (
+    ClassificationTask,
+    FeatureDistillationTask,
+    LogitDistillationTask,
+    TokenDistillationTask,
+    TrainingTask,
+)
 from torch import nn
 
 from timm_dad.flags.kwargs import mixes, torch_dtype
+from timm_dad.flags.task import is_multilabel
 
 
 def create_criterion(args: argparse.Namespace) -> nn.Module:
@@ -18,8 +25,12 @@ def create_criterion(args: argparse.Namespace) -> nn.Module:
         'sum_classes': args.bce_sum,
         'pos_weight': args.bce_pos_weight,
     }
-    if args.jsd_loss:
-        criterion: nn.Module = JsdCrossEntropy(num_splits=args.aug_splits, smoothing=args.smoothing)
+    if is_multilabel(args):  # of soft targets, mixing has smoothed them
+        criterion: nn.Module = BinaryCrossEntropy(
+            smoothing=0.0 if mixes(args) else args.smoothing, smooth_dense=True, **bce
+        )
+    elif args.jsd_loss:
+        criterion = JsdCrossEntropy(num_splits=args.aug_splits, smoothing=args.smoothing)
     elif mixes(args):  # targets are soft, and smoothed already
         criterion = BinaryCrossEntropy(**bce) if args.bce_loss else SoftTargetCrossEntropy()
     elif args.bce_loss:
@@ -29,6 +40,19 @@ def create_criterion(args: argparse.Namespace) -> nn.Module:
     else:
         criterion = nn.CrossEntropyLoss()
     return criterion
+
+
+def create_plain_task(
+    args: argparse.Namespace, student: nn.Module, criterion: nn.Module, device: torch.device
+) -> TrainingTask:
+    """Create timm's classification, of one class an image or of several."""
+    if not is_multilabel(args):
+        return ClassificationTask(student, criterion, device=device, verbose=False)
+    from timm.task import MultiLabelClassificationTask  # which timm before 1.0.31 has not
+
+    return MultiLabelClassificationTask(
+        student, criterion, threshold=args.multilabel_threshold, device=device, verbose=False
+    )
 
 
 def create_kd_task(

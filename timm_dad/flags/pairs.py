@@ -23,6 +23,7 @@ from timm_dad.flags.attack import ATTACK_FLAGS, DISAGREEMENT
 from timm_dad.flags.moved import find_here
 from timm_dad.flags.reinforce import add_pairing_args, check_replay_args, open_reinforcement, replays
 from timm_dad.flags.rules import check_rules, under_flag, written
+from timm_dad.flags.task import is_multilabel, set_facts
 from timm_dad.flags.teacher import TEACHER_FLAGS
 from timm_dad.flags.temperature import take_set_temperature
 from timm_dad.method.augment import DADAugment
@@ -125,6 +126,10 @@ def check_set_args(args: argparse.Namespace, given: Mapping[str, Any], *, loads_
     if label_free != args.no_labels:
         made, fix = ('without labels', 'add') if label_free else ('with labels', 'leave out')
         raise ValueError(f'--dad-dir {args.dad_dir} was made {made}: {fix} --no-labels, or make another set')
+    several = bool(settings['data'].get('multi_label'))
+    if several != is_multilabel(args):
+        made, fix = ('with', 'add') if several else ('without', 'leave out')
+        raise ValueError(f'--dad-dir {args.dad_dir} was made {made} --task multilabel: {fix} it, or make another set')
     reasons = {
         '--dad-vqgan': f'is not used: {args.dad_dir} holds pictures; leave it out',
         '--dad-cache': 'makes the DAD views that --dad-dir brings: give one of them',
@@ -286,6 +291,6 @@ def cached_set(
         seed=args.seed,
         batch_size=args.validation_batch_size or args.batch_size,
     )
-    facts = {'split': args.train_split, 'num_classes': args.num_classes}
+    facts = {'split': args.train_split, 'num_classes': args.num_classes, **set_facts(args)}
     with temporary_set(Source(dataset), augment, config, facts, accelerator, workers=args.workers) as dad_set:
         yield dad_set

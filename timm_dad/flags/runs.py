@@ -35,6 +35,18 @@ def trained_classes(flags: Mapping[str, Any]) -> list[str] | None:
         return None
 
 
+def check_run_task(flags: Mapping[str, Any], multi_label: bool) -> None:
+    """Raise ``ValueError`` where a run, by its flags, was not trained with ``multi_label``."""
+    if (flags.get('task') == 'multilabel') == multi_label:
+        return
+    if multi_label:
+        raise ValueError('it was trained to choose one class: give a run of --task multilabel')
+    raise ValueError(
+        'it was trained with --task multilabel, and here one class an image is chosen and measured; mAP and F1 of its '
+        'validation stand in its summary.csv'
+    )
+
+
 def create_spec_teacher(
     spec: str,
     data: DataClasses,
@@ -43,14 +55,21 @@ def create_spec_teacher(
     *,
     img_size: int | None = None,
     use_ema: bool = True,
+    multi_label: bool = False,
 ) -> Teacher:
-    """Create the teacher of a SPEC, as ``create_teacher_by_spec``; of a run, its classes are known by its data."""
+    """Create the teacher of a SPEC, as ``create_teacher_by_spec``; of a run, its classes are known by its data.
+
+    Raises:
+        ValueError: If it cannot be made, or the run was not trained with ``multi_label``, several classes an image.
+    """
+
+    def labels_of(spec: str) -> list[str] | None:
+        if not spec.startswith('run:'):
+            return None
+        flags = read_flags(run_folder(spec.removeprefix('run:')) / 'args.yaml')
+        check_run_task(flags, multi_label)
+        return trained_classes(flags)
+
     return create_teacher_by_spec(
-        spec, data, checkpoint_path, device, img_size=img_size, labels_of=_labels_of, use_ema=use_ema
+        spec, data, checkpoint_path, device, img_size=img_size, labels_of=labels_of, use_ema=use_ema
     )
-
-
-def _labels_of(spec: str) -> list[str] | None:
-    if not spec.startswith('run:'):
-        return None
-    return trained_classes(read_flags(run_folder(spec.removeprefix('run:')) / 'args.yaml'))

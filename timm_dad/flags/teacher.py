@@ -11,6 +11,7 @@ import torch
 from timm_dad.common.text_files import read_text
 from timm_dad.flags.rules import check_file_args, check_rules, under_flag, written
 from timm_dad.flags.runs import create_spec_teacher
+from timm_dad.flags.task import check_multilabel_teachers, is_multilabel
 from timm_dad.flags.temperature import AUTO, Images, fit_temperatures
 from timm_dad.teachers.classes import in_label_order, read_class_file
 from timm_dad.teachers.ensemble import TeacherEnsemble
@@ -164,19 +165,23 @@ def create_teacher(
         _logger.info("No --dad-teacher, and the data has ImageNet's classes: %s", DEFAULT_TEACHER)
         specs = [DEFAULT_TEACHER]
     data = _data_classes(args, num_classes, class_names)
-    teachers = []
+    teachers, multi_label = [], is_multilabel(args)
     for spec in specs:
         checkpoint, size = args.dad_teacher_checkpoint, args.dad_teacher_img_size
         with under_flag(f'--dad-teacher {spec}{f" --dad-teacher-checkpoint {checkpoint}" if checkpoint else ""}:'):
-            teachers.append(create_spec_teacher(spec, data, checkpoint, device, img_size=size))
+            teachers.append(create_spec_teacher(spec, data, checkpoint, device, img_size=size, multi_label=multi_label))
     _check_heads(args, specs, teachers)
+    if multi_label:
+        check_multilabel_teachers(specs, teachers)
     if images is not None:
         fit_temperatures(args, specs, teachers, images, device or torch.device('cpu'))
     if len(teachers) == 1:
         return teachers[0]
-    if args.dad_temperature == AUTO:
+    temperature = args.dad_temperature
+    if temperature == AUTO:
         raise ValueError('--dad-temperature auto: several teachers are averaged at a temperature, give its number here')
-    return TeacherEnsemble(teachers, args.dad_teacher_weights, args.dad_temperature, args.dad_teacher_temperatures)
+    own = args.dad_teacher_temperatures
+    return TeacherEnsemble(teachers, args.dad_teacher_weights, temperature, own, multi_label=multi_label)
 
 
 def _check_heads(args: argparse.Namespace, specs: Sequence[str], teachers: Sequence[Teacher]) -> None:

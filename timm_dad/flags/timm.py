@@ -12,6 +12,7 @@ from timm.utils import ParseKwargs
 from timm_dad.flags.data import add_source_args
 from timm_dad.flags.execution import WORKERS, add_device_arg
 from timm_dad.flags.rules import written
+from timm_dad.flags.task import METRICS, add_task_args
 
 _NAFLEX = ('NaFlex batches are patches, and the DAD view is made from images', 'use --img-size')
 _RESOLUTION = (
@@ -54,6 +55,7 @@ def _add_data_args(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('Dataset')
     parser.add_argument('data', nargs='?', metavar='DIR', help='path to dataset (deprecated, use --data-dir)')
     add_source_args(group, 'train', '--train-split')
+    add_task_args(group)
     group.add_argument('--val-split', metavar='NAME', default='validation', help='dataset validation split, or ""')
     group.add_argument('--train-num-samples', type=int, metavar='N', help='training samples, for streams')
     group.add_argument('--val-num-samples', type=int, metavar='N', help='validation samples, for streams')
@@ -249,7 +251,10 @@ def _add_misc_args(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument('--output', default='', metavar='PATH', help='output folder (default: ./output/train)')
     group.add_argument('--experiment', default='', metavar='NAME', help='its sub-folder (default: time and model)')
-    group.add_argument('--eval-metric', default='top1', choices=('top1', 'top5', 'loss'), help='what "best" means')
+    group.add_argument(
+        '--eval-metric', default='top1', choices=('top1', 'top5', *METRICS, 'loss'),
+        help='what "best" means (default: %(default)s; with --task multilabel map)',
+    )  # fmt: skip
     group.add_argument('--use-multi-epochs-loader', action='store_true', help='loader processes live over epochs')
     group.add_argument('--log-wandb', action='store_true', help='the same as --log-with wandb')
     group.add_argument('--wandb-project', help='wandb project (default: timm-dad)')

@@ -17,6 +17,7 @@ from timm_dad.flags.checks import check_args, check_extra_args
 from timm_dad.flags.config import add_config_arg, parse_flags
 from timm_dad.flags.dad import add_dad_args, check_dad_args
 from timm_dad.flags.parser import Parser
+from timm_dad.flags.task import check_task_args
 from timm_dad.flags.timm import add_timm_args
 
 PROGRAM = 'timm-dad train'
@@ -70,6 +71,7 @@ def parse_args(
     if 'device' not in given and not torch.cuda.is_available():
         args.device = 'cpu'
     with user_errors(defaults.prog):
+        check_task_args(args, given, configured)
         check_args(args, chosen)
         check_dad_args(args, given, configured)
         check_extra_args(args)

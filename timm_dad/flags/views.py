@@ -9,6 +9,7 @@ from timm_dad.flags.attack import DISAGREEMENT, add_attack_args, attack_config, 
 from timm_dad.flags.labels import add_labels_arg
 from timm_dad.flags.pairs import load_vqgan_by_spec
 from timm_dad.flags.rules import naming_flag, under_flag
+from timm_dad.flags.task import create_targets
 from timm_dad.flags.teacher import add_teacher_args
 from timm_dad.frozen.precision import fastest_precision
 from timm_dad.frozen.prepare import PRECISIONS, prepare_frozen
@@ -40,7 +41,8 @@ def add_view_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--dad-keep-label',
         action='store_true',
-        help='take Q(x) where the teacher loses the label, or with --no-labels its answer',
+        help='take Q(x) where the teacher loses the label, or with --no-labels its answer; with --task multilabel, '
+        'where it predicts another set of classes than on the image',
     )
     add_labels_arg(group)
 
@@ -143,4 +145,5 @@ def create_augment(
             gradient_vqgan=gradient_vqgan,
             micro_batch=args.dad_micro_batch,
             label_free=args.no_labels,
+            targets=create_targets(args),
         )

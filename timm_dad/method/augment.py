@@ -14,10 +14,10 @@ from timm_dad.method.chunked import Chunked
 from timm_dad.method.code_space import CodeAttackConfig, CodeSpace
 from timm_dad.method.disagreement import Disagreement
 from timm_dad.method.latent_space import LatentAttackConfig, LatentSpace
-from timm_dad.method.loss import hard_labels, teacher_cross_entropy
 from timm_dad.method.parts import check_kinds, describe_teacher, describe_vqgan
 from timm_dad.method.pixel_space import PixelSpace
 from timm_dad.method.space import Centre, Space
+from timm_dad.method.targets import SingleLabel, Targets
 from timm_dad.method.views import DADViews, Reconstruction
 from timm_dad.teachers.teacher import Teacher
 from timm_dad.vqgan.model import VQGAN
@@ -50,6 +50,8 @@ class DADAugment:
         micro_batch: Images at a time; 0: as many as fit in memory.
         label_free: Take the teacher's likeliest class on the image in place of its label, which is not read. Its soft
             answer would be no target: on the image itself the divergence from it is zero, and so is its gradient.
+        targets: What targets are, ``SingleLabel()`` by default; ``MultiLabel()`` keeps a view where the teacher answers
+            the same set of classes as on the image.
 
     Raises:
         ValueError: If ``attack_from`` or ``micro_batch`` is out of range, or the VQGANs do not fit the attack.
@@ -73,6 +75,7 @@ class DADAugment:
         gradient_vqgan: VQGAN | None = None,
         micro_batch: int = 0,
         label_free: bool = False,
+        targets: Targets | None = None,
     ) -> None:
         check_kinds(teacher=(teacher, Teacher), vqgan=(vqgan, VQGAN), gradient_vqgan=(gradient_vqgan, VQGAN | None))
         if not isinstance(attack, AnyAttack | None):
@@ -84,6 +87,7 @@ class DADAugment:
         self.keep_label = keep_label
         self.attack_from = attack_from
         self.label_free = label_free
+        self.targets = targets or SingleLabel()
         self.chunked = Chunked(micro_batch)
         self.disagreement: Disagreement | None = None
         self.space = self._create_space(attack or AttackConfig())
@@ -93,7 +97,7 @@ class DADAugment:
         if isinstance(attack, AttackConfig) and not isinstance(attack, LatentAttackConfig):
             if self.gradient_vqgan is not None:
                 raise ValueError('gradient_vqgan is for attacks on latents or codes: none goes through it to pixels')
-            return PixelSpace(self.teacher, self.vqgan, attack, self._ascended, self.attack_from)
+            return PixelSpace(self.teacher, self.vqgan, attack, self._ascended, self.attack_from, self.targets)
         if self.attack_from != 'reconstruction':
             raise ValueError(f'attack_from is for attacks on pixels: leave it out with one on {attack.space}')
         decoder = self.gradient_vqgan
@@ -132,14 +136,14 @@ class DADAugment:
             return self.disagreement(x_pix)
         if getattr(self.attack, 'objective', 'cross_entropy') != 'cross_entropy':
             raise ValueError('objective disagreement needs the student: DADTask brings it; no views are made before')
-        return teacher_cross_entropy(self.teacher(x_pix), target)
+        return self.targets.attack_loss(self.teacher(x_pix), target)
 
     def make_views(self, x_pix: Tensor, target: Tensor, eps: Tensor | None = None) -> DADViews:
         """Reconstruct, attack, discretize.
 
         Args:
             x_pix: Images ``[B, 3, H, W]``, range [0, 1].
-            target: Class indices ``[B]`` or soft targets ``[B, K]``.
+            target: Class indices ``[B]``, or soft or multi-hot targets ``[B, K]``.
             eps: One radius per image ``[B]``, in place of the configured one.
 
         Returns:
@@ -196,11 +200,13 @@ class DADAugment:
             ValueError: As ``make_views``.
         """
         check_images(x_pix, 'x_pix')
-        if not self.label_free:
+        self.targets.check(target)
+        if not self.label_free and not self.targets.needs_clean_logits:
             return self.chunked(self.space.find_centre, x_pix, target)
         logits = self.ask_teacher(x_pix)
-        label = hard_labels(logits)
-        return replace(self.chunked(self.space.find_centre, x_pix, label), label=label, logits=logits)
+        label = self.targets.answer(logits) if self.label_free else None
+        centre = self.chunked(self.space.find_centre, x_pix, target if label is None else label)
+        return replace(centre, label=label, logits=logits)
 
     @torch.no_grad()
     def attack_centre(
@@ -210,7 +216,7 @@ class DADAugment:
 
         Args:
             centre: From ``find_centre``.
-            target: Class indices ``[B]`` or soft targets ``[B, K]``.
+            target: Class indices ``[B]``, or soft or multi-hot targets ``[B, K]``.
             eps: One radius per image ``[B]``, in place of the configured one.
             generator: Source of randomness, as ``ascend`` takes it.
 
@@ -241,7 +247,7 @@ class DADAugment:
                 x_adv = space.attack(centre, start, target, eps)
             x_dad, dad_codes = space.discretize(x_adv, centre.size)
             dad_logits = self.teacher(x_dad)
-            kept = dad_logits.argmax(dim=-1) == hard_labels(target)
+            kept = self.targets.keeps(dad_logits, target, centre.logits)
             # The host waits for the device here, once for each piece of a batch.
             if self.keep_label and len(lost := (~kept).nonzero().flatten()):
                 if self._starts_at_reconstruction(centre):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from timm_dad.common.pixels import PixelNorm
-from timm_dad.method.loss import divergence
+from timm_dad.method.targets import SingleLabel, Targets
 from timm_dad.teachers.teacher import Teacher
 
 
@@ -18,10 +18,14 @@ class Disagreement:
         teacher: Frozen teacher.
         norm: The student's normalization.
         temperature: ``T``.
+        targets: Whose divergence it is.
     """
 
-    def __init__(self, student: nn.Module, teacher: Teacher, norm: PixelNorm, temperature: float) -> None:
+    def __init__(
+        self, student: nn.Module, teacher: Teacher, norm: PixelNorm, temperature: float, targets: Targets | None = None
+    ) -> None:
         self.student, self.teacher, self.norm, self.temperature = student, teacher, norm, temperature
+        self.targets = targets or SingleLabel()
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -37,4 +41,4 @@ class Disagreement:
     def __call__(self, x_pix: Tensor) -> Tensor:
         """Losses ``[B]``, fp32, of images ``[B, 3, H, W]`` in [0, 1]."""
         x_norm = self.norm.normalize(x_pix).to(next(self.student.parameters()).dtype)
-        return divergence(self.student(x_norm), self.teacher(x_pix), self.temperature, 'none').sum(dim=-1)
+        return self.targets.divergence(self.student(x_norm), self.teacher(x_pix), self.temperature)

@@ -71,14 +71,19 @@ class DADLoss(nn.Module):
         config: Temperature and weights.
         criterion: Task loss of ``(student_logits, target)``; ``nn.CrossEntropyLoss()`` by default, which takes
             class indices ``[B]`` and soft targets ``[B, K]``.
+        distil: Distillation loss of ``(student_logits, teacher_logits, temperature)``, a scalar.
     """
 
     def __init__(
-        self, config: DADLossConfig | None = None, criterion: Callable[[Tensor, Tensor], Tensor] | None = None
+        self,
+        config: DADLossConfig | None = None,
+        criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
+        distil: Callable[[Tensor, Tensor, float], Tensor] = distillation_loss,
     ) -> None:
         super().__init__()
         self.config = config or DADLossConfig()
         self.criterion = criterion or nn.CrossEntropyLoss()
+        self.distil = distil
 
     def forward(
         self,
@@ -117,7 +122,7 @@ class DADLoss(nn.Module):
         shapes = [tuple(logits.shape) for pair in pairs for logits in pair]
         if len(set(shapes)) > 1:
             raise ValueError(f'student and teacher logits of both views need one shape [B, K], got {shapes}')
-        kd_loss, *dad_losses = (distillation_loss(student, teacher, config.temperature) for student, teacher in pairs)
+        kd_loss, *dad_losses = (self.distil(student, teacher, config.temperature) for student, teacher in pairs)
         dad_loss = dad_losses[0] if dad_losses else torch.zeros_like(kd_loss)
         loss = config.kd_weight * kd_loss
         parts = {'kd_loss': kd_loss, 'dad_loss': dad_loss}

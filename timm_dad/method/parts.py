@@ -8,6 +8,7 @@ from torch import nn
 
 from timm_dad.method.loss import DADLossConfig
 from timm_dad.method.schedule import DADSchedule
+from timm_dad.method.targets import Targets
 from timm_dad.teachers.ensemble import TeacherEnsemble
 from timm_dad.teachers.teacher import Teacher
 from timm_dad.vqgan.model import VQGAN
@@ -29,7 +30,14 @@ def check_kinds(**parts: tuple[Any, Any]) -> None:
 
 
 def check_parts(
-    teacher: Teacher | None, stored: Any, augment: Any, *, apart: bool, loss: DADLossConfig, schedule: DADSchedule
+    teacher: Teacher | None,
+    stored: Any,
+    augment: Any,
+    targets: Targets,
+    *,
+    apart: bool,
+    loss: DADLossConfig,
+    schedule: DADSchedule,
 ) -> None:
     """Raise ``ValueError`` where parts of a ``DADTask``, named as it names them, do not go together."""
     makes, replays = augment is not None, bool(schedule.replay)
@@ -44,6 +52,8 @@ def check_parts(
          'replay keeps views without labels: extra_task_weight must be 0 with it'),
         (not makes or augment.label_free == loss.label_free,
          'label_free must be the same for augment and loss: the labels are read by both, or by none'),
+        (stored is None or not targets.multi_label, 'stored logits are of one class an image: pass no MultiLabel'),
+        (not makes or augment.targets == targets, 'targets must be the same for augment and task'),
     )  # fmt: skip
     for holds, message in rules:
         if not holds:

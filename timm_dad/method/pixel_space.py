@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from timm_dad.method.attack import AttackConfig, ascend, input_gradient
-from timm_dad.method.loss import teacher_cross_entropy
 from timm_dad.method.space import Ball, Centre, Objective
+from timm_dad.method.targets import SingleLabel, Targets
 from timm_dad.teachers.teacher import Teacher
 from timm_dad.vqgan.model import VQGAN
 
@@ -25,6 +25,7 @@ class PixelSpace(Ball):
         config: The attack.
         objective: What it ascends.
         attack_from: ``reconstruction`` or ``input``, as ``DADAugment`` says.
+        targets: Whose loss the first step from the input ascends.
 
     Raises:
         ValueError: If ``attack_from`` is none of these.
@@ -37,11 +38,12 @@ class PixelSpace(Ball):
         config: AttackConfig,
         objective: Objective,
         attack_from: str = 'reconstruction',
+        targets: Targets | None = None,
     ) -> None:
         if attack_from not in ATTACK_FROM:
             raise ValueError(f'attack_from must be one of {ATTACK_FROM}, got {attack_from!r}')
         self.teacher, self.vqgan, self.config, self.objective = teacher, vqgan, config, objective
-        self.from_input = attack_from == 'input'
+        self.from_input, self.targets = attack_from == 'input', targets or SingleLabel()
 
     def find_centre(self, x_pix: Tensor, target: Tensor) -> Centre:
         """``Q(x)``, or the images themselves with the teacher's answer and the gradient there."""
@@ -56,7 +58,7 @@ class PixelSpace(Ball):
 
         def loss_fn(x: Tensor) -> Tensor:
             answers.append(self.teacher(x))
-            return teacher_cross_entropy(answers[0], target)
+            return self.targets.attack_loss(answers[0], target)
 
         with torch.autocast(x_pix.device.type, enabled=False):
             gradient = input_gradient(loss_fn, x_pix)

@@ -21,9 +21,9 @@ class Centre:
         x0: Centres of the balls: images ``[B, 3, H, W]`` in [0, 1], latents ``[B, D, h, w]``, or codes ``[B, h, w]``.
         size: ``(H, W)`` of the images.
         codes: Codes of ``Q(x)`` ``[B, h, w]``, where ``x0`` is that.
-        logits: Teacher's logits ``[B, K]`` on ``x``, where ``x0`` is that, or where there are no labels.
+        logits: Teacher's logits ``[B, K]`` on ``x``, where ``x0`` is that, there are no labels, or several.
         gradient: Gradient of the objective there, if it is known before the views are made.
-        label: The teacher's likeliest class on ``x`` ``[B]``, where there are no labels.
+        label: The teacher's answer on ``x`` as a target, where there are no labels.
     """
 
     x0: Tensor

@@ -15,11 +15,12 @@ from timm_dad.method.augment import DADAugment
 from timm_dad.method.chunked import Chunked
 from timm_dad.method.disagreement import Disagreement
 from timm_dad.method.extra import ExtraView, Prepared, StoredAnswers
-from timm_dad.method.loss import DADLoss, DADLossConfig, hard_labels
+from timm_dad.method.loss import DADLoss, DADLossConfig
 from timm_dad.method.parts import check_kinds, check_parts, describe_student, describe_teacher, keep_student_alone
 from timm_dad.method.replay import ReplayCache
 from timm_dad.method.schedule import DADSchedule
 from timm_dad.method.splits import add_splits
+from timm_dad.method.targets import SingleLabel, Targets
 from timm_dad.teachers.teacher import Teacher
 
 _logger = logging.getLogger(__name__)
@@ -39,8 +40,9 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         apart: With ``augment``: it makes the DAD view from pictures that batches hold after all else, one for every
             image, and not from the clean images (which may be augmented more).
         stored: The teacher's logits, of pairs whose targets are ``encode_target``'s.
-        criterion: Task loss on all that the batch holds but extra views; ``nn.CrossEntropyLoss()`` by default.
+        criterion: Task loss on all that the batch holds but extra views; that of ``targets`` by default.
         loss: Temperature and weights; ``label_free`` for data without labels, whose targets are not read.
+        targets: What targets are; ``SingleLabel()`` by default.
         schedule: Probability, weight and attack budget of the DAD view by epoch; told by ``set_epoch``.
         mean: The student's normalization; ``student_model.pretrained_cfg`` by default.
         std: The student's normalization; ``student_model.pretrained_cfg`` by default.
@@ -56,7 +58,7 @@ class DADTask(TrainingTask):  # type: ignore[misc]
     Raises:
         ValueError: If there is no normalization or ``augment`` has another, split batch norm meets a schedule that
             leaves the DAD view out, there is not one of teacher and stored logits, or one alone of ``augment`` and
-            ``loss`` is label-free.
+            ``loss`` is label-free; in a call, if targets are of another kind.
         TypeError: If ``teacher`` is no ``Teacher``, ``augment`` no ``DADAugment``, or a config of another kind.
 
     Source: Zhou et al. 2023, arXiv:2311.01441, equation of section 3.4; timm ``LogitDistillationTask`` for the idiom.
@@ -72,6 +74,7 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         stored: StoredAnswers | None = None,
         criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
         loss: DADLossConfig | None = None,
+        targets: Targets | None = None,
         schedule: DADSchedule | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -102,13 +105,17 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         self.full_attack = augment.attack if augment else None
         self.chunked = augment.chunked if augment else Chunked(micro_batch)
         self.norm, self.num_splits, self.seed = norm, num_splits, seed
-        self.loss = DADLoss(loss, criterion).to(self.device)
+        self.targets = targets or SingleLabel()
+        self.multi_label = self.targets.multi_label  # as timm's tasks say it
+        criterion = criterion or self.targets.create_criterion()
+        self.loss = DADLoss(loss, criterion, self.targets.distillation_loss).to(self.device)
         self.schedule = schedule or DADSchedule()
-        check_parts(teacher, stored, augment, apart=apart, loss=self.loss.config, schedule=self.schedule)
+        check_parts(teacher, stored, augment, self.targets, apart=apart, loss=self.loss.config, schedule=self.schedule)
         self.replay = ReplayCache(self.schedule.replay) if self.schedule.replay else None
         if augment is not None and getattr(augment.attack, 'objective', '') == 'disagreement':
             assert self.teacher is not None
-            augment.disagreement = Disagreement(student_model, self.teacher, norm, self.loss.config.temperature)
+            temperature = self.loss.config.temperature
+            augment.disagreement = Disagreement(student_model, self.teacher, norm, temperature, self.targets)
         if add_splits(student_model, num_splits + 1) and not self.schedule.always:
             raise ValueError('split batch norm needs a DAD view in every batch: always must hold for the schedule')
         self.set_epoch(0)
@@ -166,13 +173,17 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         self.trainable_module = self.eval_model = compiled
         return self.trainable_module
 
+    def create_evaluator(self, **kwargs: Any) -> Any:
+        """Create timm's evaluator of the student (timm 1.0.31 or later); ``kwargs`` are its arguments."""
+        return self.targets.create_evaluator(self.device, **kwargs)
+
     def forward(self, input: Tensor, target: Tensor, prepared: Prepared | None = None) -> dict[str, Tensor]:
         """Compute loss, parts and student output of a batch.
 
         Args:
             input: Student-normalized images ``[V * B, 3, H, W]``: ``V`` augmentation splits, of pairs with the extra
                 views after them (``V`` one more).
-            target: Class indices or soft targets of ``input``, one row an image; with stored logits what
+            target: Class indices, soft or multi-hot targets of ``input``, one row an image; with stored logits what
                 ``encode_target`` makes of class indices.
             prepared: From ``prepare``, where that was called ahead.
 
@@ -180,7 +191,8 @@ class DADTask(TrainingTask):  # type: ignore[misc]
             - ``loss``: training loss, a scalar
             - ``output``: student logits ``[num_splits * B, K]``, on all but extra views
             - ``task_loss``, ``kd_loss``, ``dad_loss``, ...: its parts before their weights, scalars
-            - ``teacher_kept``: fraction of images on whose DAD view the teacher predicts the label, a scalar
+            - ``teacher_kept``: fraction of images on whose DAD view the teacher predicts the label (of several: the set
+              of classes that it predicts on the image), a scalar
 
             Without a DAD view (schedule) ``dad_loss`` and ``teacher_kept`` are 0.
 
@@ -222,6 +234,7 @@ class DADTask(TrainingTask):  # type: ignore[misc]
             ValueError: If images are not ``[B, 3, H, W]`` of floating point, or the first batch is not normalized.
         """
         self.norm.check(input)
+        self.targets.check(target)
         num_images = len(input) // (self.num_splits + self.pairs)
         label = target if self.stored is None else self.stored.labels(target)
         fresh = self._wants_fresh_view()
@@ -260,7 +273,8 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         else:  # one forward for both
             pairs = input if self.num_splits == 1 else torch.cat([clean, x_norm])
             logits, extra_logits = self._ask_teacher(self.norm.to_pixels(pairs)).chunk(2)
-        kept = hard_labels(extra_logits) == hard_labels(logits if self.loss.config.label_free else label)
+        label = self.targets.answer(logits) if self.loss.config.label_free else label
+        kept = self.targets.keeps(extra_logits, label, logits)
         return Prepared(logits, ExtraView(x_norm, extra_logits, kept) if wanted else None)
 
     def _ask_teacher(self, x_pix: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 from torchvision.transforms.functional import to_tensor
 
 from timm_dad.common.pixels import psnr
@@ -32,6 +33,7 @@ class FirstLook:
         psnr: Mean PSNR of ``Q(x)`` to ``x``, in dB.
         changed: Share of the codes that the attack changes.
         label_free: Whether the label is what the teacher predicts on ``x``.
+        base_rate: Share of the classes that a picture has, where it may have several: right is one of these.
     """
 
     count: int
@@ -40,11 +42,12 @@ class FirstLook:
     psnr: float
     changed: float
     label_free: bool = False
+    base_rate: float = 0.0
 
     @property
     def chance(self) -> float:
         """As many as guessing is right on, at most: two standard deviations above its mean."""
-        share = 1 / self.num_classes
+        share = self.base_rate or 1 / self.num_classes
         return self.count * share + 2 * math.sqrt(self.count * share * (1 - share))
 
     def __str__(self) -> str:
@@ -83,7 +86,7 @@ class FirstLook:
 
 
 def first_pictures(source: Source, frame: Frame, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Pictures ``[N, 3, H, W]`` in [0, 1] and labels ``[N]``, spread over a data set, which stays as it is.
+    """Pictures ``[N, 3, H, W]`` in [0, 1] and labels ``[N]`` or ``[N, K]``, spread over data that stays as it is.
 
     Args:
         source: Training data with an index: whoever reads a stream here leaves its loaders without their shards.
@@ -107,7 +110,7 @@ def read_pictures(source: Source, frame: Frame, indices: Sequence[int], device: 
         raise ValueError(f'none of {len(indices)} training images decodes')
     transform = frame.transform()
     x_pix = torch.stack([to_tensor(transform(image.image)) for image in read])
-    return x_pix.to(device), torch.tensor([image.label for image in read], device=device)
+    return x_pix.to(device), default_collate([image.label for image in read]).to(device)
 
 
 @torch.no_grad()
@@ -117,7 +120,7 @@ def look(augment: DADAugment, x_pix: Tensor, target: Tensor, *, seed: int, batch
     Args:
         augment: Makes the views.
         x_pix: Pictures ``[N, 3, H, W]`` in [0, 1], on the device of the models.
-        target: Class indices ``[N]``.
+        target: Class indices ``[N]``, or multi-hot ``[N, K]``.
         seed: Seed of the random starts.
         batch_size: Pictures at a time: those of a training batch, so that nothing is compiled for another shape.
     """
@@ -132,6 +135,7 @@ def look(augment: DADAugment, x_pix: Tensor, target: Tensor, *, seed: int, batch
         psnr=noise.mean().item(),
         changed=changed.float().mean().item() if len(changed) else 0.0,
         label_free=augment.label_free,
+        base_rate=target.mean().item() if augment.targets.multi_label else 0.0,
     )
 
 
@@ -147,7 +151,7 @@ def _look_at(augment: DADAugment, x_pix: Tensor, target: Tensor, seeds: list[int
     clean_logits = augment.ask_teacher(x_pix) if centre.logits is None else centre.logits
     answers = (clean_logits, augment.ask_teacher(x_vq), views.dad_logits)
     target = target if centre.label is None else centre.label
-    right = torch.stack([logits.argmax(dim=-1) == target for logits in answers], dim=1)
+    right = torch.stack([augment.targets.is_right(logits, target) for logits in answers], dim=1)
     return right, psnr(x_pix, x_vq, most=100.0), changed
 
 

@@ -29,7 +29,8 @@ class PreviewImage:
     """One image, its views ``[3, H, W]`` in [0, 1], their codes ``[h, w]``, and what the teacher says; on the CPU."""
 
     title: str
-    label: int  # or, without labels, the teacher's answer on x
+    labels: Sequence[int]  # or, without labels, the teacher's answer on x
+    multi_label: bool = False
     label_free: bool = False
     x_pix: Tensor
     x_vq: Tensor  # Q(x)
@@ -42,12 +43,16 @@ class PreviewImage:
     dad_codes: Tensor  # of x_dad
     calm_codes: Tensor  # that x_dad would have without an attack
     factor: int  # pixels of one code along a side
-    probs: dict[str, Tensor]  # the teacher's softmax [K] on x, Q(x) and x_dad
+    probs: dict[str, Tensor]  # the teacher's softmax, of several labels its sigmoids, [K] on x, Q(x) and x_dad
 
     @property
     def label_is(self) -> str:
-        """What ``label`` is called."""
-        return "teacher's answer on x" if self.label_free else 'label'
+        """What ``labels`` are called."""
+        return "teacher's answer on x" if self.label_free else 'labels' if self.multi_label else 'label'
+
+    def named(self, class_names: Sequence[str]) -> str:
+        """Title and names of the labels."""
+        return f'{self.title}, {self.label_is}: {", ".join(class_names[label] for label in self.labels) or "none"}'
 
     @property
     def perturbation(self) -> Tensor:
@@ -88,41 +93,41 @@ class PreviewImage:
         return list(zip(classes.tolist(), values.tolist(), strict=True))
 
     def is_right(self, view: str) -> bool:
-        """Whether the teacher's likeliest class on a view is the label."""
-        return self.top(view, 1)[0][0] == self.label
+        """Whether the teacher's likeliest class on a view is a label."""
+        return self.top(view, 1)[0][0] in self.labels
 
 
 @torch.no_grad()
-def preview_image(augment: DADAugment, x_pix: Tensor, label: int, *, title: str, seed: int) -> PreviewImage:
-    """Make the DAD view of one image ``[3, H, W]`` in [0, 1], on any device.
+def preview_image(augment: DADAugment, x_pix: Tensor, label: int | Tensor, *, title: str, seed: int) -> PreviewImage:
+    """Make the DAD view of one image ``[3, H, W]`` in [0, 1], on any device; its label is a class or multi-hot ``[K]``.
 
     Nothing depends on other images, nor on torch's global generator: ``seed`` is that of the attack's random start.
 
     Raises:
         ValueError: If the label is none of the teacher's classes, or the VQGAN does not take the size.
     """
-    teacher, vqgan = augment.teacher, augment.vqgan
-    if not 0 <= label < teacher.num_classes:
+    teacher, vqgan, targets = augment.teacher, augment.vqgan, augment.targets
+    if not isinstance(label, Tensor) and not 0 <= label < teacher.num_classes:
         raise ValueError(f'labels must be from 0 to {teacher.num_classes - 1}, {title} has {label}')
     device = vqgan.codebook.device
-    batch, target = x_pix.to(device)[None], torch.tensor([label], device=device)
+    batch, target = x_pix.to(device)[None], torch.as_tensor(label, device=device)[None]
     centre = augment.find_centre(batch, target)
     x_vq, vq_codes, calm_codes = augment.unattacked(centre)
     # The generator is on the CPU, so that every device draws alike.
     views = augment.attack_centre(centre, target, generator=[torch.Generator().manual_seed(seed)])
-    if centre.label is not None:
-        label = int(centre.label)
+    target = target if centre.label is None else centre.label
     if augment.keep_label and not bool(views.kept):  # then x_dad is Q(x), whatever the attack did
         calm_codes = vq_codes
     clean_logits = teacher(batch) if centre.logits is None else centre.logits
     logits = {'x': clean_logits, 'Q(x)': teacher(x_vq), 'x_dad': views.dad_logits}
-    probs = {view: own[0].float().softmax(dim=-1).cpu() for view, own in logits.items()}
+    probs = {view: targets.probabilities(own[0]).cpu() for view, own in logits.items()}
     images = {'x_pix': batch, 'x_vq': x_vq, 'x0': centre.x0, 'x_adv': views.x_adv, 'x_dad': views.x_dad}
     codes = {'vq_codes': vq_codes, 'dad_codes': views.dad_codes, 'calm_codes': calm_codes}
     tensors = {name: own[0].cpu() for name, own in {**images, **codes}.items()}
     return PreviewImage(
         title=title,
-        label=label,
+        labels=targets.labels(target[0]),
+        multi_label=targets.multi_label,
         label_free=augment.label_free,
         factor=vqgan.config.factor,
         probs=probs,
@@ -142,7 +147,9 @@ def describe_settings(augment: DADAugment) -> str:
 def describe_attack(augment: DADAugment) -> str:
     """The attack in plain words."""
     origin = '' if augment.attack_from == 'reconstruction' else ', from the input'
-    lost = 'its answer' if augment.label_free else 'the label'
+    lost = 'the label'
+    if augment.label_free or augment.targets.multi_label:
+        lost = 'its answer'
     kept = f'; where the teacher loses {lost} x_dad is Q(x)' if augment.keep_label else ''
     return f'{_describe_config(augment.attack)}{origin}{kept}'
 

@@ -67,9 +67,12 @@ def _section(image: PreviewImage, class_names: Sequence[str]) -> str:
     shown = [_img(picture, column, image) for column, picture in zip(COLUMNS, pictures(image), strict=True)]
     rows = [_row('', shown)]
     for place in range(len(image.top('x'))):
-        answers = {view: _answer(*image.top(view)[place], image.label, class_names) for view in _VIEWS}
+        answers = {view: _answer(*image.top(view)[place], image.labels, class_names) for view in _VIEWS}
         rows.append(_row(f"teacher's {place + 1}.", [answers.get(column, '') for column in COLUMNS]))
-    share = [percent(image.probs[view][image.label].item()) if view in image.probs else '' for view in COLUMNS]
+    share = [
+        ', '.join(percent(image.probs[view][label].item()) for label in image.labels) if view in image.probs else ''
+        for view in COLUMNS
+    ]
     rows += [
         _row(f'probability of the {image.label_is}', share),
         _row('PSNR to x', ['', decibel(image.psnr_vq), '', decibel(image.psnr_dad), '']),
@@ -78,9 +81,8 @@ def _section(image: PreviewImage, class_names: Sequence[str]) -> str:
         _row('codes changed', ['', '', '', '', '{} ({})'.format(*counted(image.changed))]),
         _row('by the attack', ['', '', '', '', '{} ({})'.format(*counted(image.changed_by_attack))]),
     ]
-    title = f'{image.title}, {image.label_is}: {class_names[image.label]}'
     return (
-        f'<section>\n<table>\n<caption>{escape(title)}</caption>\n<thead><tr><td></td>{head}</tr></thead>\n'
+        f'<section>\n<table>\n<caption>{escape(image.named(class_names))}</caption>\n<thead><tr><td></td>{head}</tr></thead>\n'
         f'<tbody>\n{"".join(rows)}</tbody>\n</table>\n</section>\n'
     )
 
@@ -97,6 +99,6 @@ def _img(picture: Image.Image, column: str, image: PreviewImage) -> str:
     return f'<img{kind} src="{png_url(png_bytes(picture))}" width="{width}" height="{height}" alt="{alt}">'
 
 
-def _answer(label: int, prob: float, right: int, class_names: Sequence[str]) -> str:
-    kind = ' class="label"' if label == right else ''
+def _answer(label: int, prob: float, right: Sequence[int], class_names: Sequence[str]) -> str:
+    kind = ' class="label"' if label in right else ''
     return f'<span{kind}>{escape(class_names[label])}</span> {percent(prob)}'

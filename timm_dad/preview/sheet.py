@@ -91,7 +91,7 @@ def counted(mask: Tensor) -> tuple[str, str]:
 
 
 def make_sheet(images: Sequence[PreviewImage], class_names: Sequence[str], heading: str = '') -> Image.Image:
-    """Draw images of one size; the teacher's answer is green where it is the label, and red where it is not."""
+    """Draw images of one size; the teacher's answer is green where it is a label, and red where it is not."""
     width, height = shown_size(images[0])
     step_x, step_y = max(width, _MIN_SIDE) + _MARGIN, height + (_LINES + 1) * _LINE + _GAP
     sheet_width = _MARGIN + len(COLUMNS) * step_x
@@ -106,8 +106,7 @@ def make_sheet(images: Sequence[PreviewImage], class_names: Sequence[str], headi
         draw.text((_MARGIN + column * step_x, top), title, 'black', font)
     for row, image in enumerate(images):
         y = top + _LINE + _GAP + row * step_y
-        title = f'{image.title}, {image.label_is}: {class_names[image.label]}'
-        draw.text((_MARGIN, y), _cut(title, sheet_width - 2 * _MARGIN, font), 'black', font)
+        draw.text((_MARGIN, y), _cut(image.named(class_names), sheet_width - 2 * _MARGIN, font), 'black', font)
         texts = _texts(image, class_names)
         for column, picture in enumerate(pictures(image)):
             x, below = _MARGIN + column * step_x, y + _LINE + height + 4
@@ -127,7 +126,7 @@ def _texts(image: PreviewImage, class_names: Sequence[str]) -> list[list[tuple[s
     def answers(view: str) -> list[tuple[str, str, str]]:
         lines = []
         for place, (label, prob) in enumerate(image.top(view)):
-            colour = 'darkgreen' if label == image.label else 'black' if place else 'firebrick'
+            colour = 'darkgreen' if label in image.labels else 'black' if place else 'firebrick'
             lines.append((class_names[label], percent(prob), colour))
         return lines
 

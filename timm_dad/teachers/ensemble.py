@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from timm_dad.common.hashing import content_hash
@@ -16,13 +18,14 @@ class TeacherEnsemble(Teacher):
     ``T_i`` is ``T`` where not said otherwise. Its logits ``z`` are ``T log(sum_i w_i softmax(z_i / T_i))``: the
     distillation loss, which divides them by ``T``, gets the mean of the teachers' soft targets exactly, and one teacher
     alone keeps its logits up to a constant. The attack ascends the cross-entropy of ``z``, so its gradient goes through
-    all teachers.
+    all teachers. With ``multi_label`` the sigmoids of each class are averaged.
 
     Args:
         teachers: Frozen teachers of the same classes; each has its own normalization and size.
         weights: One positive weight a teacher, normalized to the sum 1; equal by default.
         temperature: Distillation temperature ``T``.
         temperatures: One ``T_i`` a teacher, for teachers whose logits differ in scale; ``temperature`` by default.
+        multi_label: Whether an image may have several classes.
 
     Raises:
         ValueError: If the class counts differ, or there is not one positive weight and temperature a teacher.
@@ -38,6 +41,8 @@ class TeacherEnsemble(Teacher):
         weights: Sequence[float] | None = None,
         temperature: float = 1.0,
         temperatures: Sequence[float] | None = None,
+        *,
+        multi_label: bool = False,
     ) -> None:
         if not teachers or not all(isinstance(teacher, Teacher) for teacher in teachers):
             raise TypeError(
@@ -62,7 +67,7 @@ class TeacherEnsemble(Teacher):
             num_classes=counts[0],
         )
         self.teachers = nn.ModuleList(teachers)
-        self.temperature, self.temperatures = temperature, own
+        self.temperature, self.temperatures, self.multi_label = temperature, own, multi_label
         self.register_buffer('log_weights', (torch.tensor(weights) / sum(weights)).log(), persistent=False)
 
     def __repr__(self) -> str:
@@ -75,7 +80,9 @@ class TeacherEnsemble(Teacher):
         """Hash of all that the logits depend on."""
         members = [teacher.fingerprint() for teacher in self.teachers]  # type: ignore[operator]
         weights = [round(weight, 6) for weight in self.log_weights.tolist()]
-        own = {'temperatures': self.temperatures} if self._differ() else {}  # as sets had it before there were these
+        own: dict[str, Any] = {'temperatures': self.temperatures} if self._differ() else {}  # as sets had it before
+        if self.multi_label:
+            own['multi_label'] = True
         return content_hash({}, {'teachers': members, 'log_weights': weights, 'temperature': self.temperature, **own})
 
     def _differ(self) -> bool:
@@ -85,6 +92,9 @@ class TeacherEnsemble(Teacher):
         """Logits ``[B, K]`` of images ``[B, 3, H, W]`` in [0, 1]; gradients reach ``x_pix`` through all teachers."""
         softened = [teacher(x_pix).float() / own for teacher, own in zip(self.teachers, self.temperatures, strict=True)]
         with torch.autocast(x_pix.device.type, enabled=False):
-            log_probs = torch.stack(softened).log_softmax(dim=-1)  # [teachers, B, K]
-            mean = (log_probs + self.log_weights[:, None, None]).logsumexp(dim=0)
+            logits, log_weights = torch.stack(softened), self.log_weights[:, None, None]  # [teachers, B, K]
+            if self.multi_label:  # z = T logit(mean of sigmoids)
+                yes, no = ((F.logsigmoid(part) + log_weights).logsumexp(dim=0) for part in (logits, -logits))
+                return self.temperature * (yes - no)
+            mean = (logits.log_softmax(dim=-1) + log_weights).logsumexp(dim=0)
         return self.temperature * mean

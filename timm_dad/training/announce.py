@@ -10,6 +10,7 @@ from typing import Any
 from timm_dad.dad_sets.store_cache import data_folder
 from timm_dad.demo.data import PREFIX
 from timm_dad.flags.data import split_folder
+from timm_dad.flags.task import is_multilabel
 from timm_dad.teachers.trained import BEST
 from timm_dad.training.batches import Batches
 from timm_dad.training.checkpoint import Checkpoints
@@ -30,9 +31,10 @@ def log_best(args: argparse.Namespace, folder: Path, results: Mapping[str, Any],
         return
     words = ['timm-dad', 'evaluate', '--model', f'run:{folder}', '--suite', _suite(args)]
     words += ['--output', str(folder / 'evaluate')]
+    following = '' if is_multilabel(args) else f'; next: {shlex.join(words)}'  # which measures one class an image
     _logger.info(
-        'Best: %s %.4g (epoch %d), %s; next: %s',
-        name.replace('top', 'top-'), results['best_metric'], results['best_epoch'], folder / BEST, shlex.join(words),
+        'Best: %s %.4g (epoch %d), %s%s',
+        name.replace('top', 'top-'), results['best_metric'], results['best_epoch'], folder / BEST, following,
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader
 from timm.data.mixup import mixup_target
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, default_collate
 
 from timm_dad.dad_sets.logits import mix_targets
 from timm_dad.data.datasets import collate_views
@@ -26,7 +26,7 @@ class PairMixup(Mixup):  # type: ignore[misc]
     base_alone = coded = False
 
     def __call__(self, input: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mix ``[2B, 3, H, W]`` and ``[2B]`` to ``[2B, 3, H, W]`` and soft targets ``[2B, K]``."""
+        """Mix ``[2B, 3, H, W]`` and labels ``[2B]`` or ``[2B, K]`` to as many and soft targets ``[2B, K]``."""
         (clean, extra), label = input.chunk(2), target[: len(target) // 2]
         given = mixable(self, label)
         if self.base_alone:
@@ -44,10 +44,10 @@ class PairCollateMixup(FastCollateMixup):  # type: ignore[misc]
     base_alone = coded = False
 
     def __call__(self, batch: Any, _: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mix pairs of two views ``[3, H, W]`` uint8 and a class index to ``[2B, 3, H, W]`` and ``[2B, K]``."""
+        """Mix pairs of two views ``[3, H, W]`` uint8 and a label to ``[2B, 3, H, W]`` and ``[2B, K]``."""
         views = [[torch.as_tensor(view) for view in own] for own, _ in batch]
-        label = torch.tensor([target for _, target in batch])
-        given = mixable(self, label).tolist()
+        label = default_collate([target for _, target in batch])
+        given = mixable(self, label)
         if self.base_alone:
             mixed, soft = super().__call__([(clean, target) for (clean, _), target in zip(views, given, strict=True)])
             extra = torch.stack([view for _, view in views])
@@ -71,10 +71,11 @@ def as_targets(mixup: Any, soft: torch.Tensor, label: torch.Tensor) -> torch.Ten
 
 
 def unmixed(mixup: Any, label: torch.Tensor) -> torch.Tensor:
-    """Targets of images that are not mixed, as those are that are: soft ones ``[B, K]`` of class indices ``[B]``."""
+    """Targets of images that are not mixed, as those are that are: soft ones ``[B, K]`` of labels."""
     if mixup.coded:
         return mix_targets(torch.eye(len(label), device=label.device), label)
-    soft: torch.Tensor = mixup_target(label, mixup.num_classes, 1.0, mixup.label_smoothing)
+    several = {'multi_label': True} if getattr(mixup, 'multi_label', False) else {}  # timm before 1.0.31 has no such
+    soft: torch.Tensor = mixup_target(label, mixup.num_classes, 1.0, mixup.label_smoothing, **several)
     return soft
 
 

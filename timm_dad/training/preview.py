@@ -17,6 +17,7 @@ from torch.utils.data import IterableDataset
 from timm_dad.common.files import write_file
 from timm_dad.common.spread import spread
 from timm_dad.dad_sets.maker import view_seed
+from timm_dad.data.pictures import as_label
 from timm_dad.method.augment import DADAugment
 from timm_dad.method.task import DADTask
 from timm_dad.preview.image import describe_settings, preview_image, shown_names
@@ -94,19 +95,19 @@ class PreviewHook:
         return sheet
 
     @cached_property
-    def images(self) -> list[tuple[Tensor, int, str]]:
+    def images(self) -> list[tuple[Tensor, int | Tensor, str]]:
         """A few validation images in [0, 1], spread evenly (over the first batch of a stream), labels and titles."""
         dataset, to_pixels = self.loader.dataset, self.augment.norm.to_pixels
         if isinstance(dataset, IterableDataset):
             with torch.random.fork_rng(devices=[]):  # loaders draw seeds for their workers
                 input, target = next(iter(self.loader))
             chosen = spread(len(target), NUM_IMAGES)
-            return [(to_pixels(input[i : i + 1])[0], int(target[i]), f'image {i}') for i in chosen]
+            return [(to_pixels(input[i : i + 1])[0], as_label(target[i]), f'image {i}') for i in chosen]
         shown = []
         for index in spread(len(dataset), NUM_IMAGES):
             image, label = dataset[index]
             # Where timm's prefetcher is to normalize, the data set gives bytes.
             x_pix = torch.as_tensor(image)
             x_pix = x_pix.float() / 255 if x_pix.dtype == torch.uint8 else to_pixels(x_pix[None])[0]
-            shown.append((x_pix, int(label), f'image {index}'))
+            shown.append((x_pix, as_label(label), f'image {index}'))
         return shown

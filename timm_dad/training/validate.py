@@ -1,4 +1,4 @@
-"""Validation: top-1, top-5 and loss, over all processes, each image counted once."""
+"""Validation: top-1, top-5 and loss, or mAP and F1 of several labels, over all processes, each image counted once."""
 
 from collections import OrderedDict
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from timm import utils
 from timm.task import TrainingTask
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import IterableDataset
 
@@ -40,40 +40,65 @@ def validate_task(
     if loader is None:
         return None, None
     averaged = use_ema and task.has_ema()
-    plain = validate(eval_model(task, use_ema=False), loader, accelerator)
-    return (validate(eval_model(task), loader, accelerator), plain) if averaged else (plain, None)
+
+    def measure(*, use_ema: bool) -> Metrics:
+        # timm's evaluator, where older ones of timm have none to compare with.
+        evaluator = task.create_evaluator() if getattr(task, 'multi_label', False) else Accuracy(accelerator)
+        return validate(eval_model(task, use_ema=use_ema), loader, accelerator, evaluator)
+
+    plain = measure(use_ema=False)
+    return (measure(use_ema=True), plain) if averaged else (plain, None)
+
+
+class Accuracy:
+    """Loss (cross-entropy), top-1 and top-5 of one class an image, as timm's evaluators give it, of any timm."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.totals = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        """Count logits ``[B, K]`` and class indices ``[B]``."""
+        correct = output.topk(min(5, output.shape[1])).indices == target[:, None]
+        loss = nn.functional.cross_entropy(output, target, reduction='sum')
+        count = torch.tensor(len(target)).to(loss)
+        self.totals += torch.stack([count, correct[:, 0].sum(), correct.sum(), loss]).to(self.totals)
+
+    def compute(self, distributed: bool = False) -> Metrics:
+        """``loss``, and ``top1`` and ``top5`` in percent, over all processes."""
+        count, top1, top5, loss = self.accelerator.reduce(self.totals, reduction='sum').tolist()
+        return OrderedDict(loss=loss / count, top1=100 * top1 / count, top5=100 * top5 / count)
 
 
 @torch.inference_mode()
-def validate(model: nn.Module, loader: Any, accelerator: Accelerator) -> Metrics:
+def validate(model: nn.Module, loader: Any, accelerator: Accelerator, evaluator: Any = None) -> Metrics:
     """Measure a model on validation data.
 
     Args:
         model: Maps normalized images to logits.
         loader: Of ``create_eval_loader``.
         accelerator: Device and processes.
+        evaluator: ``Accuracy``, by default, or one of timm's.
 
     Returns:
-        ``loss`` (cross-entropy), ``top1`` and ``top5`` in percent.
+        What it computes: ``loss``, and metrics in percent.
     """
     model.eval()
     dtype = next(model.parameters()).dtype
     streams = isinstance(loader.dataset, IterableDataset)
     # timm's sampler pads the last round, so that all processes have as many images; what is padded is not counted.
     remaining = 0 if streams else len(range(accelerator.process_index, len(loader.dataset), accelerator.num_processes))
-    totals = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
+    evaluator, counted = evaluator or Accuracy(accelerator), 0
     for input, target in loader:
         input, target = input.to(accelerator.device, dtype), target.to(accelerator.device)
         count = len(target) if streams else min(len(target), max(remaining, 0))
         remaining -= count
-        output, target = model(input).float()[:count], target[:count]
-        correct = output.topk(min(5, output.shape[1])).indices == target[:, None]
-        loss = nn.functional.cross_entropy(output, target, reduction='sum')
-        totals += torch.stack([torch.tensor(count).to(loss), correct[:, 0].sum(), correct.sum(), loss]).to(totals)
-    if streams and not totals[0]:
+        evaluator.update(model(input).float()[:count], target[:count])
+        counted += count
+    if streams and not counted:
         raise DataError(NOTHING_READ)
-    count, top1, top5, loss = accelerator.reduce(totals, reduction='sum').tolist()
-    return OrderedDict(loss=loss / count, top1=100 * top1 / count, top5=100 * top5 / count)
+    metrics: Metrics = evaluator.compute(distributed=accelerator.num_processes > 1)
+    return metrics
 
 
 def distribute_batch_norm(task: TrainingTask, num_processes: int, mode: str, *, ema: bool = True) -> None:

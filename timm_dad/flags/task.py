@@ -1,0 +1,123 @@
+"""``--task multilabel``: any number of classes an image, as in timm's train.py since 1.0.31 (docs/multilabel.md)."""
+
+import argparse
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from typing import Any
+
+import timm
+import timm.data
+from torch import Tensor
+
+from timm_dad.flags.rules import check_rules, written
+from timm_dad.method.targets import MultiLabel, SingleLabel, Targets
+from timm_dad.teachers.teacher import Teacher
+from timm_dad.teachers.zero_shot import ZeroShotClassifier
+
+MULTILABEL = 'multilabel'
+METRICS = ('map', 'micro_f1', 'macro_f1', 'sample_f1')
+_KINDS = ('hfds', 'hfids', 'tfds', 'wds')  # of data whose samples may have several labels
+_FLAGS = ('target_format', 'multilabel_threshold')
+# Flags that are of one class an image, and why; they are off where they are empty, 0 or left out.
+_REFUSED = {
+    'jsd_loss': 'is a divergence of softmaxes',
+    'bce_loss': 'is what it trains with anyway',
+    'kd_model_name': "is timm's distillation of one class an image: --dad distils several",
+    'eval_suites': 'measures top-1',
+    'no_labels': 'goes by one class an image',
+    'dad_stored_logits': 'takes stored answers, which are of one class an image',
+    'dad_store_logits': 'stores answers of one class an image',
+    'reinforce': 'stores answers of one class an image',
+}
+
+
+def add_task_args(group: Any) -> None:
+    """Add the flags to a group of a parser."""
+    group.add_argument(
+        '--task', choices=('classification', MULTILABEL), default='classification',
+        help='one class an image, or any number of them (multilabel: BCE, mAP and F1; needs timm 1.0.31)',
+    )  # fmt: skip
+    group.add_argument(
+        '--target-format', choices=('indices', 'multihot'), default='indices',
+        help='targets of --task multilabel: lists of class indices, or vectors of an entry a class; '
+        '--target-key a,b,c takes a field a class',
+    )  # fmt: skip
+    group.add_argument(
+        '--multilabel-threshold', type=float, default=MultiLabel.threshold, metavar='P',
+        help='probability from which on a class is predicted, for F1 and --dad-keep-label (default: %(default)s)',
+    )  # fmt: skip
+
+
+def is_multilabel(args: argparse.Namespace) -> bool:
+    """Whether images may have several classes; timm's own train.py has the flag, or an older one has not."""
+    return getattr(args, 'task', '') == MULTILABEL
+
+
+def check_task_args(args: argparse.Namespace, given: Collection[str], configured: Collection[str] = ()) -> None:
+    """Check the flags, and fill in timm's defaults of multi-label training: no label smoothing, and mAP.
+
+    Args:
+        args: Flags.
+        given: Flags of the command line, which must not be ignored.
+        configured: Flags of a config file.
+
+    Raises:
+        ValueError: If timm is too old, or a flag does not go with the task.
+    """
+    metric = getattr(args, 'eval_metric', '')
+    if not is_multilabel(args):
+        unused = [written(name) for name in _FLAGS if name in given]
+        rules: Sequence[tuple[Any, str]] = (
+            (not unused, f'{"".join(unused[:1])} needs --task multilabel'),
+            (metric not in METRICS, f'--eval-metric {metric} needs --task multilabel'),
+        )
+        check_rules(rules)
+        return
+    for name, value in {'eval_metric': METRICS[0], 'smoothing': 0.0}.items():
+        if hasattr(args, name) and name not in given and name not in configured:
+            setattr(args, name, value)
+    refused = [name for name in _REFUSED if getattr(args, name, None)]
+    metric, kind = getattr(args, 'eval_metric', METRICS[0]), args.dataset.split('/')[0]
+    rules = (
+        (not refused,
+         f'--task multilabel: {"".join(f"{written(name)} {_REFUSED[name]}" for name in refused[:1])}; leave it out'),
+        (kind in _KINDS and '/' in args.dataset,
+         f'--task multilabel needs data with several labels an image, --dataset {"/, ".join(_KINDS)}/, got '
+         f'{args.dataset or "a folder of one class each"} (a folder with metadata.jsonl is --dataset hfds/FOLDER)'),
+        (0 < args.multilabel_threshold < 1,
+         f'--multilabel-threshold must be between 0 and 1, got {args.multilabel_threshold}'),
+        (metric in (*METRICS, 'loss'),
+         f'--eval-metric must be one of {", ".join(METRICS)} and loss with --task multilabel, got {metric}'),
+        (hasattr(timm.data, 'MultiLabelTarget'),
+         f'--task multilabel needs timm 1.0.31 or later, and here is {timm.__version__}: pip install -U timm'),
+    )  # fmt: skip
+    check_rules(rules)
+
+
+def set_facts(args: argparse.Namespace) -> dict[str, Any]:
+    """What a DAD set keeps of the task: nothing with one class an image, as ever."""
+    if not is_multilabel(args):
+        return {}
+    return {'multi_label': {'target_format': args.target_format, 'threshold': args.multilabel_threshold}}
+
+
+def create_targets(args: argparse.Namespace) -> Targets:
+    """What targets are, for the method."""
+    return MultiLabel(args.multilabel_threshold) if is_multilabel(args) else SingleLabel()
+
+
+def label_encoder(args: argparse.Namespace) -> Callable[[int], Callable[[Any], Tensor]] | None:
+    """Given the number of classes, timm's encoder of labels as multi-hot vectors; ``None`` with one class an image."""
+    if not is_multilabel(args):
+        return None
+    return partial(timm.data.MultiLabelTarget, dense=args.target_format == 'multihot')
+
+
+def check_multilabel_teachers(specs: Sequence[str], teachers: Sequence[Teacher]) -> None:
+    """Raise ``ValueError`` where the logits of a teacher are known to be of softmaxes alone."""
+    for spec, teacher in zip(specs, teachers, strict=True):
+        if spec.startswith('probe:') or isinstance(teacher.model, ZeroShotClassifier):
+            raise ValueError(
+                f'--task multilabel needs a teacher whose sigmoids are probabilities, and {spec} was trained to choose '
+                'one class: give timm:MODEL/FILE or run:FOLDER of a multi-label training'
+            )
