@@ -41,7 +41,7 @@ class Saver(CheckpointSaver):  # type: ignore[misc]
         if metric is not None and epoch not in [entry[0] for entry in found] and self._earns_a_place(metric):
             if len(self.checkpoint_files) >= self.max_history:
                 self._cleanup_checkpoints(1)
-            path = Path(self._checkpoint_path(epoch))
+            path = folder / f'{self.save_prefix}-{epoch}{self.extension}'
             self._duplicate(str(folder / LAST), str(path))
             kept = [entry for entry in found if (str(entry[2]), entry[1]) in self.checkpoint_files]
             self._rank([*kept, (epoch, metric, path)])
