@@ -100,7 +100,7 @@ def test_a_training_has_another_order_in_every_epoch_that_its_seed_decides(pictu
         dataset = create_dataset('', root=str(pictures), split='train')
         loader = create_train_loader(
             dataset, accelerator, seed=seed, batch_size=1, input_size=(3, 8, 8), num_workers=0, no_aug=True,
-            use_prefetcher=prefetcher,
+            use_prefetcher=prefetcher, persistent_workers=False,
         )  # fmt: skip
         for epoch in (0, 1, 0):
             set_epoch(loader, epoch)

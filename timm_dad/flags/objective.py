@@ -1,34 +1,13 @@
-"""What a training minimizes: timm's task losses and its own distillation, the baselines of DAD."""
+"""timm's own distillation, a baseline of DAD."""
 
 import argparse
 from typing import Any
 
 import torch
-from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.task import FeatureDistillationTask, LogitDistillationTask, TokenDistillationTask, TrainingTask
 from torch import nn
 
-from timm_dad.flags.kwargs import mixes, torch_dtype
-
-
-def create_criterion(args: argparse.Namespace) -> nn.Module:
-    """Create the task loss as timm's train.py chooses it."""
-    bce: dict[str, Any] = {
-        'target_threshold': args.bce_target_thresh,
-        'sum_classes': args.bce_sum,
-        'pos_weight': args.bce_pos_weight,
-    }
-    if args.jsd_loss:
-        criterion: nn.Module = JsdCrossEntropy(num_splits=args.aug_splits, smoothing=args.smoothing)
-    elif mixes(args):  # targets are soft, and smoothed already
-        criterion = BinaryCrossEntropy(**bce) if args.bce_loss else SoftTargetCrossEntropy()
-    elif args.bce_loss:
-        criterion = BinaryCrossEntropy(smoothing=args.smoothing, **bce)
-    elif args.smoothing:
-        criterion = LabelSmoothingCrossEntropy(smoothing=args.smoothing)
-    else:
-        criterion = nn.CrossEntropyLoss()
-    return criterion
+from timm_dad.flags.kwargs import torch_dtype
 
 
 def create_kd_task(
