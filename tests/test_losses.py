@@ -12,6 +12,8 @@ from timm_dad.flags import checks, losses, schedule
 from timm_dad.flags.losses import create_criterion
 from timm_dad.flags.train import parse_args
 
+pytestmark = pytest.mark.timm
+
 needs_new_timm = pytest.mark.skipif(not NEW_TIMM, reason='timm before 1.0.31 has no such loss')
 MIXED = ('--mixup', '0.2')
 

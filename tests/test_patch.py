@@ -16,6 +16,8 @@ from timm_dad.cli import main
 from timm_dad.commands.patch import PATCHES, patch_file
 from timm_dad.commands.train_script import add_lines
 
+pytestmark = pytest.mark.timm
+
 REPO = Path(__file__).parents[1]
 TIMM_SRC = os.environ.get('TIMM_SRC', '')
 

@@ -12,6 +12,8 @@ from timm_dad.common.torch_files import read_checkpoint
 from timm_dad.training.resume import find_newest, open_checkpoint
 from timm_dad.training.saver import Saver
 
+pytestmark = pytest.mark.timm
+
 METRICS = [1.0, 3.0, 2.0, 4.0, 0.0]
 
 

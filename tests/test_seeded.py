@@ -19,6 +19,8 @@ from timm_dad.data.seeded import Positions, SeededErasing, SeededSamples, Shuffl
 from timm_dad.training.batches import Batches
 from timm_dad.training.loaders import create_train_loader, set_epoch, unwrapped
 
+pytestmark = pytest.mark.timm
+
 
 @pytest.fixture(scope='module')
 def pictures(tmp_path_factory):

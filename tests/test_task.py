@@ -17,6 +17,8 @@ from timm_dad.method.loss import DADLossConfig
 from timm_dad.method.schedule import DADSchedule
 from timm_dad.method.task import DADTask
 
+pytestmark = pytest.mark.timm
+
 needs_new_timm = pytest.mark.skipif(not NEW_TIMM, reason='timm before 1.0.31 has no such thing')
 
 TARGET = torch.tensor([0, 1, 2, 3])

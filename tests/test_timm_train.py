@@ -31,6 +31,8 @@ from timm_dad.timm_train import check_args, create_task, pair_views
 from timm_dad.training.loaders import PairCollateMixup
 from timm_dad.vqgan.presets import PRESETS
 
+pytestmark = pytest.mark.timm
+
 REPO = Path(__file__).parents[1]
 TIMM_SRC = os.environ.get('TIMM_SRC', '')
 DAD = ('--dad', '--dad-teacher', 'demo', '--dad-vqgan', 'demo')

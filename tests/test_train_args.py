@@ -11,6 +11,8 @@ import yaml
 from timm_dad.flags.timm import REFUSED
 from timm_dad.flags.train import create_parser, parse_args
 
+pytestmark = pytest.mark.timm
+
 # Stricter or better than timm's on purpose: they take what timm takes and name what it would only trip over later.
 OTHER_CHOICES = {
     'amp_dtype', 'clip_mode', 'dist_bn', 'eval_metric', 'lr_base_scale', 'mixup_mode', 'model_dtype', 'remode',

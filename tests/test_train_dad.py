@@ -44,6 +44,8 @@ from timm_dad.training.resume import find_newest
 from timm_dad.training.run_folder import RunFolder
 from timm_dad.vqgan.load import load_vqgan
 
+pytestmark = pytest.mark.timm
+
 REPO = Path(train_dad.__file__).parent
 
 
