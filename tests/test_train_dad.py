@@ -443,6 +443,7 @@ def bad_folder(tmp_path, pictures, kind):
         (('--bce-loss', '--poly-epsilon', '1'), r'--poly-epsilon is of --loss poly, got --bce-loss'),
         (('--lr-decay-fn', 'linear'), r'--lr-decay-fn needs --sched wsd or rsqrt, got cosine'),
         (('--lr-stable-timescale', '2'), r'--lr-stable-timescale needs --sched rsqrt, got cosine'),
+        (('--sched', 'wsd'), r'(--decay-epochs must leave --sched wsd an epoch|--sched wsd needs timm 1.0.31)'),
         (('--stop-epoch', '3'), r'--stop-epoch must be at most the 2 epochs of the training, got 3'),
         (('--save-epochs', '1', '4'), r'--save-epochs must be at most the 2 epochs of the training, got 4'),
         (('--save-epochs', '0'), r'--save-epochs must be 1 or more, got \[0\]'),

@@ -81,3 +81,10 @@ def check_schedule_args(args: argparse.Namespace) -> None:
     args.save_epochs = args.save_epochs or []  # a config of timm's train.py may say null
     if args.decay_epochs is None:
         args.decay_epochs = 0.2 if sched in _WITH_DECAY else 90
+    length = args.epochs - (0 if args.warmup_prefix else args.warmup_epochs)
+    decay = args.decay_epochs * (length if args.decay_epochs < 1 else 1)
+    if sched in _WITH_DECAY and not (0 if args.sched_on_updates else 0.5) < decay <= length:
+        raise ValueError(
+            f'--decay-epochs must leave --sched {sched} an epoch or more, and at most the {length} after the warm-up, '
+            f'got {args.decay_epochs}'
+        )
