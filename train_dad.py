@@ -18,7 +18,6 @@ from accelerate import Accelerator
 from timm import utils
 from timm.data import resolve_data_config
 from timm.optim import create_optimizer_v2, optimizer_kwargs
-from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import TrainingTask
 from torch import nn
 
@@ -31,7 +30,8 @@ from timm_dad.flags import kwargs
 from timm_dad.flags.dad import build_task
 from timm_dad.flags.data import check_training_data, open_training_data
 from timm_dad.flags.header import log_student, log_training
-from timm_dad.flags.objective import create_criterion, create_kd_task, create_plain_task
+from timm_dad.flags.losses import create_criterion
+from timm_dad.flags.objective import create_kd_task, create_plain_task
 from timm_dad.flags.pairs import cached_set, open_dad_set, pair_dataset, uses_cache, uses_pairs
 from timm_dad.flags.rules import flag_errors, under_flag
 from timm_dad.flags.student import create_student, place_student, prepare_task
@@ -47,7 +47,7 @@ from timm_dad.training.overlap import prepared_ahead
 from timm_dad.training.preview import PreviewHook
 from timm_dad.training.resume import TrainState, advising_where_to_go_on, find_newest, open_checkpoint, resume_training
 from timm_dad.training.run_folder import RunFolder, take_over_flags
-from timm_dad.training.schedule import fast_forward, is_due, step_schedule
+from timm_dad.training.schedule import create_schedule, fast_forward, is_due, step_schedule
 from timm_dad.training.setup import create_accelerator
 from timm_dad.training.suites import StudentSuites, open_eval_suites
 from timm_dad.training.suites_hook import SuitesHook, format_results
@@ -132,8 +132,8 @@ def main(
         optimizer = prepare_task(args, task, optimizer, accelerator, resumed.path if resumed else '')
         metric_name = args.eval_metric if loader_val is not None else 'loss'
         updates_per_epoch = math.ceil(len(batches) / args.grad_accum_steps)
-        schedule = {**scheduler_kwargs(args, metric_name == 'loss'), 'updates_per_epoch': updates_per_epoch}
-        scheduler, num_epochs = create_scheduler_v2(optimizer, **schedule)
+        schedule = kwargs.schedule_kwargs(args, metric_name, updates_per_epoch)
+        scheduler, num_epochs = create_schedule(optimizer, **schedule)
         fast_forward(scheduler, state, resumed, updates_per_epoch, args.grad_accum_steps)
         saving = kwargs.checkpoint_kwargs(args, metric_name, world_size, len(batches))
         checkpoints = Checkpoints(task, optimizer, scheduler, accelerator, path, args, **saving)
@@ -159,7 +159,7 @@ def main(
             for hook in (*own_hooks, *hooks):
                 hook(epoch)
             metric = None
-            if is_due(epoch, args.val_interval, num_epochs):
+            if is_due(epoch, args.val_interval, num_epochs, args.save_epochs):
                 with under_flag('--val-split:'):
                     val_metrics, plain = validate_task(task, loader_val, accelerator, use_ema=use_ema)
                 metric = (val_metrics or train_metrics)[metric_name]

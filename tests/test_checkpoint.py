@@ -16,6 +16,8 @@ from timm_dad.training.meters import Meters, NonFiniteLossError, merged
 from timm_dad.training.resume import Resumed, TrainState, open_checkpoint, resume_training
 from timm_dad.training.schedule import fast_forward, step_schedule
 
+pytestmark = pytest.mark.timm
+
 
 def resumed(**progress):
     return Resumed(path='run/recovery.pth.tar', epoch=3, flags={'batch_size': 4}, progress=progress)

@@ -644,7 +644,9 @@ def data_flags(pictures, tmp_path):
             files = {'filenames': [f'{split}-0.tar'], 'shard_lengths': [count], 'num_samples': count}
             splits[split] = {'name': split, **files}
         (tmp_path / '_info.json').write_text(json.dumps({'splits': splits}))
-        return {'--dataset': 'wds/pictures', '--data-dir': str(tmp_path), '--val-split': 'validation'}
+        # timm before 1.0.31 reads nothing without workers.
+        data = {'--dataset': 'wds/pictures', '--data-dir': str(tmp_path), '--val-split': 'validation'}
+        return {**data, '--workers': '1'}
 
     def hfds():
         shutil.copytree(pictures, tmp_path / 'pictures')

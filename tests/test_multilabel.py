@@ -517,8 +517,11 @@ DAD = ('--dad', '--dad-teacher', 'demo', '--dad-vqgan', 'demo')
 @pytest.mark.parametrize(
     ('more', 'message'),
     [
-        (('--jsd-loss', '--aug-splits', '2'), r'--task multilabel: --jsd-loss is a divergence of softmaxes; leave it'),
-        (('--bce-loss',), r'--task multilabel: --bce-loss is what it trains with anyway; leave it out'),
+        (('--jsd-loss', '--aug-splits', '2'), r'--jsd-loss is of no use to --task multilabel: use bce, asl, .* or db'),
+        (('--loss', 'ce'), r'--loss ce is of no use to --task multilabel: use bce, asl, poly, twoway, zlpr or db'),
+        (('--loss', 'zlpr', '--mixup', '0.2'), r'--loss zlpr takes targets of 0 and 1 alone: leave --mixup, --cutmix'),
+        (('--loss', 'db'), r"--loss db needs --class-stats, the counts of timm's class_weights.py"),
+        (('--loss', 'poly', '--loss-pos-weight', '2'), r'--loss-pos-weight is of --loss bce or asl, got --loss poly'),
         (('--kd-model-name', 'test_resnet'), r"--kd-model-name is timm's distillation of one class an image"),
         (('--eval-suites', 'demo/noto'), r'--eval-suites measures top-1; leave it out'),
         ((*DAD, '--no-labels'), r'--no-labels goes by one class an image; leave it out'),

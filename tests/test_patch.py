@@ -10,60 +10,72 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from train_scripts import OCTOBER, SCRIPT, VERSIONS
 
 from timm_dad.cli import main
-from timm_dad.commands import patch as patch_module
 from timm_dad.commands.patch import PATCHES, patch_file
+from timm_dad.commands.train_script import add_lines
+
+pytestmark = pytest.mark.timm
 
 REPO = Path(__file__).parents[1]
 TIMM_SRC = os.environ.get('TIMM_SRC', '')
-BEFORE = ''.join(f'line {number}\n' for number in range(40)).encode()
-AFTER = BEFORE.replace(b'line 5\n', b'line 5\nnew = 1\nnew = 2\n').replace(b'line 30\n', b'line thirty\n')
 
-# Other versions of the file: what they change is not what the patch changes, so they can be made of it patched, too.
-VERSIONS = {
-    'the same': lambda content: content,
-    'lines added': lambda content: b'# new\n' * 50 + content.replace(b'line 15\n', b'line 15\n# more\n'),
-    'lines taken out': lambda content: content.replace(b'line 0\nline 1\n', b'').replace(b'line 20\n', b''),
-    'a line renamed': lambda content: content.replace(b'line 15', b'line fifteen'),
-    'blocks moved': lambda content: b''.join(reversed(content.partition(b'line 20\n'))),
-    'the lines again, not from the first letter': lambda content: content + b'a line 4\nline 5\nline 6\nline 7\n',
-    'CR LF': lambda content: content.replace(b'\n', b'\r\n'),
-    'CR LF in places': lambda content: re.sub(rb'(?<=line [12]\d)\n(?=line 2)', b'\r\n', content, count=5),
-    'CR LF in one half': lambda content: content.replace(b'\n', b'\r\n', content[: content.find(b'20')].count(b'\n')),
-    'no last line end': lambda content: content.removesuffix(b'\n'),
-    'not UTF-8': lambda content: content.replace(b'line 15', b'line \xe9\x00\x0c\x85'),
+# DAD's lines in the script, those with names of its variables among them.
+LINES = """
+from timm_dad import timm_train as dad
+    dad.add_dad_args(parser)
+    dad.check_args(args)
+        dataset_train, collate_fn = dad.pair_views(args, dataset_train, data_config, collate_fn)
+        task = dad.choose_task(args, ClassificationTask, dataset_train, data_config)(
+            dad.set_epoch(task, epoch)
+"""[1:].splitlines()
+RENAMED = """
+from timm_dad import timm_train as dad
+    dad.add_dad_args(flag_parser)
+    dad.check_args(options)
+        pictures, collate = dad.pair_views(options, pictures, config, collate)
+        training = dad.choose_task(options, ClassificationTask, pictures, config)(
+            dad.set_epoch(training, number)
+"""[1:].splitlines()
+AFTER = add_lines(SCRIPT.encode())
+AS_BYTES = {
+    **{name: text.encode() for name, text in VERSIONS.items()},
+    'CR LF': SCRIPT.replace('\n', '\r\n').encode(),
+    'CR LF in places': re.sub(r'(?<=[a-z)])\n(?= +a)', '\r\n', SCRIPT).encode(),
+    'no last line end': SCRIPT.removesuffix('\n').encode(),
+    'not UTF-8': SCRIPT.replace('seen = []', "seen = ['\xe9\x0c']", 1)
+    .replace('\n', '# coding: latin-1\n', 1)
+    .encode('latin-1'),
 }
-
-
-@pytest.fixture
-def known(tmp_path, monkeypatch):
-    """The patch of a train.py of 40 lines, in a folder in the place of ``patches/``."""
-    folder = tmp_path / 'patches'
-    folder.mkdir()
-    lines = [content.decode().splitlines(keepends=True) for content in (BEFORE, AFTER)]
-    diff = ''.join(difflib.unified_diff(*lines, 'a/train.py', 'b/train.py', n=2))
-    (folder / 'timm-train.patch').write_text(f'A patch.\n\n{diff}')
-    monkeypatch.setattr(patch_module, 'PATCHES', folder)
-    return folder / 'timm-train.patch'
 
 
 @pytest.fixture
 def script(tmp_path):
     path = tmp_path / 'checkout' / 'train.py'
     path.parent.mkdir()
-    path.write_bytes(BEFORE)
+    path.write_text(SCRIPT)
     path.chmod(0o755)
     return path
 
 
-@pytest.mark.usefixtures('known')
-@pytest.mark.parametrize('version', VERSIONS)
-def test_patch_and_revert_restore_the_very_bytes_and_the_mode(script, version):
-    before, after = (VERSIONS[version](content) for content in (BEFORE, AFTER))
+@pytest.mark.parametrize('version', AS_BYTES)
+def test_lines_go_beside_their_calls_and_out_again_to_the_very_bytes(script, version):
+    before = AS_BYTES[version]
     script.write_bytes(before)
     assert 'the lines of timm-train.patch are in' in patch_file(script.parent)
-    assert script.read_bytes() == after
+    after = script.read_bytes()
+    lines = [content.decode('latin-1').splitlines() for content in (before, after)]
+    changes = [line for line in difflib.ndiff(*lines) if line[0] in '+-']
+    wanted = RENAMED if version == 'other names' else LINES
+    if version == 'a name of a module':
+        wanted = [line.replace('args, Cl', 'args, timm.task.Cl') for line in wanted]
+    assert [line[2:] for line in changes if line[0] == '+'] == wanted
+    assert len(changes) == len(wanted) + 1
+    assert (b'\r' in after) == (b'\r' in before)
+    if version == 'CR LF':
+        assert after.count(b'\n') == after.count(b'\r\n')
+    compile(after, version, 'exec')
     assert script.stat().st_mode & 0o777 == 0o755
     assert 'the lines of timm-train.patch are out again' in patch_file(script, revert=True)
     assert script.read_bytes() == before
@@ -71,7 +83,6 @@ def test_patch_and_revert_restore_the_very_bytes_and_the_mode(script, version):
     assert [path.name for path in script.parent.iterdir()] == ['train.py']
 
 
-@pytest.mark.usefixtures('known')
 @pytest.mark.parametrize('revert', [False, True])
 def test_a_second_time_does_nothing(script, revert):
     patch_file(script)
@@ -82,7 +93,6 @@ def test_a_second_time_does_nothing(script, revert):
     assert (script.read_bytes(), script.stat().st_mtime_ns) == (content, written)
 
 
-@pytest.mark.usefixtures('known')
 def test_a_link_stays_a_link(script, tmp_path):
     (tmp_path / 'link.py').symlink_to(script)
     patch_file(tmp_path / 'link.py')
@@ -90,45 +100,92 @@ def test_a_link_stays_a_link(script, tmp_path):
     assert script.read_bytes() == AFTER
 
 
-def test_git_applies_it_to_the_same_bytes(known, script):
-    subprocess.run(['git', 'apply', known], cwd=script.parent, check=True)
-    assert script.read_bytes() == AFTER
+@pytest.mark.parametrize('text', [SCRIPT, OCTOBER])
+def test_git_applies_the_patch_to_the_same_bytes(script, text):
+    script.write_text(text)
+    patch_file(script)
+    patched = script.read_bytes()
+    script.write_text(text)
+    subprocess.run(['git', 'apply', PATCHES / 'timm-train.patch'], cwd=script.parent, check=True)
+    assert script.read_bytes() == patched
     assert 'nothing to do' in patch_file(script)
 
 
-@pytest.mark.parametrize(
-    ('content', 'revert', 'missing'),
-    [
-        (BEFORE.replace(b'line 6\n', b'line six\n'), False, [' line 6\n']),
-        (BEFORE.replace(b'line 29\n', b''), False, [' line 29\n']),
-        (BEFORE.replace(b'line 30\n', b'line 30 \n'), False, ['-line 30\n']),
-        (BEFORE.replace(b'line 5\n', b'line 5\nline 5.5\n'), False, ['+new = 1\n']),
-        (BEFORE.replace(b'line 5\n', b'line 5\r\n'), False, ['+new = 1\n']),
-        (BEFORE + BEFORE[: len(BEFORE) // 2], False, ['+new = 1\n']),
-        (BEFORE + BEFORE, False, ['+new = 1\n', '-line 30\n']),
-        (AFTER.replace(b'line thirty\n', b'line 30\n'), False, ['+new = 1\n']),
-        (AFTER.replace(b'new = 2\n', b'new = 3\n'), False, ['+new = 1\n', '-line 30\n']),
-        (AFTER.replace(b'new = 2\n', b'new = 3\n'), True, ['+new = 1\n']),
-        (AFTER.replace(b'line 31\n', b'line thirty-one\n'), True, ['+line thirty\n']),
-        (b'', False, ['+new = 1\n', '-line 30\n']),
-        (b'', True, ['+new = 1\n', '-line 30\n']),
-    ],
-)
-def test_a_file_without_the_lines_around_a_change_is_left_alone_and_they_are_shown(
-    known, script, content, revert, missing, capsys
-):
+MISSING = {
+    'from timm': ('from timm', 'from tim', 'no import of timm'),
+    'parser': ('argparse.ArgumentParser', 'Flags', r'no `parser = argparse\.ArgumentParser\(\.\.\.\)`'),
+    'flags': ('_parse_args(', '_read_flags(', r'no `args = _parse_args\(\)` in a function'),
+    'flags twice': (
+        '    seen.append((epoch',
+        '    args = _parse_args()\n    seen.append((epoch',
+        '2 `args = _parse_args',
+    ),
+    'loader': (' create_loader(', ' make_loader(', 'no `loader = create_loader'),
+    'another loader': ('    loader_train,\n', '    shown(loader_train),\n', 'no `loader = create_loader'),
+    'collate': ('collate_fn=collate_fn', 'collate=collate_fn', r'no `loader = create_loader\(.*collate_fn=collate'),
+    'size': ("input_size=data_config['input_size']", 'input_size=args.size', r'input_size=config\[\.\.\.\]'),
+    'task': (' ClassificationTask(', ' PlainTask(', r'no `task = ClassificationTask\(\.\.\.\)`'),
+    'epoch': ('for epoch in range(args.epochs):', 'while epoch := next(epochs, None):', 'no `for epoch in'),
+    'train': ('train_one_epoch(', 'train_it(', 'no call of train_one_epoch'),
+    'own line': (
+        '        loader_train = c',
+        '        x = 1; loader_train = c',
+        'no line of its own for the statement in line',
+    ),
+    'Python': ('def main():', 'def main:', 'no Python'),
+}
+
+
+@pytest.mark.parametrize('what', MISSING)
+def test_a_script_without_the_place_of_a_line_is_left_alone_and_the_place_named(script, what):
+    old, new, message = MISSING[what]
+    assert old in SCRIPT
+    content = SCRIPT.replace(old, new).encode()
     script.write_bytes(content)
-    with pytest.raises(ValueError, match='missing there, or stand there more than once') as error:
-        patch_file(script, revert=revert)
-    message, shown = str(error.value), capsys.readouterr().out
+    with pytest.raises(ValueError, match=f'is left as it is: .*{message}') as error:
+        patch_file(script)
     assert script.read_bytes() == content
-    assert all(line in shown for line in missing)
-    assert shown.count('@@ -') == len(missing)
-    assert str(script) in message
-    assert f'All changes, to {"undo" if revert else "make"} by hand, are in {known}' in message
+    assert str(error.value).startswith(str(script))
+    assert str(error.value).endswith(f'put the lines of {PATCHES / "timm-train.patch"} in by hand')
+    assert 'nothing to do' in patch_file(script, revert=True)
 
 
-@pytest.mark.usefixtures('known')
+@pytest.mark.parametrize('revert', [False, True])
+def test_other_lines_of_dad_are_left_alone(script, revert):
+    content = AFTER.replace(b'dad.set_epoch(task, epoch)', b'task.set_epoch(epoch)')
+    script.write_bytes(content)
+    with pytest.raises(ValueError, match='its lines of timm_dad are not those of this version'):
+        patch_file(script, revert=revert)
+    assert script.read_bytes() == content
+
+
+EXTRAS = {
+    'none': (
+        '[project]\nname = "timm"\nkeywords = [\n  "x",\n]\n\n[project.urls]\n',
+        '[project.optional-dependencies]\n{}\n\n',
+    ),
+    'some': ('[project]\nname = "timm"\n\n[project.optional-dependencies]\nx = ["y"]\n', '{}\n'),
+}
+
+
+@pytest.mark.parametrize('end', ['\n', '\r\n'])
+@pytest.mark.parametrize('kind', EXTRAS)
+def test_the_extra_goes_to_the_others_or_before_the_next_table(tmp_path, kind, end):
+    tomllib = pytest.importorskip('tomllib')  # Python 3.11
+    before, lines = (text.replace('\n', end) for text in EXTRAS[kind])
+    file = tmp_path / 'pyproject.toml'
+    file.write_bytes(before.encode())
+    patch_file(file)
+    after = file.read_bytes().decode()
+    assert lines.format("dad = ['timm-dad']") in after
+    assert tomllib.loads(after)['project']['optional-dependencies']['dad'] == ['timm-dad']
+    patch_file(file, revert=True)
+    assert file.read_bytes() == before.encode()
+    file.write_bytes(b'[tool]\n')
+    with pytest.raises(ValueError, match=r'found no table \[project\]'):
+        patch_file(file)
+
+
 def test_another_file_is_refused(tmp_path):
     (tmp_path / 'setup.cfg').write_text('[metadata]\n')
     with pytest.raises(ValueError, match=r'must be train\.py or pyproject\.toml of timm'):
@@ -141,7 +198,6 @@ def test_a_link_to_itself_is_an_error_of_the_system(tmp_path):
         patch_file(tmp_path / 'train.py')
 
 
-@pytest.mark.usefixtures('known')
 def test_a_write_that_fails_leaves_the_file_as_it_was(script, monkeypatch):
     def fail(*_):
         raise OSError('no space')
@@ -149,17 +205,16 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(script, monkeypatch):
     monkeypatch.setattr(os, 'replace', fail)
     with pytest.raises(OSError, match='no space'):
         patch_file(script)
-    assert script.read_bytes() == BEFORE
+    assert script.read_bytes() == SCRIPT.encode()
     assert [path.name for path in script.parent.iterdir()] == ['train.py']
 
 
-@pytest.mark.usefixtures('known')
 def test_the_command_says_what_it_did_and_how_to_undo_it(script, capsys):
     main(['patch', str(script)])
     undo = capsys.readouterr().out.splitlines()[-1]
     assert undo == f'undo: timm-dad patch {script} --revert'
     main(undo.split()[2:])
-    assert script.read_bytes() == BEFORE
+    assert script.read_bytes() == SCRIPT.encode()
     script.write_bytes(b'print()\n')
     for path in (script, script.parent / 'nothing.py'):
         with pytest.raises(SystemExit) as stop:
@@ -171,7 +226,7 @@ def test_the_command_says_what_it_did_and_how_to_undo_it(script, capsys):
 
 
 @pytest.mark.parametrize(
-    ('name', 'numbers'), [('timm-train.patch', '9\t1\ttrain.py\n'), ('timm-extra.patch', '3\t0\tpyproject.toml\n')]
+    ('name', 'numbers'), [('timm-train.patch', '6\t1\ttrain.py\n'), ('timm-extra.patch', '3\t0\tpyproject.toml\n')]
 )
 def test_a_patch_is_one_of_git_that_names_its_bases(name, numbers):
     done = subprocess.run(['git', 'apply', '--numstat', PATCHES / name], capture_output=True, text=True, check=True)

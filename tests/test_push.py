@@ -19,6 +19,7 @@ from test_generate import assert_same_tree, tree
 
 from timm_dad.cli import main
 from timm_dad.commands import upload
+from timm_dad.common.timm_version import NEW_TIMM
 from timm_dad.dad_sets.card import size_category
 from timm_dad.dad_sets.formats import place_of
 from timm_dad.dad_sets.hub import set_folder
@@ -26,6 +27,7 @@ from timm_dad.dad_sets.manifest import canonical_json, index_hash, read_json
 from timm_dad.dad_sets.read import DADSet
 from timm_dad.flags.train import parse_args
 
+needs_new_timm = pytest.mark.skipif(not NEW_TIMM, reason='timm before 1.0.31 writes no size and normalization')
 TOLD = ['--repo', 'ada/greys', '--license', 'cc-by-4.0', '--data-license', 'CC BY 4.0 of Ada', 'public domain']
 MEAN, STD = [0.2, 0.3, 0.4], [0.5, 0.6, 0.7]
 
@@ -278,6 +280,7 @@ def write_run(folder, data, *, ema=False, **flags):
     return students
 
 
+@needs_new_timm
 @pytest.mark.parametrize('name', STUDENTS)
 def test_timm_loads_a_student_with_equal_logits_and_the_images_of_its_training(
     made, tmp_path, no_hub, monkeypatch, name
@@ -299,6 +302,7 @@ def test_timm_loads_a_student_with_equal_logits_and_the_images_of_its_training(
         assert (model.pretrained_cfg['license'], model.pretrained_cfg['tag']) == ('cc-by-4.0', '')
 
 
+@needs_new_timm
 def test_the_moving_average_is_the_student_where_there_is_one_and_a_file_can_be_named(made, tmp_path, no_hub):
     _, average = write_run(tmp_path / 'run', made / 'pictures', ema=True, **STUDENTS['resnet'])
     (tmp_path / 'run/model_best.pth.tar').rename(tmp_path / 'run/last.pth.tar')
@@ -307,6 +311,7 @@ def test_the_moving_average_is_the_student_where_there_is_one_and_a_file_can_be_
     assert all(torch.equal(value, found[name]) for name, value in average.state_dict().items())
 
 
+@needs_new_timm
 def test_the_model_card_says_what_was_trained_in_the_hubs_own_data(made, tmp_path, no_hub):
     write_run(
         tmp_path / 'run', made / 'pictures', **STUDENTS['resnet'], epochs=30, dad=True, dad_dir=str(made / 'plain'),
@@ -324,6 +329,7 @@ def test_the_model_card_says_what_was_trained_in_the_hubs_own_data(made, tmp_pat
     assert str(tmp_path) not in card.text
 
 
+@needs_new_timm
 def test_a_student_is_uploaded_as_a_model_and_again_as_a_new_version(made, tmp_path, hub, capsys):
     write_run(tmp_path / 'run', made / 'pictures', **STUDENTS['resnet'])
     for _ in range(2):
@@ -333,6 +339,7 @@ def test_a_student_is_uploaded_as_a_model_and_again_as_a_new_version(made, tmp_p
     assert "timm.create_model('hf-hub:ada/greys', pretrained=True)" in capsys.readouterr().out
 
 
+@needs_new_timm
 @pytest.mark.parametrize('gone', [True, False])
 def test_class_names_are_those_of_the_training_data_or_none(made, tmp_path, no_hub, caplog, gone):
     data = tmp_path / 'data' if gone else write_pictures(tmp_path / 'data', train=1)
@@ -344,6 +351,7 @@ def test_class_names_are_those_of_the_training_data_or_none(made, tmp_path, no_h
     assert 'label_names' not in read_json(tmp_path / 'out/config.json')
 
 
+@needs_new_timm
 def test_a_student_that_timm_would_make_otherwise_is_not_uploaded(made, tmp_path, hub, capsys, monkeypatch):
     write_run(tmp_path / 'run', made / 'pictures', **STUDENTS['resnet'])
     other = timm.create_model('test_resnet', num_classes=4)
@@ -370,3 +378,12 @@ def test_a_flag_without_effect_is_refused(made, no_hub, capsys, flag, tmp_path, 
     line = refused(capsys, made / 'plain', *flag)
     assert any(f'{name} ' in line for name in ('--output', '--dry-run', '--private'))
     assert list(Path().iterdir()) == []
+
+
+def test_an_older_timm_pushes_no_student(made, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr('timm_dad.commands.student.NEW_TIMM', False)
+    write_run(tmp_path / 'run', made / 'pictures', **STUDENTS['resnet'])
+    with pytest.raises(SystemExit) as stop:
+        push(f'run:{tmp_path / "run"}', '--dry-run', '--output', str(tmp_path / 'out'))
+    assert stop.value.code == 2
+    assert 'in the layout of timm needs timm 1.0.31 or newer' in capsys.readouterr().err

@@ -12,6 +12,8 @@ from timm_dad.common.torch_files import read_checkpoint
 from timm_dad.training.resume import find_newest, open_checkpoint
 from timm_dad.training.saver import Saver
 
+pytestmark = pytest.mark.timm
+
 METRICS = [1.0, 3.0, 2.0, 4.0, 0.0]
 
 
@@ -74,6 +76,21 @@ def test_without_last_a_run_goes_on_from_the_newest_numbered_checkpoint(tmp_path
     assert find_newest(tmp_path) == str(tmp_path / 'checkpoint-3.pth.tar')
     (tmp_path / 'checkpoint-3.pth.tar').unlink()
     assert find_newest(tmp_path) == str(tmp_path / 'checkpoint-1.pth.tar')
+
+
+def test_a_milestone_stays_whatever_its_metric_and_is_linked_where_a_kill_left_it_out(tmp_path):
+    made = saver(tmp_path, history=1)
+    made.save_epochs = (1, 5)
+    train(made, range(5))
+    milestones = {'milestone-1.pth.tar': (0.0, 1.0), 'milestone-5.pth.tar': (4.0, 0.0)}
+    kept = {'checkpoint-3.pth.tar': (3.0, 4.0), 'model_best.pth.tar': (3.0, 4.0), 'last.pth.tar': (4.0, 0.0)}
+    assert content(tmp_path) == {**kept, **milestones}
+    (tmp_path / 'milestone-5.pth.tar').unlink()
+    again = saver(tmp_path, history=1)
+    again.save_epochs = (1, 5)
+    again.restore()
+    assert content(tmp_path) == {**kept, **milestones}
+    assert find_newest(tmp_path) == str(tmp_path / 'last.pth.tar')
 
 
 def damage(path, how):

@@ -19,6 +19,8 @@ from timm_dad.data.seeded import Positions, SeededErasing, SeededSamples, Shuffl
 from timm_dad.training.batches import Batches
 from timm_dad.training.loaders import create_train_loader, set_epoch, unwrapped
 
+pytestmark = pytest.mark.timm
+
 
 @pytest.fixture(scope='module')
 def pictures(tmp_path_factory):
@@ -100,7 +102,7 @@ def test_a_training_has_another_order_in_every_epoch_that_its_seed_decides(pictu
         dataset = create_dataset('', root=str(pictures), split='train')
         loader = create_train_loader(
             dataset, accelerator, seed=seed, batch_size=1, input_size=(3, 8, 8), num_workers=0, no_aug=True,
-            use_prefetcher=prefetcher,
+            use_prefetcher=prefetcher, persistent_workers=False,
         )  # fmt: skip
         for epoch in (0, 1, 0):
             set_epoch(loader, epoch)

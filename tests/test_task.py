@@ -4,16 +4,22 @@ import pytest
 import timm
 import torch
 import torch.distributed as dist
-from timm.task import TrainingTask
+from timm.optim import create_optimizer_v2
+from timm.task import ClassificationTask, TrainingTask, resume_task_checkpoint
 from timm.utils import CheckpointSaver
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from timm_dad.common.timm_version import NEW_TIMM
 from timm_dad.method.attack import AttackConfig
 from timm_dad.method.augment import DADAugment
 from timm_dad.method.loss import DADLossConfig
 from timm_dad.method.schedule import DADSchedule
 from timm_dad.method.task import DADTask
+
+pytestmark = pytest.mark.timm
+
+needs_new_timm = pytest.mark.skipif(not NEW_TIMM, reason='timm before 1.0.31 has no such thing')
 
 TARGET = torch.tensor([0, 1, 2, 3])
 OTHER_TARGET = torch.tensor([3, 2, 4, 0])
@@ -523,6 +529,120 @@ def test_validation_of_a_compiled_student_goes_around_the_distributed_wrapper(
     train_step(task, optimizer, input)
     checkpoint = torch.load(save_checkpoint(task, optimizer, tmp_path), weights_only=True)
     assert equal_states(checkpoint['state_dict'], student.state_dict())
+
+
+# What timm's own tests ask of its tasks (tests/test_task.py of its source distribution), asked of this one.
+
+
+@needs_new_timm
+def test_criterion_kwargs_are_those_of_timms_tasks(student, teacher, augment, input):
+    kwargs = {'loss_type': 'poly', 'smoothing': 0.1}
+    task = DADTask(student, teacher, augment, criterion_kwargs=kwargs, verbose=False)
+    theirs = ClassificationTask(student, criterion_kwargs=kwargs, verbose=False)
+    assert type(task.loss.criterion) is type(theirs.criterion)
+    result = task.train()(input, TARGET)
+    torch.testing.assert_close(result['task_loss'], theirs.criterion(result['output'], TARGET))
+    with pytest.raises(ValueError, match='pass criterion or criterion_kwargs, not both'):
+        DADTask(student, teacher, augment, criterion=nn.CrossEntropyLoss(), criterion_kwargs=kwargs)
+    with pytest.raises(ValueError, match='Unknown loss type'):
+        DADTask(student, teacher, augment, criterion_kwargs={'loss_type': 'none'})
+
+
+def test_criterion_kwargs_need_a_timm_that_has_them(student, teacher, augment, monkeypatch):
+    monkeypatch.setattr('timm_dad.method.loss.NEW_TIMM', False)
+    assert isinstance(DADTask(student, teacher, augment, criterion_kwargs={}).loss.criterion, nn.CrossEntropyLoss)
+    with pytest.raises(ValueError, match=r'criterion_kwargs needs timm 1\.0\.31 or newer, .* is installed'):
+        DADTask(student, teacher, augment, criterion_kwargs={'loss_type': 'ce'})
+
+
+def test_device_and_dtype_follow_the_parameters(task):
+    task.to(dtype=torch.float64)
+    for how in (('cpu',), ()):
+        assert task.to(*how) is task
+        assert task.dtype == next(task.parameters()).dtype == torch.float64
+    with pytest.raises(TypeError):
+        task.to(torch.int64)
+    assert task.dtype == torch.float64
+    task.to('meta').to(torch.float32)
+    assert task.device == next(task.parameters()).device == torch.device('meta')
+    assert task.dtype == next(task.parameters()).dtype == torch.float32
+
+
+@needs_new_timm
+def test_device_and_dtype_follow_conversions_by_other_names_and_of_a_parent(task):
+    task.half()
+    assert task.dtype == next(task.parameters()).dtype == torch.float16
+    nn.Sequential(task).double()
+    assert task.dtype == next(task.parameters()).dtype == torch.float64
+
+
+def test_the_mode_is_that_of_student_and_criterion_alone(task, student, teacher, vqgan, input):
+    buffers = [{name: value.clone() for name, value in frozen.named_buffers()} for frozen in (teacher, vqgan)]
+    for mode in (True, False, True):
+        assert (task.train() if mode else task.eval()) is task
+        assert all(module.training is mode for module in (task, task.loss.criterion, *student.modules()))
+        assert not any(module.training for frozen in (teacher, vqgan) for module in frozen.modules())
+        task(input, TARGET)['loss'].backward()
+        assert all(parameter.grad is None for frozen in (teacher, vqgan) for parameter in frozen.parameters())
+    for frozen, before in zip((teacher, vqgan), buffers, strict=True):
+        assert all(torch.equal(value, before[name]) for name, value in frozen.named_buffers())
+
+
+def test_an_optimizer_gets_the_student_with_its_decay(task, student):
+    optimizer = create_optimizer_v2(task.get_trainable_module(), opt='sgd', lr=0.1, weight_decay=0.2)
+    decays = {id(each): group['weight_decay'] for group in optimizer.param_groups for each in group['params']}
+    assert decays.keys() == {id(parameter) for parameter in student.parameters()}
+    assert all(decays[id(each)] == (0.2 if each.ndim > 1 else 0.0) for each in student.parameters())
+
+
+def test_a_wrapped_student_is_what_is_evaluated_and_clipped(task, student):
+    wrapper = nn.Sequential(student)
+    task.trainable_module = wrapper
+    assert task.get_eval_model() is wrapper
+    assert set(task.get_clip_parameters()) == set(student.parameters())
+
+
+def test_a_compiled_average_follows_its_updates(task, input):
+    task.setup_ema(decay=0.0)
+    task.compile(backend='eager')
+    task.compile_ema(backend='eager')
+    task.eval()
+    before = task.get_eval_model(ema=True)(input).detach()
+    with torch.no_grad():
+        for parameter in task.get_trainable_module().parameters():
+            parameter.add_(0.25)
+    task.update_ema(step=2)
+    after = task.get_eval_model(ema=True).eval()(input).detach()
+    assert not torch.allclose(before, after)
+    torch.testing.assert_close(after, task.get_eval_model()(input).detach())
+
+
+def test_a_compiled_task_loads_the_state_of_one_that_is_not(task, student, teacher, augment):
+    state = {name: value.clone() for name, value in task.get_checkpoint_state()['state_dict'].items()}
+    other = DADTask(timm.create_model('test_resnet', num_classes=5), teacher, augment, verbose=False)
+    other.compile(backend='eager')
+    other.load_checkpoint_state(state)
+    assert equal_states(student.state_dict(), other.get_eval_model()._orig_mod.state_dict())
+
+
+def test_checkpoints_of_before_are_resumed(task, student, tmp_path):
+    path = tmp_path / 'old.pth.tar'
+    torch.save(
+        {'model': {name: value + 1 for name, value in student.state_dict().items()}, 'epoch': 5, 'version': 2}, path
+    )
+    expected = {name: value + 1 for name, value in snapshot(student).items()}
+    assert resume_task_checkpoint(task, path, log_info=False) == 6
+    assert equal_states(student.state_dict(), expected)
+
+
+@needs_new_timm
+def test_the_evaluator_is_that_of_one_label_an_image(task, input):
+    evaluator = task.create_evaluator(max_samples=3)
+    output = task.eval().get_eval_model()(input)
+    evaluator.update(output, TARGET)
+    right = (output.argmax(dim=1) == TARGET)[:3].float().mean()
+    assert evaluator.compute()['top1'] == pytest.approx(100 * right.item())
+    assert evaluator.metric_names == ('loss', 'top1', 'top5')
 
 
 @pytest.mark.parametrize(('attack_from', 'forwards'), [('reconstruction', 3), ('input', 2)])

@@ -24,13 +24,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from timm.data import create_dataset as create_timm_dataset
 from timm.data import resolve_data_config
 from timm.optim import optimizer_kwargs
-from timm.scheduler import scheduler_kwargs
 from timm.utils import CheckpointSaver
 from tiny import save_tiny
 
 import train_dad
+from timm_dad.common.timm_version import NEW_TIMM
 from timm_dad.demo.data import DEMO_VQGAN
-from timm_dad.flags import kwargs, objective
+from timm_dad.flags import kwargs, losses, objective
 from timm_dad.flags.dad import loss_config, schedule_config
 from timm_dad.flags.data import open_training_data
 from timm_dad.flags.pairs import uses_pairs
@@ -44,12 +44,17 @@ from timm_dad.training.resume import find_newest
 from timm_dad.training.run_folder import RunFolder
 from timm_dad.vqgan.load import load_vqgan
 
+pytestmark = pytest.mark.timm
+
 REPO = Path(train_dad.__file__).parent
 
 
 @pytest.fixture(scope='module')
 def pictures(tmp_path_factory):
     return write_pictures(tmp_path_factory.mktemp('pictures'), train=6, validation=3)
+
+
+needs_new_timm = pytest.mark.skipif(not NEW_TIMM, reason='timm before 1.0.31 has no such flag')
 
 
 def flags(pictures, output, *more):
@@ -224,6 +229,29 @@ def test_a_resumed_run_ends_with_the_bits_of_an_undisturbed_one(
     assert 'Already finished' not in caplog.text
     train_dad.main(flags(pictures, tmp_path / 'broken', *more, '--resume', 'auto'))
     assert f'Already finished: all 4 epochs are done, in {tmp_path}/broken/run; more --epochs go on' in caplog.text
+
+
+@pytest.mark.parametrize('sched', ['cosine', pytest.param('wsd', marks=[needs_new_timm, pytest.mark.slow])])
+def test_a_run_that_stops_on_its_way_goes_on_to_the_bits_of_one_that_did_not(pictures, tmp_path, caplog, sched):
+    caplog.set_level('INFO', logger='timm_dad')
+    more = ('--sched', sched, '--warmup-epochs', '0', '--epochs', '4', '--val-interval', '2', '--save-epochs', '1', '4')
+    train_dad.main(flags(pictures, tmp_path / 'whole', *more))
+    stopping = (*more, '--resume', 'auto', '--stop-epoch')
+    for _ in range(2):
+        train_dad.main(flags(pictures, tmp_path / 'parts', *stopping, '2'))
+        assert [row['epoch'] for row in summary(tmp_path / 'parts')] == ['0', '1']
+    assert 'Already finished: all 2 epochs are done, ' in caplog.text
+    assert 'more epochs with a later --stop-epoch go on' in caplog.text
+    train_dad.main(flags(pictures, tmp_path / 'parts', *stopping, '3'))
+    train_dad.main(flags(pictures, tmp_path / 'parts', *more, '--resume', 'auto'))
+    for name, epoch in (('last', 3), ('milestone-1', 0), ('milestone-4', 3)):
+        whole, parts = weights(tmp_path / 'whole', name), weights(tmp_path / 'parts', name)
+        assert whole['epoch'] == parts['epoch'] == epoch
+        assert digest(whole['state_dict']) == digest(parts['state_dict'])
+    # An epoch that is kept is validated, and so is the one that a run stops after.
+    assert [row['epoch'] for row in summary(tmp_path / 'whole')] == ['0', '1', '3']
+    assert [row['lr'] for row in summary(tmp_path / 'parts')[-1:]] == [summary(tmp_path / 'whole')[-1]['lr']]
+    assert 'Flags that changed' not in caplog.text
 
 
 def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_checkpoint(pictures, tmp_path, monkeypatch, capsys):
@@ -407,7 +435,21 @@ def bad_folder(tmp_path, pictures, kind):
         (('--wandb-resume-id', 'x'), r'--wandb-resume-id needs --resume'),
         (('--local_rank', '3'), r'--local_rank must be what the launcher says'),
         (('--drop-connect', '0.1'), r'--drop-connect is deprecated'),
-        (('--bce-loss', '--smoothing', '0'), r'--bce-loss needs --smoothing, --mixup or --cutmix'),
+        (('--loss', 'jsd'), r'--loss jsd needs --aug-splits 2 or more, got --aug-splits 0'),
+        (('--loss', 'jsd', '--bce-loss'), r'--bce-loss and --loss jsd exclude each other'),
+        (('--loss', 'zlpr'), r'--loss zlpr is for several labels an image'),
+        (('--loss', 'asl', '--mixup', '0.2'), r'--loss asl takes one class an image'),
+        (('--loss', 'asl', '--bce-sum'), r'--bce-sum is of --loss bce, got --loss asl'),
+        (('--asl-gamma-neg', '2'), r'--asl-gamma-neg is of --loss asl, got --loss ce'),
+        (('--bce-loss', '--poly-epsilon', '1'), r'--poly-epsilon is of --loss poly, got --bce-loss'),
+        (('--lr-decay-fn', 'linear'), r'--lr-decay-fn needs --sched wsd or rsqrt, got cosine'),
+        (('--lr-stable-timescale', '2'), r'--lr-stable-timescale needs --sched rsqrt, got cosine'),
+        (('--sched', 'wsd'), r'(--decay-epochs must leave --sched wsd an epoch|--sched wsd needs timm 1.0.31)'),
+        (('--stop-epoch', '3'), r'--stop-epoch must be at most the 2 epochs of the training, got 3'),
+        (('--save-epochs', '1', '4'), r'--save-epochs must be at most the 2 epochs of the training, got 4'),
+        (('--save-epochs', '0'), r'--save-epochs must be 1 or more, got \[0\]'),
+        (('--stop-epoch', '0'), r'--stop-epoch must be 1 or more, got 0'),
+        (('--model-ema', '--model-ema-force-fp32'), r'--model-ema-force-fp32 needs .* --model-dtype bfloat16'),
         (('--amp', '--model-dtype', 'bfloat16'), r'--amp needs --model-dtype float32'),
     ],
 )
@@ -526,6 +568,9 @@ TOKEN = (
 )
 CYCLES = ('--epochs', '2', '--lr-cycle-limit', '2')
 PLATEAU = ('--sched', 'plateau', '--epochs', '3', '--eval-metric', 'top5')
+WSD = ('--sched', 'wsd', '--decay-epochs', '3')
+RSQRT = ('--sched', 'rsqrt', '--warmup-epochs', '1')
+BCE, STATS = ('--loss', 'bce'), ('--class-stats', '{stats}')
 RESUME = ('--resume', '{checkpoint}', '--epochs', '3')
 TIMM_TEACHER = ('--dad', '--dad-teacher', 'timm:test_resnet', '--dad-vqgan', 'demo')
 TWO_TEACHERS = (*DAD, '--dad-teacher', 'demo', 'timm:test_resnet/{checkpoint}')
@@ -625,6 +670,16 @@ VARIANTS = {
     'grayscale_prob': ((), ('--grayscale-prob', '0.9')),
     'gaussian_blur_prob': ((), ('--gaussian-blur-prob', '0.9')),
     'aug_splits': (('--aa', 'augmix-m5'), ('--aug-splits', '2')),
+    'loss': ((), ('--loss', 'asl')),
+    'class_stats': ((*BCE, '--loss-pos-weight', 'neg_pos', *STATS), ('--class-stats', '{other_stats}')),
+    'loss_pos_weight': (BCE, ('--loss-pos-weight', '3')),
+    'loss_class_weight': (BCE, ('--loss-class-weight', '1,2,3,4')),
+    'loss_weight_power': ((*BCE, '--loss-pos-weight', 'neg_pos', *STATS), ('--loss-weight-power', '0.5')),
+    'loss_weight_beta': ((*BCE, '--loss-class-weight', 'effective_num', *STATS), ('--loss-weight-beta', '0.5')),
+    'loss_weight_max': ((*BCE, '--loss-pos-weight', 'neg_pos', *STATS), ('--loss-weight-max', '1')),
+    'asl_gamma_pos': (('--loss', 'asl'), ('--asl-gamma-pos', '0')),
+    'asl_gamma_neg': (('--loss', 'asl'), ('--asl-gamma-neg', '1')),
+    'poly_epsilon': (('--loss', 'poly'), ('--poly-epsilon', '1')),
     'jsd_loss': (('--aug-splits', '2'), ('--jsd-loss',)),
     'bce_loss': ((), ('--bce-loss',)),
     'bce_sum': (('--bce-loss',), ('--bce-sum',)),
@@ -653,6 +708,13 @@ VARIANTS = {
     'lr_k_decay': ((), ('--lr-k-decay', '0.5')),
     'decay_milestones': (('--sched', 'multistep'), ('--decay-milestones', '1')),
     'decay_epochs': (('--sched', 'step'), ('--decay-epochs', '1')),
+    'lr_decay_fn': ((*WSD, '--epochs', '5'), ('--lr-decay-fn', 'linear')),
+    'lr_stable_timescale': ((*RSQRT, '--epochs', '6'), ('--lr-stable-timescale', '4')),
+    'stop_epoch': ((), ('--stop-epoch', '1')),
+    'save_epochs': (('--val-interval', '2'), ('--save-epochs', '1')),
+    'persistent_workers': (('--workers', '1'), ('--persistent-workers',)),
+    'pretrained_cfg_overlay': ((), ('--pretrained-cfg-overlay', 'crop_pct=0.5')),
+    'model_ema_force_fp32': (('--model-ema', '--model-dtype', 'bfloat16'), ('--model-ema-force-fp32',)),
     'decay_rate': (('--sched', 'step', '--decay-epochs', '1'), ('--decay-rate', '0.5')),
     'warmup_prefix': (('--warmup-epochs', '1'), ('--warmup-prefix',)),
     'patience_epochs': (PLATEAU, ('--patience-epochs', '0')),
@@ -734,6 +796,7 @@ ELSEWHERE = {
     'dad_overlap': 'test_gpu.py',
     'dad_look': 'test_first_look.py',
     **dict.fromkeys(('task', 'target_format', 'multilabel_threshold'), 'test_multilabel.py'),
+    **dict.fromkeys(losses._MULTILABEL_SETTINGS, 'test_losses.py'),
     'dad_compile': 'test_compiled_and_in_pieces_it_is_the_same_training',
     'dad_micro_batch': 'test_compiled_and_in_pieces_it_is_the_same_training',
     **dict.fromkeys(REFUSED, 'test_flags_that_make_no_sense_here_say_so'),
@@ -778,6 +841,8 @@ def things(pictures, tmp_path_factory):
     (root / 'class_map.txt').write_text('\n'.join(reversed(CLASSES)))
     (root / 'config.yaml').write_text('weight_decay: 0.5\n')
     (root / 'classnames.txt').write_text('vehicle\nweather\nfood\ntool\n')
+    (root / 'stats.json').write_text('{"pos_counts": [1, 2, 3, 4], "num_samples": 10}')
+    (root / 'other_stats.json').write_text('{"pos_counts": [4, 3, 2, 1], "num_samples": 10}')
     (root / 'templates.txt').write_text('a photo of the {}.\n')
     (root / 'teacher_classes.csv').write_text('class,teacher\ncat,3\ndog,2\nfish,1\ntree,0\n')
     from safetensors.torch import load_file, save_file
@@ -796,6 +861,8 @@ def things(pictures, tmp_path_factory):
         'class_map': root / 'class_map.txt',
         'config': root / 'config.yaml',
         'classnames': root / 'classnames.txt',
+        'stats': root / 'stats.json',
+        'other_stats': root / 'other_stats.json',
         'templates': root / 'templates.txt',
         'teacher_classes': root / 'teacher_classes.csv',
         'vqgan': root / 'vqgan.safetensors',
@@ -828,7 +895,11 @@ ALWAYS = ('dad', 'dad_view', 'dad_dir', 'eval_suites')
 # What train_one_epoch and its loop read themselves.
 TRAINING_FLAGS = """grad_accum_steps clip_grad clip_mode synchronize_step log_interval save_images dad_overlap
     val_interval dad_preview_interval seed""".split()
-LOSSES = ('BinaryCrossEntropy', 'JsdCrossEntropy', 'LabelSmoothingCrossEntropy', 'SoftTargetCrossEntropy')
+LOSSES = (
+    'AsymmetricLossSingleLabel', 'BinaryCrossEntropy', 'JsdCrossEntropy', 'LabelSmoothingCrossEntropy',
+    'SoftTargetCrossEntropy',
+)  # fmt: skip
+POLY = ('PolyCrossEntropy',) if NEW_TIMM else ()
 KD_TASKS = ('LogitDistillationTask', 'FeatureDistillationTask', 'TokenDistillationTask')
 PAIRS = ('dir', 'cache', 'same_crop', 'stored_logits', 'view_aug')
 
@@ -850,7 +921,7 @@ def factory_arguments(argv, monkeypatch):
         'data': [args.data_dir, args.dataset, args.train_split, args.val_split, args.class_map],
         'suites': args.eval_suites,
         'optimizer': [optimizer_kwargs(cfg=args), args.opt_kwargs, learning_rate(args, 1)],
-        'schedule': scheduler_kwargs(args),
+        'schedule': kwargs.schedule_kwargs(args, args.eval_metric, 1),
         'checkpoints': kwargs.checkpoint_kwargs(args, args.eval_metric, 1, 1),
         'resume': kwargs.resume_kwargs(args, 1),
         'suites_hook': kwargs.suites_kwargs(args),
@@ -863,9 +934,10 @@ def factory_arguments(argv, monkeypatch):
     found['prepared'] = [placed.mock_calls, task.mock_calls]
     with monkeypatch.context() as patch:
         patch.setattr('timm_dad.flags.student.create_model', create_model)
-        for name in (*LOSSES, *KD_TASKS):
-            patch.setattr(objective, name, lambda name=name, **arguments: seen.append((name, arguments)))
-        objective.create_criterion(args)
+        for module, names in ((losses, LOSSES), (timm.loss, POLY), (objective, KD_TASKS)):
+            for name in names:
+                patch.setattr(module, name, lambda name=name, **arguments: seen.append((name, repr(arguments))))
+        losses.create_criterion(args)
         objective.create_kd_task(args, None, None, None)
         student = create_student(args)
     head = student.get_classifier().weight.std() > 0.1, student.get_classifier().bias.sum() > 0

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from timm.data import AugMixDataset
-from torch import Tensor, nn
+from timm.task import TrainingTask
+from torch import nn
 
 from timm_dad.common.errors import is_main_process, user_errors
 from timm_dad.common.torch_files import read_checkpoint
@@ -19,10 +20,11 @@ from timm_dad.flags.kwargs import mixes, mixup_kwargs
 from timm_dad.flags.pairs import open_dad_set, pair_dataset, uses_pairs
 from timm_dad.flags.rules import check_rules, without_defaults
 from timm_dad.flags.temperature import AUTO, keep_temperature
+from timm_dad.method.loss import Criterion, create_criterion
 from timm_dad.method.task import DADTask
 from timm_dad.training.loaders import create_collate
 
-__all__ = ['add_dad_args', 'check_args', 'create_task', 'pair_views']
+__all__ = ['add_dad_args', 'check_args', 'choose_task', 'create_task', 'pair_views', 'set_epoch']
 
 
 def check_args(args: argparse.Namespace) -> None:
@@ -50,6 +52,10 @@ def _given_dad_args() -> dict[str, Any]:
 def _check_train_script(args: argparse.Namespace) -> None:
     """What timm's ``train.py`` cannot do with DAD, though ``train_dad.py`` may."""
     rules = (
+        (
+            getattr(args, 'task', 'classification') == 'classification',  # v1.0.28 has no such flag
+            "--dad does not go with --task multilabel in timm's own train.py: leave one of them out",
+        ),
         (not args.no_labels, "--no-labels needs `timm-dad train`: timm's own data sets give labels; leave it out"),
         (
             not args.dad_cache or args.dad_dir,
@@ -106,10 +112,38 @@ def pair_views(
         return pairs, create_collate(mixup, pairs.views, views=True, prefetcher=prefetcher)
 
 
+def choose_task(
+    args: argparse.Namespace, plain: type[TrainingTask], dataset: Any, data_config: Mapping[str, Any]
+) -> Callable[..., TrainingTask]:
+    """Choose what makes the task: timm's own class without ``--dad``, else what takes its arguments and makes DAD's.
+
+    Args:
+        args: Flags.
+        plain: timm's ``ClassificationTask``.
+        dataset: Training data of ``pair_views``.
+        data_config: Size and normalization of the batches, of ``timm.data.resolve_data_config``.
+    """
+    if not args.dad:
+        return plain
+
+    def create(model: nn.Module, criterion: Criterion | None = None, **given: Any) -> DADTask:
+        criterion = create_criterion(criterion, given.get('criterion_kwargs'))
+        device = given.get('device') or next(model.parameters()).device
+        return create_task(args, model, criterion, dataset, data_config, device)
+
+    return create
+
+
+def set_epoch(task: TrainingTask, epoch: int) -> None:
+    """Tell the task of ``--dad`` which epoch begins; others are not asked."""
+    if isinstance(task, DADTask):
+        task.set_epoch(epoch)
+
+
 def create_task(
     args: argparse.Namespace,
     model: nn.Module,
-    criterion: Callable[[Tensor, Tensor], Tensor],
+    criterion: Criterion,
     dataset: Any,
     data_config: Mapping[str, Any],
     device: torch.device,

@@ -5,10 +5,12 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from timm_dad.commands import train_script
 from timm_dad.common.errors import user_errors
 from timm_dad.common.files import write_file
 from timm_dad.flags.parser import Parser
@@ -16,51 +18,65 @@ from timm_dad.flags.parser import Parser
 _PACKAGE = Path(__file__).parents[1]
 # An installed package has them inside (see package-dir in pyproject.toml), a checkout beside.
 PATCHES = next(folder / 'patches' for folder in (_PACKAGE, _PACKAGE.parent) if (folder / 'patches').is_dir())
+_EXTRA = re.compile(rb"^dad = \['timm-dad'\]\r?\n", re.MULTILINE)
 
 
-def apply_patch(path: Path, patch: Path, *, revert: bool = False) -> bytes:
-    """Apply a patch to the content of a file: every hunk where its lines stand, whatever the line number.
-
-    Returns:
-        The content with the changes, or without them (``revert``); as it is, if it is so already.
+def with_lines(path: Path, *, revert: bool = False) -> bytes:
+    """The content of timm's ``train.py`` or ``pyproject.toml`` with DAD's lines, or without them (``revert``).
 
     Raises:
-        ValueError: If the lines around a change are missing or stand there more than once; the message shows them.
+        ValueError: If the places of the lines are not there, or not once, or the file has other lines of DAD.
         OSError: If the file cannot be read.
     """
-    hunks = re.split(r'^(?=@@ )', patch.read_text(encoding='utf-8'), flags=re.MULTILINE)[1:]
-    original = content = path.read_bytes()
-    missing = ''
-    for hunk in hunks:
-        changed = _apply_hunk(content, hunk, revert)
-        if changed is None:
-            missing += hunk
-        else:
-            content = changed
-    if not missing:
-        return content
-    if all(_apply_hunk(original, hunk, not revert) is not None for hunk in hunks):
-        return original
-    missing = missing.rstrip('\n')
-    sys.stdout.write(f'{missing}\n')
-    raise ValueError(
-        f'{path} is left as it is: the lines around the changes above are missing there, or stand there more than once '
-        f'(another version of timm, or edited?). All changes, to {"undo" if revert else "make"} by hand, are in {patch}'
-    )
+    kind = _kind(path)
+    source = path.read_bytes()
+    has_lines = kind.has_lines(source)
+    if revert and not has_lines:
+        return source
+    by_hand = f'put the lines of {PATCHES / kind.patch} in by hand'
+    plain = kind.remove_lines(source)
+    try:
+        changed = kind.add_lines(plain)
+    except ValueError as error:
+        raise ValueError(f'{path} is left as it is: {error}; {by_hand}') from error
+    if has_lines and changed != source:
+        raise ValueError(
+            f'{path} is left as it is: its lines of timm_dad are not those of this version; take them out by hand'
+        )
+    return plain if revert else changed
 
 
-def _apply_hunk(content: bytes, hunk: str, revert: bool) -> bytes | None:
-    """Replace the one place where the lines of a hunk stand, in its line ends; ``None`` if that is not one place."""
-    lines = hunk.splitlines(keepends=True)[1:]
-    before, after = (
-        ''.join(line[1:] for line in lines if line[0] in (' ', sign)).encode() for sign in ('+-' if revert else '-+')
-    )
-    for end in (b'\n', b'\r\n'):
-        places = list(re.finditer(b'^' + re.escape(before.replace(b'\n', end)), content, re.MULTILINE))
-        if len(places) == 1:
-            start, stop = places[0].span()
-            return content[:start] + after.replace(b'\n', end) + content[stop:]
-    return None
+@dataclass(frozen=True)
+class _Kind:
+    """A file of timm that takes lines of DAD, and the patch with the same lines."""
+
+    patch: str
+    has_lines: Callable[[bytes], bool]
+    add_lines: Callable[[bytes], bytes]
+    remove_lines: Callable[[bytes], bytes]
+
+
+def _kind(path: Path) -> _Kind:
+    if path.suffix == '.py':
+        return _Kind('timm-train.patch', train_script.has_lines, train_script.add_lines, train_script.remove_lines)
+    if path.suffix == '.toml':
+        return _Kind('timm-extra.patch', lambda source: bool(_EXTRA.search(source)), _add_extra, _remove_extra)
+    raise ValueError(f'{path} must be train.py or pyproject.toml of timm')
+
+
+def _add_extra(source: bytes) -> bytes:
+    """Add the extra to a ``pyproject.toml``: to those that it has, or before the table that follows ``[project]``."""
+    extras = re.search(rb'^\[project\.optional-dependencies\](\r?\n)', source, re.MULTILINE)
+    place = extras or re.search(rb'^\[project\](\r?\n)(?:[^\[\n].*\n|\n|\r\n)*(?=\[)', source, re.MULTILINE)
+    if place is None:
+        raise ValueError('found no table [project] with another one after it')
+    lines = (b"dad = ['timm-dad']",) if extras else (b'[project.optional-dependencies]', b"dad = ['timm-dad']", b'')
+    return source[: place.end()] + b''.join(line + place[1] for line in lines) + source[place.end() :]
+
+
+def _remove_extra(source: bytes) -> bytes:
+    """Take out of a ``pyproject.toml`` what ``_add_extra`` adds."""
+    return re.sub(rb'^\[project\.optional-dependencies\]\r?\n\r?\n', b'', _EXTRA.sub(b'', source), flags=re.MULTILINE)
 
 
 def patch_file(path: Path, *, revert: bool = False) -> str:
@@ -70,21 +86,17 @@ def patch_file(path: Path, *, revert: bool = False) -> str:
         What was done, and how to undo it.
 
     Raises:
-        ValueError: If the patch does not fit the file.
+        ValueError: If the lines have no place in the file.
         OSError: If it cannot be read or written; it is as it was then.
     """
     path = Path(os.path.realpath(path / 'train.py' if path.is_dir() else path))
-    names = {'.py': 'timm-train.patch', '.toml': 'timm-extra.patch'}
-    if path.suffix not in names:
-        raise ValueError(f'{path} must be train.py or pyproject.toml of timm')
-    patch = PATCHES / names[path.suffix]
-    content = apply_patch(path, patch, revert=revert)
+    content, name = with_lines(path, revert=revert), _kind(path).patch
     if content == path.read_bytes():
-        return f'{path} has {"none of" if revert else "already"} the lines of {patch.name}: nothing to do'
+        return f'{path} has {"none of" if revert else "already"} the lines of {name}: nothing to do'
     write_file(path, content)
     if revert:
-        return f'{path}: the lines of {patch.name} are out again'
-    return f'{path}: the lines of {patch.name} are in\nundo: timm-dad patch {path} --revert'
+        return f'{path}: the lines of {name} are out again'
+    return f'{path}: the lines of {name} are in\nundo: timm-dad patch {path} --revert'
 
 
 def main(argv: Sequence[str]) -> None:
@@ -123,7 +135,7 @@ def run(argv: Sequence[str]) -> None:
     if not script.is_file():
         parser.error(f'the script must be a file, got {argv[0]!r}, which is none')
     with user_errors(script.name):
-        source = apply_patch(script, PATCHES / 'timm-train.patch')
+        source = with_lines(script)
     sys.argv = list(argv)
     sys.path.insert(0, str(script.parent))
     module = ModuleType('__main__')

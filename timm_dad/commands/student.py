@@ -11,6 +11,7 @@ from huggingface_hub import ModelCardData
 from timm.models import save_for_hf
 
 from timm_dad.common.markdown import format_table
+from timm_dad.common.timm_version import NEW_TIMM, needs_new_timm
 from timm_dad.common.torch_files import read_checkpoint
 from timm_dad.dad_sets.card import PAPER, front_matter
 from timm_dad.flags.moved import without_folder
@@ -45,8 +46,10 @@ class Student:
         """Write configuration and weights, and compare the logits of what timm makes of them.
 
         Raises:
-            ValueError: If timm does not load them, or to other logits.
+            ValueError: If timm does not load them, or to other logits, or is too old to be told size and normalization.
         """
+        if not NEW_TIMM:  # its config.json would not tell size and normalization
+            raise ValueError(needs_new_timm('the model of a run in the layout of timm'))
         # Tag and licence of the weights that the training began with are not those of what it made of them.
         config: dict[str, Any] = {'pretrained_cfg': {'tag': '', 'license': license}}
         if self.class_names:

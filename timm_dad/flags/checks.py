@@ -7,26 +7,27 @@ import torch
 from timm.data import create_transform
 from timm.optim import list_optimizers
 
+from timm_dad.common.timm_version import NEW_TIMM, needs_new_timm
 from timm_dad.data.images import MAX_CROP_PCT
 from timm_dad.flags.attack import DISAGREEMENT
 from timm_dad.flags.execution import device_rule
 from timm_dad.flags.hints import LOOKAHEAD
 from timm_dad.flags.kwargs import mixes, num_channels
+from timm_dad.flags.losses import check_loss_args
 from timm_dad.flags.pairs import makes_views
 from timm_dad.flags.parser import did_you_mean
 from timm_dad.flags.rules import check_file_args, check_rules, check_values, flag_errors, written
+from timm_dad.flags.schedule import SCHEDULES, check_schedule_args
 from timm_dad.flags.timm import REFUSED
 
-# What timm's create_scheduler_v2 knows; it takes any other name without a word.
-SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'plateau', 'poly')
-
 _AT_LEAST_1 = """batch_size validation_batch_size grad_accum_steps epochs log_interval val_interval checkpoint_hist
-    num_classes img_size recount""".split()
+    num_classes img_size recount stop_epoch""".split()
 _AT_LEAST_0 = """warmup_epochs cooldown_epochs start_epoch workers recovery_interval mixup cutmix mixup_off_epoch lr
     lr_base weight_decay clip_grad warmup_lr min_lr aug_repeats dad_preview_interval eval_suites_interval""".split()
 _FRACTIONS = """hflip vflip reprob smoothing mixup_prob mixup_switch_prob model_ema_decay drop drop_path drop_block
     color_jitter_prob grayscale_prob gaussian_blur_prob""".split()
 _LENGTHS = {'scale': 2, 'ratio': 2, 'cutmix_minmax': 2, 'mean': 3, 'std': 3, 'opt_betas': 2}
+_NULL = {'eval_metric': 'top1', 'smoothing': 0.1}  # what timm's train.py takes for null, which its configs say
 _CROP_MODES = ('rrc', 'rkrc', 'rkrr')
 _INTERPOLATIONS = ('random', 'nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
 
@@ -44,7 +45,7 @@ def check_ranges(args: argparse.Namespace) -> None:
         (['opt_betas'], 'from 0 to less than 1', lambda value: all(0 <= beta < 1 for beta in value)),
         (['input_size'], 'positive', lambda value: min(value) > 0),
         (['std'], 'positive', lambda value: min(value) > 0),
-        (['decay_epochs'], 'more than 0', lambda value: value > 0),
+        (['decay_epochs', 'lr_stable_timescale'], 'more than 0', lambda value: value > 0),
         (['crop_pct'], f'more than 0 and at most {MAX_CROP_PCT}', lambda value: 0 < value <= MAX_CROP_PCT),
         (['scale', 'ratio'], 'positive, the smaller one first', lambda value: 0 < value[0] <= value[-1]),
         (['cutmix_minmax'], 'from 0 to 1, the smaller one first', lambda value: 0 <= value[0] < value[-1] <= 1),
@@ -67,25 +68,25 @@ def check_args(args: argparse.Namespace, chosen: set[str]) -> None:
     for name, (_, reason, fix) in REFUSED.items():
         if name in chosen:
             raise ValueError(f'{written(name)} does not work here: {reason}; {fix}')
+    vars(args).update({name: default for name, default in _NULL.items() if getattr(args, name) is None})
     check_ranges(args)
     for name, known in (('opt', list_optimizers()), ('sched', SCHEDULES)):
         if getattr(args, name).lower().removeprefix(LOOKAHEAD) not in known:
             few = f'one of {", ".join(known)}' if len(known) < 20 else f'of the {len(known)} that timm has'
             near = did_you_mean(getattr(args, name), known)
             raise ValueError(f'--{name} must be {few}, got {getattr(args, name)!r}{near}')
+    check_schedule_args(args)
+    check_loss_args(args, chosen)
     splits, mixing, size = args.aug_splits, mixes(args), f'--in-chans {args.in_chans}, --input-size {args.input_size}'
     rules = (
         (splits in (0, *range(2, 100)), f'--aug-splits must be 0, or 2 or more, got {splits}'),
-        (not args.jsd_loss or splits, f'--jsd-loss needs --aug-splits 2 or more, got --aug-splits {splits}'),
         (not (splits and mixing),
          f'--aug-splits does not mix images: leave --mixup and --cutmix out, got --aug-splits {splits}'),
         (not args.split_bn or splits or args.resplit or args.dad,
          '--split-bn needs splits: --aug-splits, --resplit or --dad'),
         (not mixing or args.batch_size % 2 == 0,
          f'--mixup and --cutmix need an even --batch-size, got {args.batch_size}'),
-        (not (args.jsd_loss and args.bce_loss), '--jsd-loss and --bce-loss exclude each other: leave one out'),
         (not (args.split_bn and args.sync_bn), '--split-bn and --sync-bn exclude each other: leave one out'),
-        (not args.bce_loss or mixing or args.smoothing, '--bce-loss needs --smoothing, --mixup or --cutmix'),
         (not args.amp or args.model_dtype in (None, 'float32'),
          f'--amp needs --model-dtype float32, got {args.model_dtype}'),
         (args.resume != 'auto' or args.experiment,
@@ -97,10 +98,11 @@ def check_args(args: argparse.Namespace, chosen: set[str]) -> None:
          f'--local_rank must be what the launcher says (LOCAL_RANK), got {args.local_rank}; use torchrun'),
         (args.drop_connect is None, '--drop-connect is deprecated in timm and does nothing there: use --drop-path'),
         device_rule(args.device),
-        (args.sched != 'plateau' or not args.sched_on_updates,
-         '--sched plateau goes by epochs: leave --sched-on-updates out'),
-        (args.sched != 'plateau' or args.decay_rate < 1,
-         f'--decay-rate must be less than 1 with --sched plateau, got {args.decay_rate}'),
+        (NEW_TIMM or args.workers or not args.dataset.startswith('wds'),
+         needs_new_timm(f'--workers 0 with --dataset {args.dataset}')),
+        (not args.model_ema_force_fp32 or (args.model_ema and args.model_dtype == 'bfloat16'),
+         '--model-ema-force-fp32 needs --model-ema and --model-dtype bfloat16'),
+        (not args.model_ema_force_fp32 or NEW_TIMM, needs_new_timm('--model-ema-force-fp32')),
         (args.data in (None, args.data_dir),
          f'{args.data} and --data-dir {args.data_dir} both name the data: leave one of them out'),
     )  # fmt: skip

@@ -15,7 +15,7 @@ from timm_dad.data.images import Source
 from timm_dad.flags.attack import forget_other_attack
 from timm_dad.flags.fields import add_fields, dad_flags, from_flags
 from timm_dad.flags.header import log_models
-from timm_dad.flags.kwargs import num_channels
+from timm_dad.flags.kwargs import num_channels, task_loss
 from timm_dad.flags.labels import check_training_without_labels
 from timm_dad.flags.pairs import add_pair_args, check_pair_args, makes_views, training_frame, uses_cache, uses_pairs
 from timm_dad.flags.recipe import add_recipe_arg, apply_recipe
@@ -105,8 +105,8 @@ def check_dad_args(
     rules = (
         (args.dad_view != 'dad' or args.dad_dir or args.dad_vqgan, NO_VQGAN),
         (args.dad_look >= 0, f'--dad-look must be 0 or more, got {args.dad_look}'),
-        (not (args.dad_extra_task_weight and args.jsd_loss),
-         '--dad-extra-task-weight is a task loss of one view, and --jsd-loss one of several: leave one of them out'),
+        (not (args.dad_extra_task_weight and task_loss(args) == 'jsd'),
+         '--dad-extra-task-weight is a task loss of one view, and --loss jsd one of several: leave one of them out'),
         (not args.kd_model_name, '--kd-model-name is another distillation than --dad: give one of them'),
         (channels == 3, f'--dad needs images of 3 channels, got {channels}'),
         (constant or not uses_cache(args),

@@ -66,7 +66,12 @@ def log_training(
 ) -> None:
     """Log a line about how long, where and how precisely it trains, or that all epochs are ``done``."""
     if done >= epochs:
-        _logger.info('Already finished: all %d epochs are done, in %s; more --epochs go on', epochs, folder)
+        _logger.info(
+            'Already finished: all %d epochs are done, in %s; more %s go on',
+            epochs,
+            folder,
+            'epochs with a later --stop-epoch' if args.stop_epoch else '--epochs',
+        )
         return
     device, processes = accelerator.device, accelerator.num_processes
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'CPU, {_threads(torch.get_num_threads())}'

@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 import torch
+from timm.scheduler import scheduler_kwargs
 
 from timm_dad.demo.data import SEEN_STYLES
 from timm_dad.flags.task import is_multilabel
@@ -23,6 +24,12 @@ def num_channels(args: argparse.Namespace) -> int:
 def mixes(args: argparse.Namespace) -> bool:
     """Whether images are mixed."""
     return bool(args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None)
+
+
+def task_loss(args: argparse.Namespace) -> str:
+    """The task loss by the name that ``--loss`` has for it; older flags name two, and older scripts have them alone."""
+    older = 'jsd' if args.jsd_loss else 'bce' if args.bce_loss or is_multilabel(args) else 'ce'
+    return getattr(args, 'loss', None) or older
 
 
 def _pick(args: argparse.Namespace, *same: str, **renamed: str) -> dict[str, Any]:
@@ -79,6 +86,7 @@ def train_loader_kwargs(args: argparse.Namespace, data_config: dict[str, Any]) -
         args, 'seed', 'batch_size', 'no_aug', 'worker_seeding', re_split='resplit', num_aug_repeats='aug_repeats',
         num_aug_splits='aug_splits',
     )  # fmt: skip
+    lives_on = args.use_multi_epochs_loader or args.persistent_workers
     stops_mixing = mixes(args) and args.mixup_off_epoch  # workers that live on would mix on
     return {
         **_loader_kwargs(args, data_config),
@@ -87,7 +95,7 @@ def train_loader_kwargs(args: argparse.Namespace, data_config: dict[str, Any]) -
         'mixup': None if args.no_prefetcher else mixup_kwargs(args),
         'interpolation': data_config['interpolation'] if args.no_aug else args.train_interpolation,
         # By default workers start anew in every epoch, as a resumed run does.
-        'persistent_workers': args.use_multi_epochs_loader and args.workers > 0 and not stops_mixing,
+        'persistent_workers': lives_on and args.workers > 0 and not stops_mixing,
     }
 
 
@@ -139,10 +147,19 @@ def suites_kwargs(args: argparse.Namespace) -> dict[str, Any]:
 def checkpoint_kwargs(args: argparse.Namespace, metric: str, num_processes: int, num_batches: int) -> dict[str, Any]:
     """Arguments of ``Checkpoints``."""
     return {
-        **_pick(args, 'recovery_interval', history='checkpoint_hist', accum_steps='grad_accum_steps'),
+        **_pick(args, 'recovery_interval', 'save_epochs', history='checkpoint_hist', accum_steps='grad_accum_steps'),
         'decreasing': metric == 'loss',
         'images_per_batch': args.batch_size * num_processes,
         'num_batches': num_batches,
+    }
+
+
+def schedule_kwargs(args: argparse.Namespace, metric: str, updates_per_epoch: int) -> dict[str, Any]:
+    """Arguments of ``create_schedule``."""
+    return {
+        **scheduler_kwargs(args, decreasing_metric=metric == 'loss'),
+        **_pick(args, 'stop_epoch', 'save_epochs'),
+        'updates_per_epoch': updates_per_epoch,
     }
 
 

@@ -4,12 +4,13 @@ import argparse
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from timm_dad.flags.losses import OF_TASK_LOSS
 from timm_dad.flags.rules import check_rules, under_flag, written
 from timm_dad.teachers.classes import read_class_file
 
 _KINDS = ('', 'demo', 'wds')
 _OF_LABELS = ('class_map', 'target_key')
-_OF_TASK_LOSS = ('smoothing', 'jsd_loss', 'bce_loss', 'bce_sum', 'bce_target_thresh', 'bce_pos_weight')
+_OF_TASK_LOSS = ('smoothing', *OF_TASK_LOSS)
 _TASK_WEIGHTS = ('dad_task_weight', 'dad_extra_task_weight')
 
 

@@ -1,10 +1,9 @@
-"""What a training minimizes: timm's task losses and its own distillation, the baselines of DAD."""
+"""timm's own distillation, a baseline of DAD."""
 
 import argparse
 from typing import Any
 
 import torch
-from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.task import (
     ClassificationTask,
     FeatureDistillationTask,
@@ -14,32 +13,8 @@ from timm.task import (
 )
 from torch import nn
 
-from timm_dad.flags.kwargs import mixes, torch_dtype
+from timm_dad.flags.kwargs import torch_dtype
 from timm_dad.flags.task import is_multilabel
-
-
-def create_criterion(args: argparse.Namespace) -> nn.Module:
-    """Create the task loss as timm's train.py chooses it."""
-    bce: dict[str, Any] = {
-        'target_threshold': args.bce_target_thresh,
-        'sum_classes': args.bce_sum,
-        'pos_weight': args.bce_pos_weight,
-    }
-    if is_multilabel(args):  # of soft targets, mixing has smoothed them
-        criterion: nn.Module = BinaryCrossEntropy(
-            smoothing=0.0 if mixes(args) else args.smoothing, smooth_dense=True, **bce
-        )
-    elif args.jsd_loss:
-        criterion = JsdCrossEntropy(num_splits=args.aug_splits, smoothing=args.smoothing)
-    elif mixes(args):  # targets are soft, and smoothed already
-        criterion = BinaryCrossEntropy(**bce) if args.bce_loss else SoftTargetCrossEntropy()
-    elif args.bce_loss:
-        criterion = BinaryCrossEntropy(smoothing=args.smoothing, **bce)
-    elif args.smoothing:
-        criterion = LabelSmoothingCrossEntropy(smoothing=args.smoothing)
-    else:
-        criterion = nn.CrossEntropyLoss()
-    return criterion
 
 
 def create_plain_task(

@@ -28,7 +28,8 @@ def create_student(args: argparse.Namespace) -> nn.Module:
     check_file_args(args, 'initial_checkpoint', 'pretrained_path', what='a checkpoint')
     if not args.model.startswith(('hf-hub:', 'hf_hub:', 'local-dir:')) and not timm.is_model(args.model.split('.')[0]):
         raise ValueError(f'--model must be a timm model, got {args.model!r} (timm.list_models() names them)')
-    overlay = {'pretrained_cfg_overlay': {'file': args.pretrained_path, 'num_classes': -1}}  # -1: adapt the head
+    overlay = {'file': args.pretrained_path, 'num_classes': -1} if args.pretrained_path else {}  # -1: adapt the head
+    overlay.update(args.pretrained_cfg_overlay)
     of_jax = args.initial_checkpoint.endswith(('.npz', '.npy'))  # timm knows how to read them
     with flag_errors('--model, --model-kwargs, --gp, --pretrained, --initial-checkpoint'):
         student: nn.Module = create_model(
@@ -43,7 +44,7 @@ def create_student(args: argparse.Namespace) -> nn.Module:
             bn_momentum=args.bn_momentum,
             bn_eps=args.bn_eps,
             checkpoint_path=args.initial_checkpoint if of_jax else '',
-            **(overlay if args.pretrained_path else {}),
+            **({'pretrained_cfg_overlay': overlay} if overlay else {}),
             **args.model_kwargs,
         )
     if args.initial_checkpoint and not of_jax:
@@ -113,7 +114,9 @@ def prepare_task(
         The optimizer, prepared.
     """
     if args.model_ema:
-        place = {'device': torch.device('cpu')} if args.model_ema_force_cpu else {}
+        place: dict[str, Any] = {'device': torch.device('cpu')} if args.model_ema_force_cpu else {}
+        if args.model_ema_force_fp32:
+            place['dtype'] = torch.float32
         task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup, **place)
         if resumed:
             load_task_ema_checkpoint(task, resumed)

@@ -20,8 +20,6 @@ _KINDS = ('hfds', 'hfids', 'tfds', 'wds')  # of data whose samples may have seve
 _FLAGS = ('target_format', 'multilabel_threshold')
 # Flags that are of one class an image, and why; they are off where they are empty, 0 or left out.
 _REFUSED = {
-    'jsd_loss': 'is a divergence of softmaxes',
-    'bce_loss': 'is what it trains with anyway',
     'kd_model_name': "is timm's distillation of one class an image: --dad distils several",
     'eval_suites': 'measures top-1',
     'no_labels': 'goes by one class an image',

@@ -11,7 +11,9 @@ from timm.utils import ParseKwargs
 
 from timm_dad.flags.data import add_source_args
 from timm_dad.flags.execution import WORKERS, add_device_arg
+from timm_dad.flags.losses import add_loss_args
 from timm_dad.flags.rules import written
+from timm_dad.flags.schedule import add_schedule_args
 from timm_dad.flags.task import METRICS, add_task_args
 
 _NAFLEX = ('NaFlex batches are patches, and the DAD view is made from images', 'use --img-size')
@@ -76,6 +78,9 @@ def _add_model_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--model', metavar='MODEL', default='resnet50', help='name of the student')
     group.add_argument('--pretrained', action='store_true', help='start from pretrained weights')
     group.add_argument('--pretrained-path', help='load this checkpoint as if it were the pretrained weights')
+    group.add_argument(
+        '--pretrained-cfg-overlay', nargs='*', default={}, action=_KeyValues, help='entries of the pretrained_cfg'
+    )
     group.add_argument('--initial-checkpoint', metavar='PATH', default='', help='load this checkpoint into the model')
     group.add_argument(
         '--resume', metavar='PATH', default='',
@@ -126,37 +131,7 @@ def _add_optimizer_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--layer-decay-min-scale', type=float, default=0, help='its lowest scale')
     group.add_argument('--layer-decay-no-opt-scale', type=float, help='layers below this scale are not trained')
     group.add_argument('--opt-kwargs', nargs='*', default={}, action=_KeyValues, help='arguments of the optimizer')
-    group = parser.add_argument_group('Learning rate schedule')
-    group.add_argument('--sched', default='cosine', metavar='SCHEDULER', help='schedule')
-    group.add_argument('--sched-on-updates', action='store_true', help='step the schedule each update')
-    group.add_argument('--lr', type=float, metavar='LR', help='learning rate, overrides --lr-base')
-    group.add_argument('--lr-base', type=float, default=0.1, metavar='LR', help='rate at --lr-base-size images a step')
-    group.add_argument('--lr-base-size', type=int, default=256, metavar='DIV', help='batch size of --lr-base')
-    group.add_argument(
-        '--lr-base-scale', default='', choices=('', 'linear', 'sqrt'), metavar='SCALE',
-        help='scaling with batch size: linear or sqrt (default: by --opt)',
-    )  # fmt: skip
-    group.add_argument('--lr-noise', type=float, nargs='+', metavar='PCT', help='noise on/off, fractions of the epochs')
-    group.add_argument('--lr-noise-pct', type=float, default=0.67, metavar='PERCENT', help='its limit')
-    group.add_argument('--lr-noise-std', type=float, default=1.0, metavar='STDDEV', help='its standard deviation')
-    group.add_argument('--lr-cycle-mul', type=float, default=1.0, metavar='MULT', help='growth of cycle lengths')
-    group.add_argument('--lr-cycle-decay', type=float, default=0.5, metavar='MULT', help='decay of each cycle')
-    group.add_argument('--lr-cycle-limit', type=int, default=1, metavar='N', help='cycles')
-    group.add_argument('--lr-k-decay', type=float, default=1.0, help='k-decay of cosine and poly')
-    group.add_argument('--warmup-lr', type=float, default=1e-5, metavar='LR', help='first learning rate')
-    group.add_argument('--min-lr', type=float, default=0, metavar='LR', help='lowest learning rate')
-    group.add_argument('--epochs', type=int, default=300, metavar='N', help='epochs')
-    group.add_argument('--epoch-repeats', type=float, default=0.0, metavar='N', help='passes an epoch, for streams')
-    group.add_argument('--start-epoch', type=int, metavar='N', help='start here, whatever a checkpoint says')
-    group.add_argument(
-        '--decay-milestones', default=[90, 180, 270], type=int, nargs='+', metavar='N', help='epochs of multistep'
-    )
-    group.add_argument('--decay-epochs', type=float, default=90, metavar='N', help='epochs between steps')
-    group.add_argument('--warmup-epochs', type=int, default=5, metavar='N', help='epochs of warm-up')
-    group.add_argument('--warmup-prefix', action='store_true', help='add the warm-up to the epochs')
-    group.add_argument('--cooldown-epochs', type=int, default=0, metavar='N', help='epochs at --min-lr at the end')
-    group.add_argument('--patience-epochs', type=int, default=10, metavar='N', help='patience of plateau')
-    group.add_argument('--decay-rate', '--dr', type=float, default=0.1, metavar='RATE', help='decay of the rate')
+    add_schedule_args(parser.add_argument_group('Learning rate schedule'))
 
 
 def add_transform_args(group: Any) -> None:
@@ -192,11 +167,7 @@ def _add_augmentation_args(parser: argparse.ArgumentParser) -> None:
     add_transform_args(group)
     group.add_argument('--aug-repeats', type=float, default=0, help='repeated augmentation (several processes only)')
     group.add_argument('--aug-splits', type=int, default=0, help='augmentation splits: 0, or 2 and more')
-    group.add_argument('--jsd-loss', action='store_true', help='Jensen-Shannon divergence + CE, with --aug-splits')
-    group.add_argument('--bce-loss', action='store_true', help='binary cross-entropy')
-    group.add_argument('--bce-sum', action='store_true', help='its sum over classes')
-    group.add_argument('--bce-target-thresh', type=float, help='its threshold for softened targets')
-    group.add_argument('--bce-pos-weight', type=float, help='its weight of positives')
+    add_loss_args(group)
     group.add_argument('--resplit', action='store_true', help='do not erase in the first augmentation split')
     add_mixing_args(group)
     group.add_argument('--mixup-mode', default='batch', choices=('batch', 'pair', 'elem'), help='what shares a draw')
@@ -218,6 +189,7 @@ def _add_augmentation_args(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('Model exponential moving average')
     group.add_argument('--model-ema', action='store_true', help='track a moving average, and evaluate it')
     group.add_argument('--model-ema-force-cpu', action='store_true', help='keep it on the CPU, and do not evaluate it')
+    group.add_argument('--model-ema-force-fp32', action='store_true', help='keep it in fp32 for a bfloat16 model')
     group.add_argument('--model-ema-decay', type=float, default=0.9998, help='its decay')
     group.add_argument('--model-ema-warmup', action='store_true', help='warm its decay up')
 
@@ -242,6 +214,9 @@ def _add_misc_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--log-interval', type=int, default=50, metavar='N', help='updates between two log lines')
     group.add_argument('--val-interval', type=int, default=1, metavar='N', help='epochs between two validations')
     group.add_argument('--recovery-interval', type=int, default=0, metavar='N', help='updates between recovery files')
+    group.add_argument(
+        '--save-epochs', type=int, nargs='+', default=[], metavar='N', help='keep milestone-N after these many epochs'
+    )
     group.add_argument('--checkpoint-hist', type=int, default=10, metavar='N', help='checkpoints to keep')
     group.add_argument('-j', '--workers', type=int, default=WORKERS, metavar='N', help='data loading processes')
     group.add_argument('--save-images', action='store_true', help='save a batch as a picture every --log-interval')
@@ -256,6 +231,10 @@ def _add_misc_args(parser: argparse.ArgumentParser) -> None:
         help='what "best" means (default: %(default)s; with --task multilabel map)',
     )  # fmt: skip
     group.add_argument('--use-multi-epochs-loader', action='store_true', help='loader processes live over epochs')
+    group.add_argument(
+        '--persistent-workers', action=argparse.BooleanOptionalAction, default=False,
+        help='the same, in any loader; the samples are those of new processes',
+    )  # fmt: skip
     group.add_argument('--log-wandb', action='store_true', help='the same as --log-with wandb')
     group.add_argument('--wandb-project', help='wandb project (default: timm-dad)')
     group.add_argument('--wandb-tags', default=[], nargs='+', help='wandb tags')

@@ -1,13 +1,18 @@
 """The DAD loss: cross-entropy plus distillation on the clean and the DAD view (Zhou et al. 2023, section 3.4)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import timm.loss
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from timm_dad.common.options import check_types, option
+from timm_dad.common.timm_version import NEW_TIMM, needs_new_timm
+
+Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +44,29 @@ class DADLossConfig:
                 raise ValueError(f'{name} must be 0 or more and finite, got {getattr(self, name)}')
         if self.label_free and (self.task_weight or self.extra_task_weight):
             raise ValueError('label_free leaves no task loss: task_weight and extra_task_weight must be 0 with it')
+
+
+def create_criterion(
+    criterion: Criterion | None, criterion_kwargs: Mapping[str, Any] | None, *, multi_label: bool = False
+) -> Criterion:
+    """Create the task loss as timm's tasks do, unless it is given; cross-entropy by default, or BCE.
+
+    Args:
+        criterion: Task loss of ``(student_logits, target)``.
+        criterion_kwargs: Arguments of ``timm.loss.create_classification_loss``, without a ``criterion``.
+        multi_label: Whether an image may have several classes.
+
+    Raises:
+        ValueError: If both are given, or timm has no such function yet or refuses the arguments.
+    """
+    if not criterion_kwargs:
+        return criterion or (nn.BCEWithLogitsLoss() if multi_label else nn.CrossEntropyLoss())
+    if criterion is not None:
+        raise ValueError(f'pass criterion or criterion_kwargs, not both: got {sorted(criterion_kwargs)}')
+    if not NEW_TIMM:
+        raise ValueError(needs_new_timm('criterion_kwargs'))
+    made: nn.Module = timm.loss.create_classification_loss(multi_label=multi_label, **criterion_kwargs)
+    return made
 
 
 def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -77,7 +105,7 @@ class DADLoss(nn.Module):
     def __init__(
         self,
         config: DADLossConfig | None = None,
-        criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
+        criterion: Criterion | None = None,
         distil: Callable[[Tensor, Tensor, float], Tensor] = distillation_loss,
     ) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from timm_dad.method.loss import distillation_loss, divergence, hard_labels, teacher_cross_entropy
 
@@ -46,9 +46,6 @@ class Targets(Protocol):
 
     def labels(self, target: Tensor) -> list[int]:
         """The labels of one target."""
-
-    def create_criterion(self) -> nn.Module:
-        """The task loss where none is given."""
 
     def create_evaluator(self, device: torch.device, **kwargs: Any) -> Any:
         """Create timm's evaluator; ``kwargs`` are its arguments."""
@@ -95,10 +92,6 @@ class SingleLabel:
     def labels(self, target: Tensor) -> list[int]:
         """The class index, of a target without dimensions."""
         return [int(target)]
-
-    def create_criterion(self) -> nn.Module:
-        """Cross-entropy."""
-        return nn.CrossEntropyLoss()
 
     def create_evaluator(self, device: torch.device, **kwargs: Any) -> Any:
         """Create timm's evaluator of top-1 and top-5; from timm 1.0.31 on."""
@@ -175,10 +168,6 @@ class MultiLabel:
         """The classes of a multi-hot target ``[K]``."""
         indices: list[int] = (target >= 0.5).nonzero()[:, 0].tolist()
         return indices
-
-    def create_criterion(self) -> nn.Module:
-        """BCE."""
-        return nn.BCEWithLogitsLoss()
 
     def create_evaluator(self, device: torch.device, **kwargs: Any) -> Any:
         """Create timm's evaluator of mAP and F1; from timm 1.0.31 on."""

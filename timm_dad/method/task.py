@@ -1,7 +1,7 @@
 """``DADTask``: Discrete Adversarial Distillation as a timm training task (Zhou et al. 2023, section 3.4)."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from timm_dad.method.augment import DADAugment
 from timm_dad.method.chunked import Chunked
 from timm_dad.method.disagreement import Disagreement
 from timm_dad.method.extra import ExtraView, Prepared, StoredAnswers
-from timm_dad.method.loss import DADLoss, DADLossConfig
+from timm_dad.method.loss import Criterion, DADLoss, DADLossConfig, create_criterion
 from timm_dad.method.parts import check_kinds, check_parts, describe_student, describe_teacher, keep_student_alone
 from timm_dad.method.replay import ReplayCache
 from timm_dad.method.schedule import DADSchedule
@@ -41,6 +41,7 @@ class DADTask(TrainingTask):  # type: ignore[misc]
             image, and not from the clean images (which may be augmented more).
         stored: The teacher's logits, of pairs whose targets are ``encode_target``'s.
         criterion: Task loss on all that the batch holds but extra views; that of ``targets`` by default.
+        criterion_kwargs: Without a ``criterion``: arguments of ``timm.loss.create_classification_loss`` (timm 1.0.31).
         loss: Temperature and weights; ``label_free`` for data without labels, whose targets are not read.
         targets: What targets are; ``SingleLabel()`` by default.
         schedule: Probability, weight and attack budget of the DAD view by epoch; told by ``set_epoch``.
@@ -72,7 +73,8 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         *,
         apart: bool = False,
         stored: StoredAnswers | None = None,
-        criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
+        criterion: Criterion | None = None,
+        criterion_kwargs: Mapping[str, Any] | None = None,
         loss: DADLossConfig | None = None,
         targets: Targets | None = None,
         schedule: DADSchedule | None = None,
@@ -105,11 +107,10 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         self.full_attack = augment.attack if augment else None
         self.chunked = augment.chunked if augment else Chunked(micro_batch)
         self.norm, self.num_splits, self.seed = norm, num_splits, seed
-        self.targets = targets or SingleLabel()
+        self.targets, self.schedule = targets or SingleLabel(), schedule or DADSchedule()
         self.multi_label = self.targets.multi_label  # as timm's tasks say it
-        criterion = criterion or self.targets.create_criterion()
+        criterion = create_criterion(criterion, criterion_kwargs, multi_label=self.multi_label)
         self.loss = DADLoss(loss, criterion, self.targets.distillation_loss).to(self.device)
-        self.schedule = schedule or DADSchedule()
         check_parts(teacher, stored, augment, self.targets, apart=apart, loss=self.loss.config, schedule=self.schedule)
         self.replay = ReplayCache(self.schedule.replay) if self.schedule.replay else None
         if augment is not None and getattr(augment.attack, 'objective', '') == 'disagreement':

@@ -1,6 +1,7 @@
 """Checkpoints by timm's saver, and what an exact resume needs beside them: the position in the epoch."""
 
 import argparse
+from collections.abc import Collection
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ class Checkpoints:
         num_batches: Batches of an epoch.
         accum_steps: Batches an update.
         recovery_interval: Updates between two recovery files; 0 for none.
+        save_epochs: Epochs after which the checkpoint is kept, whatever its metric.
     """
 
     task: TrainingTask
@@ -63,6 +65,7 @@ class Checkpoints:
     num_batches: int
     accum_steps: int = 1
     recovery_interval: int = 0
+    save_epochs: Collection[int] = ()
 
     def __post_init__(self) -> None:
         self._task = _TaskWithProgress(self.task)
@@ -78,6 +81,7 @@ class Checkpoints:
                 decreasing=self.decreasing,
                 max_history=self.history,
             )
+            self.saver.save_epochs = self.save_epochs
 
     def save_epoch(self, epoch: int, metric: float) -> dict[str, Any]:
         """Write ``last`` and, by its metric, a numbered checkpoint.

@@ -26,7 +26,10 @@ ARGS = 'args.yaml'
 SUMMARY = 'summary.csv'
 SUITES = 'suites.csv'
 # Flags that may differ between a run and its resumption without changing what is trained.
-_INCIDENTAL = {'config', 'data', 'experiment', 'local_rank', 'no_resume_opt', 'output', 'resume', 'start_epoch'}
+_INCIDENTAL = {
+    'config', 'data', 'experiment', 'local_rank', 'no_resume_opt', 'output', 'resume', 'save_epochs', 'start_epoch',
+    'stop_epoch',
+}  # fmt: skip
 _FIXED = ('model', 'num_classes', 'in_chans')
 # What the state of an optimizer holds, whatever the flags say; its rate is of the schedule.
 _OPTIMIZER = ('opt', 'opt_eps', 'opt_betas', 'opt_kwargs', 'momentum', 'weight_decay', 'layer_decay')

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,29 @@ _logger = logging.getLogger(__name__)
 
 
 class Saver(CheckpointSaver):  # type: ignore[misc]
-    """Write every file to the disk before it gets its name, and finish what a killed run began."""
+    """Write every file to the disk before it gets its name, and finish what a killed run began.
+
+    Attributes:
+        save_epochs: Epochs after which ``milestone-N`` is kept, whatever its metric.
+    """
+
+    save_epochs: Collection[int] = ()
+
+    def save_checkpoint(self, epoch: int, metric: float | None = None) -> tuple[float | None, int | None]:
+        """Write ``last``, by its metric a numbered checkpoint, and a milestone where one is due.
+
+        Returns:
+            Best metric and its epoch.
+        """
+        best: tuple[float | None, int | None] = super().save_checkpoint(epoch, metric)
+        self._keep_milestone(epoch)
+        return best
+
+    def _keep_milestone(self, epoch: int) -> None:
+        """Link ``last``, which is that of an epoch, as a milestone."""
+        path = Path(self.checkpoint_dir) / f'milestone-{epoch + 1}{self.extension}'
+        if epoch + 1 in self.save_epochs:
+            self._duplicate(str(path.with_name(LAST)), str(path))
 
     def _save(self, save_path: str, epoch: int, metric: float | None = None) -> None:
         # Given a path, torch hides what the disk says.
@@ -38,10 +61,12 @@ class Saver(CheckpointSaver):  # type: ignore[misc]
         found = [(epoch, metric, path) for path, (epoch, metric) in read.items() if metric is not None]
         self._rank(found)
         epoch, metric = _epoch_and_metric(folder / LAST)
+        if metric is not None:
+            self._keep_milestone(epoch)
         if metric is not None and epoch not in [entry[0] for entry in found] and self._earns_a_place(metric):
             if len(self.checkpoint_files) >= self.max_history:
                 self._cleanup_checkpoints(1)
-            path = Path(self._checkpoint_path(epoch))
+            path = folder / f'{self.save_prefix}-{epoch}{self.extension}'
             self._duplicate(str(folder / LAST), str(path))
             kept = [entry for entry in found if (str(entry[2]), entry[1]) in self.checkpoint_files]
             self._rank([*kept, (epoch, metric, path)])

@@ -1,13 +1,42 @@
 """What is due when: epochs by an interval, and timm's schedules, stepped as its train.py steps them."""
 
+from collections.abc import Collection
 from typing import Any
 
+from timm.scheduler import create_scheduler_v2
+
+from timm_dad.flags.rules import flag_errors
 from timm_dad.training.resume import Resumed, TrainState
 
 
-def is_due(epoch: int, interval: int, num_epochs: int) -> bool:
-    """Tell whether an epoch, from 0, is one of every ``interval``, or the last."""
-    return epoch + 1 == num_epochs or (epoch + 1) % interval == 0
+def is_due(epoch: int, interval: int, num_epochs: int, also: Collection[int] = ()) -> bool:
+    """Tell whether an epoch, from 0, is one of every ``interval``, the last, or the last of ``also`` many."""
+    return epoch + 1 == num_epochs or (epoch + 1) % interval == 0 or epoch + 1 in also
+
+
+def create_schedule(
+    optimizer: Any, *, stop_epoch: int | None, save_epochs: Collection[int], **settings: Any
+) -> tuple[Any, int]:
+    """Create timm's schedule.
+
+    Args:
+        optimizer: Of the student.
+        stop_epoch: Epochs to train of those that the schedule has; all by default.
+        save_epochs: Epochs after which a checkpoint is kept.
+        **settings: Passed on to ``create_scheduler_v2``.
+
+    Returns:
+        The schedule, and how many epochs to train.
+
+    Raises:
+        ValueError: If timm refuses the settings, or the schedule is over before an epoch of those above.
+    """
+    with flag_errors('--sched and its flags'):
+        scheduler, num_epochs = create_scheduler_v2(optimizer, **settings)
+    for flag, wanted in (('--stop-epoch', stop_epoch or 0), ('--save-epochs', max(save_epochs, default=0))):
+        if wanted > num_epochs:
+            raise ValueError(f'{flag} must be at most the {num_epochs} epochs of the training, got {wanted}')
+    return scheduler, stop_epoch or num_epochs
 
 
 def step_schedule(scheduler: Any, epoch: int, metric: float | None) -> None:
