@@ -518,6 +518,7 @@ DAD = ('--dad', '--dad-teacher', 'demo', '--dad-vqgan', 'demo')
     ('more', 'message'),
     [
         (('--jsd-loss', '--aug-splits', '2'), r'--jsd-loss is of no use to --task multilabel: use bce, asl, .* or db'),
+        ((*DAD, '--dad-temperature', 'auto'), r'--dad-temperature auto goes by the entropy of softmaxes'),
         (('--loss', 'ce'), r'--loss ce is of no use to --task multilabel: use bce, asl, poly, twoway, zlpr or db'),
         (('--loss', 'zlpr', '--mixup', '0.2'), r'--loss zlpr takes targets of 0 and 1 alone: leave --mixup, --cutmix'),
         (('--loss', 'db'), r"--loss db needs --class-stats, the counts of timm's class_weights.py"),

@@ -82,6 +82,8 @@ def check_task_args(args: argparse.Namespace, given: Collection[str], configured
         (kind in _KINDS and '/' in args.dataset,
          f'--task multilabel needs data with several labels an image, --dataset {"/, ".join(_KINDS)}/, got '
          f'{args.dataset or "a folder of one class each"} (a folder with metadata.jsonl is --dataset hfds/FOLDER)'),
+        (getattr(args, 'dad_temperature', None) != 'auto',
+         '--task multilabel: --dad-temperature auto goes by the entropy of softmaxes; give a number'),
         (0 < args.multilabel_threshold < 1,
          f'--multilabel-threshold must be between 0 and 1, got {args.multilabel_threshold}'),
         (metric in (*METRICS, 'loss'),
