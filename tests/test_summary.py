@@ -59,7 +59,7 @@ def test_classes_without_images_and_data_without_names():
     manifest = ShardManifest({'codes_used': 'gA=='}, [{'label': 2, 'views': views}])
 
     class Set:
-        class_names, label_free = None, False
+        class_names, one_class = None, True
         num_images = 1
 
         def manifests(self):
