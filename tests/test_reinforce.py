@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from dad_sets import CLASSES, write_dad_set
 from PIL import Image
-from timm.data import create_dataset
+from timm.data import FastCollateMixup, create_dataset
 
 import train_dad
 from timm_dad.cli import main
@@ -28,6 +28,7 @@ from timm_dad.flags import kwargs
 from timm_dad.flags.pairs import open_dad_set, pair_dataset
 from timm_dad.flags.reinforce import reinforce_config, stored_logits
 from timm_dad.flags.train import parse_args
+from timm_dad.timm_train import pair_views
 from timm_dad.training.loaders import PairCollateMixup, PairMixup, create_mixup, create_train_loader
 
 CONFIG = {
@@ -174,6 +175,14 @@ def test_a_mixture_depends_on_the_sample_alone(made):
         views, target = samples[index]
         assert target == forward[index][1]
         assert all(map(torch.equal, views, forward[index][0]))
+
+
+def test_timms_own_script_mixes_no_mixtures_again(made):
+    store(made, *MIX)
+    args = parse_args([*FLAGS, '--dad-dir', str(made / 'set'), *AUG, *MIX])
+    pairs, collate = pair_views(args, data(made), CONFIG, FastCollateMixup(num_classes=4))
+    assert collate is None
+    assert pairs.mixtures is not None
 
 
 @pytest.mark.slow

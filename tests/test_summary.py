@@ -9,8 +9,8 @@ from test_generate import AUGMENT, SIDE, Memory, Stream, items, make, make_augme
 
 from timm_dad.dad_sets.formats import unpack_codes
 from timm_dad.dad_sets.manifest import ShardManifest, read_json
-from timm_dad.dad_sets.read import DADSet
-from timm_dad.dad_sets.summary import CONTACT_SHEET, contact_sheet, format_summary, summarize
+from timm_dad.dad_sets.read import DADSet, SetFolder
+from timm_dad.dad_sets.summary import CONTACT_SHEET, Totals, contact_sheet, format_summary
 from timm_dad.data.images import Frame, Source
 
 
@@ -62,11 +62,9 @@ def test_classes_without_images_and_data_without_names():
         class_names, one_class = None, True
         num_images = 1
 
-        def manifests(self):
-            return [manifest]
-
-    summary = summarize(Set(), 5)
-    assert summary == {
+    totals = Totals(5)
+    assert totals.add(manifest) is manifest
+    assert totals.summary(Set()) == {
         'images': 1, 'views': 2, 'teacher_kept': 0.5, 'l2': 1.5, 'codebook_used': 0.2, 'bytes_per_view': 5.0,
         'kept_by_class': {'2': 0.5},
     }  # fmt: skip
@@ -76,7 +74,7 @@ def test_a_damaged_manifest_is_named(root, tmp_path):
     root = shutil.copytree(root, tmp_path / 'set')
     (root / 'manifest' / '000001.jsonl').write_bytes(b'{}')
     with pytest.raises(ValueError, match=r'manifest/000001\.jsonl is damaged \(.*\): timm-dad generate --repair'):
-        summarize(DADSet(root), 32)
+        list(map(Totals(32).add, DADSet(root).manifests()))
 
 
 def test_text_says_all_of_it(root):
@@ -152,3 +150,11 @@ def test_codes_are_decoded_for_the_sheet(source, root, tmp_path):
     make(source, tmp_path, format='codes', num_views=2)
     assert (tmp_path / CONTACT_SHEET).read_bytes() == (root / CONTACT_SHEET).read_bytes()
     assert not AUGMENT.vqgan.training
+
+
+def test_manifests_of_a_finished_set_are_parsed_once(source, tmp_path, monkeypatch):
+    parsed, manifest = [], SetFolder.manifest
+    monkeypatch.setattr(SetFolder, 'manifest', lambda self, shard: parsed.append(shard) or manifest(self, shard))
+    make(source, tmp_path)
+    assert parsed == sorted(set(parsed))
+    assert parsed

@@ -14,6 +14,7 @@ from timm_dad.dad_sets.formats import place_of, wds_info
 from timm_dad.dad_sets.manifest import (
     INDEX,
     SETTINGS,
+    ShardManifest,
     canonical_json,
     index_hash,
     manifest_path,
@@ -44,10 +45,11 @@ def _write(folder: ShardedFolder, source: Source, frame: Frame, augment: DADAugm
     root, index = folder.root, begin_index(folder)
     whole = SetFolder(root, index=index)
     shape = table_shape(folder.num_images, whole.settings['views']['count'])
-    index['files'] = [write_table(root, whole.manifests(), shape, folder.work('finish'))]
+    totals = Totals(augment.vqgan.config.n_embed)  # of the same pass over the manifests
+    index['files'] = [write_table(root, map(totals.add, whole.manifests()), shape, folder.work('finish'))]
     dad_set = DADSet(root, index=index)
     dad_set.decoder = augment.vqgan
-    index['summary'] = summarize(dad_set, augment.vqgan.config.n_embed)
+    index['summary'] = totals.summary(dad_set)
     images = source.some(_PAIRS)
     folder.bring({dad_set.view_file(index, 0, source.name(index, image.label)) for index, image in images.items()})
     files = {CONTACT_SHEET: contact_sheet(dad_set, source, frame, images)}
@@ -84,39 +86,49 @@ def end_index(folder: ShardedFolder, index: dict[str, Any], files: dict[str, byt
     sync_folders(root, [root / INDEX])
 
 
-def summarize(dad_set: DADSet, n_embed: int) -> dict[str, Any]:
-    """Read all manifests, one at a time, of a set whose VQGAN has ``n_embed`` codes.
+class Totals:
+    """What the summary of a set counts, of one manifest after the other; its VQGAN has ``n_embed`` codes."""
 
-    Returns:
-        ``images``, ``views``, ``teacher_kept`` (fraction of the views on which the teacher predicts the label), ``l2``
-        (mean distance of a view to its image, over the whole ``[3, H, W]`` tensor in [0, 1] pixel units),
-        ``codebook_used`` (fraction of the codes), ``bytes_per_view``, and ``kept_by_class``, empty without labels.
-    """
-    count, size, l2 = 0, 0, 0.0
-    by_class: dict[int, list[int]] = {}
-    used = np.zeros(n_embed, bool)
-    for manifest in dad_set.manifests():
-        used |= np.unpackbits(np.frombuffer(base64.b64decode(manifest.header['codes_used']), np.uint8))[:n_embed] == 1
+    def __init__(self, n_embed: int) -> None:
+        self.count, self.size, self.l2 = 0, 0, 0.0
+        self.by_class: dict[int, list[int]] = {}
+        self.used = np.zeros(n_embed, bool)
+
+    def add(self, manifest: ShardManifest) -> ShardManifest:
+        """Count the views of a shard; returns its manifest."""
+        codes = np.frombuffer(base64.b64decode(manifest.header['codes_used']), np.uint8)
+        self.used |= np.unpackbits(codes)[: len(self.used)] == 1
         for item in manifest.items:
-            of_class = by_class.setdefault(item['label'], [0, 0])
+            of_class = self.by_class.setdefault(item['label'], [0, 0])
             for view in item['views']:
-                count, size, l2 = count + 1, size + view['bytes'], l2 + view['l2']
+                self.count, self.size, self.l2 = self.count + 1, self.size + view['bytes'], self.l2 + view['l2']
                 of_class[0] += view['kept']
                 of_class[1] += 1
-    names = dad_set.class_names
-    return {
-        'images': dad_set.num_images,
-        'views': count,
-        'teacher_kept': sum(kept for kept, _ in by_class.values()) / count,
-        'l2': l2 / count,
-        'codebook_used': float(used.mean()),
-        'bytes_per_view': size / count,
-        'kept_by_class': {
-            names[label] if names else str(label): kept / total for label, (kept, total) in sorted(by_class.items())
+        return manifest
+
+    def summary(self, dad_set: DADSet) -> dict[str, Any]:
+        """The summary of the set whose manifests were added.
+
+        Returns:
+            ``images``, ``views``, ``teacher_kept`` (fraction of the views on which the teacher predicts the label),
+            ``l2`` (mean distance of a view to its image, over the whole ``[3, H, W]`` tensor in [0, 1] pixel units),
+            ``codebook_used`` (fraction of the codes), ``bytes_per_view``, and ``kept_by_class``, empty without labels.
+        """
+        names = dad_set.class_names
+        return {
+            'images': dad_set.num_images,
+            'views': self.count,
+            'teacher_kept': sum(kept for kept, _ in self.by_class.values()) / self.count,
+            'l2': self.l2 / self.count,
+            'codebook_used': float(self.used.mean()),
+            'bytes_per_view': self.size / self.count,
+            'kept_by_class': {
+                names[label] if names else str(label): kept / total
+                for label, (kept, total) in sorted(self.by_class.items())
+            }
+            if dad_set.one_class
+            else {},
         }
-        if dad_set.one_class
-        else {},
-    }
 
 
 def format_summary(summary: dict[str, Any], place: Path | str) -> str:
