@@ -144,6 +144,19 @@ def test_projection_is_what_its_formula_says(tmp_path):
     assert '| projected | 1 GPU | 8 GPUs | 64 GPUs |' in projection_tables(projection)['projection']
 
 
+@pytest.mark.slow
+def test_costs_of_vqgans_are_those_of_the_docs_at_another_size(monkeypatch, capsys):
+    from timm_dad.vqgan.presets import PRESETS
+    from timm_dad.vqgan_training.distill import pass_macs
+
+    monkeypatch.setattr(sys, 'argv', ['vqgans', '--quick', '--device', 'cpu', '--presets', 'imagenet-f16-1024'])
+    importlib.import_module('vqgans').main()
+    gmacs = pass_macs(PRESETS['imagenet-f16-1024'].config, 32) / 1e9
+    row = capsys.readouterr().out.splitlines()[2]
+    assert row.startswith(f'| `imagenet-f16-1024` | 2 x 2 | 10 x 4 = 40 | 72.1 | {gmacs:.0f} | ')
+    assert float(row.split('|')[6].split()[0]) > 0
+
+
 @pytest.mark.parametrize('script', ['scaling', 'projection'])
 def test_quick_does_not_write_over_measurements(script, monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', [script, '--quick'])

@@ -662,6 +662,17 @@ def test_the_table_of_the_docs_is_what_its_code_computes(capsys):
         assert f'| {config.factor} |' in rows[name]
 
 
+def test_the_table_of_what_presets_are_worth_is_theirs():
+    rows = {
+        row.split('`')[1]: row for row in DOCS.read_text().splitlines() if row.startswith('| `') and row.count('|') == 8
+    }
+    assert set(rows) == set(PRESETS)
+    for name, preset in PRESETS.items():
+        side, bits = 224 // preset.config.factor, (preset.config.n_embed - 1).bit_length()
+        assert f'| {side} x {side} x {bits} = {side * side * bits:,} |' in rows[name]
+        assert rows[name].endswith(f'| {preset.licence} |')
+
+
 def test_the_flag_names_the_presets(capsys):
     from timm_dad.flags.dad import add_dad_args
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 
@@ -33,6 +33,10 @@ _BUILT = {
 }
 
 
+QuantizerName = Literal['nearest', 'gumbel', 'cosine', 'inner_product', 'sign']
+NetworksName = Literal['taming', 'tiny', 'movq', 'magvit2']
+
+
 @dataclass(frozen=True, kw_only=True)
 class VQGANConfig:
     """Architecture of a VQGAN, in the words of taming-transformers' YAML (``model.params``).
@@ -44,8 +48,8 @@ class VQGANConfig:
     ddconfig: Mapping[str, Any]  # arguments of taming's Encoder and Decoder: ch, ch_mult, z_channels, ...
     n_embed: int  # codes in the codebook
     embed_dim: int  # channels of one code
-    quantizer: Literal['nearest', 'gumbel', 'cosine', 'inner_product', 'sign'] = 'nearest'  # how a code is chosen
-    networks: Literal['taming', 'tiny', 'movq', 'magvit2'] = 'taming'
+    quantizer: QuantizerName = 'nearest'  # how a code is chosen
+    networks: NetworksName = 'taming'
 
     def __post_init__(self) -> None:
         required = ['ch', 'ch_mult', 'num_res_blocks', 'in_channels', 'out_ch', 'z_channels', 'resolution']
@@ -68,6 +72,9 @@ class VQGANConfig:
         self._check_codes()
 
     def _check_codes(self) -> None:
+        for name, known in (('quantizer', get_args(QuantizerName)), ('networks', get_args(NetworksName))):
+            if getattr(self, name) not in known:
+                raise ValueError(f'{name} must be one of {", ".join(known)}, got {getattr(self, name)!r}')
         channels = self.ddconfig['z_channels']
         if self.quantizer in ('gumbel', 'sign') and self.embed_dim != channels:
             kind = self.quantizer.capitalize()
