@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import reference_tokenizers as of
@@ -22,6 +23,7 @@ from timm_dad.common.macs import count_macs
 from timm_dad.dad_sets.formats import unpack_codes
 from timm_dad.dad_sets.match import check_decoder
 from timm_dad.dad_sets.read import DADSet
+from timm_dad.flags.header import log_models
 from timm_dad.flags.moved import absolute, find_here, without_folder
 from timm_dad.frozen.prepare import prepare_frozen
 from timm_dad.method.attack import AttackConfig
@@ -278,6 +280,17 @@ def test_info_shows_licence_and_hash(pipeline, tmp_path, monkeypatch, capsys):
     AcceleratorState._reset_state(reset_partial_state=True)
     digest = sha256_of_file(pipeline / 'movq' / 'diffusion_pytorch_model.safetensors')
     assert f'VQGAN: licence openrail++, SHA-256 {digest}\n' in capsys.readouterr().out
+
+
+def test_training_shows_licence_and_hash_of_what_is_public(pipeline, teacher, caplog):
+    caplog.set_level('INFO', logger='timm_dad')
+    digest = sha256_of_file(pipeline / 'ibq.safetensors')
+    for spec, shown in (('hf://ada/pipeline/ibq.safetensors', f'; licence openrail++, SHA-256 {digest[:12]}'),
+                        (str(pipeline / 'ibq.safetensors'), '')):  # fmt: skip
+        augment = DADAugment(teacher, load_vqgan(spec), **HALF)
+        args = SimpleNamespace(dad_vqgan=spec, dad_cache=0)
+        log_models(args, SimpleNamespace(teacher=None), augment, None)
+        assert f'VQGAN: {spec}, 32 codes of 4x4 pixels{shown}' in caplog.messages
 
 
 def test_presets_of_folders_are_as_diffusers_scripts_and_llamagens_code_describe_them():

@@ -406,15 +406,13 @@ row('vqgan-preset', f'{NO_VQGAN} --dad-vqgan openimages-f8-16385', '--dad-vqgan'
 row('vqgan-hub-name', f'{NO_VQGAN} --dad-vqgan hf://ada', '--dad-vqgan', 'hf://ada', 'USER/NAME')
 row('vqgan-hub-parent', f'{NO_VQGAN} --dad-vqgan hf://ada/b/../c', '--dad-vqgan', r'hf://ada/b/\.\./c', 'USER/NAME')
 row('vqgan-yaml-quantizer', f'{NO_VQGAN} --dad-vqgan vqgan.safetensors', '--dad-vqgan|quantizer', 'fsq',
-    'one of nearest', files={'vqgan.yaml':
-           'model: {target: timm_dad.VQGAN, params: {quantizer: fsq, networks: tiny, n_embed: 8, '
-           'embed_dim: 4, ddconfig: {ch: 8, ch_mult: [1, 1], num_res_blocks: 1, attn_resolutions: [], in_channels: 3, '
-           'out_ch: 3, z_channels: 4, resolution: 32}}}\n'})  # fmt: skip
+    'one of nearest', files={'vqgan.yaml': 'model: {target: timm_dad.VQGAN, params: {quantizer: fsq, networks: tiny, '
+    'n_embed: 8, embed_dim: 4, ddconfig: {ch: 8, ch_mult: [1, 1], num_res_blocks: 1, attn_resolutions: [], '
+    'in_channels: 3, out_ch: 3, z_channels: 4, resolution: 32}}}\n'})  # fmt: skip
 row('vqgan-yaml-signs', f'{NO_VQGAN} --dad-vqgan vqgan.safetensors', '--dad-vqgan|n_embed', r'\b31\b',
-    r'2 \*\* embed_dim', files={'vqgan.yaml':
-           'model: {class_path: src.Open_MAGVIT2.models.lfqgan.VQModel, init_args: {n_embed: 31, '
-           'embed_dim: 5, ddconfig: {ch: 32, ch_mult: [1, 1], num_res_blocks: 1, in_channels: 3, out_ch: 3, '
-           'z_channels: 5, resolution: 32}}}\n'})  # fmt: skip
+    r'2 \*\* embed_dim', files={'vqgan.yaml': 'model: {class_path: src.Open_MAGVIT2.models.lfqgan.VQModel, init_args: '
+    '{n_embed: 31, embed_dim: 5, ddconfig: {ch: 32, ch_mult: [1, 1], num_res_blocks: 1, in_channels: 3, out_ch: 3, '
+    'z_channels: 5, resolution: 32}}}\n'})  # fmt: skip
 row('vqgan-without-yaml', f'{NO_VQGAN} --dad-vqgan vqgan.safetensors', '--dad-vqgan', r'vqgan\.yaml', ABSENT,
     change=lambda root: (root / 'vqgan.yaml').unlink())  # fmt: skip
 row('vqgan-yaml-empty', f'{NO_VQGAN} --dad-vqgan vqgan.safetensors', '--dad-vqgan', r'vqgan\.yaml', FILE,
