@@ -341,10 +341,12 @@ def test_a_set_of_several_teachers_keeps_all_of_them(files, tmp_path, monkeypatc
     assert f'--dad-temperature {settings["teacher"]["temperature"]:g}' in command
     monkeypatch.setattr(temperature, 'fit_temperature', no_fit)
     make_set(files, tmp_path / 'set', *models(files, 1, 2), *AUTO)
-    args = from_set(files, tmp_path / 'set', *AUTO)
-    assert args.dad_teacher_temperatures == each
-    teacher = temperature_teacher(args)
-    assert teacher.fingerprint() == settings['teacher']['fingerprint']
+    for given in (AUTO, ()):
+        args = from_set(files, tmp_path / 'set', *given)
+        assert args.dad_teacher_temperatures == each
+        teacher = temperature_teacher(args)
+        assert teacher.fingerprint() == settings['teacher']['fingerprint']
+    assert from_set(files, tmp_path / 'set', '--dad-temperature', '2').dad_temperature == 2.0
 
 
 def test_answers_on_augmentations_are_kept_at_it(files, tmp_path):

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from test_teachers import NAMES, own_cache, parse  # noqa: F401 (a fixture)
 from torch import nn
 
-from timm_dad.evaluation.models import parse_models
+from timm_dad.evaluation.models import ModelOptions, open_model, parse_models
 from timm_dad.flags.moved import absolute, find_here, without_folder
 from timm_dad.flags.teacher import check_teacher_args, create_teacher
 from timm_dad.teachers.spec import DataClasses, check_spec, create_teacher_by_spec, split_wise
@@ -214,3 +214,8 @@ def test_evaluate_takes_one_as_a_model():
     assert (model.name, model.spec) == ('soup', 'wise:timm:a+timm:b@0.5')
     with pytest.raises(ValueError, match='must be wise:A'):
         parse_models(['wise:timm:a@0.5'])
+    demo, both = (open_model(one, DATA, ModelOptions()) for one in parse_models(['demo', 'wise:demo+demo@0.5']))
+    x_pix = torch.rand(2, 3, *both.frame.size)
+    assert both.frame == demo.frame
+    torch.testing.assert_close(both.network(x_pix), demo.network(x_pix), atol=1e-4, rtol=1e-4)
+    assert both.fingerprint != demo.fingerprint

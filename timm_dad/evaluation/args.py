@@ -47,7 +47,7 @@ def create_parser() -> Parser:
         '--model', metavar='SPEC', nargs='+', action='extend', required=True,
         help="models, compared with the first one, each with a name or without (NAME=SPEC): a name of timm, "
         "timm:MODEL/FILE, open_clip:MODEL/PRETRAINED (zero-shot), probe:FILE, run:FOLDER (the student of a "
-        "`timm-dad train`), teacher:FOLDER (that run's teacher) or demo",
+        "`timm-dad train`), teacher:FOLDER (that run's teacher), demo or wise:A+B@ALPHA (weights between those of two)",
     )  # fmt: skip
     parser.add_argument('--output', metavar='DIR', required=True, help='folder of the results; the same one to go on')
     group = parser.add_argument_group('Suites')

@@ -25,7 +25,7 @@ from timm_dad.flags.reinforce import add_pairing_args, check_replay_args, open_r
 from timm_dad.flags.rules import check_rules, under_flag, written
 from timm_dad.flags.task import is_multilabel, set_facts
 from timm_dad.flags.teacher import TEACHER_FLAGS
-from timm_dad.flags.temperature import take_set_temperature
+from timm_dad.flags.temperature import AUTO, take_set_temperature
 from timm_dad.method.augment import DADAugment
 from timm_dad.vqgan.load import load_vqgan
 from timm_dad.vqgan.model import VQGAN
@@ -138,6 +138,8 @@ def check_set_args(args: argparse.Namespace, given: Mapping[str, Any], *, loads_
     for flag in (written(name) for name in given if name in VIEW_FLAGS):
         if flag != '--dad-vqgan' or settings['files']['format'] != 'codes':  # of codes, it is what decodes them
             raise ValueError(f'{flag} {reasons.get(flag, fixed)}')
+    if 'temperature' in settings['teacher'] and 'dad_temperature' not in given:
+        args.dad_temperature = AUTO  # several teachers are another teacher at another one
     take_set_temperature(args, settings, args.dad_dir)
     if loads_teacher and not args.dad_teacher:
         for name, value in settings['teacher']['flags'].items():
@@ -162,7 +164,7 @@ def _check_stored_logits_args(args: argparse.Namespace, given: Mapping[str, Any]
          f'--dad-stored-logits: {args.dad_dir} has none; timm-dad generate --dad-store-logits makes a set with them'),
         (logits is None or logits['temperature'] == args.dad_temperature,
          f'--dad-temperature must be that of the stored logits, {logits and logits["temperature"]}, got '
-         f'{args.dad_temperature}'),
+         f'{args.dad_temperature} (auto takes theirs)'),
         (args.no_aug, f'{as_they_are}: add --no-aug, or reinforce the set (timm-dad generate --reinforce N)'),
         (not augmented, f'{as_they_are}: leave {"".join(map(written, augmented[:1]))} out'),
     )  # fmt: skip

@@ -39,7 +39,7 @@ _Config = TypeVar('_Config', bound=OptimizerConfig)
 
 def _add_train_flags(parser: argparse.ArgumentParser) -> None:
     _add_data_flags(parser, img_size='256, or that of --init')
-    group = parser.add_argument_group("Architecture, in taming's words", 'By default the f8 VQGAN of the paper.')
+    group = parser.add_argument_group("Architecture, in taming's words", "By default an f8 VQGAN like the paper's.")
     group.add_argument('--init', metavar='PATH', help='VQGAN to fine-tune, as --dad-vqgan takes it; or demo')
     for name, (nargs, what) in _ARCHITECTURE.items():
         text = f'{what} (default: {_DEFAULTS[name] or "that of the codes"})'
