@@ -44,8 +44,6 @@ from timm_dad.training.resume import find_newest
 from timm_dad.training.run_folder import RunFolder
 from timm_dad.vqgan.load import load_vqgan
 
-pytestmark = pytest.mark.timm
-
 REPO = Path(train_dad.__file__).parent
 
 
@@ -168,6 +166,7 @@ def test_a_set_of_other_pictures_ends_with_one_line(pictures, dad_set, tmp_path,
     assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.timm
 def test_checkpoint_holds_the_student_alone_and_timm_loads_it(pictures, tmp_path):
     train_dad.main(flags(pictures, tmp_path, *DAD, '--model-ema'))
     checkpoint = weights(tmp_path)
@@ -187,6 +186,7 @@ def test_equal_seeds_give_equal_bits_and_other_seeds_do_not(pictures, tmp_path):
     assert states[0] == states[1] != states[2]
 
 
+@pytest.mark.timm
 @pytest.mark.parametrize(
     'source',
     ['fresh', 'plateau', *(pytest.param(name, marks=pytest.mark.slow) for name in ('lookahead', 'cache', 'set'))],
@@ -230,6 +230,7 @@ def test_a_resumed_run_ends_with_the_bits_of_an_undisturbed_one(
     assert f'Already finished: all 4 epochs are done, in {tmp_path}/broken/run; more --epochs go on' in caplog.text
 
 
+@pytest.mark.timm
 @pytest.mark.parametrize('sched', ['cosine', pytest.param('wsd', marks=[needs_new_timm, pytest.mark.slow])])
 def test_a_run_that_stops_on_its_way_goes_on_to_the_bits_of_one_that_did_not(pictures, tmp_path, caplog, sched):
     caplog.set_level('INFO', logger='timm_dad')
@@ -313,6 +314,7 @@ def bad_folder(tmp_path, pictures, kind):
     return root
 
 
+@pytest.mark.timm
 @pytest.mark.parametrize(
     ('more', 'message'),
     [
@@ -965,6 +967,7 @@ def variant(flag, things):
     return ([part.format(**things) for part in parts] for parts in VARIANTS[flag])
 
 
+@pytest.mark.timm
 @pytest.mark.parametrize('flag', sorted(set(VARIANTS) - BY_RUN))
 def test_flag_reaches_a_factory(flag, pictures, things, monkeypatch):
     common, changed = variant(flag, things)
@@ -1059,6 +1062,7 @@ def test_switches_reach_timm(monkeypatch, tmp_path):
         assert seen == expected
 
 
+@pytest.mark.timm
 def test_kd_flags_reach_timm(monkeypatch):
     seen = []
     for name in KD_TASKS:
