@@ -506,7 +506,7 @@ def test_an_index_source_gives_encoded_labels(data):
 def error_of(capsys, function, argv):
     with pytest.raises(SystemExit):
         function(argv)
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith('timm-dad')]
     return line
 
 
