@@ -25,3 +25,7 @@ def test_files_that_the_readme_names_exist():
     root = Path(__file__).parents[1]
     for target in re.findall(r'\]\((?!http)([^)#]+)\)', README):
         assert (root / target).exists(), target
+
+
+def test_it_is_short():
+    assert len(README.splitlines()) <= 120
