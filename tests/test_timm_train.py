@@ -214,6 +214,10 @@ def seen():
         ((*DAD, '--train-img-sizes', '32', '48'), '--dad does not go with --train-img-sizes'),
         ((*DAD[:3], '--dad-dir', '{dad_set}', '--mixup', '0.2', '--no-prefetcher'), 'needs the prefetcher'),
         ((*DAD[:3], '--dad-dir', '{dad_set}', '--dad-eps', '0.2'), '--dad-eps was fixed when the DAD set was made'),
+        (
+            ('--dad', '--dad-dir', '{dad_set}', '--dad-stored-logits', '--no-aug', '--dad-feature-weight', '1'),
+            '--dad-feature-weight asks the teacher for its features',
+        ),
         ((*DAD[:3], '--dad-dir', 'nowhere'), '--dad-dir: nowhere holds no DAD set'),
         ((*DAD, '--kd-model-name', 'resnet18'), '--kd-model-name is another distillation than --dad'),
         (('--dad-eps', '0.1'), '--dad-eps needs --dad'),
@@ -291,6 +295,15 @@ def test_the_task_has_the_loaders_normalization_and_the_datas_class_names(parse,
     assert task.loss.criterion is criterion
     assert task.trainable_module is model
     assert task.teacher(torch.rand(2, 3, 32, 32)).shape == (2, 4)
+
+
+def test_the_task_with_features_trains_an_adapter_and_evaluates_the_model(parse, pictures):
+    dataset = create_dataset('', str(pictures), split='train')
+    model = timm.create_model('test_resnet', num_classes=4)
+    args = parse(*DAD, '--num-classes', '4', '--dad-feature-weight', '1')
+    task = create_task(args, model, nn.CrossEntropyLoss(), dataset, DATA_CONFIG, torch.device('cpu'))
+    assert task.get_eval_model() is model
+    assert task.get_trainable_module().projection.out_features == task.teacher.feature_dim > 0
 
 
 def test_class_names_are_found_behind_augmix(parse, pictures):

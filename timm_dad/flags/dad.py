@@ -21,7 +21,7 @@ from timm_dad.flags.pairs import add_pair_args, check_pair_args, makes_views, tr
 from timm_dad.flags.recipe import add_recipe_arg, apply_recipe
 from timm_dad.flags.reinforce import stored_logits
 from timm_dad.flags.rules import check_rules, under_flag, written
-from timm_dad.flags.teacher import check_teacher_args, create_teacher
+from timm_dad.flags.teacher import check_teacher_args, create_teacher, teacher_specs
 from timm_dad.flags.views import (
     NO_VQGAN,
     add_speed_args,
@@ -39,7 +39,10 @@ from timm_dad.preview.first_look import FirstLook, first_pictures, log_look, loo
 
 _logger = logging.getLogger(__name__)
 
-_LOSS = {**dad_flags('temperature', 'task_weight', 'kd_weight', 'extra_task_weight'), 'dad_weight': 'dad_weight'}
+_LOSS = {
+    **dad_flags('temperature', 'task_weight', 'kd_weight', 'extra_task_weight', 'feature_weight'),
+    'dad_weight': 'dad_weight',
+}
 _SCHEDULE = dad_flags('prob', 'every', 'replay', 'warmup_epochs', 'off_epoch', 'eps_sched', 'eps_start')
 
 
@@ -104,6 +107,11 @@ def check_dad_args(
         (args.dad_look >= 0, f'--dad-look must be 0 or more, got {args.dad_look}'),
         (not (args.dad_extra_task_weight and args.jsd_loss),
          '--dad-extra-task-weight is a task loss of one view, and --jsd-loss one of several: leave one of them out'),
+        (not (args.dad_feature_weight and args.dad_stored_logits),
+         '--dad-feature-weight asks the teacher for its features, and --dad-stored-logits takes its logits from a set: '
+         'leave one of them out'),
+        (not args.dad_feature_weight or len(teacher_specs(args)) < 2,
+         f'--dad-feature-weight is for one teacher, got --dad-teacher {" ".join(teacher_specs(args))}'),
         (not args.kd_model_name, '--kd-model-name is another distillation than --dad: give one of them'),
         (channels == 3, f'--dad needs images of 3 channels, got {channels}'),
         (constant or not uses_cache(args),
@@ -166,6 +174,9 @@ def build_task(
         if dad_set is not None:
             with under_flag(f'--dad-dir {args.dad_dir}:'):
                 check_teacher(dad_set, teacher)
+        if args.dad_feature_weight:
+            with under_flag('--dad-feature-weight:'):
+                teacher.with_features()
         vqgan = create_vqgan(args, size) if dad_set is None and args.dad_view == 'dad' else None
         prepare_models(args, teacher, vqgan, size, device, args.batch_size)
         if vqgan is not None:

@@ -66,6 +66,10 @@ class TeacherEnsemble(Teacher):
         weights = [round(weight, 6) for weight in self.log_weights.tolist()]
         return content_hash({}, {'teachers': members, 'log_weights': weights, 'temperature': self.temperature})
 
+    def with_features(self) -> Teacher:
+        """Refuse with ``ValueError``: the teachers' features are of different spaces."""
+        raise ValueError('features are of one teacher: several have none in common')
+
     def forward(self, x_pix: Tensor) -> Tensor:
         """Logits ``[B, K]`` of images ``[B, 3, H, W]`` in [0, 1]; gradients reach ``x_pix`` through all teachers."""
         logits = torch.stack([teacher(x_pix).float() for teacher in self.teachers])  # [teachers, B, K]
