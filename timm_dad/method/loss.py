@@ -30,7 +30,9 @@ class DADLossConfig:
     kd_weight: float = option(0.5, 'weight of the distillation on the clean view')
     dad_weight: float = option(0.5, 'weight of the distillation on the extra view')
     extra_task_weight: float = option(0.0, 'weight of the task loss on the extra view, with the label of its image')
-    feature_weight: float = option(0.0, "weight of the teacher's features, in either view's weight of distillation")
+    feature_weight: float = option(
+        0.0, 'weight of 1 - cosine of pooled features beside the logits, within the weight of each view'
+    )
     label_free: bool = option(False, 'learn from the teacher alone: there is no task loss')
 
     def __post_init__(self) -> None:
