@@ -4,6 +4,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -102,7 +103,7 @@ def test_all_arms_are_run_on_both_data_sets():
 
     emoji, pacs = ({job.row: job for job in STUDIES[name][0]} for name in ('latent', 'pacs latent'))
     assert set(pacs) == set(emoji) | {'KD'}
-    assert len(pacs) == 24
+    assert len(pacs) == 26
     # One temperature for all rows that distil, and nothing else that the rows differ by.
     assert {job.flags[job.flags.index('--dad-temperature') + 1] for job in pacs.values() if job.flags} == {
         PACS_TEMPERATURE[1]
@@ -154,16 +155,21 @@ def test_weights_that_are_missing_are_one_line(tmp_path, monkeypatch):
         pacs_models.imagenet_weights(tmp_path / 'weights.pth')
 
 
-def test_answers_are_asked_once(tmp_path):
+@pytest.mark.parametrize('feature_dim', [0, 3])
+def test_answers_are_asked_once(tmp_path, feature_dim):
     from answers import StoredAnswers
+
+    from timm_dad.teachers.features import Answer
 
     asked = []
 
-    def teacher(x_pix):
+    def answer(x_pix):
         asked.append(len(x_pix))
-        return x_pix.flatten(1)[:, :7]
+        pixels = x_pix.flatten(1)
+        return Answer(pixels[:, :7], pixels[:, 10 : 10 + feature_dim] if feature_dim else None)
 
     torch.manual_seed(0)
+    teacher = SimpleNamespace(answer=answer, feature_dim=feature_dim)
     x_pix = torch.rand(4, 3, 8, 8).contiguous(memory_format=torch.channels_last)
     first = StoredAnswers(teacher, tmp_path / 'answers' / 'a.npz')
     torch.testing.assert_close(first(x_pix[:3]), x_pix[:3].flatten(1)[:, :7])
@@ -171,6 +177,10 @@ def test_answers_are_asked_once(tmp_path):
     other = StoredAnswers(teacher, tmp_path / 'answers' / 'a.npz')
     for _ in range(2):
         torch.testing.assert_close(other(x_pix[[3, 1, 0]]), x_pix[[3, 1, 0]].flatten(1)[:, :7])
+    features = other.answer(x_pix[[0, 3]]).features
+    assert (features is None) == (feature_dim == 0)
+    if feature_dim:
+        torch.testing.assert_close(features, x_pix[[0, 3]].flatten(1)[:, 10:13])
     assert asked == [3, 1]
     other.save()
     StoredAnswers(teacher, tmp_path / 'answers' / 'a.npz')(x_pix)

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ pytestmark = pytest.mark.timm
 REPO = Path(__file__).parents[1]
 TIMM_SRC = os.environ.get('TIMM_SRC', '')
 DAD = ('--dad', '--dad-teacher', 'demo', '--dad-vqgan', 'demo')
+SIZES = ('--train-img-sizes', '32', '44')
 SIZE = {'input_size': (3, 32, 32), 'interpolation': 'bicubic', 'crop_pct': 1.0}
 DATA_CONFIG = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5), **SIZE}
 
@@ -109,9 +111,16 @@ def seen():
     [
         ((*DAD, '--dad-cache', '2'), '--dad-cache needs `timm-dad train`'),
         ((*DAD, '--naflex-loader'), '--dad does not go with --naflex-loader'),
-        ((*DAD, '--train-img-sizes', '32', '48'), '--dad does not go with --train-img-sizes'),
+        ((*DAD, *SIZES, '--dad-view-aug', 'base'), '--train-img-sizes needs DAD views that are made from the batch'),
+        (('--dad', '--dad-dir', '{dad_set}', *SIZES), '--train-img-sizes needs DAD views that are made from the batch'),
+        ((*DAD, *SIZES, '--dad-every', '2', '--dad-replay', '8'), '--dad-replay keeps views of one size'),
+        ((*DAD, *SIZES, '--dad-compile'), '--dad-compile is for one image size'),
         ((*DAD[:3], '--dad-dir', '{dad_set}', '--mixup', '0.2', '--no-prefetcher'), 'needs the prefetcher'),
         ((*DAD[:3], '--dad-dir', '{dad_set}', '--dad-eps', '0.2'), '--dad-eps was fixed when the DAD set was made'),
+        (
+            ('--dad', '--dad-dir', '{dad_set}', '--dad-stored-logits', '--no-aug', '--dad-feature-weight', '1'),
+            '--dad-feature-weight asks the teacher for its features',
+        ),
         ((*DAD[:3], '--dad-dir', 'nowhere'), '--dad-dir: nowhere holds no DAD set'),
         ((*DAD, '--kd-model-name', 'resnet18'), '--kd-model-name is another distillation than --dad'),
         (('--dad-eps', '0.1'), '--dad-eps needs --dad'),
@@ -143,6 +152,7 @@ def test_a_flag_may_be_abbreviated_as_timm_allows_it(parse, capsys):
     [
         (),
         ('--naflex-loader', '--train-img-sizes', '32', '--mixup', '0.2'),
+        (*DAD, *SIZES, '--mixup', '0.2'),
         (*DAD, '--dad-recipe', 'latent', '--mixup', '0.2'),
         (*DAD, '--dad-recipe', 'latent', '--reprob', '0.2', '--no-prefetcher'),
         (*DAD, '--mixup', '0.2', '--use-multi-epochs-loader'),
@@ -189,6 +199,46 @@ def test_the_task_has_the_loaders_normalization_and_the_datas_class_names(parse,
     assert task.loss.criterion is criterion
     assert task.trainable_module is model
     assert task.teacher(torch.rand(2, 3, 32, 32)).shape == (2, 4)
+
+
+def test_the_task_with_features_trains_an_adapter_and_evaluates_the_model(parse, pictures):
+    dataset = create_dataset('', str(pictures), split='train')
+    model = timm.create_model('test_resnet', num_classes=4)
+    args = parse(*DAD, '--num-classes', '4', '--dad-feature-weight', '1')
+    task = create_task(args, model, nn.CrossEntropyLoss(), dataset, DATA_CONFIG, torch.device('cpu'))
+    assert task.get_eval_model() is model
+    assert task.get_trainable_module().projection.out_features == task.teacher.feature_dim > 0
+
+
+@pytest.mark.skipif('input_size_choices' not in signature(create_loader).parameters, reason='needs timm 1.0.29')
+def test_views_have_the_size_of_the_batch(parse, pictures):
+    dataset = create_dataset('', str(pictures), split='train')
+    args = parse(*DAD, '--num-classes', '4', '--dad-random-start', '0', '--dad-look', '0')
+    args.train_img_sizes = [32, 44]  # timm's parser makes numbers of them
+    model = timm.create_model('test_resnet', num_classes=4)
+    task = create_task(args, model, nn.CrossEntropyLoss(), dataset, DATA_CONFIG, torch.device('cpu'))
+    loader = create_loader(
+        dataset, (3, 32, 32), 6, is_training=True, num_workers=0, persistent_workers=False, device=torch.device('cpu'),
+        input_size_choices=args.train_img_sizes, batch_size_choices=(6, 3), mean=(0.5,) * 3, std=(0.5,) * 3,
+    )  # fmt: skip
+    shapes = set()
+    for input, target in loader:
+        shapes.add(tuple(input.shape))
+        x_norm = task.prepare(input, target).extra.x_norm
+        torch.testing.assert_close(x_norm, 2 * task.augment.make_views(input / 2 + 0.5, target).x_dad - 1)
+        assert x_norm.shape == input.shape
+        assert task(input, target)['dad_loss'] > 0
+    assert shapes == {(6, 3, 32, 32), (3, 3, 44, 44)}
+
+
+def test_a_size_that_the_vqgan_does_not_take_is_named(parse, pictures, capsys):
+    dataset = create_dataset('', str(pictures), split='train')
+    args = parse(*DAD, '--num-classes', '4', '--dad-strict-size')
+    args.train_img_sizes = [32, 42]
+    model = timm.create_model('test_resnet', num_classes=4)
+    with pytest.raises(SystemExit):
+        create_task(args, model, nn.CrossEntropyLoss(), dataset, DATA_CONFIG, torch.device('cpu'))
+    assert re.search(r'error: --train-img-sizes: .*42', capsys.readouterr().err)
 
 
 def test_class_names_are_found_behind_augmix(parse, pictures):

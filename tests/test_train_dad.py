@@ -779,6 +779,7 @@ VARIANTS = {
     'dad_view_aug': ((*DAD, '--aa', 'rand-m9'), ('--dad-view-aug', 'base')),
     'dad_recipe': (DAD, ('--dad-recipe', 'latent')),
     'dad_extra_task_weight': (DAD, ('--dad-extra-task-weight', '1')),
+    'dad_feature_weight': (DAD, ('--dad-feature-weight', '1')),
     'dad_prob': (DAD, ('--dad-prob', '0.3')),
     'dad_every': (DAD, ('--dad-every', '2')),
     'dad_replay': ((*DAD, '--dad-every', '2'), ('--dad-replay', '8')),

@@ -486,6 +486,11 @@ row('set-and-cache', f'{FROM_SET} --dad-cache 2', '--dad-cache', '--dad-dir', LE
 row('set-without-logits', f'{FROM_SET} --dad-stored-logits --no-aug', '--dad-stored-logits', r'\bset\b',
     '--dad-store-logits')  # fmt: skip
 row('set-logits-without-set', f'{DAD} --dad-stored-logits', '--dad-stored-logits', '--dad-dir', LEAVE)
+row('features-of-several-teachers', f'{DAD} --dad-teacher demo timm:local-dir:timm_model --dad-feature-weight 1',
+    '--dad-feature-weight', 'demo', LEAVE)  # fmt: skip
+row('features-of-no-view', f'{DAD} --dad-feature-weight 1 --dad-kd-weight 0 --dad-weight 0', '--dad-feature-weight',
+    'kd_weight', LEAST)  # fmt: skip
+row('features-negative', f'{DAD} --dad-feature-weight -1', '--dad-feature-weight', '-1', LEAST)
 row('set-of-another-teacher', f'{FROM_SET} --dad-teacher timm:local-dir:timm_model', '--dad-dir', 'demo', 'teacher')
 
 # --- demo ------------------------------------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from timm_dad.common.files import replacing
+from timm_dad.teachers.features import Answer
+from timm_dad.teachers.teacher import Teacher
 
 KEY = np.dtype('<u8')
 
@@ -25,25 +27,35 @@ class StoredAnswers(nn.Module):
     NOTE: networks round differently in batches of another size, so a run repeats to the bit with the same file alone.
 
     Args:
-        teacher: Maps pictures ``[B, 3, H, W]`` in [0, 1] to logits ``[B, K]``.
+        teacher: Answers on pictures ``[B, 3, H, W]`` in [0, 1]; its features are kept after its logits.
         path: The file; there need not be one yet.
     """
 
-    def __init__(self, teacher: nn.Module, path: Path) -> None:
+    def __init__(self, teacher: Teacher, path: Path) -> None:
         super().__init__()
-        self.teacher, self.path = teacher, path
+        self.teacher, self.path, self.feature_dim = teacher, path, teacher.feature_dim
         self.keys, self.answers = self._read()
         self.new: dict[int, Tensor] = {}
 
     def forward(self, x_pix: Tensor) -> Tensor:
         """Logits ``[B, K]``."""
+        return self.answer(x_pix).logits
+
+    def answer(self, x_pix: Tensor) -> Answer:
+        """Logits ``[B, K]`` and, of a teacher with features, these ``[B, D]``."""
+        rows = self._rows(x_pix)
+        logits, features = rows.split([rows.shape[1] - self.feature_dim, self.feature_dim], dim=1)
+        return Answer(logits, features if self.feature_dim else None)
+
+    def _rows(self, x_pix: Tensor) -> Tensor:
         keys = [hashed(image) for image in x_pix.contiguous().numpy()]
         places = np.searchsorted(self.keys, np.array(keys, KEY)).clip(max=max(len(self.keys) - 1, 0))
         known = [len(self.keys) > 0 and self.keys[place] == key for place, key in zip(places, keys, strict=True)]
         unknown = [i for i, key in enumerate(keys) if not known[i] and key not in self.new]
         if unknown:
-            logits = self.teacher(x_pix[unknown])
-            self.new.update((keys[i], one) for i, one in zip(unknown, logits, strict=True))
+            answer = self.teacher.answer(x_pix[unknown])
+            both = answer.logits if answer.features is None else torch.cat([answer.logits, answer.features], dim=1)
+            self.new.update((keys[i], one) for i, one in zip(unknown, both, strict=True))
         rows = [
             torch.from_numpy(self.answers[place]) if found else self.new[key]
             for key, place, found in zip(keys, places, known, strict=True)
@@ -80,7 +92,8 @@ def ask_once(create_task: Callable[..., Any], path: Path) -> tuple[Callable[...,
 
     def create(*args: Any, **kwargs: Any) -> Any:
         task, augment = create_task(*args, **kwargs)
-        task.teacher = StoredAnswers(task.teacher, path)
+        own = path.with_stem(f'{path.stem}-features') if task.teacher.feature_dim else path
+        task.teacher = StoredAnswers(task.teacher, own)
         made.append(task.teacher)
         return task, augment
 

@@ -13,6 +13,7 @@ from timm_dad.method.latent_space import LatentAttackConfig
 
 LONG = ('--epochs', '96', '--val-interval', '96')
 BASE = ('--dad-view-aug', 'base')
+FEATURES = ('--dad-feature-weight', '1')
 LATENT, CODES = LatentAttackConfig(), CodeAttackConfig()
 
 
@@ -44,6 +45,9 @@ def _arms(job: Job, more: Sequence[str], latent: LatentAttackConfig = LATENT) ->
     }
     jobs = [replace(job, row=row, flags=(*flags, *more), views=views) for row, (flags, views) in second.items()]
     flags = (*DAD, *more)
+    for row in (CONTROL, 'DAD latent'):
+        of_both, views = second[row]
+        jobs.append(replace(job, row=f'{row} + features', flags=(*of_both, *more, *FEATURES), views=views))
     jobs += [
         replace(job, row='KD, weight 2', flags=(*ONE_VIEW_TWICE, *more)),
         replace(job, row='DAD disagreement', flags=flags, disagree=True),

@@ -66,6 +66,7 @@ def mixed_table(runs: Runs, figures: dict[str, Figure]) -> str:
     for name in MIXED:
         for ours, theirs in (('both', 'both'), ('clean', 'clean'), ('clean', 'both')):
             pairs.append((f'{LATENT} + {name} on {ours}', f'{CONTROL} + {name} on {theirs}'))
+    pairs += [(f'{LATENT} + features', base) for base in (LATENT, f'{CONTROL} + features')]
     lines = [
         [f'{row} - ({base})', *(runs.difference(row, base, of) for of in figures.values())]
         for row, base in pairs

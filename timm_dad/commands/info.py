@@ -177,7 +177,7 @@ def count_parts(task: TrainingTask, augment: DADAugment | None, x_norm: Tensor) 
         x_norm: An image ``[1, C, H, W]`` as the student takes it.
     """
     networks = {
-        'student': task.trainable_module,
+        'student': task.get_eval_model(),
         'teacher': getattr(task, 'teacher', None),
         'vqgan': None if augment is None else augment.vqgan,
     }

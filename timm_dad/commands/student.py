@@ -133,10 +133,11 @@ def _dad_rows(flags: Mapping[str, Any]) -> list[tuple[str, str]]:
     made = [('DAD views', f'`{without_folder(flags["dad_dir"])}`')] if flags.get('dad_dir') else [
         ('VQGAN', f'`{without_folder(flags.get("dad_vqgan"))}`'), ('attack', attack),
     ]  # fmt: skip
+    features = ['dad_feature_weight'] if flags.get('dad_feature_weight') else []
     return [
         ('teacher', f'`{without_folder(flags.get("dad_teacher"))}`'),
         *made,
-        ('loss', names('dad_task_weight', 'dad_kd_weight', 'dad_weight', 'dad_temperature')),
+        ('loss', names('dad_task_weight', 'dad_kd_weight', 'dad_weight', 'dad_temperature', *features)),
     ]
 
 

@@ -22,7 +22,7 @@ from timm_dad.flags.recipe import add_recipe_arg, apply_recipe
 from timm_dad.flags.reinforce import stored_logits
 from timm_dad.flags.rules import check_rules, under_flag, written
 from timm_dad.flags.task import create_targets
-from timm_dad.flags.teacher import check_teacher_args, create_teacher
+from timm_dad.flags.teacher import check_teacher_args, create_teacher, teacher_specs
 from timm_dad.flags.temperature import AUTO, Images, images_to_fit, take_auto, with_number
 from timm_dad.flags.views import (
     NO_VQGAN,
@@ -41,7 +41,10 @@ from timm_dad.preview.first_look import FirstLook, first_pictures, log_look, loo
 
 _logger = logging.getLogger(__name__)
 
-_LOSS = {**dad_flags('temperature', 'task_weight', 'kd_weight', 'extra_task_weight'), 'dad_weight': 'dad_weight'}
+_LOSS = {
+    **dad_flags('temperature', 'task_weight', 'kd_weight', 'extra_task_weight', 'feature_weight'),
+    'dad_weight': 'dad_weight',
+}
 _SCHEDULE = dad_flags('prob', 'every', 'replay', 'warmup_epochs', 'off_epoch', 'eps_sched', 'eps_start')
 
 
@@ -107,6 +110,11 @@ def check_dad_args(
         (args.dad_look >= 0, f'--dad-look must be 0 or more, got {args.dad_look}'),
         (not (args.dad_extra_task_weight and task_loss(args) == 'jsd'),
          '--dad-extra-task-weight is a task loss of one view, and --loss jsd one of several: leave one of them out'),
+        (not (args.dad_feature_weight and args.dad_stored_logits),
+         '--dad-feature-weight asks the teacher for its features, and --dad-stored-logits takes its logits from a set: '
+         'leave one of them out'),
+        (not args.dad_feature_weight or len(teacher_specs(args)) < 2,
+         f'--dad-feature-weight is for one teacher, got --dad-teacher {" ".join(teacher_specs(args))}'),
         (not args.kd_model_name, '--kd-model-name is another distillation than --dad: give one of them'),
         (channels == 3, f'--dad needs images of 3 channels, got {channels}'),
         (constant or not uses_cache(args),
@@ -171,6 +179,9 @@ def build_task(
         if dad_set is not None:
             with under_flag(f'--dad-dir {args.dad_dir}:'):
                 check_teacher(dad_set, teacher)
+        if args.dad_feature_weight:
+            with under_flag('--dad-feature-weight:'):
+                teacher.with_features()
         vqgan = create_vqgan(args, size) if dad_set is None and args.dad_view == 'dad' else None
         prepare_models(args, teacher, vqgan, size, device, args.batch_size)
         if vqgan is not None:

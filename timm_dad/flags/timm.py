@@ -18,7 +18,8 @@ from timm_dad.flags.task import METRICS, add_task_args
 
 _NAFLEX = ('NaFlex batches are patches, and the DAD view is made from images', 'use --img-size')
 _RESOLUTION = (
-    'the image size is fixed during a training', 'use --img-size, or a second training at another size'
+    'the image size is fixed during a training',
+    "use --img-size, or timm's own train.py with `timm-dad run`, which takes several",
 )  # fmt: skip
 # timm's flags that make no sense here: their default, why, and what to do instead.
 REFUSED: dict[str, tuple[Any, str, str]] = {

@@ -73,15 +73,18 @@ def check_view_args(args: argparse.Namespace, *, has_student: bool = False) -> N
 
 
 def create_vqgan(args: argparse.Namespace, image_size: tuple[int, int]) -> VQGAN:
-    """Load the VQGAN of ``--dad-vqgan``, and check that it takes the image size.
+    """Load the VQGAN of ``--dad-vqgan``, and check that it takes the image size and those of ``--train-img-sizes``.
 
     Raises:
-        ValueError: If it is missing or broken, or the size is too small or, with ``--dad-strict-size``, not a multiple
+        ValueError: If it is missing or broken, or a size is too small or, with ``--dad-strict-size``, not a multiple
             of its factor.
     """
     vqgan = load_vqgan_by_spec(args.dad_vqgan, args.dad_strict_size)
     with under_flag('--img-size:'):
         vqgan.check_size(*image_size)
+    for side in getattr(args, 'train_img_sizes', None) or ():
+        with under_flag('--train-img-sizes:'):
+            vqgan.check_size(side, side)
     return vqgan
 
 

@@ -246,8 +246,8 @@ class DADAugment:
             with evaluating:
                 x_adv = space.attack(centre, start, target, eps)
             x_dad, dad_codes = space.discretize(x_adv, centre.size)
-            dad_logits = self.teacher(x_dad)
-            kept = self.targets.keeps(dad_logits, target, centre.logits)
+            answer = self.teacher.answer(x_dad)
+            kept = self.targets.keeps(answer.logits, target, centre.logits)
             # The host waits for the device here, once for each piece of a batch.
             if self.keep_label and len(lost := (~kept).nonzero().flatten()):
                 if self._starts_at_reconstruction(centre):
@@ -255,9 +255,11 @@ class DADAugment:
                     x_vq, codes = centre.x0[lost], centre.codes[lost]
                 else:
                     x_vq, codes = space.discretize(centre.x0[lost], centre.size)
-                x_dad[lost], dad_codes[lost], dad_logits[lost] = x_vq, codes, self.teacher(x_vq)
+                x_dad[lost], dad_codes[lost] = x_vq, codes
+                answer.put(lost, self.teacher.answer(x_vq))
+        distance = space.distance(centre, x_adv)
         return DADViews(
-            centre.x0, x_adv, space.distance(centre, x_adv), x_dad, dad_codes, dad_logits, kept, centre.logits
+            centre.x0, x_adv, distance, x_dad, dad_codes, answer.logits, kept, centre.logits, answer.features
         )
 
     def __call__(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

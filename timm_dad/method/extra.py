@@ -8,19 +8,32 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ExtraView:
-    """Extra view of a batch ``[B, 3, H, W]``, the teacher's logits on it, and where it predicts the label there."""
+    """Extra view of a batch ``[B, 3, H, W]``, the teacher's logits on it, and where it predicts the label there.
+
+    With feature distillation also the teacher's pooled features of it ``[B, D]``.
+    """
 
     x_norm: Tensor
     logits: Tensor
     kept: Tensor
+    features: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Of a batch, the teacher's logits on the clean images ``[B, K]``, and the extra view, if it gets one."""
+    """Of a batch, the teacher's logits on the clean images ``[B, K]``, and the extra view, if it gets one.
+
+    With feature distillation also the teacher's pooled features of the clean images ``[B, D]``.
+    """
 
     logits: Tensor
     extra: ExtraView | None
+    features: Tensor | None = None
+
+    def tensors(self) -> list[Tensor]:
+        """All that it holds."""
+        extra = () if self.extra is None else vars(self.extra).values()
+        return [tensor for tensor in (self.logits, self.features, *extra) if tensor is not None]
 
 
 class StoredAnswers(Protocol):

@@ -1,6 +1,6 @@
 """The DAD loss: cross-entropy plus distillation on the clean and the DAD view (Zhou et al. 2023, section 3.4)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,12 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 class DADLossConfig:
     """Weights of ``task CE(x) + extra_task CE(x_dad) + kd T^2 KL(t(x) || s(x)) + dad T^2 KL(t(x_dad) || s(x_dad))``.
 
+    ``feature_weight`` adds ``feature (kd (1 - cos(x)) + dad (1 - cos(x_dad)))``: the cosine is that of the teacher's
+    pooled features and the student's through a linear adapter.
+
     Raises:
-        ValueError: If the temperature is not positive, a weight is negative or not finite, or ``label_free`` meets a
-            weight of a task loss.
+        ValueError: If the temperature is not positive, a weight is negative or not finite, ``label_free`` meets a
+            weight of a task loss, or ``feature_weight`` no weight of a view.
         TypeError: If one is no number.
 
     Source: ``calculate_kd_loss`` of lapisrocks/DiscreteAdversarialDistillation: T 4 and weights 1, 1/2, 1/2.
@@ -33,17 +36,22 @@ class DADLossConfig:
     kd_weight: float = option(0.5, 'weight of the distillation on the clean view')
     dad_weight: float = option(0.5, 'weight of the distillation on the extra view')
     extra_task_weight: float = option(0.0, 'weight of the task loss on the extra view, with the label of its image')
+    feature_weight: float = option(
+        0.0, 'weight of 1 - cosine of pooled features beside the logits, within the weight of each view'
+    )
     label_free: bool = option(False, 'learn from the teacher alone: there is no task loss')
 
     def __post_init__(self) -> None:
         check_types(self)
         if not 0 < self.temperature < float('inf'):
             raise ValueError(f'temperature must be positive, got {self.temperature}')
-        for name in ('task_weight', 'kd_weight', 'dad_weight', 'extra_task_weight'):
+        for name in ('task_weight', 'kd_weight', 'dad_weight', 'extra_task_weight', 'feature_weight'):
             if not 0 <= getattr(self, name) < float('inf'):
                 raise ValueError(f'{name} must be 0 or more and finite, got {getattr(self, name)}')
         if self.label_free and (self.task_weight or self.extra_task_weight):
             raise ValueError('label_free leaves no task loss: task_weight and extra_task_weight must be 0 with it')
+        if self.feature_weight and not (self.kd_weight or self.dad_weight):
+            raise ValueError('feature_weight is a factor of kd_weight and dad_weight: one must be more than 0')
 
 
 def create_criterion(
@@ -92,6 +100,12 @@ def divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: floa
     return F.kl_div(student, teacher, reduction=reduction, log_target=True) * temperature**2
 
 
+def feature_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
+    """``1 - cos`` of features ``[B, D]``, mean over images, in fp32; no gradient goes into the teacher's."""
+    cosine = F.cosine_similarity(student_features.float(), teacher_features.detach().float(), dim=-1)
+    return 1 - cosine.mean()
+
+
 class DADLoss(nn.Module):
     """Task loss and distillation on both views.
 
@@ -122,6 +136,7 @@ class DADLoss(nn.Module):
         target: Tensor,
         dad_scale: float = 1.0,
         dad_target: Tensor | None = None,
+        features: Sequence[tuple[Tensor, Tensor]] = (),
     ) -> dict[str, Tensor]:
         """Compute the loss and its parts.
 
@@ -134,10 +149,13 @@ class DADLoss(nn.Module):
                 ``label_free``.
             dad_scale: Factor of the weights of the DAD view, for a warm-up.
             dad_target: Targets of the DAD view, like ``target``; needed with ``extra_task_weight``.
+            features: Features ``[B, D]`` of student and teacher on the clean view and, if there is one, on the DAD
+                view; needed with ``feature_weight``.
 
         Returns:
             Scalars ``loss`` (weighted sum), ``task_loss`` (but with ``label_free``), ``kd_loss`` and ``dad_loss`` (each
-            before its weight), and with ``extra_task_weight`` ``extra_task_loss``.
+            before its weight), with ``extra_task_weight`` ``extra_task_loss``, and with ``feature_weight``
+            ``kd_feature_loss`` and ``dad_feature_loss``.
 
         Raises:
             ValueError: If the logits of student and teacher differ in shape.
@@ -165,6 +183,11 @@ class DADLoss(nn.Module):
                 extra = self.criterion(student_dad_logits, dad_target)
             parts['extra_task_loss'] = extra
             loss = loss + dad_scale * config.extra_task_weight * extra
+        if config.feature_weight:
+            of_clean, of_dad = (*(feature_loss(*pair) for pair in features), torch.zeros_like(kd_loss))[:2]
+            parts.update(kd_feature_loss=of_clean, dad_feature_loss=of_dad)
+            weighted = config.kd_weight * of_clean + dad_scale * config.dad_weight * of_dad
+            loss = loss + config.feature_weight * weighted
         return {'loss': loss, **parts}
 
 

@@ -54,6 +54,10 @@ def check_parts(
          'label_free must be the same for augment and loss: the labels are read by both, or by none'),
         (stored is None or not targets.multi_label, 'stored logits are of one class an image: pass no MultiLabel'),
         (not makes or augment.targets == targets, 'targets must be the same for augment and task'),
+        (not loss.feature_weight or stored is None,
+         'stored answers are logits, without features: feature_weight must be 0 with them'),
+        (not loss.feature_weight or (teacher is not None and teacher.feature_dim),
+         'feature_weight needs the features of the teacher: call its with_features() before prepare_frozen'),
     )  # fmt: skip
     for holds, message in rules:
         if not holds:
@@ -74,9 +78,8 @@ def describe_teacher(teacher: Teacher | None) -> str:
         members: list[Any] = list(teacher.teachers)
         return f'TeacherEnsemble({", ".join(map(describe_teacher, members))})'
     height, width = teacher.input_size
-    return (
-        f'{type(teacher).__name__}({type(teacher.model).__name__}, {width} x {height}, {teacher.num_classes} classes)'
-    )
+    kind, network = type(teacher).__name__, type(teacher.classifier).__name__
+    return f'{kind}({network}, {width} x {height}, {teacher.num_classes} classes)'
 
 
 def describe_vqgan(vqgan: VQGAN | None) -> str:

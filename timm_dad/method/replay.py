@@ -33,15 +33,16 @@ class ReplayCache:
         self._added = 0
         self._parts: tuple[Tensor, ...] = ()
 
-    def add(self, x_dad: Tensor, logits: Tensor, kept: Tensor) -> None:
+    def add(self, x_dad: Tensor, logits: Tensor, kept: Tensor, features: Tensor | None = None) -> None:
         """Keep fresh views.
 
         Args:
             x_dad: DAD views ``[B, 3, H, W]``, range [0, 1].
             logits: Teacher's logits on them ``[B, K]``.
             kept: Where the teacher predicts the label ``[B]``, bool.
+            features: Teacher's pooled features of them ``[B, D]``, with all views or with none.
         """
-        parts = (x_dad.mul(255).round().byte(), logits, kept)
+        parts = (x_dad.mul(255).round().byte(), logits, kept, *([] if features is None else [features]))
         if not self._parts:
             self._parts = tuple(part.new_empty((self.size, *part.shape[1:])) for part in parts)
         last = slice(-self.size, None)  # of a batch larger than the cache
@@ -51,14 +52,15 @@ class ReplayCache:
             own[places] = part[last]
         self._added += count
 
-    def draw(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    def draw(self, count: int) -> tuple[Tensor, ...]:
         """Draw views at random, as ``add`` took them; pixels are rounded to 8 bits. Torch's generator of the CPU draws.
 
         Args:
             count: How many; a view may come twice.
 
         Returns:
-            ``x_dad`` ``[count, 3, H, W]``, ``logits`` ``[count, K]``, ``kept`` ``[count]``.
+            ``x_dad`` ``[count, 3, H, W]``, ``logits`` ``[count, K]``, ``kept`` ``[count]``, and ``features``
+            ``[count, D]`` if they were added.
 
         Raises:
             ValueError: If there are none.
@@ -66,5 +68,5 @@ class ReplayCache:
         if not len(self):
             raise ValueError('there is no DAD view to see again: add some first')
         places = to_device(torch.randint(len(self), (count,)), self._parts[0].device)
-        x_dad, logits, kept = (part[places] for part in self._parts)
-        return x_dad.float() / 255, logits, kept
+        x_dad, *answers = (part[places] for part in self._parts)
+        return x_dad.float() / 255, *answers

@@ -6,9 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.task import TrainingTask
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from timm_dad.common.pixels import PixelNorm
 from timm_dad.method.augment import DADAugment
@@ -20,17 +18,20 @@ from timm_dad.method.parts import check_kinds, check_parts, describe_student, de
 from timm_dad.method.replay import ReplayCache
 from timm_dad.method.schedule import DADSchedule
 from timm_dad.method.splits import add_splits
+from timm_dad.method.student import StudentTask, feature_pairs, with_adapter
 from timm_dad.method.targets import SingleLabel, Targets
+from timm_dad.teachers.features import Answer
 from timm_dad.teachers.teacher import Teacher
 
 _logger = logging.getLogger(__name__)
 
 
-class DADTask(TrainingTask):  # type: ignore[misc]
+class DADTask(StudentTask):
     """Distil a frozen teacher into a student on the clean and the DAD view.
 
-    Only the student is trained, wrapped for distributed training and saved (``state_dict``). Teacher and VQGAN are
-    frozen here, not later, and stay in evaluation mode.
+    Only the student is trained, wrapped for distributed training and saved (``state_dict``); with
+    ``feature_weight`` the adapter of its features, too. Teacher and VQGAN are frozen here, not later, and stay in
+    evaluation mode.
 
     Args:
         student_model: The model to train; maps normalized images to logits ``[B, K]``.
@@ -42,7 +43,8 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         stored: The teacher's logits, of pairs whose targets are ``encode_target``'s.
         criterion: Task loss on all that the batch holds but extra views; that of ``targets`` by default.
         criterion_kwargs: Without a ``criterion``: arguments of ``timm.loss.create_classification_loss`` (timm 1.0.31).
-        loss: Temperature and weights; ``label_free`` for data without labels, whose targets are not read.
+        loss: Temperature and weights; ``label_free`` for data without labels, whose targets are not read;
+            ``feature_weight`` needs a teacher ``with_features`` and a student that gives features as timm's models do.
         targets: What targets are; ``SingleLabel()`` by default.
         schedule: Probability, weight and attack budget of the DAD view by epoch; told by ``set_epoch``.
         mean: The student's normalization; ``student_model.pretrained_cfg`` by default.
@@ -117,6 +119,9 @@ class DADTask(TrainingTask):  # type: ignore[misc]
             assert self.teacher is not None
             temperature = self.loss.config.temperature
             augment.disagreement = Disagreement(student_model, self.teacher, norm, temperature, self.targets)
+        if self.loss.config.feature_weight:
+            assert self.teacher is not None
+            self.trainable_module = with_adapter(student_model, self.teacher.feature_dim)
         if add_splits(student_model, num_splits + 1) and not self.schedule.always:
             raise ValueError('split batch norm needs a DAD view in every batch: always must hold for the schedule')
         self.set_epoch(0)
@@ -126,7 +131,7 @@ class DADTask(TrainingTask):  # type: ignore[misc]
 
     def __repr__(self) -> str:
         made_by = self.augment or f'None, teacher={describe_teacher(self.teacher)}'
-        student = describe_student(self.trainable_module)
+        student = describe_student(self.get_eval_model())
         return f'DADTask(student={student}, augment={made_by}, loss={self.loss.config}, schedule={self.schedule})'
 
     def set_epoch(self, epoch: int, batch: int = 0) -> None:
@@ -143,36 +148,6 @@ class DADTask(TrainingTask):  # type: ignore[misc]
             if frozen is not None:
                 frozen.eval()
         return self
-
-    def prepare_distributed(self, device_ids: list[Any] | None = None, **ddp_kwargs: Any) -> 'DADTask':
-        """Wrap the student, and nothing else, in ``DistributedDataParallel``.
-
-        Args:
-            device_ids: Devices of this process, as ``DistributedDataParallel`` takes them.
-            **ddp_kwargs: Passed on to ``DistributedDataParallel``.
-
-        Returns:
-            The task.
-        """
-        if self.device.type == 'cpu':
-            device_ids = None  # timm's train.py names the device always; DistributedDataParallel refuses it on a CPU
-        self.trainable_module = DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp_kwargs)
-        return self
-
-    def compile(self, backend: str = 'inductor', mode: str | None = None, **compile_kwargs: Any) -> nn.Module:
-        """Compile the student, for training and evaluation.
-
-        Args:
-            backend: Backend of ``torch.compile``.
-            mode: Mode of ``torch.compile``.
-            **compile_kwargs: Passed on to ``torch.compile``.
-
-        Returns:
-            The compiled student.
-        """
-        compiled: Any = torch.compile(self.trainable_module, backend=backend, mode=mode, **compile_kwargs)
-        self.trainable_module = self.eval_model = compiled
-        return self.trainable_module
 
     def create_evaluator(self, **kwargs: Any) -> Any:
         """Create timm's evaluator of the student (timm 1.0.31 or later); ``kwargs`` are its arguments."""
@@ -208,16 +183,23 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         label = target if self.stored is None else self.stored.labels(target)
         prepared = prepared or self.prepare(input, target)
         logits, extra = prepared.logits, prepared.extra
+        views = input
         if extra is None:
-            output = self.trainable_module(input[:own])
-            parts: dict[str, Tensor] = self.loss(output, logits, None, None, label[:own])
+            views = input[:own]
+        elif self.augment:
+            views = torch.cat([input[:own], extra.x_norm])
+        # One forward for all views: one set of batch statistics, and one backward under DistributedDataParallel.
+        found = self.trainable_module(views)
+        output, features = found if self.loss.config.feature_weight else (found, None)
+        pairs = feature_pairs(features, prepared)
+        if extra is None:
+            parts: dict[str, Tensor] = self.loss(output, logits, None, None, label[:own], features=pairs)
             return {**parts, 'output': output, 'teacher_kept': torch.zeros_like(parts['loss'])}
 
-        # One forward for all views: one set of batch statistics, and one backward under DistributedDataParallel.
-        views = torch.cat([input[:own], extra.x_norm]) if self.augment else input
-        output, student_dad_logits = self.trainable_module(views).split([own, num_images])
+        output, student_dad_logits = output.split([own, num_images])
         dad_label = label[own:] if self.pairs else label[:num_images]
-        parts = self.loss(output, logits, student_dad_logits, extra.logits, label[:own], self.dad_weight, dad_label)
+        logits_of_dad = student_dad_logits, extra.logits
+        parts = self.loss(output, logits, *logits_of_dad, label[:own], self.dad_weight, dad_label, pairs)
         return {**parts, 'output': output, 'teacher_kept': extra.kept.float().mean()}
 
     @torch.no_grad()
@@ -229,7 +211,7 @@ class DADTask(TrainingTask):  # type: ignore[misc]
             target: As ``forward`` takes it.
 
         Returns:
-            The teacher's logits and the extra view.
+            The teacher's answers and the extra view.
 
         Raises:
             ValueError: If images are not ``[B, 3, H, W]`` of floating point, or the first batch is not normalized.
@@ -245,43 +227,50 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         return self._take_extra(input, target, label[num_images * self.num_splits :], fresh)
 
     def _make_extra(self, clean: Tensor, base: Tensor, label: Tensor, fresh: bool) -> Prepared:
-        """Teacher's logits of clean images ``[B, 3, H, W]``, and DAD views of ``base`` or ones of before."""
+        """Teacher's answers on clean images ``[B, 3, H, W]``, and DAD views of ``base`` or ones of before."""
         assert self.augment is not None
         x_pix = self.norm.to_pixels(clean)
-        logits: Tensor | None = None
+        answer: Answer | None = None
+        extra: tuple[Any, ...]
         if fresh:
             views = self.augment.make_views(self.norm.to_pixels(base) if self.apart else x_pix, label)
-            logits, extra = None if self.apart else views.clean_logits, (views.x_dad, views.dad_logits, views.kept)
+            extra = views.x_dad, views.dad_logits, views.kept, views.dad_features
+            if views.clean_logits is not None and not self.apart and views.dad_features is None:
+                answer = Answer(views.clean_logits)
             if self.replay is not None:
                 self.replay.add(*extra)
         elif self.replay is not None and self.dad_weight:
             extra = self.replay.draw(len(clean))
         else:
-            return Prepared(self._ask_teacher(x_pix), None)
-        x_dad, dad_logits, kept = extra
+            answer = self._ask_teacher(x_pix)
+            return Prepared(answer.logits, None, answer.features)
+        x_dad, *dad_answers = extra
         is_last = clean.is_contiguous(memory_format=torch.channels_last)
         layout = torch.channels_last if is_last else torch.contiguous_format
         x_norm = self.norm.normalize(x_dad).to(clean.dtype).contiguous(memory_format=layout)
-        return Prepared(self._ask_teacher(x_pix) if logits is None else logits, ExtraView(x_norm, dad_logits, kept))
+        answer = answer or self._ask_teacher(x_pix)
+        return Prepared(answer.logits, ExtraView(x_norm, *dad_answers), answer.features)
 
     def _take_extra(self, input: Tensor, target: Tensor, label: Tensor, wanted: bool) -> Prepared:
-        """Teacher's logits of the clean images of pairs, and their extra view, whose labels are ``label``."""
+        """Teacher's answers on the clean images of pairs, and their extra view, whose labels are ``label``."""
         clean, x_norm = input[: len(label)], input[-len(label) :]
         if self.stored is not None:
-            logits, extra_logits = self.stored.read(target)
+            answer, of_extra = map(Answer, self.stored.read(target))
         elif not wanted:
-            return Prepared(self._ask_teacher(self.norm.to_pixels(clean)), None)
+            answer = self._ask_teacher(self.norm.to_pixels(clean))
+            return Prepared(answer.logits, None, answer.features)
         else:  # one forward for both
             pairs = input if self.num_splits == 1 else torch.cat([clean, x_norm])
-            logits, extra_logits = self._ask_teacher(self.norm.to_pixels(pairs)).chunk(2)
-        label = self.targets.answer(logits) if self.loss.config.label_free else label
-        kept = self.targets.keeps(extra_logits, label, logits)
-        return Prepared(logits, ExtraView(x_norm, extra_logits, kept) if wanted else None)
+            answer, of_extra = self._ask_teacher(self.norm.to_pixels(pairs)).halves()
+        label = self.targets.answer(answer.logits) if self.loss.config.label_free else label
+        kept = self.targets.keeps(of_extra.logits, label, answer.logits)
+        extra = ExtraView(x_norm, of_extra.logits, kept, of_extra.features) if wanted else None
+        return Prepared(answer.logits, extra, answer.features)
 
-    def _ask_teacher(self, x_pix: Tensor) -> Tensor:
+    def _ask_teacher(self, x_pix: Tensor) -> Answer:
         assert self.teacher is not None
-        logits: Tensor = self.chunked(self.teacher, x_pix)
-        return logits
+        answer: Answer = self.chunked(self.teacher.answer, x_pix)
+        return answer
 
     def _wants_fresh_view(self) -> bool:
         """Whether this batch gets a DAD view of its own; drawn for all its images at once, as timm draws mixup.

@@ -27,6 +27,7 @@ class DADViews:
         dad_logits: Teacher's logits ``[B, K]`` on ``x_dad``.
         kept: Where the teacher predicts the label on what became of ``x_adv`` ``[B]``, bool.
         clean_logits: Teacher's logits ``[B, K]`` on the images, with ``attack_from`` input or ``label_free``.
+        dad_features: Teacher's pooled features ``[B, D]`` of ``x_dad``, if it gives them.
     """
 
     x0: Tensor
@@ -37,3 +38,4 @@ class DADViews:
     dad_logits: Tensor
     kept: Tensor
     clean_logits: Tensor | None = None
+    dad_features: Tensor | None = None

@@ -88,6 +88,10 @@ class TeacherEnsemble(Teacher):
     def _differ(self) -> bool:
         return any(each != self.temperature for each in self.temperatures)
 
+    def with_features(self) -> Teacher:
+        """Refuse with ``ValueError``: the teachers' features are of different spaces."""
+        raise ValueError('features are of one teacher: several have none in common')
+
     def forward(self, x_pix: Tensor) -> Tensor:
         """Logits ``[B, K]`` of images ``[B, 3, H, W]`` in [0, 1]; gradients reach ``x_pix`` through all teachers."""
         softened = [teacher(x_pix).float() / own for teacher, own in zip(self.teachers, self.temperatures, strict=True)]

@@ -66,7 +66,15 @@ class HeadClassifier(nn.Module):
 
     def forward(self, x_norm: Tensor) -> Tensor:
         """Logits ``[B, K]`` of normalized images ``[B, 3, h, w]``: the head's own, without CLIP's logit scale."""
-        logits: Tensor = self.head(unit_features(self.visual, x_norm))
+        return self.forward_head(self.forward_features(x_norm))
+
+    def forward_features(self, x_norm: Tensor) -> Tensor:
+        """Features ``[B, D]`` of unit length, fp32, of normalized images ``[B, 3, h, w]``."""
+        return unit_features(self.visual, x_norm)
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits ``[B, K]`` of features ``[B, D]`` or, as timm's models give them with ``pre_logits``, these."""
+        logits: Tensor = features if pre_logits else self.head(features)
         return logits
 
 

@@ -21,6 +21,7 @@ from timm_dad.common.hub import quiet_hub
 from timm_dad.common.pixels import PixelNorm
 from timm_dad.teachers.backbones import INTERPOLATIONS, load_open_clip, load_timm, open_clip_norm, timm_norm
 from timm_dad.teachers.classes import match_classes, resolve_classes, timm_labels
+from timm_dad.teachers.features import Answer, WithFeatures
 from timm_dad.teachers.hub import load_error
 from timm_dad.teachers.zero_shot import DEFAULT_TEMPLATES, ZeroShotClassifier, check_templates, zero_shot_head
 
@@ -69,6 +70,7 @@ class Teacher(nn.Module):
         _check_finite(model)
         self.model = model.eval().requires_grad_(False)
         self.norm = PixelNorm(mean, std)
+        self.feature_dim = 0
         self._logits_seen = False
         index = None if class_index is None else torch.tensor(class_index)
         self.register_buffer('class_index', index, persistent=False)
@@ -79,9 +81,14 @@ class Teacher(nn.Module):
             [round(value, 4) for value in getattr(self.norm, name).flatten().tolist()] for name in ('mean', 'std')
         )
         return (
-            f'{type(self).__name__}({type(self.model).__name__}, {self.num_classes} classes, {height}x{width}, '
+            f'{type(self).__name__}({type(self.classifier).__name__}, {self.num_classes} classes, {height}x{width}, '
             f'mean={mean}, std={std}, {self.interpolation})'
         )
+
+    @property
+    def classifier(self) -> nn.Module:
+        """The network that gives logits, whatever ``model`` gives beside them."""
+        return self.model.classifier if isinstance(self.model, WithFeatures) else self.model
 
     def train(self, mode: bool = True) -> 'Teacher':
         """Stay in evaluation mode, whatever ``mode`` says."""
@@ -102,25 +109,55 @@ class Teacher(nn.Module):
 
         It is the same on every machine: of a zero-shot head it takes the prompts, not their features.
         """
-        tensors = dict(self.model.state_dict())
+        model = self.classifier
+        tensors = dict(model.state_dict())
         facts: dict[str, Any] = {
             'mean': self.norm.mean.flatten().tolist(),
             'std': self.norm.std.flatten().tolist(),
             'class_index': None if self.class_index is None else self.class_index.tolist(),
             **{name: getattr(self, name) for name in ('input_size', 'interpolation', 'num_classes')},
         }
-        if isinstance(self.model, ZeroShotClassifier):
-            facts.update(prompts=self.model.prompts, logit_scale=self.model.logit_scale)
-            if self.model.prompts is None:
-                tensors['text_features'] = self.model.text_features
+        if isinstance(model, ZeroShotClassifier):
+            facts.update(prompts=model.prompts, logit_scale=model.logit_scale)
+            if model.prompts is None:
+                tensors['text_features'] = model.text_features
         return content_hash(tensors, facts)
 
     def forward(self, x_pix: Tensor) -> Tensor:
         """Logits ``[B, K]`` of images ``[B, 3, H, W]`` in [0, 1]; gradients reach ``x_pix``, never a parameter."""
+        return self._ask(x_pix).logits
+
+    def with_features(self) -> 'Teacher':
+        """Let ``answer`` give pooled features, too; to be called before ``prepare_frozen``.
+
+        Returns:
+            The teacher; ``feature_dim`` is the features' ``D``.
+
+        Raises:
+            ValueError: If the network has no pooled features, or was prepared before.
+        """
+        if self.feature_dim:
+            return self
+        if hasattr(self.model, 'dad_precision'):
+            raise ValueError('features of the teacher are asked for before prepare_frozen: call with_features first')
+        model = WithFeatures(self.model)
+        self.feature_dim = model.feature_dim(self.input_size)
+        self.model = model.eval()
+        return self
+
+    def answer(self, x_pix: Tensor) -> Answer:
+        """Logits ``[B, K]`` and, after ``with_features``, features ``[B, D]`` of images ``[B, 3, H, W]`` in [0, 1]."""
+        return self._ask(x_pix) if self.feature_dim else Answer(self(x_pix))
+
+    def _ask(self, x_pix: Tensor) -> Answer:
+        features = None
         with torch.autocast(x_pix.device.type, enabled=False):  # the student's precision is not the teacher's
-            logits = self.select(self.model(self.normalize(x_pix)))
+            output = self.model(self.normalize(x_pix))
+            if self.feature_dim:
+                output, features = output[:, : -self.feature_dim], output[:, -self.feature_dim :]
+            logits = self.select(output)
         self._check_logits(logits)
-        return logits
+        return Answer(logits, features)
 
     def _check_logits(self, logits: Tensor) -> None:
         # A look at the values waits for the device: on a CPU that is free, elsewhere the first batch must do.

@@ -51,8 +51,17 @@ class ZeroShotClassifier(nn.Module):
 
     def forward(self, x_norm: Tensor) -> Tensor:
         """Logits ``[B, K]`` of normalized images ``[B, 3, h, w]``."""
-        features = unit_features(self.visual, x_norm)
-        with torch.autocast(x_norm.device.type, enabled=False), without_tf32():  # cosines times 100 need the bits
+        return self.forward_head(self.forward_features(x_norm))
+
+    def forward_features(self, x_norm: Tensor) -> Tensor:
+        """Image embeddings ``[B, D]`` of unit length, fp32, of normalized images ``[B, 3, h, w]``."""
+        return unit_features(self.visual, x_norm)
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits ``[B, K]`` of embeddings ``[B, D]`` or, as timm's models give them with ``pre_logits``, these."""
+        if pre_logits:
+            return features
+        with torch.autocast(features.device.type, enabled=False), without_tf32():  # cosines times 100 need the bits
             logits: Tensor = self.logit_scale * features @ self.text_features
         return logits
 

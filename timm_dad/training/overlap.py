@@ -61,7 +61,6 @@ def _ready(batch: tuple[int, Tensor, Tensor, Prepared], generators: Any, done: A
         torch.cuda.set_rng_state(of_cuda)
         current = torch.cuda.current_stream()
         current.wait_event(done)
-        extra = batch[3].extra
-        for tensor in (batch[3].logits, *(vars(extra).values() if extra is not None else ())):
+        for tensor in batch[3].tensors():
             tensor.record_stream(current)
     return batch
