@@ -21,13 +21,12 @@ from timm_dad.common.macs import count_macs
 from timm_dad.vqgan_training.distill import create_tiny
 
 PIXELS = 'pixels, from Q(x)'
-TINY_CH = 64  # what `timm-dad vqgan distill` takes for the paper's VQGAN at 224 px
 
 
 def make_attacks(args: argparse.Namespace) -> dict[str, DADAugment]:
     """Ways to make a DAD view, by name."""
     vqgan, teacher = workload.build_vqgan(args.vqgan), workload.build_teacher(args.teacher)
-    tiny = create_tiny(vqgan, args.img_size, TINY_CH)
+    tiny = create_tiny(vqgan, args.img_size, workload.TINY_CH)
     for model in (vqgan, tiny):
         prepare_frozen(teacher, model, args.precision, torch.device(args.device), compile=args.compile)
     norm: dict[str, Any] = {'mean': (0.5,) * 3, 'std': (0.5,) * 3}

@@ -6,13 +6,17 @@ other. Before fp32 is timed, both make views from the same random start, which m
 """
 
 import argparse
+import sys
+import time
+from collections.abc import Callable
+from statistics import median
 from typing import Any
 
 import harness
 import results
 import torch
 import workload
-from workload import FAITHFUL, FROM_INPUT, RELEASED, Variant
+from workload import FAITHFUL, FROM_INPUT, LATENT, RELEASED, TINY, Variant
 
 QUANTIZER = {'lookup': '', 'one-hot': " with taming's VectorQuantizer"}
 # How many times the images per second of released.py.
@@ -45,31 +49,74 @@ def check_views(args: argparse.Namespace) -> str:
     return found
 
 
-def compare(args: argparse.Namespace, precision: str, views: str) -> dict[str, results.Figure]:
-    """Time the variants in one precision; a figure each of ours."""
+def gpu_peak(call: Callable[[], Any], device: torch.device) -> int | None:
+    """Bytes that a call takes on a GPU, once its kernels are chosen, which takes memory, too; ``None`` if too many."""
+    try:
+        call()
+        before, peak = harness.peak_bytes(call, device)
+        return peak - before
+    except torch.OutOfMemoryError:
+        return None
+
+
+def compare(
+    args: argparse.Namespace, precision: str, views: str, variants: dict[str, Variant], batch_size: int
+) -> dict[str, results.Figure]:
+    """Time the variants in one precision; a figure each of ours, none where the released one does not fit in memory."""
     device = torch.device(args.device)
-    variants = workload.make_variants(args, precision)
-    x_pix, target = workload.images(args.batch_size, args.img_size, device)
+    x_pix, target = workload.images(batch_size, args.img_size, device)
 
     def call(variant: Variant) -> Any:
         return lambda: variant(x_pix, target)
 
     torch.manual_seed(5)
     calls = {name: call(variant) for name, variant in variants.items()}
+    peaks = {name: gpu_peak(calls[name], device) for name in calls} if device.type == 'cuda' else {}
+    for name in [name for name, peak in peaks.items() if peak is None]:
+        torch.cuda.empty_cache()
+        sys.stdout.write(f'{name}, {precision}, batches of {batch_size}: out of memory\n')
+        del calls[name]
+    if RELEASED not in calls:
+        return {}
     taken = harness.in_rounds(calls, args.rounds, device)
-    rates = {name: args.batch_size / sorted(values)[len(values) // 2] for name, values in taken.items()}
+    rates = {name: batch_size / median(values) for name, values in taken.items()}
     figures = {}
-    for name, at_least in TO_REACH.items():
+    for name in [name for name in taken if name != RELEASED]:
+        memory = f'; {peaks[name] / 2**20:.0f} against {peaks[RELEASED] / 2**20:.0f} MiB at its peak' if peaks else ''
         figures[name] = results.Figure.of_ratio(
             harness.ratio(taken[RELEASED], taken[name]),
             figure=f'images per second, making DAD images, {name}, {precision}, {device.type}' + compiled(args),
             against='released.py' + QUANTIZER[args.quantizer],
-            at_least=at_least,
+            at_least=TO_REACH.get(name),
             detail=f'{rates[name]:.3g} against {rates[RELEASED]:.3g} images/s; {args.rounds} rounds of batches of '
-            f'{args.batch_size} at {args.img_size} px' + (f'; {views}' if name == FAITHFUL and views else ''),
-            numbers={'images_per_second': rates[name], 'released': rates[RELEASED]},
+            f'{batch_size} at {args.img_size} px' + memory + (f'; {views}' if name == FAITHFUL and views else ''),
+            numbers={
+                'images_per_second': rates[name],
+                'released': rates[RELEASED],
+                **({'peak': peaks[name], 'released_peak': peaks[RELEASED]} if peaks else {}),
+            },
         )
     return figures
+
+
+def measure(args: argparse.Namespace, precision: str, names: tuple[str, ...]) -> None:
+    """Compare in one precision, with one size of a batch after the other as long as there is time."""
+    own = harness.set_precision(precision)
+    views = check_views(args) if precision == 'fp32' else ''
+    variants = workload.make_variants(args, own, names=names)
+    begin = time.perf_counter()
+    for place, batch_size in enumerate(args.batches or [args.batch_size]):
+        since = time.perf_counter()
+        for name, figure in compare(args, precision, views, variants, batch_size).items():
+            key = f'generation, {precision}, {name}, {args.device}' + QUANTIZER[args.quantizer] + compiled(args)
+            key += f', batch {batch_size}' if args.batches else ''
+            results.write(args.results, key, figure, harness.command(), results.machine(args.device, args.threads))
+        now = time.perf_counter()
+        if args.batches and place + 1 < len(args.batches):
+            coming = args.batches[place + 1]
+            if now - begin + (now - since) * coming / batch_size > args.seconds:
+                sys.stdout.write(f'{precision}: no time for batches of {coming} and more\n')
+                return
 
 
 def main() -> None:
@@ -77,16 +124,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     harness.add_flags(parser, rounds=5)
     workload.add_flags(parser, batch_size=4)
-    precisions = ('fp32', 'bf16')
-    parser.add_argument('--precision', nargs='+', choices=precisions, default=precisions, help='of all networks')
+    parser.add_argument(
+        '--precision', nargs='+', choices=harness.PRECISIONS, default=('fp32', 'bf16'), help='of all networks'
+    )
+    parser.add_argument('--batches', type=int, nargs='+', help='sizes of batches to time, growing; each has a figure')
+    parser.add_argument('--seconds', type=float, default=float('inf'), help='time for the batches of a precision')
+    parser.add_argument('--more', action='store_true', help='the attack on latents and a tiny VQGAN, too')
     args = parser.parse_args()
     harness.start(args)
     workload.shrink(args)
+    if args.quick and args.batches:
+        args.batches = [2, 3]
     for precision in args.precision:
-        views = check_views(args) if precision == 'fp32' else ''
-        for name, figure in compare(args, precision, views).items():
-            key = f'generation, {precision}, {name}, {args.device}' + QUANTIZER[args.quantizer] + compiled(args)
-            results.write(args.results, key, figure, harness.command(), results.machine(args.device, args.threads))
+        measure(args, precision, (RELEASED, FAITHFUL, FROM_INPUT, *((LATENT, TINY) if args.more else ())))
 
 
 if __name__ == '__main__':

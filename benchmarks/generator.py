@@ -74,8 +74,13 @@ def write_pictures(root: Path, count: int) -> Source:
     return Source(create_dataset('', root=str(root), split='train'))
 
 
-def create_augment(device: torch.device) -> DADAugment:
-    """A teacher and a VQGAN of factor 8 that are small enough for a CPU."""
+def create_augment(args: argparse.Namespace, device: torch.device) -> DADAugment:
+    """A teacher and a VQGAN of factor 8 that are small enough for a CPU, or those of the paper in bf16."""
+    if args.full:
+        teacher = workload.build_teacher('vit_large_patch14_clip_224')
+        vqgan = workload.build_vqgan('openimages-f8-16384')
+        prepare_frozen(teacher, vqgan, 'bf16', device)
+        return DADAugment(teacher, vqgan, mean=[0] * 3, std=[1] * 3)
     ddconfig = {**workload.vqgan_config('tiny').ddconfig, 'ch': 32, 'ch_mult': [1, 1, 1, 1], 'num_res_blocks': 0}
     torch.manual_seed(0)
     vqgan = VQGAN(VQGANConfig(ddconfig=ddconfig, n_embed=256, embed_dim=4)).eval()
@@ -90,6 +95,8 @@ def main() -> None:
     harness.add_flags(parser, rounds=3)
     parser.set_defaults(threads=1)
     parser.add_argument('--images', type=int, default=48, help='images of a set')
+    parser.add_argument('--batch-size', type=int, default=8, help='images of a batch')
+    parser.add_argument('--full', action='store_true', help='networks as large as those of the paper, in bf16')
     args = parser.parse_args()
     device = harness.start(args)
     size, args.images = (32, 8) if args.quick else (224, args.images)
@@ -97,9 +104,11 @@ def main() -> None:
     logger.addHandler(heard)
     logger.setLevel(logging.INFO)
     files = FormatConfig()
-    config = GenerateConfig(frame=Frame(size=(size, size)), files=files, batch_size=8, shard_size=args.images // 3)
+    config = GenerateConfig(
+        frame=Frame(size=(size, size)), files=files, batch_size=args.batch_size, shard_size=args.images // 3
+    )
     with tempfile.TemporaryDirectory() as folder:
-        source, augment = write_pictures(Path(folder), args.images), create_augment(device)
+        source, augment = write_pictures(Path(folder), args.images), create_augment(args, device)
         data = {'num_images': len(source), 'num_classes': workload.NUM_CLASSES, 'class_names': ['0', '1'], 'split': ''}
 
         def make() -> None:
@@ -127,7 +136,8 @@ def main() -> None:
         taken = harness.in_rounds(calls, args.rounds, device)
     waited = {name: own[-args.rounds :] for name, own in shares.items()}
     rates = {name: args.images / median(own) for name, own in taken.items()}
-    about = f'{args.rounds} rounds of {args.images} JPEG pictures to PNG views of {size} px, networks of one thread'
+    networks = "networks of the paper's size in bf16" if args.full else 'networks of one thread'
+    about = f'{args.rounds} rounds of {args.images} JPEG pictures to PNG views of {size} px, {networks}'
     figures = {
         'speed': results.Figure.of_ratio(
             harness.ratio(taken[BETWEEN], taken[BESIDE]),

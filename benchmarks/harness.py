@@ -18,6 +18,8 @@ from typing import Any
 import torch
 
 HERE = Path(__file__).parent
+# Of networks: fp32 with and without TF32 in products of matrices and in convolutions, which PyTorch has on for these.
+PRECISIONS = ('fp32', 'tf32', 'bf16', 'fp16')
 
 
 def add_flags(parser: argparse.ArgumentParser, rounds: int) -> None:
@@ -38,6 +40,12 @@ def start(args: argparse.Namespace) -> torch.device:
     elif args.results is None:
         args.results = HERE / 'results.json'
     return torch.device(args.device)
+
+
+def set_precision(name: str) -> str:
+    """Switch TF32 as a precision of ``PRECISIONS`` wants it; its name for ``prepare_frozen``."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name != 'fp32'
+    return 'fp32' if name == 'tf32' else name
 
 
 def command() -> str:

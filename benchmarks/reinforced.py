@@ -139,13 +139,12 @@ def training(args: argparse.Namespace) -> dict[str, Any]:
 
     The data are picture files, as most are: views are, too, and the demo's arrays, which nobody decodes, are not.
     """
-    size, half = str(32 if args.quick else 64), ('0.5',) * 3
+    size, half = str(32 if args.quick else args.img_size), ('0.5',) * 3
+    loading = '--workers', str(args.workers), '--device', args.device
     aug = ('--aa', AA, '--scale', '0.5', '1.0', '--mean', *half, '--std', *half)
     with tempfile.TemporaryDirectory() as folder:
         dad_set, pictures = Path(folder) / 'set', write_pictures(Path(folder) / 'data', int(size))
-        data = (
-            '--data-dir', str(pictures), '--num-classes', '16', '--img-size', size, '--workers', '0', '--device', 'cpu',
-        )  # fmt: skip
+        data = ('--data-dir', str(pictures), '--num-classes', '16', '--img-size', size, *loading)
         generate.main([
             *data, *aug, '--dad-teacher', 'demo', '--dad-vqgan', 'demo', '--reinforce', '2', '--output', str(dad_set),
         ])  # fmt: skip
@@ -162,14 +161,15 @@ def training(args: argparse.Namespace) -> dict[str, Any]:
                 found[name].append(rates[name]())
     figure = results.Figure.of_ratio(
         harness.ratio(found['reinforced'], found['plain']),
-        figure='training from a reinforced set, pictures that the student sees per second, cpu',
+        figure=f'training from a reinforced set, pictures that the student sees per second, {args.device}',
         against='plain cross-entropy training, the same augmentations',
         at_least=0.97,
         detail=f'{np.median(found["reinforced"]):.4g} against {np.median(found["plain"]):.4g} pictures/s; {args.model} '
         f'at {size} px, batches of {2 * args.batch_size}, RandAugment and Mixup, pictures and views in PNG files; '
         f'{args.rounds} rounds of 2 epochs',
     )
-    results.write(args.results, 'training, reinforced', figure, harness.command(), results.machine('cpu', args.threads))
+    key = 'training, reinforced' + ('' if args.device == 'cpu' else f', {args.device}')
+    results.write(args.results, key, figure, harness.command(), results.machine(args.device, args.threads))
     return {}
 
 
@@ -236,6 +236,8 @@ def main() -> None:
     parser.add_argument('--count', type=int, default=400, help='pictures that are asked about')
     parser.add_argument('--model', default='resnet18', help='student of the part training')
     parser.add_argument('--batch-size', type=int, default=32, help='pairs of a batch of the part training')
+    parser.add_argument('--img-size', type=int, default=64, help='side of its pictures')
+    parser.add_argument('--workers', type=int, default=0, help='processes that load them')
     parser.add_argument('--output', type=Path, help=f'where they go (default: {OUTPUT.name}, nowhere if --quick)')
     args = parser.parse_args()
     if args.quick:

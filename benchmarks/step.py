@@ -9,6 +9,8 @@ and normalization are no parts: they count against the step.
 
 import argparse
 from collections.abc import Callable
+from functools import partial
+from statistics import median
 from typing import Any
 
 import harness
@@ -20,8 +22,10 @@ from torch import Tensor
 from workload import FAITHFUL, FROM_INPUT
 
 from timm_dad import DADTask, Teacher
+from timm_dad.training.overlap import prepared_ahead
 
 AT_MOST = 1.05
+STEPS = 6  # in a row, with views made ahead and without
 # Passes of a batch through each part of a step.
 PASSES = {
     FAITHFUL: {'student forward + backward': 1, 'teacher forward + backward': 1, 'teacher forward': 2, 'VQGAN': 2},
@@ -35,14 +39,20 @@ def attack_gradient(teacher: Teacher, x_pix: Tensor, target: Tensor) -> Tensor:
     return torch.autograd.grad(F.cross_entropy(teacher(x_pix), target), x_pix)[0]
 
 
+def create_task(args: argparse.Namespace, name: str) -> DADTask:
+    """A task that makes views online, in one of the modes."""
+    vqgan, teacher = workload.build_vqgan(args.vqgan), workload.build_teacher(args.teacher)
+    augment = workload.make_ours(args, vqgan, teacher, [name], args.precision, random_start=0.8)[name]
+    student = workload.build_student(args.student).to(args.device)
+    device = torch.device(args.device)
+    return DADTask(student, teacher, augment, mean=(0.5,) * 3, std=(0.5,) * 3, device=device, verbose=False).train()
+
+
 def measure(args: argparse.Namespace, name: str) -> results.Figure:
     """Time the step and its parts in turn."""
     device = torch.device(args.device)
-    vqgan, teacher = workload.build_vqgan(args.vqgan), workload.build_teacher(args.teacher)
-    augment = workload.make_ours(args, vqgan, teacher, [name], args.precision, random_start=0.8)[name]
-    student = workload.build_student(args.student).to(device)
-    norm = {'mean': (0.5,) * 3, 'std': (0.5,) * 3}
-    task = DADTask(student, teacher, augment, **norm, device=device, verbose=False).train()
+    task = create_task(args, name)
+    student, teacher, vqgan, augment = task.trainable_module, task.teacher, task.vqgan, task.augment
     optimizer = torch.optim.SGD(student.parameters(), lr=1e-4)
     x_pix, target = workload.images(args.batch_size, args.img_size, device)
     x_norm = augment.norm.normalize(x_pix)
@@ -89,19 +99,55 @@ def measure(args: argparse.Namespace, name: str) -> results.Figure:
     )
 
 
+def measure_ahead(args: argparse.Namespace, name: str) -> results.Figure:
+    """Time some steps with ``--dad-overlap`` and without, in turn."""
+    device, task = torch.device(args.device), create_task(args, name)
+    optimizer = torch.optim.SGD(task.trainable_module.parameters(), lr=1e-4)
+    x_pix, target = workload.images(args.batch_size, args.img_size, device)
+    x_norm = task.norm.normalize(x_pix)
+
+    def steps(ahead: bool) -> None:
+        batches = ((place, x_norm, target) for place in range(STEPS))
+        for _, input, label, *prepared in prepared_ahead(batches, task) if ahead else batches:
+            with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == 'bf16'):
+                loss = task(input, label, *prepared)['loss']
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            loss.item()  # as a training reads it
+
+    taken = harness.in_rounds(
+        {name: partial(steps, name == 'ahead') for name in ('ahead', 'plain')}, args.rounds, device
+    )
+    ahead, plain = (median(taken[name]) / STEPS for name in ('ahead', 'plain'))
+    return results.Figure.of_ratio(
+        harness.ratio(taken['ahead'], taken['plain']),
+        figure=f'an online DAD step with --dad-overlap, {name}, {args.precision}, {args.device}',
+        against='without it',
+        at_most=1.0,
+        detail=f'{ahead:.3g} against {plain:.3g} s; {args.rounds} rounds of {STEPS} batches of {args.batch_size} at '
+        f'{args.img_size} px',
+        numbers={'ahead': ahead, 'plain': plain},
+    )
+
+
 def main() -> None:
     """Measure both modes."""
     parser = argparse.ArgumentParser(description=__doc__)
     harness.add_flags(parser, rounds=7)
     workload.add_flags(parser, batch_size=4)
     parser.add_argument('--precision', choices=('fp32', 'bf16'), default='fp32', help='of all networks')
+    parser.add_argument('--overlap', action='store_true', help='steps with --dad-overlap against those without, too')
     args = parser.parse_args()
     harness.start(args)
     workload.shrink(args)
     for name in PASSES:
-        key = f'step, {args.precision}, {name}, {args.device}'
-        figure = measure(args, name)
-        results.write(args.results, key, figure, harness.command(), results.machine(args.device, args.threads))
+        figures = {'step': measure(args, name)}
+        if args.overlap:
+            figures['overlap'] = measure_ahead(args, name)
+        for what, figure in figures.items():
+            key = f'{what}, {args.precision}, {name}, {args.device}'
+            results.write(args.results, key, figure, harness.command(), results.machine(args.device, args.threads))
 
 
 if __name__ == '__main__':

@@ -10,13 +10,18 @@ import torch
 from released import Released
 from torch import Tensor, nn
 
-from timm_dad import VQGAN, AttackConfig, DADAugment, Teacher, VQGANConfig, prepare_frozen
+from timm_dad import VQGAN, AttackConfig, DADAugment, LatentAttackConfig, Teacher, VQGANConfig, prepare_frozen
+from timm_dad.frozen.prepare import PRECISIONS
 from timm_dad.method.augment import DADViews
 from timm_dad.vqgan.presets import PRESETS
+from timm_dad.vqgan_training.distill import create_tiny
 
 # The three ways to make the DAD views of a batch.
 FAITHFUL, FROM_INPUT, RELEASED = 'attack from Q(x)', 'attack from x', 'released'
 ATTACK_FROM = {FAITHFUL: 'reconstruction', FROM_INPUT: 'input'}
+# More ways of ours: another space of the attack, and an untrained VQGAN of a tenth of the cost.
+LATENT, TINY = 'attack on latents', 'attack from Q(x), tiny VQGAN'
+TINY_CH = 64  # its width: what `timm-dad vqgan distill` takes for the paper's VQGAN at 224 px
 NUM_CLASSES = 1000
 
 Variant = Callable[[Tensor, Tensor], Any]
@@ -100,11 +105,18 @@ def make_ours(
     options: dict[str, Any] = {'compile': True} if args.compile else {}
     prepare_frozen(teacher, vqgan, precision, torch.device(args.device), **options)
     attack, norm = AttackConfig(random_start=random_start), {'mean': (0.5,) * 3, 'std': (0.5,) * 3}
-    return {
+    ours = {
         name: DADAugment(teacher, vqgan, **norm, attack=attack, attack_from=ATTACK_FROM[name])
         for name in ATTACK_FROM
         if name in names
     }
+    if LATENT in names:
+        ours[LATENT] = DADAugment(teacher, vqgan, **norm, attack=LatentAttackConfig(random_start=random_start))
+    if TINY in names:
+        tiny = create_tiny(vqgan, args.img_size, TINY_CH)
+        prepare_frozen(teacher, tiny, precision, torch.device(args.device), **options)
+        ours[TINY] = DADAugment(teacher, tiny, **norm, attack=attack)
+    return ours
 
 
 def make_variants(
@@ -120,7 +132,7 @@ def make_variants(
 
     Args:
         args: Flags of ``add_flags``.
-        precision: ``fp32`` or ``bf16``.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
         vqgan: Frozen in place; of ``args`` by default.
         teacher: Frozen in place; of ``args`` by default.
         names: Which ones.
@@ -140,7 +152,7 @@ def in_precision(released: Released, precision: str, device: str) -> Variant:
     """The released generator, all of it in one precision."""
 
     def generate(x_pix: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == 'bf16'):
+        with torch.autocast(torch.device(device).type, PRECISIONS[precision], enabled=precision != 'fp32'):
             return released(x_pix, target)
 
     return generate
