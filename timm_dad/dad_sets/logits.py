@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
+from timm_dad.common.transfer import to_device
 from timm_dad.dad_sets.formats import logits_path
 from timm_dad.dad_sets.read import DADSet, SetFolder
 
@@ -120,7 +121,7 @@ class StoredLogits:
         if self.mixed:
             halves = zip(('clean', 'dad'), coded.chunk(2), strict=True)
             parts = zip(*(self._rows(own, ('partner', f'{of}_share')) for of, own in halves), strict=True)
-            first, (second, weight) = coded, map(torch.cat, parts)
+            first, (second, weight) = coded, (to_device(torch.cat(part), coded.device) for part in parts)
         else:
             first, second, weight = coded.unbind(dim=1)
         off = self.smoothing / self.num_classes
@@ -142,20 +143,22 @@ class StoredLogits:
         Args:
             coded: Targets of the images, and after them those of the extra views, ``[2B]`` or ``[2B, 3]``.
         """
-        clean, second = coded.chunk(2)
-        return self._answers('clean', clean), self._answers('dad', second)
+        clean, second = coded.cpu().chunk(2)  # the host waits for a GPU here alone
+        return self._answers('clean', clean, coded.device), self._answers('dad', second, coded.device)
 
-    def _answers(self, of: str, coded: Tensor) -> Tensor:
+    def _answers(self, of: str, coded: Tensor, device: torch.device) -> Tensor:
         if coded.ndim == 1:
-            return self._look_up(of, coded)
+            return self._look_up(of, coded, device)
         # A batch is mixed with itself: what is one image's own is its partner's other, and is looked up once.
         codes, places = coded[:, :2].long().unique(return_inverse=True)
-        one, two = (self._look_up(of, codes) / self.temperature).softmax(dim=1)[places].unbind(dim=1)
-        share = coded[:, 2].float()[:, None]
+        found = (self._look_up(of, codes, device) / self.temperature).softmax(dim=1)
+        one, two = found[to_device(places, device)].unbind(dim=1)
+        share = to_device(coded[:, 2].float()[:, None], device)
         return self.temperature * (one * share + two * (1 - share)).clamp_min(torch.finfo(torch.float32).tiny).log()
 
-    def _look_up(self, of: str, coded: Tensor) -> Tensor:
-        values, classes, rest = self._rows(coded, [f'{of}_{part}' for part in _PARTS])
+    def _look_up(self, of: str, coded: Tensor, device: torch.device) -> Tensor:
+        rows = self._rows(coded, [f'{of}_{part}' for part in _PARTS])
+        values, classes, rest = (to_device(part, device) for part in rows)
         return dense_logits(values, classes, rest, self.num_classes)
 
     def _rows(self, coded: Tensor, names: Sequence[str]) -> list[Tensor]:
@@ -166,7 +169,7 @@ class StoredLogits:
             shard, row = divmod(index, self.folder.shard_size)
             parts = self._shard(shard)
             rows.append([parts[name][row, turn] for name in names])
-        return [torch.from_numpy(np.stack(part)).to(coded.device) for part in zip(*rows, strict=True)]
+        return [torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True)]
 
     def _shard(self, shard: int) -> dict[str, NDArray[Any]]:
         """Parts ``[items, turns, ...]`` by name, for numpy, which finds a row faster than torch."""
