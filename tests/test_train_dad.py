@@ -439,7 +439,7 @@ def bad_folder(tmp_path, pictures, kind):
         (('--drop-connect', '0.1'), r'--drop-connect is deprecated'),
         (('--loss', 'jsd'), r'--loss jsd needs --aug-splits 2 or more, got --aug-splits 0'),
         (('--loss', 'jsd', '--bce-loss'), r'--bce-loss and --loss jsd exclude each other'),
-        (('--loss', 'zlpr'), r'--loss zlpr is for several labels an image'),
+        (('--loss', 'zlpr'), r'--loss zlpr is of no use to --task classification: use ce, bce, asl, poly or jsd'),
         (('--loss', 'asl', '--mixup', '0.2'), r'--loss asl takes one class an image'),
         (('--loss', 'asl', '--bce-sum'), r'--bce-sum is of --loss bce, got --loss asl'),
         (('--asl-gamma-neg', '2'), r'--asl-gamma-neg is of --loss asl, got --loss ce'),

@@ -830,7 +830,7 @@ row('patch-foreign', 'patch train.py', r'train\.py', r'train\.py', 'left as it i
     files={'train.py': 'print(1)\n'})  # fmt: skip
 row('patch-empty', 'patch train.py', r'train\.py', r'train\.py', 'left as it is|lines', files={'train.py': b''})
 row('patch-revert-foreign', 'patch train.py --revert', r'train\.py', r'train\.py', 'left as it is|lines',
-    files={'train.py': b'\xff\xfe\0'})  # fmt: skip
+    files={'train.py': 'from timm_dad import timm_train as dad\n'})  # fmt: skip
 row('patch-script-is-a-folder', 'patch checkout', r'train\.py', r'train\.py', 'director|folder|file',
     files={'checkout/train.py': None})  # fmt: skip
 row('patch-unknown-flag', 'patch train.py --undo', '--undo', '--undo', 'unrecognized|--revert',
