@@ -99,6 +99,15 @@ def compare(
     return figures
 
 
+def seconds_of(figures: dict[str, results.Figure], batch_size: int, rounds: int) -> float:
+    """What batches of another size will take, one for memory and one to warm up beside the rounds; none: for ever."""
+    if not figures:
+        return float('inf')
+    rates = [figure.numbers['images_per_second'] for figure in figures.values()]
+    rates.append(next(iter(figures.values())).numbers['released'])
+    return (rounds + 2) * sum(batch_size / rate for rate in rates)
+
+
 def measure(args: argparse.Namespace, precision: str, names: tuple[str, ...]) -> None:
     """Compare in one precision, with one size of a batch after the other as long as there is time."""
     own = harness.set_precision(precision)
@@ -106,15 +115,14 @@ def measure(args: argparse.Namespace, precision: str, names: tuple[str, ...]) ->
     variants = workload.make_variants(args, own, names=names)
     begin = time.perf_counter()
     for place, batch_size in enumerate(args.batches or [args.batch_size]):
-        since = time.perf_counter()
-        for name, figure in compare(args, precision, views, variants, batch_size).items():
+        figures = compare(args, precision, views, variants, batch_size)
+        for name, figure in figures.items():
             key = f'generation, {precision}, {name}, {args.device}' + QUANTIZER[args.quantizer] + compiled(args)
             key += f', batch {batch_size}' if args.batches else ''
             results.write(args.results, key, figure, harness.command(), results.machine(args.device, args.threads))
-        now = time.perf_counter()
         if args.batches and place + 1 < len(args.batches):
             coming = args.batches[place + 1]
-            if now - begin + (now - since) * coming / batch_size > args.seconds:
+            if time.perf_counter() - begin + seconds_of(figures, coming, args.rounds) > args.seconds:
                 sys.stdout.write(f'{precision}: no time for batches of {coming} and more\n')
                 return
 

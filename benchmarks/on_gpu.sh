@@ -39,6 +39,16 @@ if [ -n "$wheels" ]; then
     export PYTHONPATH="$PYTHONPATH:$site"
 fi
 
+"$python" - <<'END' || exit 2
+import importlib.util, sys
+needed = {'torch': 'torch', 'torchvision': 'torchvision', 'timm': 'timm', 'accelerate': 'accelerate', 'taming': 'taming-transformers',
+          'open_clip': 'open_clip_torch', 'ftfy': 'ftfy', 'fsspec': 'fsspec', 'filelock': 'filelock', 'psutil': 'psutil',
+          'pytest': 'pytest', 'hypothesis': 'hypothesis'}
+missing = [package for module, package in needed.items() if importlib.util.find_spec(module) is None]
+if missing:
+    sys.exit(f'on_gpu.sh: Python lacks {", ".join(missing)}: install them, or give their wheels by --wheels')
+END
+
 [ -z "$quick" ] || export TORCH_COMPILE_DISABLE=1 # a compiler takes minutes for tiny networks, too
 status=0 threads=$([ -n "$quick" ] && echo 1 || nproc)
 flags=(--device "$device" --threads "$threads" --results "$output/results.json" ${quick:+"$quick"})
@@ -63,17 +73,17 @@ benchmark() { # NAME SECONDS SCRIPT FLAGS ...
 }
 
 precisions=(--batch-size 64 --results "$output/precisions.json") # the last --results counts
-batches=(--rounds 2 --batches 8 32 64 128 256 --more)
+batches=(--rounds 2 --batches)
 set_of=(--only training --rounds 2)
-[ -n "$quick" ] || set_of+=(--model resnet50 --img-size 224 --batch-size 64 --workers "$((threads < 8 ? threads : 8))")
+[ -n "$quick" ] || set_of+=(--model resnet50 --img-size 128 --copies 4 --batch-size 64 --workers "$((threads < 8 ? threads : 8))")
 full=()
-[ -n "$quick" ] || full=(--full --images 768 --batch-size 64)
+[ -n "$quick" ] || full=(--full --images 256 --batch-size 64)
 
 part tests 90 "$python" -m pytest -q -m gpu tests/test_gpu.py
 benchmark precisions 110 precisions.py "${precisions[@]}"
-benchmark generation 190 generation.py "${batches[@]}" --seconds 28 --precision bf16 fp16 tf32 fp32
-benchmark step 50 step.py --rounds 3 --precision bf16 --batch-size 64 --overlap
-benchmark files 50 generator.py --rounds 2 "${full[@]}"
+benchmark generation 190 generation.py "${batches[@]}" 8 32 64 128 256 --more --seconds 28 --precision bf16 fp16 tf32 fp32
+benchmark step 50 step.py --rounds 2 --precision bf16 --batch-size 64 --overlap
+benchmark files 50 generator.py --rounds 1 "${full[@]}"
 benchmark training 60 reinforced.py "${set_of[@]}"
-benchmark compiled 90 generation.py "${batches[@]}" --batches 64 --precision bf16 --compile
+benchmark compiled 90 generation.py "${batches[@]}" 64 --precision bf16 --compile
 exit $status

@@ -25,8 +25,8 @@ WAYS = {
     'tf32': ('tf32', False),
     'bf16': ('bf16', False),
     'fp16': ('fp16', False),
-    'bf16, compiled': ('bf16', True),  # last, for compiling takes longest
-    'fp32, compiled': ('fp32', True),
+    'fp32, compiled': ('fp32', True),  # last, for compiling takes longest
+    'bf16, compiled': ('bf16', True),
 }
 # What fp32 must reach however it is computed.
 SAME_CODES, LOGITS_APART = 0.98, 1e-3

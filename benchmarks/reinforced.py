@@ -143,13 +143,14 @@ def training(args: argparse.Namespace) -> dict[str, Any]:
     loading = '--workers', str(args.workers), '--device', args.device
     aug = ('--aa', AA, '--scale', '0.5', '1.0', '--mean', *half, '--std', *half)
     with tempfile.TemporaryDirectory() as folder:
-        dad_set, pictures = Path(folder) / 'set', write_pictures(Path(folder) / 'data', int(size))
+        dad_set, pictures = Path(folder) / 'set', write_pictures(Path(folder) / 'data', int(size), args.copies)
         data = ('--data-dir', str(pictures), '--num-classes', '16', '--img-size', size, *loading)
         generate.main([
             *data, *aug, '--dad-teacher', 'demo', '--dad-vqgan', 'demo', '--reinforce', '2', '--output', str(dad_set),
         ])  # fmt: skip
         torch.set_num_threads(args.threads)
-        common = (*data, *aug, '--model', args.model, '--mixup', '0.8', '--epochs', '2', '--output', folder)
+        common = (*data, *aug, '--model', args.model, '--mixup', '0.8', '--output', folder)
+        common += ('--epochs', '2', '--val-interval', '2')
         pairs = ('--dad', '--dad-dir', str(dad_set), '--dad-stored-logits', '--batch-size', str(args.batch_size))
         rates: dict[str, Callable[[], float]] = {
             'reinforced': partial(rate, (*common, *pairs), 2 * args.batch_size),
@@ -173,19 +174,23 @@ def training(args: argparse.Namespace) -> dict[str, Any]:
     return {}
 
 
-def write_pictures(root: Path, size: int) -> Path:
-    """Write the demo's pictures as PNG files, a folder a class; returns the folder."""
+def write_pictures(root: Path, size: int, copies: int) -> Path:
+    """Write the demo's pictures as PNG files, each so many times, a folder a class; returns the folder."""
     for split in ('train', 'validation'):
         data = DemoDataset('noto', split)
         for index, (picture, label) in enumerate(data):
-            path = root / split / class_names()[label] / f'{index:04}.png'
-            path.parent.mkdir(parents=True, exist_ok=True)
-            picture.resize((size, size)).save(path)
+            folder = root / split / class_names()[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            for copy in range(copies):
+                picture.resize((size, size)).save(folder / f'{index:04}-{copy}.png')
     return root
 
 
 def rate(flags: tuple[str, ...], batch_size: int) -> float:
-    """Pictures per second of a training, between the first and the last step of its second epoch."""
+    """Pictures per second of a training, from the last step of its first epoch to that of its second.
+
+    So all loading is in it; processes of a loader begin anew with each epoch.
+    """
     begins: list[float] = []
 
     def create_task(*args: Any, **kwargs: Any) -> tuple[TrainingTask, Any]:
@@ -194,8 +199,8 @@ def rate(flags: tuple[str, ...], batch_size: int) -> float:
         return task, augment
 
     train_dad.main(list(flags), create_task=create_task)
-    epoch = begins[len(begins) // 2 :]
-    return batch_size * (len(epoch) - 1) / (epoch[-1] - epoch[0])
+    half = len(begins) // 2
+    return batch_size * half / (begins[-1] - begins[half - 1])
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
@@ -238,6 +243,7 @@ def main() -> None:
     parser.add_argument('--batch-size', type=int, default=32, help='pairs of a batch of the part training')
     parser.add_argument('--img-size', type=int, default=64, help='side of its pictures')
     parser.add_argument('--workers', type=int, default=0, help='processes that load them')
+    parser.add_argument('--copies', type=int, default=1, help='how often each of the 821 pictures is there')
     parser.add_argument('--output', type=Path, help=f'where they go (default: {OUTPUT.name}, nowhere if --quick)')
     args = parser.parse_args()
     if args.quick:

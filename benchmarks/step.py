@@ -25,7 +25,7 @@ from timm_dad import DADTask, Teacher
 from timm_dad.training.overlap import prepared_ahead
 
 AT_MOST = 1.05
-STEPS = 6  # in a row, with views made ahead and without
+STEPS = 3  # in a row, with views made ahead and without
 # Passes of a batch through each part of a step.
 PASSES = {
     FAITHFUL: {'student forward + backward': 1, 'teacher forward + backward': 1, 'teacher forward': 2, 'VQGAN': 2},
@@ -48,10 +48,9 @@ def create_task(args: argparse.Namespace, name: str) -> DADTask:
     return DADTask(student, teacher, augment, mean=(0.5,) * 3, std=(0.5,) * 3, device=device, verbose=False).train()
 
 
-def measure(args: argparse.Namespace, name: str) -> results.Figure:
+def measure(args: argparse.Namespace, name: str, task: DADTask) -> results.Figure:
     """Time the step and its parts in turn."""
     device = torch.device(args.device)
-    task = create_task(args, name)
     student, teacher, vqgan, augment = task.trainable_module, task.teacher, task.vqgan, task.augment
     optimizer = torch.optim.SGD(student.parameters(), lr=1e-4)
     x_pix, target = workload.images(args.batch_size, args.img_size, device)
@@ -99,9 +98,9 @@ def measure(args: argparse.Namespace, name: str) -> results.Figure:
     )
 
 
-def measure_ahead(args: argparse.Namespace, name: str) -> results.Figure:
+def measure_ahead(args: argparse.Namespace, name: str, task: DADTask) -> results.Figure:
     """Time some steps with ``--dad-overlap`` and without, in turn."""
-    device, task = torch.device(args.device), create_task(args, name)
+    device = torch.device(args.device)
     optimizer = torch.optim.SGD(task.trainable_module.parameters(), lr=1e-4)
     x_pix, target = workload.images(args.batch_size, args.img_size, device)
     x_norm = task.norm.normalize(x_pix)
@@ -142,11 +141,10 @@ def main() -> None:
     harness.start(args)
     workload.shrink(args)
     for name in PASSES:
-        figures = {'step': measure(args, name)}
-        if args.overlap:
-            figures['overlap'] = measure_ahead(args, name)
-        for what, figure in figures.items():
+        task = create_task(args, name)
+        for what, measured in {'step': measure, **({'overlap': measure_ahead} if args.overlap else {})}.items():
             key = f'{what}, {args.precision}, {name}, {args.device}'
+            figure = measured(args, name, task)
             results.write(args.results, key, figure, harness.command(), results.machine(args.device, args.threads))
 
 

@@ -33,7 +33,10 @@ def add_flags(parser: argparse.ArgumentParser, batch_size: int) -> None:
     parser.add_argument('--img-size', type=int, default=224, help='side of the images')
     parser.add_argument('--teacher', default='vit_large_patch14_clip_224', help="timm's name of the teacher")
     parser.add_argument('--student', default='resnet50', help="timm's name of the student")
-    parser.add_argument('--vqgan', default='openimages-f8-16384', help='preset whose architecture the VQGAN has')
+    taming = [name for name, preset in PRESETS.items() if is_tamings(preset.config)]
+    parser.add_argument(
+        '--vqgan', default='openimages-f8-16384', choices=(*taming, 'tiny'), help='preset whose architecture it has'
+    )
     parser.add_argument('--quantizer', choices=('lookup', 'one-hot'), default='lookup', help='of released.py')
     parser.add_argument('--compile', action='store_true', help='compile our frozen networks')
 
@@ -43,6 +46,11 @@ def shrink(args: argparse.Namespace) -> None:
     if args.quick:
         args.batch_size, args.img_size = min(args.batch_size, 2), 32
         args.teacher, args.student, args.vqgan = 'test_vit3', 'test_resnet', 'tiny'
+
+
+def is_tamings(config: VQGANConfig) -> bool:
+    """Whether released.py, which is taming's networks and nearest codes, can be compared."""
+    return config.networks == 'taming' and config.quantizer == 'nearest'
 
 
 def vqgan_config(name: str, n_embed: int | None = None) -> VQGANConfig:

@@ -14,9 +14,10 @@ from timm_dad.dad_sets.formats import FormatConfig
 from timm_dad.dad_sets.generate import generate
 from timm_dad.dad_sets.hub import set_folder
 from timm_dad.dad_sets.maker import GenerateConfig
-from timm_dad.dad_sets.manifest import FORMAT_VERSION
-from timm_dad.dad_sets.read import DADSet, read_settings
+from timm_dad.dad_sets.manifest import FORMAT_VERSION, REINFORCED, SETTINGS, parse_json
+from timm_dad.dad_sets.read import DADSet
 from timm_dad.dad_sets.reinforce import Reinforcement, reinforce
+from timm_dad.dad_sets.store import Store
 from timm_dad.dad_sets.store_folder import as_root
 from timm_dad.data.datasets import check_images
 from timm_dad.data.images import Source
@@ -76,7 +77,9 @@ class Job:
     def answer(self, claims: Callable[[Any], Claims], *, progress: bool) -> Reinforcement | None:
         """``reinforce`` the set, which is whole."""
         dad_set = DADSet(set_folder(self.args.output))
-        dad_set.decoder = self.augment.vqgan if dad_set.format == 'codes' else None
+        if dad_set.format == 'codes':
+            # Not the one that made them: processes of the loader decode, in fp32 on the CPU as those of a training do.
+            dad_set.decoder = create_vqgan(self.args, self.config.frame.size).eval().requires_grad_(False)
         return reinforce(
             self.source, dad_set, self.augment.ask_teacher, reinforce_config(self.args, self.config.frame.size),
             device=self.device, workers=self.args.workers, progress=progress, claims=claims,
@@ -146,8 +149,10 @@ def build_models(
 def temperature_images(args: argparse.Namespace, source: Source, config: GenerateConfig) -> Images | None:
     """The images of ``--dad-temperature auto``, unless the set that goes on keeps its number, which is taken."""
     root = as_root(args.output)
-    with contextlib.suppress(ValueError):  # there is no set yet
-        take_set_temperature(args, read_settings(Path(str(root))), args.output)
+    for name in (SETTINGS, f'{REINFORCED}/{SETTINGS}'):
+        with contextlib.suppress(ImportError, OSError, ValueError, KeyError):  # there is none yet
+            data = (root / name).read_bytes() if isinstance(root, Path) else Store(root).read(name)
+            take_set_temperature(args, parse_json(data, root), args.output)
     return images_to_fit(args, source, lambda _: config.frame)
 
 

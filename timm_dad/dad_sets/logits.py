@@ -119,7 +119,7 @@ class StoredLogits:
         if coded.ndim == 1 and not self.mixed:
             return coded % self.num_classes
         if self.mixed:
-            halves = zip(('clean', 'dad'), coded.chunk(2), strict=True)
+            halves = zip(('clean', 'dad'), coded.cpu().chunk(2), strict=True)
             parts = zip(*(self._rows(own, ('partner', f'{of}_share')) for of, own in halves), strict=True)
             first, (second, weight) = coded, (to_device(torch.cat(part), coded.device) for part in parts)
         else:

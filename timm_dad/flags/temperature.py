@@ -122,9 +122,10 @@ def take_set_temperature(args: argparse.Namespace, settings: Mapping[str, Any], 
         settings: Of the set.
         name: What it is called in the log.
     """
-    kept = (settings.get('logits') or {}).get('temperature') or settings['teacher'].get('temperature')
+    teacher = settings.get('teacher', {})
+    kept = (settings.get('logits') or {}).get('temperature') or teacher.get('temperature')
     if args.dad_temperature == AUTO and kept:
-        _take(args, kept, settings['teacher']['flags'].get('dad_teacher_temperatures'), name)
+        _take(args, kept, teacher.get('flags', {}).get('dad_teacher_temperatures'), name)
 
 
 def keep_temperature(args: argparse.Namespace, before: Mapping[str, Any]) -> None:

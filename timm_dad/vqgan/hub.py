@@ -7,6 +7,7 @@ from huggingface_hub import ModelCard, snapshot_download
 from timm_dad.common.hub import SCHEME, hub_errors, split_revision
 
 _FOLDER_FILES = ('config.json', 'diffusion_pytorch_model.safetensors', 'model.safetensors')
+_FILES = ('.ckpt', '.pth', '.pt', '.safetensors')
 _FORM = f'{SCHEME}USER/NAME[@REVISION][/FOLDER or /FILE]'
 
 
@@ -26,7 +27,7 @@ def fetch_from_hub(address: str) -> tuple[Path, str]:
     inside = inside.strip('/')
     if '..' in Path(inside).parts:
         raise ValueError(f'a VQGAN on the hub is {_FORM}, got {address!r}')
-    is_file = bool(Path(inside).suffix)
+    is_file = inside.endswith(_FILES)
     if is_file:
         files = [inside, str(Path(inside).with_suffix('.yaml')), str(Path(inside).with_name('config.yaml'))]
     else:
