@@ -83,6 +83,7 @@ part tests 90 "$python" -m pytest -q -m gpu tests/test_gpu.py
 benchmark precisions 110 precisions.py "${precisions[@]}"
 benchmark generation 190 generation.py "${batches[@]}" 8 32 64 128 256 --more --seconds 28 --precision bf16 fp16 tf32 fp32
 benchmark step 50 step.py --rounds 2 --precision bf16 --batch-size 64 --overlap
+benchmark cost 45 online_cost.py --rounds 2 --precision bf16 --batch-size 64
 benchmark files 50 generator.py --rounds 1 "${full[@]}"
 benchmark training 60 reinforced.py "${set_of[@]}"
 benchmark compiled 90 generation.py "${batches[@]}" 64 --precision bf16 --compile

@@ -147,6 +147,28 @@ def attack_table(results: dict[str, Any]) -> str:
     return markdown(header, sorted(rows, key=lambda row: float(row[1])))
 
 
+def update_table(results: dict[str, Any]) -> str:
+    """What a training update costs by technique, of ``online_cost.py``; the cheapest first."""
+    found = [(key, entry) for key, entry in results.items() if key.startswith('online cost, ')]
+    if not found:
+        return 'Not measured yet: `python benchmarks/online_cost.py`.'
+    rows = []
+    for _, entry in sorted(found, key=lambda item: (item[1]['numbers']['where'], item[1]['value'])):
+        numbers = entry['numbers']
+        middle, low, high = (f'{value:.3g}' for value in numbers['seconds'])
+        memory = f'{numbers["weights"] / 2**20:.0f} + {numbers["above"] / 2**20:.0f}'
+        seconds = f'{middle} ({low} to {high}), {numbers["where"]}'
+        rows.append([numbers['training'], seconds, format_value(entry), memory, format_passes(numbers['passes'])])
+    header = ['an update of', 'seconds an image', 'against plain', 'MiB of weights + above', 'passes an image']
+    return markdown(header, rows)
+
+
+def format_passes(passes: dict[str, list[float]]) -> str:
+    """Images that go forward (and backward, after a plus) through each network, for one image of the batch."""
+    counts = {name: ' + '.join(f'{count:g}' for count in both if count) for name, both in passes.items()}
+    return ', '.join(f'{name} {count}' for name, count in counts.items())
+
+
 def run_table(results: dict[str, Any]) -> str:
     """Commands that made them, where and when."""
     rows = []
@@ -193,7 +215,11 @@ def tables() -> dict[Path, dict[str, str]]:
     results = read(RESULTS)
     return {
         README: {'figures': figure_table(results), 'runs': run_table(results)},
-        SPEED: {**projection_tables(read(HERE / 'projection.json')), 'attacks': attack_table(results)},
+        SPEED: {
+            **projection_tables(read(HERE / 'projection.json')),
+            'attacks': attack_table(results),
+            'updates': update_table(results),
+        },
     }
 
 

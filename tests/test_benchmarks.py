@@ -84,9 +84,105 @@ def test_the_peak_is_above_what_was_there():
     assert before > kept.nbytes
 
 
+# Passes of one image: forward and backward of the student, of the teacher, and of the VQGAN's encoder and decoder.
+UPDATES = {
+    'plain cross-entropy': 'student 1 + 1',
+    'AugMix + JSD': 'student 3 + 3',
+    "timm's distillation": 'student 1 + 1, teacher 1',
+    'PGD-1': 'student 2 + 2',
+    'DAT': 'student 3 + 3, encoder 2, decoder 2',
+    'DAD from Q(x)': 'student 2 + 2, teacher 3 + 1, encoder 2, decoder 2',
+    'DAD from x': 'student 2 + 2, teacher 2 + 1, encoder 1, decoder 1',
+    'DAD on latents': 'student 2 + 2, teacher 3 + 1, encoder 1, decoder 2 + 1',
+    'DAD from a set': 'student 2 + 2, teacher 2',
+    'DAD from a reinforced set': 'student 2 + 2',
+}
+
+
+def create_updates(folder):
+    from online_cost import Updates
+    from workload import build_student, build_teacher, build_vqgan, images
+
+    from timm_dad import prepare_frozen
+
+    student, teacher, vqgan = build_student('test_resnet'), build_teacher('test_resnet'), build_vqgan('tiny')
+    prepare_frozen(teacher, vqgan, device=torch.device('cpu'))
+    return Updates(student, teacher, vqgan, *images(2, 32, torch.device('cpu')), folder)
+
+
+def test_updates_run_what_they_are_of(tmp_path):
+    from online_cost import counted, parts_of
+    from results import format_passes
+
+    updates = create_updates(tmp_path)
+    networks = parts_of(updates.student, updates.teacher, updates.vqgan)
+    found = {}
+    for name, loss_of in updates.losses().items():
+        updates.student.zero_grad()
+        with counted(networks) as images:
+            loss_of().backward()
+        assert updates.student.training, name
+        assert all(parameter.grad.isfinite().all() for parameter in updates.student.parameters()), name
+        found[name] = format_passes({part: [n / 2 for n in counts] for part, counts in images.items() if any(counts)})
+    assert found == UPDATES
+
+
+def test_stored_answers_are_the_teachers(tmp_path):
+    updates = create_updates(tmp_path)
+    answers, coded = updates.stored_answers(), updates.coded_target()
+    assert torch.equal(answers.labels(coded), updates.target)
+    asked = updates.teacher(updates.x_pix)
+    for logits in answers.read(coded.repeat(2)):
+        assert torch.equal(logits.argmax(1), asked.argmax(1))
+        assert not torch.equal(logits[0], logits[1])
+
+
+def test_attacks_of_the_student_raise_its_loss_inside_their_ball(tmp_path):
+    from online_cost import DAT, PGD
+
+    from timm_dad.method.loss import teacher_cross_entropy
+
+    updates = create_updates(tmp_path)
+    student = updates.student.eval()
+
+    def loss(x_pix):
+        return teacher_cross_entropy(student(updates.norm.normalize(x_pix)), updates.target).detach()
+
+    for config, norm in ((PGD, float('inf')), (DAT, 2)):
+        x_adv = updates.attack(updates.x_pix, config)
+        student.eval()
+        delta = (x_adv - updates.x_pix).flatten(1)
+        assert (delta.norm(norm, dim=1) <= config.eps + 1e-6).all()
+        assert (loss(x_adv) > loss(updates.x_pix)).all()
+
+
+def test_table_of_updates():
+    from results import update_table
+
+    def entry(name, where, value):
+        passes = {'student': [2.0, 2.0], 'teacher': [3.0, 1.0], 'encoder': [1.0, 0.0]}
+        numbers = {'training': name, 'where': where, 'seconds': [2.0, 1.0, 3.0], 'weights': 2**20, 'above': 2**21}
+        return {'value': value, 'low': value, 'high': value, 'numbers': {**numbers, 'passes': passes}}
+
+    found = {
+        'online cost, fp32, DAD, cpu': entry('DAD', 'cpu in fp32', 9.0),
+        'online cost, bf16, DAD, cuda': entry('DAD', 'cuda in bf16', 2.0),
+        'online cost, fp32, plain, cpu': entry('plain', 'cpu in fp32', 1.0),
+        'step, fp32, attack from x, cpu': {},
+    }
+    passes = 'student 2 + 2, teacher 3 + 1, encoder 1'
+    assert update_table(found).splitlines()[2:] == [
+        f'| plain | 2 (1 to 3), cpu in fp32 | 1 x (1 to 1) | 1 + 2 | {passes} |',
+        f'| DAD | 2 (1 to 3), cpu in fp32 | 9 x (9 to 9) | 1 + 2 | {passes} |',
+        f'| DAD | 2 (1 to 3), cuda in bf16 | 2 x (2 to 2) | 1 + 2 | {passes} |',
+    ]
+    assert update_table({'step': {}}) == 'Not measured yet: `python benchmarks/online_cost.py`.'
+
+
 SCRIPTS = [
     ('generation.py', {f'generation, {p}, attack from {f}, cpu' for p in ('fp32', 'bf16') for f in ('Q(x)', 'x')}),
     ('step.py', {f'step, fp32, attack from {name}, cpu' for name in ('Q(x)', 'x')}),
+    ('online_cost.py', {f'online cost, fp32, {name}, cpu' for name in UPDATES}),
     ('memory.py', {f'memory, fp32, attack from {name}, cpu' for name in ('Q(x)', 'x')}),
     ('nearest_code.py', {'nearest code, time, cpu', 'nearest code, memory, cpu'}),
     ('generator.py', {'generator, speed, cpu', 'generator, waiting, cpu'}),

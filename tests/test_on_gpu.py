@@ -10,7 +10,7 @@ import pytest
 import torch
 
 SCRIPT = Path(__file__).parents[1] / 'benchmarks' / 'on_gpu.sh'
-PARTS = ('tests', 'precisions', 'generation', 'step', 'files', 'training', 'compiled')
+PARTS = ('tests', 'precisions', 'generation', 'step', 'cost', 'files', 'training', 'compiled')
 
 
 def run(python, *flags):
@@ -42,6 +42,7 @@ def test_every_part_passes_on_a_cpu(tmp_path):
         'generation, tf32, attack from Q(x), tiny VQGAN, cpu, batch 2',
         'generation, bf16, attack from x, cpu, compiled, batch 3',
         'overlap, bf16, attack from Q(x), cpu',
+        'online cost, bf16, DAD from Q(x), cpu',
         'generator, waiting, cpu',
         'training, reinforced',
     ):
