@@ -189,7 +189,8 @@ def test_without_labels_the_target_is_the_teachers_set(sigmoids, vqgan, x_pix):
     free = DADAugment(sigmoids, vqgan, **NORM, attack=config, label_free=True, targets=MultiLabel())
     told = DADAugment(sigmoids, vqgan, **NORM, attack=config, targets=MultiLabel())
     answer = (sigmoids(x_pix) >= 0).float()
-    torch.testing.assert_close(free.make_views(x_pix, TARGET).x_adv, told.make_views(x_pix, answer).x_adv)
+    unread = torch.zeros(len(x_pix), dtype=torch.long)
+    torch.testing.assert_close(free.make_views(x_pix, unread).x_adv, told.make_views(x_pix, answer).x_adv)
 
 
 def test_the_most_disagreement_is_one_of_sigmoids(student, sigmoids, vqgan, x_pix):
@@ -521,6 +522,10 @@ DAD = ('--dad', '--dad-teacher', 'demo', '--dad-vqgan', 'demo')
         ((*DAD, '--dad-temperature', 'auto'), r'--dad-temperature auto goes by the entropy of softmaxes'),
         (('--loss', 'ce'), r'--loss ce is of no use to --task multilabel: use bce, asl, poly, twoway, zlpr or db'),
         (('--loss', 'zlpr', '--mixup', '0.2'), r'--loss zlpr takes targets of 0 and 1 alone: leave --mixup, --cutmix'),
+        (
+            ('--loss', 'db', '--class-stats', '{stats}'),
+            r'--class-stats .* a count for each of 3 classes, got 5',
+        ),
         (('--loss', 'db'), r"--loss db needs --class-stats, the counts of timm's class_weights.py"),
         (('--loss', 'poly', '--loss-pos-weight', '2'), r'--loss-pos-weight is of --loss bce or asl, got --loss poly'),
         (('--kd-model-name', 'test_resnet'), r"--kd-model-name is timm's distillation of one class an image"),
@@ -545,6 +550,10 @@ DAD = ('--dad', '--dad-teacher', 'demo', '--dad-vqgan', 'demo')
             r'--task multilabel needs a teacher whose sigmoids are probabilities, and demo was trained to choose',
         ),
         (
+            ('--dad', '--dad-teacher', 'wise:demo+demo@0.5', '--dad-vqgan', 'demo', '--dad-classnames', '{names}'),
+            r'--task multilabel needs a teacher whose sigmoids are probabilities, and wise:demo.* was trained',
+        ),
+        (
             ('--task', 'classification'),
             r'--data-dir: image 0 has the labels \[\], and one class is wanted; train, .* --task multilabel',
         ),
@@ -552,7 +561,9 @@ DAD = ('--dad', '--dad-teacher', 'demo', '--dad-vqgan', 'demo')
 )
 def test_what_does_not_go_with_it_is_one_line(data, tmp_path, capsys, more, message):
     (tmp_path / 'names.txt').write_text('\n'.join(NAMES))
-    more = [flag.format(names=tmp_path / 'names.txt') for flag in more]
+    (tmp_path / 'stats.json').write_text('{"pos_counts": [1, 2, 3, 4, 5], "num_samples": 15}')
+    files = {'names': tmp_path / 'names.txt', 'stats': tmp_path / 'stats.json'}
+    more = [flag.format(**files) for flag in more]
     assert re.search(message, error_of(capsys, train_dad.main, flags(data, tmp_path / 'out', *more)))
     assert not (tmp_path / 'out').exists()
 

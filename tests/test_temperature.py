@@ -23,7 +23,7 @@ from timm_dad.demo.data import DemoDataset
 from timm_dad.diagnosis import command as diagnose
 from timm_dad.flags import dad, temperature
 from timm_dad.flags.dad import add_dad_args, build_task, loss_config
-from timm_dad.flags.temperature import images_to_fit, keep_temperature, with_number
+from timm_dad.flags.temperature import images_to_fit, keep_temperature, take_set_temperature, with_number
 from timm_dad.teachers.ensemble import TeacherEnsemble
 from timm_dad.teachers.teacher import Teacher
 from timm_dad.teachers.temperature import TARGET, fit_temperature, match_entropy
@@ -159,16 +159,29 @@ def test_of_more_images_a_thousand_are_drawn(monkeypatch):
 
 
 def test_a_run_that_goes_on_keeps_its_number_and_no_other_does():
-    before = {'dad': True, 'dad_temperature': 3.21, 'dad_teacher_temperatures': [3.0, 3.4]}
+    before = {**vars(parse(*AUTO)), 'dad_temperature': 3.21, 'dad_teacher_temperatures': [3.0, 3.4]}
     for flags_before, given, expected in (
         (before, AUTO, (3.21, [3.0, 3.4])),
         (before, ('--dad-temperature', '2'), (2.0, None)),
         ({}, AUTO, ('auto', None)),
         ({**before, 'dad': False}, AUTO, ('auto', None)),
+        ({**before, 'dad_teacher': ['timm:another']}, AUTO, ('auto', None)),
+        ({**before, 'dad_teacher_weights': [1.0, 2.0]}, AUTO, ('auto', None)),
     ):
         args = parse(*given)
         keep_temperature(args, flags_before)
         assert (args.dad_temperature, args.dad_teacher_temperatures) == expected
+
+
+def test_other_temperatures_than_those_of_a_set_are_refused():
+    settings = {'teacher': {'temperature': 2.0, 'flags': {'dad_teacher_temperatures': [1.0, 2.0]}}}
+    args = parse(*AUTO)
+    args.dad_teacher_temperatures = [3.0, 4.0]
+    with pytest.raises(ValueError, match=r'--dad-teacher-temperatures 3.0 4.0: a set has \[1.0, 2.0\]; leave it out'):
+        take_set_temperature(args, settings, 'a set')
+    args.dad_teacher_temperatures = None
+    take_set_temperature(args, settings, 'a set')
+    assert (args.dad_temperature, args.dad_teacher_temperatures) == (2.0, [1.0, 2.0])
 
 
 # Commands.

@@ -440,6 +440,14 @@ def bad_folder(tmp_path, pictures, kind):
         (('--loss', 'jsd'), r'--loss jsd needs --aug-splits 2 or more, got --aug-splits 0'),
         (('--loss', 'jsd', '--bce-loss'), r'--bce-loss and --loss jsd exclude each other'),
         (('--loss', 'zlpr'), r'--loss zlpr is of no use to --task classification: use ce, bce, asl, poly or jsd'),
+        (
+            ('--loss', 'bce', '--loss-pos-weight', '5', '--loss-weight-max', '3'),
+            r'--loss-weight-max needs --loss-pos-weight or --loss-class-weight by the counts of --class-stats',
+        ),
+        (
+            ('--sched', 'plateau', '--val-interval', '2', '--stop-epoch', '1'),
+            r'would see: give --val-interval 1',
+        ),
         (('--loss', 'asl', '--mixup', '0.2'), r'--loss asl takes one class an image'),
         (('--loss', 'asl', '--bce-sum'), r'--bce-sum is of --loss bce, got --loss asl'),
         (('--asl-gamma-neg', '2'), r'--asl-gamma-neg is of --loss asl, got --loss ce'),

@@ -33,6 +33,7 @@ from timm_dad.flags.teacher import TEACHER_FLAGS, create_teacher, teacher_specs
 from timm_dad.flags.temperature import Images, images_to_fit, take_set_temperature, with_number
 from timm_dad.flags.views import create_augment, create_gradient_vqgan, create_vqgan, prepare_models
 from timm_dad.method.augment import DADAugment
+from timm_dad.method.loss import DADLossConfig
 
 FILES = {name: name for name in ('format', 'image_format', 'quality')}
 VIEWS = {'num_views': 'dad_views', 'seed': 'seed'}
@@ -125,7 +126,9 @@ def build_models(
     for name in ('dad_teacher_img_size', 'dad_teacher_temperatures'):
         if teacher_flags[name] is None:  # as sets had it from before there was the flag
             del teacher_flags[name]
-    found = {} if args.dad_teacher_temperatures is None else {'temperature': args.dad_temperature}
+    several = len(teacher_specs(args)) > 1  # at their default temperature, sets are as they were before they kept it
+    default = args.dad_teacher_temperatures is None and args.dad_temperature == DADLossConfig.temperature
+    found = {'temperature': args.dad_temperature} if several and not default else {}
     settings = {
         'teacher': {'fingerprint': teacher.fingerprint(), 'flags': teacher_flags, **found},
         'vqgan': {

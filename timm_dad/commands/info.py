@@ -19,7 +19,6 @@ import torch
 from accelerate import Accelerator
 from timm.data import resolve_data_config
 from timm.optim import create_optimizer_v2, optimizer_kwargs
-from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import TrainingTask
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset, Subset
@@ -47,6 +46,7 @@ from timm_dad.training.checkpoint import Checkpoints
 from timm_dad.training.loaders import create_train_loader
 from timm_dad.training.meters import Meters, NonFiniteLossError
 from timm_dad.training.resume import TrainState
+from timm_dad.training.schedule import create_schedule
 from timm_dad.training.setup import create_accelerator
 
 PROGRAM = 'timm-dad info'
@@ -212,8 +212,8 @@ def _create_training(
     with flag_errors('--opt, --opt-kwargs'):
         optimizer = create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=args), **args.opt_kwargs)
     optimizer = prepare_task(args, task, optimizer, accelerator)
-    schedule = {**scheduler_kwargs(args, True), 'updates_per_epoch': math.ceil(num_batches / args.grad_accum_steps)}
-    scheduler, num_epochs = create_scheduler_v2(optimizer, **schedule)
+    schedule = kwargs.schedule_kwargs(args, 'loss', math.ceil(num_batches / args.grad_accum_steps))
+    scheduler, num_epochs = create_schedule(optimizer, **schedule)
     saving = kwargs.checkpoint_kwargs(args, 'loss', 1, num_batches)
     checkpoints = Checkpoints(task, optimizer, scheduler, accelerator, Path(), args, **saving)
 

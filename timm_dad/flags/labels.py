@@ -11,6 +11,11 @@ from timm_dad.teachers.classes import read_class_file
 _KINDS = ('', 'demo', 'wds')
 _OF_LABELS = ('class_map', 'target_key')
 _OF_TASK_LOSS = ('smoothing', *OF_TASK_LOSS)
+# Of them, those that are off where they have no value, or a false one.
+_OFF = (
+    'loss', 'jsd_loss', 'bce_loss', 'bce_sum', 'class_stats', 'loss_pos_weight', 'loss_class_weight', 'loss_weight_max',
+    'bce_target_thresh', 'bce_pos_weight', 'poly_alpha',
+)  # fmt: skip
 _TASK_WEIGHTS = ('dad_task_weight', 'dad_extra_task_weight')
 
 
@@ -45,8 +50,9 @@ def check_training_without_labels(args: argparse.Namespace, given: Collection[st
     """
     if not args.no_labels:
         return
-    # Those that are on in a config file cannot be meant; of numbers, which have defaults, the command line alone.
-    asked = [name for name in _OF_TASK_LOSS if name in given or getattr(args, name, None) is True]
+    # Those that are on in a config file cannot be meant; of those that have a value anyway, the command line alone.
+    off = {name: (None, False) if name in _OFF else (getattr(args, name, None),) for name in _OF_TASK_LOSS}
+    asked = [name for name in _OF_TASK_LOSS if name in given or getattr(args, name, None) not in off[name]]
     asked += [name for name in _TASK_WEIGHTS if name in given and getattr(args, name)]
     rules = (
         (args.dad, '--no-labels needs --dad: without labels the student learns from the teacher'),

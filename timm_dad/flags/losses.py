@@ -36,6 +36,7 @@ _MULTILABEL_SETTINGS = {
 }
 _ALL_SETTINGS = {**_SETTINGS, **_MULTILABEL_SETTINGS}
 _WEIGHTS = ('bce_pos_weight', 'loss_pos_weight', 'loss_class_weight')
+_BY_STATS = {'neg_pos', 'inv_freq', 'effective_num'}
 _OF_WEIGHTS = ('class_stats', 'loss_weight_power', 'loss_weight_beta', 'loss_weight_max')
 OF_TASK_LOSS = ('loss', 'jsd_loss', 'bce_loss', *_ALL_SETTINGS, *_WEIGHTS, *_OF_WEIGHTS)
 
@@ -112,8 +113,9 @@ def check_loss_args(args: argparse.Namespace, chosen: set[str]) -> None:
          needs_new_timm(f'{written((*weights, *idle, "")[0])}')),
         (args.loss_pos_weight is None or args.bce_pos_weight is None,
          '--bce-pos-weight is the older name of --loss-pos-weight: leave one out'),
-        (set(weights) - {'bce_pos_weight'} or not idle,
-         f'{written((*idle, "")[0])} needs --loss-pos-weight or --loss-class-weight'),
+        (not idle or {args.loss_pos_weight, args.loss_class_weight} & _BY_STATS,
+         f'{written((*idle, "")[0])} needs --loss-pos-weight or --loss-class-weight by the counts of --class-stats: '
+         f'{", ".join(sorted(_BY_STATS))}'),
     )  # fmt: skip
     check_rules(rules)
     check_file_args(args, 'class_stats', what="a file of timm's class_weights.py")
@@ -169,7 +171,13 @@ def _multilabel_criterion(args: argparse.Namespace) -> nn.Module:
     settings = {name: getattr(args, name) for name, of in _ALL_SETTINGS.items() if of == loss}
     if loss == 'db':
         with flag_errors('--class-stats'):
-            settings['class_counts'], settings['num_samples'] = timm.loss.load_class_stats(args.class_stats)
+            counts, settings['num_samples'] = timm.loss.load_class_stats(args.class_stats)
+        if len(counts) != args.num_classes:
+            raise ValueError(
+                f'--class-stats {args.class_stats} must have a count for each of {args.num_classes} classes, got '
+                f'{len(counts)}'
+            )
+        settings['class_counts'] = counts
     criterion: nn.Module = timm.loss.create_classification_loss(
         loss, multi_label=True, smoothing=args.smoothing, soft_targets=mixes(args), class_weight=weights['weight'],
         pos_weight=weights['pos_weight'], **settings,

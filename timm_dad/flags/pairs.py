@@ -27,6 +27,7 @@ from timm_dad.flags.task import is_multilabel, set_facts
 from timm_dad.flags.teacher import TEACHER_FLAGS
 from timm_dad.flags.temperature import AUTO, take_set_temperature
 from timm_dad.method.augment import DADAugment
+from timm_dad.method.loss import DADLossConfig
 from timm_dad.vqgan.load import load_vqgan
 from timm_dad.vqgan.model import VQGAN
 
@@ -138,7 +139,8 @@ def check_set_args(args: argparse.Namespace, given: Mapping[str, Any], *, loads_
     for flag in (written(name) for name in given if name in VIEW_FLAGS):
         if flag != '--dad-vqgan' or settings['files']['format'] != 'codes':  # of codes, it is what decodes them
             raise ValueError(f'{flag} {reasons.get(flag, fixed)}')
-    if 'temperature' in settings['teacher'] and 'dad_temperature' not in given:
+    asked = 'dad_temperature' in given or args.dad_temperature not in (AUTO, DADLossConfig.temperature)
+    if 'temperature' in settings['teacher'] and not asked:
         args.dad_temperature = AUTO  # several teachers are another teacher at another one
     take_set_temperature(args, settings, args.dad_dir)
     if loads_teacher and not args.dad_teacher:

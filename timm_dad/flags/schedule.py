@@ -75,6 +75,9 @@ def check_schedule_args(args: argparse.Namespace) -> None:
          '--sched plateau goes by epochs: leave --sched-on-updates out'),
         (sched != 'plateau' or args.decay_rate < 1,
          f'--decay-rate must be less than 1 with --sched plateau, got {args.decay_rate}'),
+        (sched != 'plateau' or getattr(args, 'val_interval', 1) == 1 or not (args.stop_epoch or args.save_epochs),
+         '--stop-epoch and --save-epochs validate where they stop or save, which --sched plateau would see: give '
+         '--val-interval 1'),
         (min(args.save_epochs or [1]) > 0, f'--save-epochs must be 1 or more, got {args.save_epochs}'),
     )  # fmt: skip
     check_rules(rules)

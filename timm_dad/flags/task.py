@@ -11,6 +11,7 @@ from torch import Tensor
 
 from timm_dad.flags.rules import check_rules, written
 from timm_dad.method.targets import MultiLabel, SingleLabel, Targets
+from timm_dad.teachers.spec import members
 from timm_dad.teachers.teacher import Teacher
 from timm_dad.teachers.zero_shot import ZeroShotClassifier
 
@@ -72,7 +73,8 @@ def check_task_args(args: argparse.Namespace, given: Collection[str], configured
         check_rules(rules)
         return
     for name, value in {'eval_metric': METRICS[0], 'smoothing': 0.0}.items():
-        if hasattr(args, name) and name not in given and name not in configured:
+        unset = name not in given and (name not in configured or getattr(args, name) is None)
+        if hasattr(args, name) and unset:
             setattr(args, name, value)
     refused = [name for name in _REFUSED if getattr(args, name, None)]
     metric, kind = getattr(args, 'eval_metric', METRICS[0]), args.dataset.split('/')[0]
@@ -116,7 +118,8 @@ def label_encoder(args: argparse.Namespace) -> Callable[[int], Callable[[Any], T
 def check_multilabel_teachers(specs: Sequence[str], teachers: Sequence[Teacher]) -> None:
     """Raise ``ValueError`` where the logits of a teacher are known to be of softmaxes alone."""
     for spec, teacher in zip(specs, teachers, strict=True):
-        if spec.startswith('probe:') or isinstance(teacher.model, ZeroShotClassifier):
+        zero_shot = getattr(teacher, 'zero_shot', [isinstance(teacher.model, ZeroShotClassifier)])
+        if any(zero_shot) or any(part.startswith('probe:') for part in members(spec)):
             raise ValueError(
                 f'--task multilabel needs a teacher whose sigmoids are probabilities, and {spec} was trained to choose '
                 'one class: give timm:MODEL/FILE or run:FOLDER of a multi-label training'

@@ -20,6 +20,8 @@ from timm_dad.teachers.temperature import TARGET, fit_temperature
 AUTO = 'auto'
 NUM_IMAGES = 1000
 _BATCH_SIZE = 32
+# What else than the data decides the number.
+_DECIDES = ('dad', 'dad_teacher', 'dad_teacher_weights', 'dad_teacher_checkpoint')
 _logger = logging.getLogger(__name__)
 
 # Gives the images, in batches [B, 3, H, W] in [0, 1], on which a teacher is asked.
@@ -129,11 +131,17 @@ def take_set_temperature(args: argparse.Namespace, settings: Mapping[str, Any], 
 
 
 def keep_temperature(args: argparse.Namespace, before: Mapping[str, Any]) -> None:
-    """Put what the run that goes on had in place of ``auto``; ``before`` are its flags, empty where nobody knows."""
-    if args.dad_temperature == AUTO and before.get('dad') and before.get('dad_temperature') not in (None, AUTO):
+    """Put what a run that goes on with its teachers had in place of ``auto``; ``before`` are its flags, if known."""
+    same = all(before.get(name) == getattr(args, name) for name in _DECIDES)
+    if args.dad_temperature == AUTO and same and before.get('dad_temperature') not in (None, AUTO):
         _take(args, before['dad_temperature'], before.get('dad_teacher_temperatures'), 'the run that goes on')
 
 
 def _take(args: argparse.Namespace, temperature: Any, of_each: Any, name: str) -> None:
+    own = args.dad_teacher_temperatures
+    if own is not None and own != of_each:
+        raise ValueError(
+            f'--dad-teacher-temperatures {" ".join(map(str, own))}: {name} has {of_each or temperature}; leave it out'
+        )
     args.dad_temperature, args.dad_teacher_temperatures = temperature, of_each
     _logger.info('--dad-temperature auto: %g, that of %s', temperature, name)

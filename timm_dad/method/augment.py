@@ -200,7 +200,8 @@ class DADAugment:
             ValueError: As ``make_views``.
         """
         check_images(x_pix, 'x_pix')
-        self.targets.check(target)
+        if not self.label_free:
+            self.targets.check(target)
         if not self.label_free and not self.targets.needs_clean_logits:
             return self.chunked(self.space.find_centre, x_pix, target)
         logits = self.ask_teacher(x_pix)

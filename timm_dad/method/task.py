@@ -217,7 +217,8 @@ class DADTask(StudentTask):
             ValueError: If images are not ``[B, 3, H, W]`` of floating point, or the first batch is not normalized.
         """
         self.norm.check(input)
-        self.targets.check(target)
+        if not self.loss.config.label_free:
+            self.targets.check(target)
         num_images = len(input) // (self.num_splits + self.pairs)
         label = target if self.stored is None else self.stored.labels(target)
         fresh = self._wants_fresh_view()

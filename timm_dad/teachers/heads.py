@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from timm_dad.common.files import replacing
 from timm_dad.common.hashing import content_hash
+from timm_dad.common.tf32 import without_tf32
 from timm_dad.common.torch_files import read_checkpoint
 from timm_dad.teachers.backbones import load_open_clip, load_timm, open_clip_norm, timm_norm
 from timm_dad.teachers.classes import match_classes, resolve_classes
@@ -48,10 +49,10 @@ class LinearHead:
 
 
 class _LinearInFp32(nn.Linear):
-    """A linear layer that runs in fp32 under any autocast; ``round_weights`` leaves it as it is."""
+    """A linear layer that runs in fp32, without TF32, under any autocast; ``round_weights`` leaves it as it is."""
 
     def forward(self, input: Tensor) -> Tensor:
-        with torch.autocast(input.device.type, enabled=False):
+        with torch.autocast(input.device.type, enabled=False), without_tf32():
             return super().forward(input)
 
 
