@@ -158,7 +158,7 @@ def schedule_kwargs(args: argparse.Namespace, metric: str, updates_per_epoch: in
     """Arguments of ``create_schedule``."""
     return {
         **scheduler_kwargs(args, decreasing_metric=metric == 'loss'),
-        **_pick(args, 'stop_epoch', 'save_epochs'),
+        **_pick(args, 'stop_epoch'),
         'updates_per_epoch': updates_per_epoch,
     }
 

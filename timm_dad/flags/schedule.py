@@ -3,8 +3,11 @@
 import argparse
 from typing import Any
 
+import torch
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+
 from timm_dad.common.timm_version import NEW_TIMM, needs_new_timm
-from timm_dad.flags.rules import check_rules
+from timm_dad.flags.rules import check_rules, flag_errors
 
 # What timm's create_scheduler_v2 knows; it takes any other name without a word.
 SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'plateau', 'poly', 'wsd', 'rsqrt', 'constant')
@@ -91,3 +94,16 @@ def check_schedule_args(args: argparse.Namespace) -> None:
             f'--decay-epochs must leave --sched {sched} an epoch or more, and at most the {length} after the warm-up, '
             f'got {args.decay_epochs}'
         )
+    _check_last_epochs(args)
+
+
+def _check_last_epochs(args: argparse.Namespace) -> None:
+    wanted = {'--stop-epoch': args.stop_epoch or 0, '--save-epochs': max(args.save_epochs, default=0)}
+    if not any(wanted.values()):
+        return
+    of_nothing = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    with flag_errors('--sched and its flags'):
+        num_epochs = create_scheduler_v2(of_nothing, **scheduler_kwargs(args), updates_per_epoch=1)[1]
+    for flag, epoch in wanted.items():
+        if epoch > num_epochs:
+            raise ValueError(f'{flag} must be at most the {num_epochs} epochs of the training, got {epoch}')

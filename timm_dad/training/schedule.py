@@ -14,28 +14,22 @@ def is_due(epoch: int, interval: int, num_epochs: int, also: Collection[int] = (
     return epoch + 1 == num_epochs or (epoch + 1) % interval == 0 or epoch + 1 in also
 
 
-def create_schedule(
-    optimizer: Any, *, stop_epoch: int | None, save_epochs: Collection[int], **settings: Any
-) -> tuple[Any, int]:
+def create_schedule(optimizer: Any, *, stop_epoch: int | None, **settings: Any) -> tuple[Any, int]:
     """Create timm's schedule.
 
     Args:
         optimizer: Of the student.
         stop_epoch: Epochs to train of those that the schedule has; all by default.
-        save_epochs: Epochs after which a checkpoint is kept.
         **settings: Passed on to ``create_scheduler_v2``.
 
     Returns:
         The schedule, and how many epochs to train.
 
     Raises:
-        ValueError: If timm refuses the settings, or the schedule is over before an epoch of those above.
+        ValueError: If timm refuses the settings.
     """
     with flag_errors('--sched and its flags'):
         scheduler, num_epochs = create_scheduler_v2(optimizer, **settings)
-    for flag, wanted in (('--stop-epoch', stop_epoch or 0), ('--save-epochs', max(save_epochs, default=0))):
-        if wanted > num_epochs:
-            raise ValueError(f'{flag} must be at most the {num_epochs} epochs of the training, got {wanted}')
     return scheduler, stop_epoch or num_epochs
 
 
