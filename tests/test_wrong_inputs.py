@@ -43,6 +43,7 @@ DIAGNOSE = (
     '--output new'
 )
 PUSH = 'push set --repo ada/greys --license mit --data-license mine --dry-run --output new'
+EXPORT = 'export run --output new --format torch'
 PROBE = f'probe {PICTURES} --teacher timm:local-dir:timm_model -b 4 -j 0 --output new.safetensors'
 VQGAN = (
     f'vqgan train {PICTURES} --img-size 32 --ch 32 --ch-mult 1 2 --num-res-blocks 1 --n-embed 8 -b 4 -j 0 --steps 2 '
@@ -637,6 +638,26 @@ row('push-run-without-best', PUSH.replace(' set', ' run:run'), 'run', r'model_be
     change=lambda root: (root / 'run/model_best.pth.tar').unlink())  # fmt: skip
 row('push-run-cut', PUSH.replace(' set', ' run:run'), r'model_best\.pth\.tar', 'model_best',
     'damaged|truncated|whole|cut', change=lambda root: shorten(root / 'run/model_best.pth.tar'))  # fmt: skip
+
+# --- export ----------------------------------------------------------------------------------------------------------
+row('export-nothing', 'export', 'RUN', '--format', 'required')
+row('export-no-output', EXPORT.replace('--output new ', ''), '--output', '--output', 'required')
+row('export-format-unknown', f'{EXPORT} --format pt2', '--format', 'pt2', 'onnx')
+row('export-checkpoint-unknown', f'{EXPORT} --checkpoint newest', '--checkpoint', 'newest', 'last')
+row('export-missing', EXPORT.replace(' run', ' gone'), r'run:FOLDER|args\.yaml', 'gone', 'folder|' + ABSENT)
+row('export-pictures', EXPORT.replace(' run', ' pictures'), r'args\.yaml', 'pictures', 'folder of')
+row('export-without-best', EXPORT, r'\brun\b', r'model_best\.pth\.tar', 'checkpoint',
+    change=lambda root: (root / 'run/model_best.pth.tar').unlink())  # fmt: skip
+row('export-without-last', f'{EXPORT} --checkpoint last', '--checkpoint', r'last\.pth\.tar', 'has no',
+    change=lambda root: (root / 'run/last.pth.tar').unlink())  # fmt: skip
+row('export-last-of-a-file', f'{EXPORT.replace(" run", " run/last.pth.tar")} --checkpoint best', '--checkpoint',
+    r'last\.pth\.tar', LEAVE)  # fmt: skip
+row('export-cut', EXPORT, r'model_best\.pth\.tar', 'model_best', 'damaged|truncated|whole|cut',
+    change=lambda root: shorten(root / 'run/model_best.pth.tar'))  # fmt: skip
+row('export-output-of-other-files', f'{EXPORT} --output mine', '--output', 'mine', 'empty|new',
+    files={'mine/thesis.tex': '...'})  # fmt: skip
+row('export-output-is-a-file', f'{EXPORT} --output names.txt', '--output', r'names\.txt', 'folder',
+    files={'names.txt': 'cat\n'})  # fmt: skip
 
 # --- evaluate --------------------------------------------------------------------------------------------------------
 NO_MODEL = EVALUATE.replace('--model demo ', '')

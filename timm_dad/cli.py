@@ -18,6 +18,7 @@ COMMANDS = {
     'generate': ('timm_dad.commands.generate', 'main', 'make the DAD views of a data set once, for --dad-dir'),
     'verify': ('timm_dad.commands.verify', 'main', 'compare a DAD set with its manifests'),
     'push': ('timm_dad.commands.push', 'main', 'bring a DAD set or a student to the Hugging Face Hub'),
+    'export': ('timm_dad.commands.export', 'main', 'write a student for timm, ONNX Runtime or torch.export'),
     'evaluate': ('timm_dad.evaluation.command', 'main', 'measure robustness on suites, corruptions and attacks'),
     'diagnose': ('timm_dad.diagnosis.command', 'main', 'find what limits a student on shifted data'),
     'probe': ('timm_dad.commands.probe', 'main', 'fit a linear head for a teacher'),

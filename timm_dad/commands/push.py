@@ -2,20 +2,18 @@
 
 import argparse
 import logging
-import os
 import re
 import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from timm_dad.commands.set_commands import generate_command, teacher_flags, train_command
-from timm_dad.commands.student import Student
+from timm_dad.commands.student import CARD, Student, timm_use
 from timm_dad.commands.upload import Repository
 from timm_dad.common.errors import user_errors
-from timm_dad.common.files import write_file
+from timm_dad.common.files import filling_folder, write_file
 from timm_dad.common.hub import SCHEME, check_repo
 from timm_dad.common.log import setup_logging
 from timm_dad.dad_sets.card import Provenance, set_card
@@ -25,11 +23,10 @@ from timm_dad.dad_sets.share import lay_out, open_whole, set_files
 from timm_dad.dad_sets.store import is_url
 from timm_dad.flags.moved import without_folder
 from timm_dad.flags.parser import Parser
-from timm_dad.flags.rules import check_output, check_rules, under_flag
+from timm_dad.flags.rules import check_new_output, check_rules, under_flag
 from timm_dad.teachers.spec import DEFAULT_TEACHER
 
 PROGRAM = 'timm-dad push'
-CARD = 'README.md'
 _RUN = 'run:'
 _MOST_FILES = 100_000  # https://huggingface.co/docs/hub/repositories-recommendations
 _logger = logging.getLogger(__name__)
@@ -65,7 +62,6 @@ def create_parser() -> Parser:
 def _check_args(args: argparse.Namespace) -> None:
     with under_flag('--repo:'):
         check_repo(args.repo, 'USER/NAME', args.repo)
-    output = Path(args.output or '')
     rules = (
         (re.fullmatch('[a-z0-9][a-z0-9.-]*', args.license),
          f'--license must be an identifier of the hub, such as cc-by-4.0, mit or other, got {args.license!r}'),
@@ -78,9 +74,7 @@ def _check_args(args: argparse.Namespace) -> None:
     )  # fmt: skip
     check_rules(rules)
     if args.output:
-        check_output(output)
-        if output.is_dir() and any(output.iterdir()):
-            raise ValueError(f'--output: {output} holds other files: name a new or an empty folder')
+        check_new_output(Path(args.output))
 
 
 def main(argv: Sequence[str]) -> None:
@@ -101,15 +95,14 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _push_student(args: argparse.Namespace, student: Student, repository: Repository | None) -> None:
-    if student.class_names is None:
-        _logger.warning(
-            '%s: the model gets no names of its classes, for the data of its training is not here: push it where that '
-            'is', args.source,
-        )  # fmt: skip
+    address = f'hf-hub:{args.repo}'
     with _folder(args) as folder:
         student.write(folder, args.license)
-        write_file(folder / CARD, student.card(args.repo, args.license, args.data_license))
-        _finish(repository, folder, args, f"timm.create_model('hf-hub:{args.repo}', pretrained=True)")
+        card = student.card(
+            args.repo.split('/')[-1], timm_use(address), library='timm', licenses=(args.license, args.data_license)
+        )
+        write_file(folder / CARD, card)
+        _finish(repository, folder, args, f"timm.create_model('{address}', pretrained=True)")
 
 
 def _push_set(args: argparse.Namespace, dad_set: DADSet, repository: Repository | None) -> None:
@@ -159,12 +152,6 @@ def _folder(args: argparse.Namespace) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix='timm_dad-push-') as name:
             yield Path(name)
         return
-    output = Path(args.output)
-    work = output.absolute().parent / f'.{uuid.uuid4().hex}.tmp'
-    try:
-        work.mkdir(parents=True)
+    with filling_folder(Path(args.output)) as work:
         yield work
-        os.replace(work, output)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    print(f'{output} is what would be uploaded to {args.repo}; nothing was')
+    print(f'{args.output} is what would be uploaded to {args.repo}; nothing was')

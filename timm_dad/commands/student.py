@@ -1,5 +1,6 @@
-"""The student of a training in timm's own layout for the Hugging Face Hub, with its model card."""
+"""The student of a training in timm's own layout, with its model card."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -8,7 +9,9 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub import ModelCardData
+from timm.data import resolve_data_config
 from timm.models import save_for_hf
+from torch import nn
 
 from timm_dad.common.markdown import format_table
 from timm_dad.common.timm_version import NEW_TIMM, needs_new_timm
@@ -18,32 +21,53 @@ from timm_dad.flags.moved import without_folder
 from timm_dad.flags.rules import flag_errors
 from timm_dad.flags.runs import trained_classes
 from timm_dad.teachers.backbones import load_timm
-from timm_dad.teachers.trained import find_run, model_kwargs, read_flags, run_folder
+from timm_dad.teachers.trained import AVERAGED, find_run, model_kwargs, read_flags, run_folder
 
-CONFIG, WEIGHTS = 'config.json', 'model.safetensors'
+CARD, CONFIG, WEIGHTS = 'README.md', 'config.json', 'model.safetensors'
+_logger = logging.getLogger(__name__)
 
 
 class Student:
-    """What a training has trained, to be written as timm reads it.
+    """What a training has trained; a warning where its classes get no names.
 
     Args:
         run: The folder of the run, whose best checkpoint is taken, or a checkpoint in it.
+        use_ema: Take the moving average of the weights, if there is one.
 
     Raises:
         ValueError: If there is none, or its weights do not fit.
     """
 
-    def __init__(self, run: str) -> None:
+    def __init__(self, run: str, *, use_ema: bool = True) -> None:
         name, self.checkpoint = find_run(run)
         self.flags = read_flags(run_folder(run) / 'args.yaml')
-        self.model = load_timm(name, self.checkpoint, self.flags.get('num_classes')).eval()
+        self.use_ema = use_ema
+        self.model = load_timm(name, self.checkpoint, self.flags.get('num_classes'), use_ema=use_ema).eval()
         self.class_names = trained_classes(self.flags)
         if self.class_names is not None and len(self.class_names) != self.model.num_classes:
             self.class_names = None  # the folder holds other data now
+        if self.class_names is None:
+            _logger.warning(
+                '%s: the model gets no names of its classes, for the data of its training is not here, or does not '
+                'name them', run,
+            )  # fmt: skip
+
+    @property
+    def name(self) -> str:
+        """Name of the model in timm, without folders of this machine."""
+        return str(without_folder(self.flags['model']))
+
+    @property
+    def images(self) -> dict[str, Any]:
+        """How images must look, as ``timm.data.create_transform`` takes it."""
+        return dict(resolve_data_config({}, model=self.model))
 
     @torch.no_grad()
-    def write(self, folder: Path, license: str) -> None:
+    def write(self, folder: Path, license: str = '') -> nn.Module:
         """Write configuration and weights, and compare the logits of what timm makes of them.
+
+        Returns:
+            What timm makes of them.
 
         Raises:
             ValueError: If timm does not load them, or to other logits, or is too old to be told size and normalization.
@@ -69,12 +93,29 @@ class Student:
                 f'{self.checkpoint}: timm.create_model makes a network of other logits from {CONFIG} and {WEIGHTS}: '
                 f'{self.flags["model"]} with {model_kwargs(self.flags)} is not told by them'
             )
+        return loaded  # type: ignore[no-any-return]
 
-    def card(self, repo: str, license: str, data_licenses: Sequence[str]) -> str:
-        """The model card."""
+    def card(
+        self,
+        title: str,
+        use: str,
+        *,
+        library: str | None = None,
+        rows: Sequence[tuple[str, str]] = (),
+        licenses: tuple[str, Sequence[str]] | None = None,
+    ) -> str:
+        """The model card.
+
+        Args:
+            title: Its heading.
+            use: Lines of Python that classify pictures.
+            library: The hub's name of the library that they use.
+            rows: What else is to be said, after what is known of the training.
+            licenses: That of the repository, by the hub's identifier, and those of the pictures.
+        """
         data = ModelCardData(
-            license=license,
-            library_name='timm',
+            license=licenses[0] if licenses else None,
+            library_name=library,
             pipeline_tag='image-classification',
             tags=[
                 'timm',
@@ -85,27 +126,17 @@ class Student:
         )
         how = f'with {PAPER}' if self.flags.get('dad') else 'without DAD'
         return f"""{front_matter(data)}
-# {repo.split('/')[-1]}
+# {title}
 
-{without_folder(self.flags['model'])} of timm, trained {how}.
+{self.name} of timm, trained {how}.
 
-{format_table([('What', 'Value'), *self._rows()], text_columns=2)}
+{format_table([('What', 'Value'), *self._rows(), *rows], text_columns=2)}
 
 ## Use
 
 ```python
-import timm
-
-model = timm.create_model('hf-hub:{repo}', pretrained=True).eval()
-config = timm.data.resolve_model_data_config(model)
-transform = timm.data.create_transform(**config, is_training=False)  # PIL image -> [3, H, W]
-logits = model(transform(image)[None])  # [1, K]; the classes are model.pretrained_cfg['label_names']
-```
-
-## Licences
-
-This repository: {license}. The pictures of the training: {', '.join(data_licenses)}.
-"""
+{use}```
+{_licences(licenses)}"""
 
     def _rows(self) -> list[tuple[str, str]]:
         cfg, flags = self.model.pretrained_cfg, self.flags
@@ -123,8 +154,30 @@ This repository: {license}. The pictures of the training: {', '.join(data_licens
             ('data', f'{data}, split `{flags.get("train_split", "train")}`'),
             ('training', ', '.join(how)),
             *(_dad_rows(flags) if flags.get('dad') else []),
-            *_metric_rows(self.checkpoint, flags),
+            *_metric_rows(self.checkpoint, flags, self.use_ema),
         ]
+
+
+def timm_use(address: str) -> str:
+    """Lines of Python that classify a picture with a model that timm finds at an address."""
+    return f"""import timm
+
+model = timm.create_model('{address}', pretrained=True).eval()
+config = timm.data.resolve_model_data_config(model)
+transform = timm.data.create_transform(**config, is_training=False)  # PIL image -> [3, H, W]
+logits = model(transform(image)[None])  # [1, K]; the classes are model.pretrained_cfg['label_names']
+"""
+
+
+def _licences(licenses: tuple[str, Sequence[str]] | None) -> str:
+    if licenses is None:
+        return ''
+    own, of_data = licenses
+    return f"""
+## Licences
+
+This repository: {own}. The pictures of the training: {', '.join(of_data)}.
+"""
 
 
 def _dad_rows(flags: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -146,10 +199,11 @@ def _given(flags: Mapping[str, Any], *names: str) -> str:
     return ', '.join(f'{name} {value}' for name, value in told.items())
 
 
-def _metric_rows(checkpoint: str, flags: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What the checkpoint says of its validation."""
+def _metric_rows(checkpoint: str, flags: Mapping[str, Any], use_ema: bool) -> list[tuple[str, str]]:
+    """What the checkpoint says of its validation, which is of the moving average where there is one."""
     content = read_checkpoint(checkpoint, mmap=True) if not checkpoint.endswith('.safetensors') else {}
-    if content.get('metric') is None:
+    of_others = not use_ema and any(name in content for name in AVERAGED)
+    if content.get('metric') is None or of_others:
         return []
     split = flags.get('val_split', 'validation')
     what = f'{flags.get("eval_metric", "metric")} on `{split}`'

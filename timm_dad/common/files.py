@@ -3,11 +3,12 @@
 import hashlib
 import os
 import re
+import shutil
 import stat
 import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 _SYNCING = 8  # threads that wait for the disk, which writes down at once what is asked for at once
@@ -131,6 +132,23 @@ def write_files(files: Mapping[Path, bytes], work: Path) -> None:
 
         for step in (write, sync):
             list(pool.map(step, files))
+
+
+@contextmanager
+def filling_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``path``, new or empty, that gets its name once it is whole; else none stays."""
+    missing = [folder for folder in path.absolute().parents if not folder.exists()]
+    work = path.absolute().parent / f'.{uuid.uuid4().hex}.tmp'
+    try:
+        make_folder(work)
+        yield work
+        os.replace(work, path)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        for folder in missing:
+            with suppress(OSError):  # another's by now
+                folder.rmdir()
+        raise
 
 
 def sha256_of_file(path: Path) -> str:

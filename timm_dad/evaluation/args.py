@@ -12,7 +12,7 @@ from timm_dad.evaluation.predict import EvalConfig
 from timm_dad.evaluation.report.bootstrap import RESAMPLES
 from timm_dad.evaluation.suites.open import PUBLISHED
 from timm_dad.flags.config import add_config_arg, parse_checked
-from timm_dad.flags.execution import add_execution_args, device_rule
+from timm_dad.flags.execution import add_ema_arg, add_execution_args, device_rule
 from timm_dad.flags.fields import from_flags
 from timm_dad.flags.parser import Parser, add_alias
 from timm_dad.flags.rules import check_file_args, check_output, check_rules, under_flag
@@ -77,10 +77,7 @@ def create_parser() -> Parser:
     group.add_argument('--attack-norm', choices=NORMS, default=attack.norm, help='its norm')
     group.add_argument('--attack-images', type=int, metavar='N', help='attack N images of a part, spread evenly')
     group = parser.add_argument_group('Models')
-    group.add_argument(
-        '--use-ema', action=argparse.BooleanOptionalAction, default=True,
-        help='take the moving average of the weights where a checkpoint has one (default)',
-    )  # fmt: skip
+    add_ema_arg(group)
     group.add_argument(
         '--use-train-size', action='store_true', help="the size that timm's models were trained at, not tested at"
     )

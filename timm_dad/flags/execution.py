@@ -1,5 +1,6 @@
 """The flags about where a command runs, and how many images at a time."""
 
+import argparse
 import os
 from typing import Any
 
@@ -20,6 +21,14 @@ def add_execution_args(group: Any, batch_size: int) -> None:
     group.add_argument('-b', '--batch-size', type=int, default=batch_size, metavar='N', help='images at a time')
     group.add_argument('-j', '--workers', type=int, default=WORKERS, metavar='N', help='data loading processes')
     add_device_arg(group)
+
+
+def add_ema_arg(group: Any) -> None:
+    """Add ``--use-ema`` and ``--no-use-ema``."""
+    group.add_argument(
+        '--use-ema', action=argparse.BooleanOptionalAction, default=True,
+        help='take the moving average of the weights where a checkpoint has one (default)',
+    )  # fmt: skip
 
 
 def device_rule(name: str) -> tuple[bool, str]:

@@ -57,6 +57,13 @@ def check_output(folder: Path) -> None:
         raise ValueError(f'--output: {folder} cannot be written: {nearest} is not yours to write; name another one')
 
 
+def check_new_output(folder: Path) -> None:
+    """Raise ``ValueError`` where there is no room for a folder that is made as a whole: it is new, or empty."""
+    check_output(folder)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f'--output: {folder} holds other files: name a new or an empty folder')
+
+
 @contextmanager
 def flag_errors(flags: str) -> Iterator[None]:
     """Turn whatever a factory of timm or torch raises into a ``ValueError`` that names the flags it got.

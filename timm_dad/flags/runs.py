@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from PIL import Image
 
 from timm_dad.data.datasets import dataset_class_names
-from timm_dad.demo.data import PREFIX
+from timm_dad.data.images import Source
+from timm_dad.demo.data import PREFIX, SEEN_STYLES, DemoDataset
 from timm_dad.flags.data import add_source_args, create_dataset
 from timm_dad.teachers.spec import DataClasses, create_teacher_by_spec
 from timm_dad.teachers.teacher import Teacher
@@ -15,7 +17,29 @@ from timm_dad.teachers.trained import read_flags, run_folder
 
 
 def trained_classes(flags: Mapping[str, Any]) -> list[str] | None:
-    """Class folders of a run's training data, where it is still there; without labels, of its validation data.
+    """Class folders of a run's training data, where it is still there; without labels, of its validation data."""
+    split = flags.get('val_split') if flags.get('no_labels') else flags.get('train_split') or 'train'
+    dataset = _open_data(flags, split, is_training=True)
+    return None if dataset is None else dataset_class_names(dataset)
+
+
+def validation_pictures(flags: Mapping[str, Any], count: int) -> tuple[str, list[Image.Image]]:
+    """Pictures of a run's validation data, spread evenly, and what they are; the demo's, where those are not here."""
+    dataset = _open_data(flags, flags.get('val_split', 'validation'))
+    try:
+        if dataset is not None:
+            return 'the validation data', _some(dataset, count)
+    except (ValueError, OSError):  # one does not decode
+        pass
+    return 'the demo', _some(DemoDataset(SEEN_STYLES[0], 'validation'), count)
+
+
+def _some(dataset: Any, count: int) -> list[Image.Image]:
+    return [found.image for found in Source(dataset).some(count).values()]
+
+
+def _open_data(flags: Mapping[str, Any], split: str | None, **options: Any) -> Any | None:
+    """Open a split of a run's data, where it is still there.
 
     A run's folder may be a stranger's: data sets that are downloaded, or run code of a repository, are left alone.
     """
@@ -24,14 +48,11 @@ def trained_classes(flags: Mapping[str, Any]) -> list[str] | None:
     defaults = vars(parser.parse_args([]))
     args = argparse.Namespace(**{name: flags.get(name) or default for name, default in defaults.items()})
     args.dataset_download = args.dataset_trust_remote_code = False
-    if args.dataset and not str(args.dataset).startswith(PREFIX):
-        return None
-    split = flags.get('val_split') if flags.get('no_labels') else args.train_split
-    if not split:
+    if not split or (args.dataset and not str(args.dataset).startswith(PREFIX)):
         return None
     try:
-        return dataset_class_names(create_dataset(args, split, split_flag='--train-split', is_training=True))
-    except (ValueError, TypeError, OSError):  # gone, or flags of other types
+        return create_dataset(args, split, split_flag='--train-split', **options)
+    except (ValueError, TypeError, AttributeError, OSError):  # gone, or flags of other types
         return None
 
 

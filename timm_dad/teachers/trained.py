@@ -18,6 +18,7 @@ from timm_dad.common.text_files import read_json, read_yaml
 from timm_dad.common.torch_files import read_checkpoint
 
 BEST = 'model_best.pth.tar'
+AVERAGED = ('state_dict_ema', 'model_ema')  # the moving average, as timm names it in checkpoints
 _IMAGE_FLAGS = ('img_size', 'input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'in_chans')
 # timm's train.py evaluates at the size and crop that it trains at, and cuts from the centre.
 _AS_TRAINED = {'crop_mode': 'center', 'test_input_size': None, 'test_crop_pct': None}
@@ -145,7 +146,7 @@ def _weights(content: Any, use_ema: bool) -> Any:
     """The weights in a checkpoint, under the names that timm looks for."""
     if not isinstance(content, dict):
         return None
-    averaged = ('state_dict_ema', 'model_ema') if use_ema else ()
+    averaged = AVERAGED if use_ema else ()
     names = [name for name in (*averaged, 'state_dict', 'model') if isinstance(content.get(name), dict)]
     return content[names[0]] if names else content
 
