@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import timm
 import torch
 from folders import CLASSES, write_pictures
 from huggingface_hub import ModelCard
+from pages import run_commands
 from PIL import Image
 from safetensors.torch import load_file
 from test_features import flags as feature_flags
@@ -283,13 +283,8 @@ def test_a_picture_that_does_not_decode_makes_them_the_demos(tmp_path):
 @needs_new_timm
 @pytest.mark.slow
 def test_the_commands_of_the_page_run(tmp_path, monkeypatch):
-    page = (Path(__file__).parents[1] / 'docs/export.md').read_text()
-    block = page.partition('<!-- command: export -->\n```bash\n')[2].partition('```')[0]
     monkeypatch.chdir(tmp_path)
-    lines = block.replace('\\\n', ' ').strip().splitlines()
-    assert len(lines) == 4
-    for line in lines:
-        main(shlex.split(line)[1:])
+    assert run_commands('export') == 4
     assert timm.create_model('local-dir:student-timm', pretrained=True).num_classes == 16
     assert sorted(path.name for path in tmp_path.glob('student-*/model.*')) == [
         'model.onnx', 'model.pt2', 'model.safetensors',

@@ -14,6 +14,7 @@ from hub_cache import put_repo, use_cache
 from huggingface_hub import DatasetCard, HfApi, ModelCard
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
+from pages import run_commands
 from safetensors.torch import load_file, save_file
 from test_generate import assert_same_tree, tree
 
@@ -362,13 +363,8 @@ def test_a_student_that_timm_would_make_otherwise_is_not_uploaded(made, tmp_path
 
 @pytest.mark.slow
 def test_the_commands_of_the_page_run(tmp_path, no_hub, monkeypatch):
-    page = (Path(__file__).parents[1] / 'docs/sharing.md').read_text()
-    block = page.partition('<!-- command: sharing -->\n```bash\n')[2].partition('```')[0]
     monkeypatch.chdir(tmp_path)
-    lines = block.replace('\\\n', ' ').strip().splitlines()
-    assert len(lines) == 5
-    for line in lines:
-        main(shlex.split(line)[1:])
+    assert run_commands('sharing') == 5
     assert timm.create_model('local-dir:timm-student', pretrained=True).num_classes == 16
 
 

@@ -247,18 +247,14 @@ def test_train_finds_says_and_keeps_it_and_a_resumed_run_does_not_ask_again(file
     assert yaml.safe_load((tmp_path / 'run' / 'args.yaml').read_text())['dad_temperature'] == number
 
 
+CONFIG = {'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3, 'interpolation': 'bicubic', 'crop_pct': 1}
+
+
 def task_of(files, *more):
     args = train_dad.parse_args(flags(files / 'data', files / 'out', '--dad', *more))
-    config = {
-        'input_size': (3, 32, 32),
-        'mean': (0.5,) * 3,
-        'std': (0.5,) * 3,
-        'interpolation': 'bicubic',
-        'crop_pct': 1,
-    }
     student = timm.create_model('test_resnet', num_classes=4)
     dataset = create_dataset('', str(files / 'data'), split='train')
-    task, _ = build_task(args, student, config, CLASSES, dataset=dataset, device=torch.device('cpu'), verbose=False)
+    task, _ = build_task(args, student, CONFIG, CLASSES, dataset=dataset, device=torch.device('cpu'), verbose=False)
     return args, task
 
 
@@ -292,18 +288,11 @@ def test_timms_own_script_finds_it_and_keeps_it_when_it_goes_on(files, tmp_path,
     args = train_dad.parse_args(
         flags(files / 'data', tmp_path, '--dad', *models(files, 1)[:2], '--dad-view', 'random', *AUTO)
     )
-    config = {
-        'input_size': (3, 32, 32),
-        'mean': (0.5,) * 3,
-        'std': (0.5,) * 3,
-        'interpolation': 'bicubic',
-        'crop_pct': 1,
-    }
     dataset = create_dataset('', str(files / 'data'), split='train')
 
     def create(args):
         student = timm.create_model('test_resnet', num_classes=4)
-        return create_task(args, student, nn.CrossEntropyLoss(), dataset, config, torch.device('cpu'))
+        return create_task(args, student, nn.CrossEntropyLoss(), dataset, CONFIG, torch.device('cpu'))
 
     number = expected(files, 1, Frame(size=(32, 32)))
     assert create(args).loss.config.temperature == args.dad_temperature == number

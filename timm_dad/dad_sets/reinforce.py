@@ -125,14 +125,13 @@ class _Augmented(Dataset[tuple[Any, ...]]):
         transform.transform = create_transform(**config.transform, is_training=True, use_prefetcher=False)
         mixtures = config.mixup and Mixtures(config.mixup, config.seed, len(source), config.base_alone)
         self.pairs = ReplayedPairs(source, views, transform, mixtures or None)
-        self.base_alone = config.base_alone
 
     def __getitem__(self, place: tuple[int, int]) -> tuple[Any, ...]:
         own, _ = self.pairs.augmented(*place)
         if self.pairs.mixtures is None:
             return place[0], *own
         mixed, partner, share = self.pairs.mixed(*place, own)
-        return place[0], *mixed, partner, share, 1.0 if self.base_alone else share
+        return place[0], *mixed, partner, share, 1.0 if self.pairs.views.base_alone else share
 
 
 def reinforce(

@@ -13,7 +13,7 @@ from timm_dad.flags.rules import check_rules, written
 from timm_dad.method.targets import MultiLabel, SingleLabel, Targets
 from timm_dad.teachers.spec import members
 from timm_dad.teachers.teacher import Teacher
-from timm_dad.teachers.zero_shot import ZeroShotClassifier
+from timm_dad.teachers.wise import are_zero_shot
 
 MULTILABEL = 'multilabel'
 METRICS = ('map', 'micro_f1', 'macro_f1', 'sample_f1')
@@ -118,8 +118,7 @@ def label_encoder(args: argparse.Namespace) -> Callable[[int], Callable[[Any], T
 def check_multilabel_teachers(specs: Sequence[str], teachers: Sequence[Teacher]) -> None:
     """Raise ``ValueError`` where the logits of a teacher are known to be of softmaxes alone."""
     for spec, teacher in zip(specs, teachers, strict=True):
-        zero_shot = getattr(teacher, 'zero_shot', [isinstance(teacher.model, ZeroShotClassifier)])
-        if any(zero_shot) or any(part.startswith('probe:') for part in members(spec)):
+        if any(are_zero_shot(teacher)) or any(part.startswith('probe:') for part in members(spec)):
             raise ValueError(
                 f'--task multilabel needs a teacher whose sigmoids are probabilities, and {spec} was trained to choose '
                 'one class: give timm:MODEL/FILE or run:FOLDER of a multi-label training'

@@ -17,8 +17,8 @@ from timm_dad.teachers.classes import in_label_order, read_class_file
 from timm_dad.teachers.ensemble import TeacherEnsemble
 from timm_dad.teachers.spec import DEFAULT_TEACHER, FINE_TUNED_TEACHER, KINDS, WISE, DataClasses, check_spec, members
 from timm_dad.teachers.teacher import Teacher
-from timm_dad.teachers.wise import WiseTeacher
-from timm_dad.teachers.zero_shot import ZeroShotClassifier, check_templates, is_imagenet
+from timm_dad.teachers.wise import are_zero_shot
+from timm_dad.teachers.zero_shot import check_templates, is_imagenet
 
 TEACHER_FLAGS = (
     'dad_teacher', 'dad_teacher_weights', 'dad_teacher_checkpoint', 'dad_teacher_img_size', 'dad_classnames',
@@ -188,7 +188,7 @@ def _check_heads(args: argparse.Namespace, specs: Sequence[str], teachers: Seque
     """Whether a model of open_clip has a head of its own is in its file: ``check_teacher_args`` cannot know it."""
     if not any(part.startswith('open_clip:') for spec in specs for part in members(spec)):
         return
-    zero_shot = [own for teacher in teachers for own in _zero_shot(teacher)]
+    zero_shot = [own for teacher in teachers for own in are_zero_shot(teacher)]
     if (args.dad_classnames or args.dad_templates) and not any(zero_shot):
         raise ValueError(
             f'--dad-classnames and --dad-templates are for zero-shot teachers, and {specs} have heads of their own'
@@ -198,10 +198,6 @@ def _check_heads(args: argparse.Namespace, specs: Sequence[str], teachers: Seque
             f'--dad-class-map is for teachers with a head of their own, and {specs} are zero-shot: they know the '
             'classes by name (--dad-classnames)'
         )
-
-
-def _zero_shot(teacher: Teacher) -> list[bool]:
-    return teacher.zero_shot if isinstance(teacher, WiseTeacher) else [isinstance(teacher.model, ZeroShotClassifier)]
 
 
 def _data_classes(args: argparse.Namespace, num_classes: int, class_names: Sequence[str] | None) -> DataClasses:

@@ -202,8 +202,8 @@ class DADAugment:
         check_images(x_pix, 'x_pix')
         if not self.label_free:
             self.targets.check(target)
-        if not self.label_free and not self.targets.needs_clean_logits:
-            return self.chunked(self.space.find_centre, x_pix, target)
+            if not self.targets.needs_clean_logits:
+                return self.chunked(self.space.find_centre, x_pix, target)
         logits = self.ask_teacher(x_pix)
         label = self.targets.answer(logits) if self.label_free else None
         centre = self.chunked(self.space.find_centre, x_pix, target if label is None else label)

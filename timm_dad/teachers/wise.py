@@ -64,6 +64,11 @@ class WiseTeacher(Teacher):
         return content_hash({}, {**self._of, 'input_size': self.input_size})
 
 
+def are_zero_shot(teacher: Teacher) -> list[bool]:
+    """Tell of each network that a teacher is made of whether it is zero-shot."""
+    return teacher.zero_shot if isinstance(teacher, WiseTeacher) else [isinstance(teacher.model, ZeroShotClassifier)]
+
+
 def _check_input(first: Teacher, second: Teacher) -> None:
     """Raise ``ValueError`` unless both teachers take the same images and have as many classes."""
     told = [
