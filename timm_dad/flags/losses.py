@@ -109,13 +109,12 @@ def check_loss_args(args: argparse.Namespace, chosen: set[str]) -> None:
         (not several, f'{"".join(several[:1])} needs --task multilabel: leave it out'),
         (not weights or loss in weighted,
          f'{written((*weights, "")[0])} is of --loss {" or ".join(weighted)}, got {flag}: leave it out'),
-        (NEW_TIMM or not (set(weights) - {'bce_pos_weight'} or idle),
-         needs_new_timm(f'{written((*weights, *idle, "")[0])}')),
-        (args.loss_pos_weight is None or args.bce_pos_weight is None,
-         '--bce-pos-weight is the older name of --loss-pos-weight: leave one out'),
         (not idle or {args.loss_pos_weight, args.loss_class_weight} & _BY_STATS,
          f'{written((*idle, "")[0])} needs --loss-pos-weight or --loss-class-weight by the counts of --class-stats: '
          f'{", ".join(sorted(_BY_STATS))}'),
+        (args.loss_pos_weight is None or args.bce_pos_weight is None,
+         '--bce-pos-weight is the older name of --loss-pos-weight: leave one out'),
+        (NEW_TIMM or not set(weights) - {'bce_pos_weight'}, needs_new_timm(written((*weights, '')[0]))),
     )  # fmt: skip
     check_rules(rules)
     check_file_args(args, 'class_stats', what="a file of timm's class_weights.py")
