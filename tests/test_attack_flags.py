@@ -56,13 +56,13 @@ def test_values_are_those_of_the_flags():
     ('more', 'message'),
     [
         ('--dad-attack latent --dad-eps 0.03137', '--dad-eps of --dad-attack latent is a part of the length of the'),
-        ('--dad-attack latent --dad-eps 5', '--dad-eps: eps is in parts of the length of the latents, from 0 to 2'),
+        ('--dad-attack latent --dad-eps 5', '--dad-eps: eps is in units of the length of the latents, from 0 to 2'),
         ('--dad-attack latent --dad-norm linf', '--dad-norm: norm must be l2 in the latent space'),
         ('--dad-attack latent --dad-attack-from input', '--dad-attack-from is for --dad-attack pixels, got latent'),
         ('--dad-attack latent --dad-neighbours 4', '--dad-neighbours is for --dad-attack codes, got latent'),
         ('--dad-attack codes --dad-step-size 1', '--dad-step-size is for --dad-attack pixels and latent, got codes'),
         ('--dad-attack codes --dad-norm l2', '--dad-norm is for --dad-attack pixels and latent, got codes'),
-        ('--dad-attack codes --dad-eps 0.9', '--dad-candidates: candidates is a part of the codes, from eps'),
+        ('--dad-attack codes --dad-eps 0.9', '--dad-candidates: candidates is a fraction, from eps'),
         ('--dad-start-size 1', '--dad-start-size is for --dad-attack latent, got pixels'),
         ('--dad-gradient-vqgan demo', '--dad-gradient-vqgan is for --dad-attack latent, codes and disagreement'),
         ('--dad-attack disagreement --dad-cache 2', '--dad-attack disagreement is made in the training step'),
@@ -101,8 +101,8 @@ def test_the_help_says_the_defaults_of_each_space():
     add_dad_args(parser)
     text = ' '.join(parser.format_help().split())
     assert 'pixels: radius of the attack, in [0, 1] pixel units' in text
-    assert 'latent: radius of the attack, as a part of the length of the latents of an image (default: 0.5)' in text
-    assert 'codes: part of the codes of an image that are replaced (default: 0.25)' in text
+    assert "latent: radius of the attack, as a fraction of the length of an image's latents (default: 0.5)" in text
+    assert "codes: fraction of an image's codes that is replaced (default: 0.25)" in text
 
 
 def test_sets_of_before_there_were_spaces_have_the_same_attack():

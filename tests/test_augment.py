@@ -308,7 +308,9 @@ def test_models_of_another_kind_are_refused(teacher, vqgan):
         DADAugment(teacher, None, mean=MEAN, std=STD)
     with pytest.raises(TypeError, match=rule.format('^gradient_vqgan', 'str')):
         DADAugment(teacher, vqgan, mean=MEAN, std=STD, gradient_vqgan='tiny')
-    with pytest.raises(TypeError, match=r'attack must be an AttackConfig or one of its kind, got dict'):
+    with pytest.raises(
+        TypeError, match=r'attack must be an AttackConfig, LatentAttackConfig or CodeAttackConfig, got dict'
+    ):
         DADAugment(teacher, vqgan, mean=MEAN, std=STD, attack={'eps': 0.1})
 
 

@@ -74,7 +74,7 @@ def test_the_size_is_said_once(caplog):
     for _ in range(3):
         pieces(Device(5), torch.randn(8, 1))
     assert [record.getMessage() for record in caplog.records] == [
-        'Out of memory with 8 images at once: teacher and VQGAN take 4 from now on'
+        'Out of memory with 8 images at once: teacher and VQGAN take 4 at a time from now on'
     ]
 
 

@@ -30,7 +30,7 @@ def test_every_format_is_read(tmp_path, name, text, expected):
 @pytest.mark.parametrize(
     ('name', 'content', 'match'),
     [
-        ('a.txt', b'\n\n', 'is empty; give one name a class'),
+        ('a.txt', b'\n\n', 'is empty; give one name per class'),
         ('a.json', b'[]', 'is empty'),
         ('a.json', b'{"a": ', 'line 1, column 7: not valid JSON: Expecting value'),
         ('a.json', b'[' * 100_000, 'not valid JSON: nested too deeply'),
@@ -38,7 +38,7 @@ def test_every_format_is_read(tmp_path, name, text, expected):
         ('a.json', b'[["n01440764", "tench"]]', 'must be a list of names'),
         ('a.json', b'[true]', 'must be a list of names'),
         ('a.csv', b'dog\ncat\n', r"header must have a column 'name' .* got \['dog'\]"),
-        ('a.csv', b'class,name\nd,dog\nd,cat\n', 'names a class twice'),
+        ('a.csv', b'class,name\nd,dog\nd,cat\n', 'repeats a class'),
         ('a.csv', b'class,name\nd,dog\nc,\n', 'row 2 has no name'),
         ('a.csv', b'class,name\nd,dog\nc\n', 'row 2 has no name'),
         ('a.txt', b'\xff\xfe\x00dog', 'line 1, column 1: not UTF-8; save the file as UTF-8'),
@@ -97,7 +97,7 @@ def test_classes_are_found_by_name():
 def test_as_many_classes_are_taken_to_be_the_same_where_one_side_has_no_names(labels, class_names, of_whom, caplog):
     assert match_classes(5, labels, 5, class_names) is None
     assert (
-        f"5 classes are taken to be the data's, in the same order: the names of {of_whom} are not known" in caplog.text
+        f"5 classes are assumed to be the data's, in the same order: the names of {of_whom} are unknown" in caplog.text
     )
 
 
@@ -114,7 +114,7 @@ def test_as_many_classes_of_other_names_are_refused():
         ((1000, WNIDS, 10, None), 'the data has no class names'),
         (
             (7, None, 5, ['a', 'b', 'c', 'd', 'e']),
-            'has 7 classes and the data 5; the names of its classes are not known',
+            'has 7 classes and the data 5; the names of its classes are unknown',
         ),
         ((1000, WNIDS, 1000, ['cat', *WNIDS[1:]]), r"it knows 999 of them by name \(not \['cat'\]\)"),
     ],
@@ -133,10 +133,10 @@ def test_a_class_map_names_outputs_by_index_or_name():
 @pytest.mark.parametrize(
     ('values', 'labels', 'match'),
     [
-        (['0', '3'], None, r'by index from 0 to 2 or by name \(which are not known here\), got \[.3.\]'),
+        (['0', '3'], None, r'by index from 0 to 2 or by name \(which are unknown here\), got \[.3.\]'),
         (['0', '-1'], None, r'got \[.-1.\]'),
         (['a', 'z'], ['a', 'b', 'c'], r"such as \['a', 'b'\]\), got \['z'\]"),
-        (['a', '0'], ['a', 'b', 'c'], r"must name each class of the teacher once, got \['0', 'a'\] more often"),
+        (['a', '0'], ['a', 'b', 'c'], r"must name each class of the teacher once, got \['0', 'a'\] more than once"),
     ],
 )
 def test_a_class_map_that_names_no_output_or_one_twice_is_an_error(values, labels, match):
@@ -155,7 +155,7 @@ def test_imagenet_21k_is_not_searched_class_by_class():
     sys.setprofile(watch)
     try:
         found = resolve_classes(values, len(labels), labels)
-        with pytest.raises(ValueError, match=f"once, got .'{labels[0]}', '{labels[1]}'. more often"):
+        with pytest.raises(ValueError, match=f"once, got .'{labels[0]}', '{labels[1]}'. more than once"):
             resolve_classes([*values, labels[0], labels[1]], len(labels), labels)
     finally:
         sys.setprofile(None)

@@ -195,7 +195,7 @@ def test_a_reconstruction_never_holds_the_distances_whole(vqgan_config, x_pix):
     ('z', 'codebook'), [((5, 3), (8, 4)), ((5,), (8, 5)), ((2, 5, 4), (8, 4)), ((5, 4), (1, 8, 4))]
 )
 def test_vectors_and_codes_of_other_dimensions_are_refused(z, codebook):
-    with pytest.raises(ValueError, match=r'z \[N, D\] and codebook \[K, D\] need one D, got'):
+    with pytest.raises(ValueError, match=r'z \[N, D\] and codebook \[K, D\] must share D, got'):
         nearest_codes(torch.randn(z), torch.randn(codebook))
 
 
@@ -290,7 +290,7 @@ def test_other_sizes_are_padded_by_reflection_and_cropped_back(vqgan_f8, size):
 
 @pytest.mark.parametrize('size', [(4, 16), (16, 1)])
 def test_images_too_small_to_be_mirrored_are_refused(vqgan_f8, size):
-    with pytest.raises(ValueError, match=rf'sides must be more than half of 8.*got {size[0]}x{size[1]}'):
+    with pytest.raises(ValueError, match=rf'sides must exceed half of 8.*got {size[0]}x{size[1]}'):
         vqgan_f8(torch.rand(1, 3, *size))
 
 
@@ -386,7 +386,7 @@ def test_the_target_says_the_quantizer(tmp_path, vqgan_config, target, quantizer
 @pytest.mark.parametrize('target', ['ldm.models.autoencoder.AutoencoderKL', 'taming.models.vqgan.EMAVQ'])
 def test_the_yaml_of_another_model_is_refused(tmp_path, vqgan_config, target):
     (tmp_path / 'a.yaml').write_text(vqgan_config.to_yaml().replace('taming.models.vqgan.VQModel', target))
-    with pytest.raises(ValueError, match=rf'a\.yaml describes a {target}, and a VQGAN is one of VQModel'):
+    with pytest.raises(ValueError, match=rf'a\.yaml describes a {target}, but a VQGAN is one of VQModel'):
         VQGANConfig.from_yaml(tmp_path / 'a.yaml')
 
 

@@ -104,7 +104,7 @@ def test_a_task_trains_with_several_teachers(teachers, vqgan, student, x_pix):
 @pytest.mark.parametrize(
     ('weights', 'temperature', 'match'),
     [
-        ([1], 1, 'weights must be 2 positive numbers, one a teacher, got'),
+        ([1], 1, 'weights must be 2 positive numbers, one per teacher, got'),
         ([1, 0], 1, 'weights must be 2 positive numbers'),
         ([1, float('nan')], 1, 'weights must be 2 positive numbers'),
         ([float('inf'), 1], 1, 'weights must be 2 positive numbers'),
@@ -118,5 +118,5 @@ def test_bad_weights_and_temperatures_are_refused(teachers, weights, temperature
 
 
 def test_teachers_of_other_classes_are_refused(teachers):
-    with pytest.raises(ValueError, match=r'teachers must have the same classes, got \[5, 7\]'):
+    with pytest.raises(ValueError, match=r'teachers must have the same number of classes, got \[5, 7\]'):
         TeacherEnsemble([teachers[0], build(16, 0.5, classes=7)])

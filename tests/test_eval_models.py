@@ -333,7 +333,7 @@ def test_classes_of_a_run_are_found_by_the_folders_of_its_training_data(run):
 def test_a_run_whose_data_is_gone_is_taken_by_the_number_of_its_classes(run):
     folder = run('--data-dir', 'nowhere')
     assert open_model(spec(f'run:{folder}'), DataClasses(num_classes=4), ModelOptions()).network.class_index is None
-    with pytest.raises(ValueError, match='the names of its classes are not known'):
+    with pytest.raises(ValueError, match='the names of its classes are unknown'):
         open_model(spec(f'run:{folder}'), DataClasses(num_classes=3), ModelOptions())
 
 
@@ -350,7 +350,9 @@ def test_a_run_with_split_batch_norm_is_its_clean_branch(run):
 
 def test_another_checkpoint_of_a_run(run, checkpoint):
     folder = run(name='last.pth.tar')
-    with pytest.raises(ValueError, match=r'has no model_best.pth.tar \(yet\); another checkpoint: run:.*/FILE'):
+    with pytest.raises(
+        ValueError, match=r'has no model_best.pth.tar \(yet\); to use another checkpoint, give run:.*/FILE'
+    ):
         open_model(spec(f'run:{folder}'), DataClasses(num_classes=4), ModelOptions())
     model = spec(f'run:{folder}/last.pth.tar')
     assert model.name == 'run'
@@ -376,13 +378,13 @@ def test_bad_runs(run, tmp_path):
         open_model(spec(f'run:{tmp_path}/nowhere'), data, ModelOptions())
     with pytest.raises(ValueError, match=r'trained without --dad: it has no teacher'):
         open_model(spec(f'teacher:{run()}'), data, ModelOptions())
-    with pytest.raises(ValueError, match=r'could not be loaded: .*model_best.pth.tar holds no weights by name'):
+    with pytest.raises(ValueError, match=r'could not be loaded: .*model_best.pth.tar contains no weights by name'):
         open_model(spec(f'run:{run(state={})}'), data, ModelOptions())
-    with pytest.raises(ValueError, match=r'images must have 3 channels, the run has 1'):
+    with pytest.raises(ValueError, match=r'images must have 3 channels, but the run has 1'):
         open_model(spec(f'run:{run("--in-chans", "1")}'), data, ModelOptions())
     folder = run()
     (folder / 'args.yaml').write_text('lr: 3\n')
-    with pytest.raises(ValueError, match=r'args.yaml holds no flags of a training'):
+    with pytest.raises(ValueError, match=r'args.yaml contains no flags of a training'):
         read_run(str(folder))
 
 

@@ -105,7 +105,7 @@ def test_images_are_cut_for_the_model_unless_the_suite_says_no():
 
 
 def test_images_that_go_in_as_they_are_must_have_one_size():
-    with pytest.raises(ValueError, match=r'suite colours: .* must have one size, got \(36, 40\) and \(40, 36\)'):
+    with pytest.raises(ValueError, match=r'suite colours: .* must all have one size, got \(36, 40\) and \(40, 36\)'):
         run(Colours(4, sizes=((40, 36), (36, 40))), resize=False)
 
 

@@ -105,10 +105,10 @@ def test_features_are_of_the_teachers_own_precision(make_teacher, x_pix, kind):
 def test_what_has_no_features_says_so(teacher):
     linear = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
     with pytest.raises(
-        ValueError, match=r'^the teacher must have forward_features and forward_head, .* Sequential has'
+        ValueError, match=r'^the teacher must have forward_features and forward_head, .* Sequential does not'
     ):
         Teacher(linear, **NORM, input_size=(2, 2), num_classes=5).with_features()
-    with pytest.raises(ValueError, match=r'^features are of one teacher'):
+    with pytest.raises(ValueError, match=r'^features need a single teacher'):
         TeacherEnsemble([copy.deepcopy(teacher), copy.deepcopy(teacher)]).with_features()
     maps = timm.create_model('test_resnet', num_classes=5)
     maps.forward_head = lambda x, pre_logits=False: x if pre_logits else x.mean((2, 3))[:, :5]
@@ -123,9 +123,9 @@ def test_what_does_not_go_with_features_is_refused(student, teacher):
     def build(student, teacher, **more):
         return DADTask(student, teacher, None, loss=WEIGHTS, **NORM, **more)
 
-    with pytest.raises(ValueError, match=r'^feature_weight needs the features of the teacher: call its with_features'):
+    with pytest.raises(ValueError, match=r"^feature_weight needs the teacher's features: call its with_features"):
         build(student, teacher)
-    with pytest.raises(ValueError, match=r'^stored answers are logits, without features: feature_weight must be 0'):
+    with pytest.raises(ValueError, match=r'^stored answers are logits without features: feature_weight must be 0'):
         build(student, None, stored=object())
     teacher.with_features()
     linear = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
@@ -134,7 +134,7 @@ def test_what_does_not_go_with_features_is_refused(student, teacher):
     linear.forward_features, linear.forward_head = linear.forward, None
     with pytest.raises(ValueError, match=r'^the student must have num_features'):
         build(linear, teacher)
-    with pytest.raises(ValueError, match=r'^feature_weight is a factor of kd_weight and dad_weight: one must be'):
+    with pytest.raises(ValueError, match=r'^feature_weight is a factor of kd_weight and dad_weight: set one'):
         DADLossConfig(feature_weight=1, kd_weight=0, dad_weight=0)
 
 

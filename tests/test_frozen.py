@@ -191,7 +191,7 @@ def test_an_error_inside_leaves_the_accelerator_of_the_process(teacher):
 def test_a_second_precision_is_refused(teacher, vqgan):
     prepare_frozen(teacher, precision='bf16')
     for again in (teacher, TeacherEnsemble([teacher])):
-        with pytest.raises(ValueError, match='precision fp32: the networks were prepared in bf16 before; load them'):
+        with pytest.raises(ValueError, match='precision fp32: the networks are already prepared in bf16; load them'):
             prepare_frozen(again, vqgan, precision='fp32')
 
 

@@ -630,7 +630,7 @@ def test_an_image_that_does_not_decode_is_named_and_no_neighbour_takes_its_place
     else:
         path.write_bytes(whole[:-40] if bad == 'truncated' else BAD[bad])
     source = open_source(tmp_path)
-    with pytest.raises(ValueError, match=r'dog/3\.png does not decode: .*; mend it, or take it out of the data set'):
+    with pytest.raises(ValueError, match=r'dog/3\.png does not decode: .*; repair it, or remove it from the data set'):
         make(source, tmp_path / 'set', workers=workers)
     assert not (tmp_path / 'set' / 'index.json').exists()
     path.write_bytes(whole)
@@ -642,7 +642,7 @@ def test_an_image_that_does_not_decode_is_named_and_no_neighbour_takes_its_place
 @pytest.mark.parametrize('label', [-1, 4])
 def test_labels_outside_the_teachers_classes_are_named(tmp_path, label):
     source = Source(Memory([picture(index) for index in range(4)], [0, 1, label, 3]))
-    with pytest.raises(ValueError, match=rf'labels must be from 0 to 3, image 2 of the data set has {label}'):
+    with pytest.raises(ValueError, match=rf'labels must be from 0 to 3, but image 2 of the data set has {label}'):
         make(source, tmp_path)
 
 

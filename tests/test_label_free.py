@@ -98,7 +98,7 @@ def test_the_answer_that_is_kept_is_that_on_the_image(student, teacher, x_pix):
 
 def test_task_weights_and_half_a_label_free_task_are_refused(student, teacher, build):
     for weights in ({}, {'task_weight': 0, 'extra_task_weight': 0.1}):
-        with pytest.raises(ValueError, match=r'^label_free leaves no task loss: task_weight and extra_task_weight'):
+        with pytest.raises(ValueError, match=r'^label_free removes the task loss: task_weight and extra_task_weight'):
             DADLossConfig(label_free=True, **weights)
     for label_free, loss in ((True, None), (False, LABEL_FREE)):
         with pytest.raises(ValueError, match=r'^label_free must be the same for augment and loss'):

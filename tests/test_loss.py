@@ -145,7 +145,9 @@ def test_hard_labels_are_the_likeliest_classes():
 def test_logits_of_another_shape_are_refused(batch, which):
     *logits, target = batch
     logits[which] = torch.randn(3, 5)
-    with pytest.raises(ValueError, match=r'student and teacher logits of both views need one shape \[B, K\].*\(3, 5\)'):
+    with pytest.raises(
+        ValueError, match=r'student and teacher logits of both views must have the same shape \[B, K\].*\(3, 5\)'
+    ):
         DADLoss()(*logits, target)
 
 

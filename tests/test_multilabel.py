@@ -114,7 +114,7 @@ def test_an_answer_is_right_where_the_likeliest_class_is_a_label():
 @pytest.mark.parametrize('target', [torch.tensor([0, 1, 2, 3]), TARGET.long(), TARGET[0]])
 def test_targets_of_another_kind_are_refused(teacher, vqgan, x_pix, target):
     augment = DADAugment(teacher, vqgan, **NORM, targets=MultiLabel())
-    with pytest.raises(ValueError, match=r'multi-label targets must be multi-hot \[B, K\] of floating point, got \['):
+    with pytest.raises(ValueError, match=r'multi-label targets must be floating-point multi-hot \[B, K\], got \['):
         augment.make_views(x_pix, target)
 
 
@@ -217,7 +217,7 @@ def test_replayed_views_and_their_task_loss_take_sets(student, sigmoids, vqgan, 
 def test_parts_of_two_kinds_do_not_go_together(student, teacher, vqgan):
     with pytest.raises(ValueError, match='targets must be the same for augment and task'):
         DADTask(student, teacher, DADAugment(teacher, vqgan, **NORM), targets=MultiLabel(), **NORM)
-    with pytest.raises(ValueError, match='stored logits are of one class an image: pass no MultiLabel'):
+    with pytest.raises(ValueError, match='stored logits are single-label: pass no MultiLabel'):
         DADTask(student, None, None, stored=object(), targets=MultiLabel(), **NORM)
 
 
@@ -252,7 +252,7 @@ def test_the_first_look_counts_likeliest_classes(sigmoids, vqgan, x_pix):
 # --- labels ---------------------------------------------------------------------------------------------------------
 def test_one_class_is_wanted_without_the_flag():
     with pytest.raises(
-        DataError, match=r'image 3 has the labels \[0, 2\], and one class is wanted; train, .* --task multilabel'
+        DataError, match=r'image 3 has the labels \[0, 2\], but one class is required; train, .* --task multilabel'
     ):
         as_label([0, 2], image='image 3')
     assert (as_label(3), as_label(None)) == (3, -1)
@@ -555,7 +555,7 @@ DAD = ('--dad', '--dad-teacher', 'demo', '--dad-vqgan', 'demo')
         ),
         (
             ('--task', 'classification'),
-            r'--data-dir: image 0 has the labels \[\], and one class is wanted; train, .* --task multilabel',
+            r'--data-dir: image 0 has the labels \[\], but one class is required; train, .* --task multilabel',
         ),
     ],
 )

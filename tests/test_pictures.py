@@ -1,4 +1,4 @@
-"""The one rule by which pictures become 8 bits a channel, and every reader that goes by it."""
+"""The one rule by which pictures become 8 bits per channel, and every reader that goes by it."""
 
 import os
 import re
@@ -82,7 +82,7 @@ def test_a_stream_scales_16_bits(tmp_path):
     stream = open_dataset('wds/', str(tmp_path), 'train', '--data-dir')
     assert [(pixels(image), label) for image, label in stream] == [(GREY.tolist(), 0), (GREY.tolist(), 1)]
     check_labels(stream, '--data-dir', 1)
-    with pytest.raises(DataError, match=r'^labels must be from 0 to 0, an image of the stream has 1$'):
+    with pytest.raises(DataError, match=r'^labels must be from 0 to 0, but an image of the stream has 1$'):
         list(stream)
 
 
@@ -91,7 +91,7 @@ def test_a_picture_of_an_unknown_range_is_refused_by_every_command(tmp_path, cap
     values = GREY.astype({'F': np.float32, 'I': np.int32}[mode])
     root = write(tmp_path / 'train', Image.fromarray(values), 'tiff').parent
     models = ['--dad-teacher', 'demo', '--dad-vqgan', 'demo', '--img-size', '32', '--data-dir', str(root)]
-    one_line = rf'error: .*0\.png does not( decode)?: its mode is {mode} \(32 bits .*8 or 16 bits a channel'
+    one_line = rf'error: .*0\.png does not( decode)?: its mode is {mode} \(32 bits .*8 or 16 bits per channel'
     training = ['--dad', '--model', 'test_resnet', '--num-classes', '2', '--val-split', '']
     for main, argv in (
         (generate_command.main, [*models, '--output', str(tmp_path / 'set')]),
@@ -127,7 +127,7 @@ def test_a_picture_that_does_not_decode_is_left_out_with_a_warning_as_timm_does(
     (root / 'a' / '0.png').write_bytes(b'no picture')
     dataset = open_dataset('', str(root), '', '--data-dir')
     assert dataset[0][1] == 1
-    assert re.search(r'a/0\.png does not decode, and the next one is taken: cannot identify', caplog.text)
+    assert re.search(r'a/0\.png does not decode; the next one is used instead: cannot identify', caplog.text)
     (root / 'b' / '0.png').write_bytes(b'no picture')
     with pytest.raises(DataError, match='10 pictures in a row do not decode'):
         dataset[0]
@@ -168,7 +168,9 @@ def test_labels_that_a_data_set_lists_are_checked_at_once(tmp_path):
     for name in ('', 'torch/folder'):
         dataset = open_dataset(name, str(root), '', '--data-dir')
         check_labels(dataset, '--data-dir', 2)
-        with pytest.raises(ValueError, match=r'^--data-dir: labels must be from 0 to 0, image 1 has 1: set --num-cl'):
+        with pytest.raises(
+            ValueError, match=r'^--data-dir: labels must be from 0 to 0, but image 1 has 1: set --num-cl'
+        ):
             check_labels(dataset, '--data-dir', 1)
 
 
@@ -192,7 +194,7 @@ class NoImages(IterableDataset):
 def test_a_stream_that_gives_nothing_says_what_names_its_keys():
     loader = DataLoader(NoImages(), 2)
     accelerator = Accelerator(cpu=True)
-    message = '^the stream gives no image that can be used, .*--target-key'
+    message = '^the stream has no usable image, .*--target-key'
     with pytest.raises(DataError, match=message):
         list(Batches(loader, accelerator, seed=0).of_epoch(0))
     with pytest.raises(DataError, match=message):
@@ -204,7 +206,7 @@ def test_pictures_without_class_folders_or_of_one_class_are_refused_by_every_com
     picture, root = Image.new('RGB', (8, 8)), tmp_path / 'data'
     write(root / 'train', picture, classes={'flat': ['.'], 'beside': ['.', 'a', 'b'], 'one': ['a']}[folders])
     models = ['--dad-teacher', 'demo', '--dad-vqgan', 'demo', '--img-size', '32']
-    found = "there is one class, 'a'" if folders == 'one' else 'some lie in none'
+    found = "there is only one class, 'a'" if folders == 'one' else 'some lie in no folder'
     training = ['--dad', '--model', 'test_resnet', '--num-classes', '2', '--val-split', '']
     out = ['--output', str(tmp_path / 'out')]
     for main, argv in (
@@ -218,7 +220,7 @@ def test_pictures_without_class_folders_or_of_one_class_are_refused_by_every_com
             main(['--data-dir', str(root), *argv])
         assert ended.value.code == 2
         assert (
-            f'pictures must lie in one folder a class, of two classes or more, and {found}' in capsys.readouterr().err
+            f'pictures must lie in one folder per class, of two classes or more, but {found}' in capsys.readouterr().err
         )
     assert not (tmp_path / 'out').exists()
 
@@ -234,7 +236,7 @@ def test_class_folders_that_no_file_of_names_could_hold_are_refused(tmp_path, na
     root = os.fsdecode(bytes(write(tmp_path, Image.new('RGB', (8, 8)), classes=('a',))) + b'/' + name)
     write(type(tmp_path)(root), Image.new('RGB', (8, 8)), classes=('.',))
     names = dataset_class_names(open_dataset('', str(tmp_path), '', '--data-dir'))
-    one_line = r'class names must be lines of UTF-8 text, got \S+: rename the folder$'
+    one_line = r'class names must be single lines of UTF-8 text, got \S+: rename the folder$'
     with pytest.raises(ValueError, match=f'^--data-dir x: {one_line}'):
         check_class_names(names, '--data-dir x')
     with pytest.raises(ValueError, match=one_line):

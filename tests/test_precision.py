@@ -18,7 +18,9 @@ def test_bf16_is_taken_where_it_is_a_tenth_faster(teacher, vqgan, monkeypatch, f
     monkeypatch.setattr(precision._logger, 'info', lambda text, *values: lines.append(text % values))
     monkeypatch.setattr(precision, '_time', lambda network, batch, is_bf16: bf16 if is_bf16 else fp32)
     assert fastest_precision(teacher, vqgan, (16, 16), CPU) == expected
-    assert lines == [f'--dad-precision auto: bf16 is {fp32 / bf16:.2f} times as fast as fp32 here, so it is {expected}']
+    assert lines == [
+        f'--dad-precision auto: bf16 is {fp32 / bf16:.2f} times as fast as fp32 here, so {expected} is used'
+    ]
 
 
 def test_the_networks_are_run_in_both_precisions(teacher, vqgan, monkeypatch):

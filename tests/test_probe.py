@@ -296,7 +296,7 @@ def test_a_file_of_a_whole_clip_has_no_head(tmp_path):
 
 @pytest.mark.parametrize(
     ('name', 'match'),
-    [('junk.pt', r'junk\.pt is no checkpoint of PyTorch'), ('junk.safetensors', 'is no file of weights')],
+    [('junk.pt', r'junk\.pt is no checkpoint of PyTorch'), ('junk.safetensors', 'is not a file of weights')],
 )
 def test_a_file_that_holds_no_weights_is_refused(tmp_path, name, match):
     (tmp_path / name).write_text('junk')
@@ -324,7 +324,9 @@ def test_a_head_of_strange_shape_is_refused(weight, bias):
 def test_a_probe_of_other_weights_is_refused(pictures, clip, tmp_path):
     probe(pictures, f'open_clip:local-dir:{clip}', tmp_path / 'probe.safetensors')
     write_clip_folder(clip)
-    with pytest.raises(ValueError, match=r'probe\.safetensors was fitted on other weights than those of open_clip:'):
+    with pytest.raises(
+        ValueError, match=r'probe\.safetensors was fitted on weights that differ from those of open_clip:'
+    ):
         create_teacher_by_spec(f'probe:{tmp_path / "probe.safetensors"}', DataClasses(num_classes=4))
 
 
@@ -349,14 +351,14 @@ def test_files_that_are_no_probe_are_refused(tmp_path):
     head_file(tmp_path / 'towerless.safetensors')
     save_file({'a': torch.zeros(1)}, tmp_path / 'headless.safetensors')
     for name in ('towerless', 'headless'):
-        with pytest.raises(ValueError, match='got a file without a head or its tower'):
+        with pytest.raises(ValueError, match='got a file without a head or without its tower'):
             create_teacher_by_spec(f'probe:{tmp_path / name}.safetensors', data)
 
 
 def test_a_probe_given_as_weights_of_a_model_is_refused(clip, tmp_path):
     add_clip_name(tmp_path, 'tiny-beside')
     head_file(tmp_path / 'head.safetensors', f'open_clip:local-dir:{clip}')
-    with pytest.raises(ValueError, match=r'holds a head and no image tower \(visual\.\*\): give it as probe:'):
+    with pytest.raises(ValueError, match=r'contains a head but no image tower \(visual\.\*\): give it as probe:'):
         create_teacher_by_spec(f'open_clip:tiny-beside/{tmp_path / "head.safetensors"}', DataClasses(num_classes=3))
 
 

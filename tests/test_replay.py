@@ -48,7 +48,7 @@ def test_equal_seeds_draw_equal_views():
 
 
 def test_nothing_to_draw_and_no_room_are_errors():
-    with pytest.raises(ValueError, match='there is no DAD view to see again'):
+    with pytest.raises(ValueError, match='there is no DAD view to show again'):
         ReplayCache(4).draw(1)
     with pytest.raises(ValueError, match='replay must hold 1 view or more, got 0'):
         ReplayCache(0)
@@ -168,12 +168,12 @@ def test_replay_makes_a_schedule_one_that_always_has_a_view():
 
 
 def test_nothing_is_seen_again_where_nothing_is_made():
-    with pytest.raises(ValueError, match='replay shows DAD views again, and with prob 0 there are none'):
+    with pytest.raises(ValueError, match='replay shows DAD views again, but prob 0 makes none'):
         DADSchedule(prob=0.0, replay=4)
 
 
 def test_replay_without_an_augmentation_is_refused(student, teacher):
-    with pytest.raises(ValueError, match='replay keeps DAD views that are made here: pass augment with it'):
+    with pytest.raises(ValueError, match='replay keeps DAD views made in the training step: pass augment with it'):
         DADTask(student, teacher, None, schedule=DADSchedule(every=2, replay=4), verbose=False)
 
 

@@ -163,7 +163,7 @@ def test_what_does_not_decode_is_named(tmp_path, content):
     write_images(tmp_path, ['a/1.png', 'a/2.png', 'a/3.png'])
     (tmp_path / 'train' / 'a' / '2.png').write_bytes(content)
     source = open_source(tmp_path)
-    with pytest.raises(ValueError, match=r'train/a/2\.png does not decode: .+; mend it, or take it out of'):
+    with pytest.raises(ValueError, match=r'train/a/2\.png does not decode: .+; repair it, or remove it from'):
         source.read(1)
     assert source.read(2).label == 0
 

@@ -332,16 +332,16 @@ def test_gradients_of_zero_are_told(build, teacher, x_pix):
 @pytest.mark.parametrize(
     ('config', 'kwargs', 'message'),
     [
-        (LatentAttackConfig, {'eps': 5.0}, 'eps is in parts of the length of the latents, from 0 to 2, got 5'),
-        (LatentAttackConfig, {'step_size': -1.0}, 'step_size is in parts'),
+        (LatentAttackConfig, {'eps': 5.0}, 'eps is in units of the length of the latents, from 0 to 2, got 5'),
+        (LatentAttackConfig, {'step_size': -1.0}, 'step_size is in units'),
         (LatentAttackConfig, {'norm': 'linf'}, 'norm must be l2 in the latent space'),
-        (LatentAttackConfig, {'start_size': 1.5}, 'start_size is a part of the radius'),
+        (LatentAttackConfig, {'start_size': 1.5}, 'start_size is a fraction of the radius'),
         (LatentAttackConfig, {'objective': 'entropy'}, 'objective must be one of'),
         (LatentAttackConfig, {'num_steps': -1}, 'num_steps must be 0 or more'),
-        (CodeAttackConfig, {'eps': 5.0}, 'eps is in parts of the codes of an image, from 0 to 1, got 5'),
+        (CodeAttackConfig, {'eps': 5.0}, 'eps is in fractions of the codes of an image, from 0 to 1, got 5'),
         (CodeAttackConfig, {'num_steps': 2}, 'num_steps must be 0'),
         (CodeAttackConfig, {'neighbours': 0}, 'neighbours must be 1 or more'),
-        (CodeAttackConfig, {'candidates': 0.1}, 'candidates is a part of the codes, from eps'),
+        (CodeAttackConfig, {'candidates': 0.1}, 'candidates is a fraction, from eps'),
     ],
 )
 def test_values_out_of_range(config, kwargs, message):
@@ -356,13 +356,13 @@ def test_models_that_do_not_fit(build, vqgan, vqgan_config):
         build(LATENT, attack_from='input')
     with pytest.raises(ValueError, match='gradient_vqgan is for attacks on latents or codes'):
         build(AttackConfig(), gradient_vqgan=vqgan)
-    with pytest.raises(ValueError, match='must have codebook and factor of the VQGAN'):
+    with pytest.raises(ValueError, match='must have the codebook and factor of the VQGAN'):
         build(LATENT, gradient_vqgan=VQGAN(vqgan_config))
     larger = VQGAN(dataclasses.replace(vqgan_config, ddconfig={**vqgan_config.ddconfig, 'ch_mult': [1, 1, 2]}))
     larger.codebook.data.copy_(vqgan.codebook)
-    with pytest.raises(ValueError, match='must have codebook and factor of the VQGAN'):
+    with pytest.raises(ValueError, match='must have the codebook and factor of the VQGAN'):
         build(LATENT, gradient_vqgan=larger)
-    with pytest.raises(ValueError, match='make another DADAugment'):
+    with pytest.raises(ValueError, match='create another DADAugment'):
         build(LATENT).attack = AttackConfig()
 
 

@@ -297,9 +297,9 @@ def test_stored_logits_take_the_place_of_the_teacher(student, teacher, input, pr
 def test_one_of_teacher_and_stored_logits_is_needed(student, teacher, augment):
     stored = Stored(torch.zeros(1, 5), torch.zeros(1, 5))
     for both in ({'teacher': None}, {'teacher': teacher, 'stored': stored}):
-        with pytest.raises(ValueError, match='are of a teacher or stored: pass one of teacher and stored'):
+        with pytest.raises(ValueError, match='come from a teacher or are stored: pass either teacher or stored'):
             DADTask(student, augment=None, **both)
-    with pytest.raises(ValueError, match='stored logits are of views that were made before: pass no augment'):
+    with pytest.raises(ValueError, match='stored logits belong to views made earlier: pass no augment'):
         DADTask(student, None, augment, stored=stored)
 
 

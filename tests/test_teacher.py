@@ -199,9 +199,7 @@ def test_a_size_may_be_a_list():
 @pytest.mark.parametrize(('model', 'count'), [(nn.Flatten(), 7), (nn.Identity(), 3)])
 def test_logits_that_are_not_of_the_classes_are_refused(model, count):
     teacher = Teacher(model, **{**GOOD, 'num_classes': count})
-    with pytest.raises(
-        ValueError, match=rf'the teacher must give logits \[B, {count}\], one a class of num_classes, got'
-    ):
+    with pytest.raises(ValueError, match=rf'the teacher must give logits \[B, {count}\], one per class, got'):
         teacher(torch.rand(2, 3, 4, 4))
 
 
@@ -438,5 +436,5 @@ def test_a_timm_teacher_without_a_normalization_is_refused(timm_folder, monkeypa
         return model
 
     monkeypatch.setattr(timm, 'create_model', create)
-    with pytest.raises(ValueError, match='does not say its normalization'):
+    with pytest.raises(ValueError, match='does not state its normalization'):
         create_timm_teacher(f'local-dir:{timm_folder[0]}', 5)

@@ -275,7 +275,7 @@ def test_a_bad_templates_file_is_named(tmp_path, clip):
 
 
 def test_zero_shot_without_any_names_is_an_error(clip):
-    with pytest.raises(ValueError, match='needs class names and the data has none: give class names'):
+    with pytest.raises(ValueError, match='needs class names, but the data has none: give class names'):
         create_teacher(parsed('--dad-teacher', clip), 3, None)
 
 

@@ -66,7 +66,9 @@ def test_a_softer_answer_needs_a_higher_temperature():
 
 @pytest.mark.parametrize('target', [0.0, 1.0, -1.0, 90.0, float('nan')])
 def test_a_target_out_of_range_is_refused(target):
-    with pytest.raises(ValueError, match='target is a part of the entropy of a uniform answer, above 0 and below 1'):
+    with pytest.raises(
+        ValueError, match='target is a fraction of the entropy of a uniform answer, above 0 and below 1'
+    ):
         match_entropy(torch.randn(4, 5), target)
 
 
@@ -109,7 +111,7 @@ def test_each_of_several_teachers_is_softened_at_its_own_temperature(x_pix):
 @pytest.mark.parametrize('temperatures', [[1.0], [1.0, 0.0], [1.0, float('inf')], [float('nan'), 1.0]])
 def test_bad_temperatures_of_several_are_refused(temperatures):
     teachers = [small_teacher(1), small_teacher(2)]
-    with pytest.raises(ValueError, match='temperatures must be 2 positive numbers, one a teacher, got'):
+    with pytest.raises(ValueError, match='temperatures must be 2 positive numbers, one per teacher, got'):
         TeacherEnsemble(teachers, None, 4.0, temperatures)
 
 

@@ -159,7 +159,7 @@ def test_multiply_adds_by_hand(vqgan_config):
 def test_attention_is_refused(vqgan_config):
     ddconfig = {**vqgan_config.ddconfig, 'attn_resolutions': [8]}
     with pytest.raises(
-        ValueError, match=r'attn_resolutions must be \[\], for tiny networks have no attention, got \[8'
+        ValueError, match=r'attn_resolutions must be \[\] because tiny networks have no attention, got \[8'
     ):
         VQGANConfig(ddconfig=ddconfig, n_embed=8, embed_dim=4, networks='tiny')
 

@@ -153,7 +153,7 @@ def test_a_folder_of_llamagen_gives_the_same_codes_and_pixels(tmp_path, images):
         ({'codebook_size': 0}, 'n_embed'),
     ):
         (tmp_path / 'config.json').write_text(json.dumps({**content, **changes}))
-        with pytest.raises(ValueError, match=rf"config\.json is no config of LlamaGen's VQModel: {match}"):
+        with pytest.raises(ValueError, match=rf"config\.json is not a config of LlamaGen's VQModel: {match}"):
             read_llamagen(tmp_path)
 
 
@@ -475,5 +475,5 @@ def test_multiply_adds_are_those_of_networks_and_search(kind, x_pix):
 def test_one_code_is_too_little_for_the_norms_of_open_magvit2():
     vqgan = build('magvit2')
     vqgan.check_size(4, 8)
-    with pytest.raises(ValueError, match=r'one image side at least must be more than 4, .* two codes, got 4x4'):
+    with pytest.raises(ValueError, match=r'at least one image side must exceed 4, .* two codes, got 4x4'):
         vqgan.check_size(4, 4)

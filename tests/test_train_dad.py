@@ -1213,7 +1213,9 @@ def test_wordnet_ids_become_words():
 
     assert _spoken(['n01440764', 'n02123045']) == ['tench', 'tabby cat']
     assert _spoken(['cat', 'n02123045']) == ['cat', 'n02123045']
-    with pytest.raises(ValueError, match=r"no words for the WordNet ids \['n99999999'\] ...: give class names"):
+    with pytest.raises(
+        ValueError, match=r"no words are known for the WordNet ids \['n99999999'\] ...: give class names"
+    ):
         _spoken(['n01440764', 'n99999999'])
 
 

@@ -111,7 +111,7 @@ def test_a_size_that_is_given_goes_before_all(tmp_path, caplog, said):
 def test_flags_that_say_nothing_are_refused_in_one_line(tmp_path, bad):
     (tmp_path / 'args.yaml').write_text(yaml.safe_dump({**FLAGS, **bad}))
     torch.save(resnet().state_dict(), tmp_path / 'own.pth')
-    with pytest.raises(ValueError, match=r'args\.yaml does not say how images must look') as caught:
+    with pytest.raises(ValueError, match=r'args\.yaml does not describe the image format') as caught:
         create_timm_teacher(f'test_resnet/{tmp_path}/own.pth', 4)
     assert '\n' not in str(caught.value)
 
@@ -227,7 +227,7 @@ def test_folders_that_are_no_runs_are_refused_in_one_line(run, change, match):
 def test_a_teacher_of_one_size_takes_no_other(tmp_path):
     write_clip_folder(tmp_path / 'clip')
     data = DataClasses(num_classes=2, class_names=['cat', 'dog'])
-    with pytest.raises(ValueError, match='takes one size alone: leave --dad-teacher-img-size out'):
+    with pytest.raises(ValueError, match='takes only one size: leave --dad-teacher-img-size out'):
         create_teacher_by_spec(f'open_clip:local-dir:{tmp_path}/clip', data, img_size=64)
 
 
@@ -242,7 +242,7 @@ def test_a_folder_of_the_hub_says_it_itself(tmp_path):
 @pytest.mark.parametrize('content', [{'epoch': 3}, [torch.zeros(2)], {'state_dict': {}}])
 def test_a_file_without_weights_is_refused(tmp_path, content):
     torch.save(content, tmp_path / 'own.pth')
-    with pytest.raises(ValueError, match=r'own\.pth holds no weights by name'):
+    with pytest.raises(ValueError, match=r'own\.pth contains no weights by name'):
         read_trained(tmp_path / 'own.pth')
 
 

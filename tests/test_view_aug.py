@@ -129,7 +129,7 @@ def test_dad_views_are_made_of_the_pictures_apart(student, teacher, vqgan, x_pix
     assert torch.equal(prepared.extra.kept, views.dad_logits.argmax(dim=1) == target)
     result = task(torch.cat([norm(noise), norm(x_pix)]), labels)
     assert result['output'].shape == (4, 5)
-    with pytest.raises(ValueError, match='apart says what augment makes DAD views from'):
+    with pytest.raises(ValueError, match='apart selects the images that augment makes DAD views from'):
         DADTask(student, teacher, None, apart=True, **HALF, verbose=False)
 
 

@@ -240,7 +240,7 @@ def test_weights_that_do_not_fit_the_yaml_are_named(tmp_path, vq_model, change, 
     state = {name: value for name, value in vq_model.state_dict().items() if name.startswith(NOT_ITS_LOSS)} | change
     state = {name: value for name, value in state.items() if value is not None}
     save_file(state, path) if suffix == '.safetensors' else torch.save({'state_dict': state}, path)
-    with pytest.raises(ValueError, match=rf'does not hold the VQGAN that vqgan\.yaml describes: {match}$'):
+    with pytest.raises(ValueError, match=rf'does not contain the VQGAN that vqgan\.yaml describes: {match}$'):
         load_vqgan(path)
 
 
@@ -289,7 +289,7 @@ def test_files_of_other_kinds_are_refused(tmp_path, name, content, match):
 def test_a_checkpoint_without_weights_by_name_is_refused(tmp_path, content, found):
     torch.save(content, tmp_path / 'a.ckpt')
     write_yaml(tmp_path / 'a.yaml')
-    with pytest.raises(ValueError, match=rf'a\.ckpt must hold weights by name.*got {found}'):
+    with pytest.raises(ValueError, match=rf'a\.ckpt must contain weights by name.*got {found}'):
         load_vqgan(tmp_path / 'a.ckpt')
 
 
@@ -391,11 +391,14 @@ def test_a_conversion_that_breaks_off_leaves_nothing(tmp_path, vq_model, monkeyp
     [
         (['nowhere.ckpt'], 'there is no checkpoint .*nowhere.ckpt'),
         (['vqgan.yaml'], r'a checkpoint is one of \.ckpt, \.pth, \.pt, got vqgan\.yaml'),
-        (['there.ckpt'], r'there\.safetensors is there already'),
-        (['vqgan.ckpt', '--config', 'other.yaml'], r'vqgan\.yaml is there and would be taken'),
+        (['there.ckpt'], r'there\.safetensors already exists'),
+        (['vqgan.ckpt', '--config', 'other.yaml'], r'vqgan\.yaml already exists and would be used'),
         (['bare.pt'], r'bare\.yaml is missing'),
         (['bare.pt', '--config', 'imagenet'], '--config must be a YAML or one of openimages-f8-16384, .*got imagenet'),
-        (['bare.pt', '--config', 'other.yaml'], 'does not hold the VQGAN that its config describes: it has of another'),
+        (
+            ['bare.pt', '--config', 'other.yaml'],
+            'does not contain the VQGAN that its config describes: it has of another',
+        ),
         (['gone.ckpt', '--trust'], "cannot be unpickled here: .*'Gone'"),
     ],
 )
@@ -475,7 +478,7 @@ def write_diffusers(folder, model, **changes):
         ({'norm_num_groups': 16}, "norm_num_groups must be 32 for taming's modules, got 16"),
         ({'act_fn': 'gelu'}, 'act_fn must be silu'),
         ({'norm_type': 'layer'}, 'norm_type must be one of group, spatial, got layer'),
-        ({'mid_block_add_attention': False}, 'mid_block_add_attention must be True where other blocks have attention'),
+        ({'mid_block_add_attention': False}, 'mid_block_add_attention must be True if other blocks have attention'),
         ({'up_block_types': ['UpDecoderBlock2D'] * 3}, 'up_block_types must mirror down_block_types'),
         (
             {'block_out_channels': [64, 96, 96]},
@@ -492,13 +495,13 @@ def test_a_vqmodel_of_diffusers_that_taming_cannot_build_is_refused(tmp_path, vq
 
 def test_a_folder_of_diffusers_without_a_weight_is_refused(tmp_path, vq_model):
     write_diffusers(tmp_path, vq_model)
-    with pytest.raises(ValueError, match=r'does not hold the VQGAN that config\.json describes: it lacks encoder'):
+    with pytest.raises(ValueError, match=r'does not contain the VQGAN that config\.json describes: it lacks encoder'):
         load_vqgan(tmp_path)
     (tmp_path / 'diffusion_pytorch_model.safetensors').write_bytes(b'no')
     with pytest.raises(ValueError, match=r'diffusion_pytorch_model\.safetensors is no safetensors file'):
         load_vqgan(tmp_path)
     (tmp_path / 'config.json').write_text('{')
-    with pytest.raises(ValueError, match=r'config\.json is no config of a VQGAN'):
+    with pytest.raises(ValueError, match=r'config\.json is not a config of a VQGAN'):
         load_vqgan(tmp_path)
 
 
@@ -550,7 +553,7 @@ def test_a_preset_is_fetched_once_and_its_hash_is_kept(tmp_path, preset, public,
     # Nor is another file taken when the first one is lost.
     cached.unlink()
     write(public / 'model.ckpt', spread(VQModel()))
-    with pytest.raises(ValueError, match=r'gives another file than it did first: delete .*small\.sha256'):
+    with pytest.raises(ValueError, match=r'returns another file than at first: delete .*small\.sha256'):
         load_vqgan('small')
     assert not cached.exists()
     cached.with_suffix('.sha256').unlink()
@@ -587,9 +590,9 @@ def test_an_address_that_gives_something_else_leaves_nothing(tmp_path, preset, p
         archive.writestr('b.ckpt', b'')
     change(preset, monkeypatch, url=(public / name).as_uri())
     match = {
-        'page.html': 'gave no whole checkpoint of PyTorch',
-        'half.ckpt': 'gave no whole checkpoint of PyTorch',
-        'page.zip': 'gave no zip',
+        'page.html': 'did not return a complete PyTorch checkpoint',
+        'half.ckpt': 'did not return a complete PyTorch checkpoint',
+        'page.zip': 'did not return a zip',
         'two.zip': r"must hold one \.ckpt, got \['a\.ckpt', 'b\.ckpt'\]",
         'nowhere.ckpt': r'preset small could not be fetched from file:.*timm-dad convert FILE\.ckpt --config small',
     }

@@ -117,19 +117,24 @@ def simple(model=None, **more):
         ({'input_size': (24, 32)}, r'the size of the first is \(32, 32\), of the second \(24, 32\)'),
         ({'interpolation': 'bilinear'}, 'the interpolation of the first is bicubic'),
         ({'num_classes': 2, 'class_index': [0, 1]}, 'the number of classes of the first is 3, of the second 2'),
-        ({'class_index': [2, 1, 0]}, "heads are of the same classes, in the same order, and these have the data's at"),
-        ({'model': timm.create_model('test_vit', num_classes=3, img_size=32)}, 'one architecture, and .* not there'),
-        ({'model': timm.create_model('test_resnet', num_classes=5), 'class_index': [0, 1, 2]}, 'heads are of the same'),
+        ({'class_index': [2, 1, 0]}, "heads list the same classes in the same order, but these have the data's at"),
+        (
+            {'model': timm.create_model('test_vit', num_classes=3, img_size=32)},
+            'the same architecture, but .* missing',
+        ),
+        ({'model': timm.create_model('test_resnet', num_classes=5), 'class_index': [0, 1, 2]}, 'heads list the same'),
     ],
 )
 def test_teachers_that_differ_are_refused(second, match):
-    with pytest.raises(ValueError, match=f'^two teachers become one if .*{match}'):
+    with pytest.raises(ValueError, match=f'^two teachers can be merged if .*{match}'):
         WiseTeacher(simple(), simple(**second), 0.5)
 
 
 def test_weights_of_other_shapes_are_named():
     wide = timm.create_model('test_resnet', num_classes=3, stem_width=24)
-    with pytest.raises(ValueError, match=r'one architecture, and conv1.* of the first is \[.*\], of the second \['):
+    with pytest.raises(
+        ValueError, match=r'the same architecture, but conv1.* of the first is \[.*\], of the second \['
+    ):
         WiseTeacher(simple(), simple(wide), 0.5)
 
 
@@ -138,7 +143,7 @@ def test_another_activation_is_another_architecture():
     with pytest.raises(ValueError, match='the first has GELU where the second has SiLU'):
         WiseTeacher(simple(models[0], input_size=(2, 2)), simple(models[1], input_size=(2, 2)), 0.5)
     dropped = nn.Sequential(nn.Flatten(), nn.Dropout(0.1), nn.Linear(12, 3), nn.GELU())
-    with pytest.raises(ValueError, match='not there'):  # by its names
+    with pytest.raises(ValueError, match='missing'):  # by its names
         WiseTeacher(simple(models[0], input_size=(2, 2)), simple(dropped, input_size=(2, 2)), 0.5)
 
 
@@ -157,7 +162,9 @@ def test_a_share_out_of_range_is_refused(alpha):
     ],
 )  # fmt: skip
 def test_specs_that_are_none(spec):
-    with pytest.raises(ValueError, match=r'must be wise:A\+B@ALPHA, two SPECs and the share of B from 0 to 1, got'):
+    with pytest.raises(
+        ValueError, match=r'must be wise:A\+B@ALPHA, with two SPECs and the share of B from 0 to 1, got'
+    ):
         check_spec(spec)
 
 

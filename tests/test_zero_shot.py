@@ -82,7 +82,7 @@ def test_names_of_imagenet_are_open_clips_in_the_order_of_the_data():
 def test_a_thousand_classes_without_names_are_taken_for_imagenets_with_a_warning(caplog):
     with caplog.at_level(logging.WARNING):
         assert spoken_names(None, 1000) == list(open_clip.IMAGENET_CLASSNAMES)
-    assert "taken for ImageNet's" in caplog.text
+    assert "they are assumed to be ImageNet's" in caplog.text
 
 
 def test_a_wordnet_id_outside_imagenet_1k_has_its_first_lemma():
@@ -231,7 +231,7 @@ def test_a_damaged_head_is_computed_again(clip, heads_computed, damage, caplog):
     before = len(heads_computed)
     assert torch.equal(head_of(clip), whole)
     assert len(heads_computed) == before + 1
-    assert 'is damaged and is made again' in caplog.text
+    assert 'is damaged and is computed again' in caplog.text
     assert torch.equal(head_of(clip), whole)
     assert len(heads_computed) == before + 1
 
@@ -240,7 +240,7 @@ def test_without_a_place_to_keep_it_there_is_a_head_and_a_warning(clip, caplog):
     cache_dir().parent.mkdir(parents=True)
     cache_dir().write_text('a file where the folder should be')
     assert head_of(clip).shape == (16, 3)
-    assert 'The zero-shot head cannot be kept' in caplog.text
+    assert 'The zero-shot head cannot be stored' in caplog.text
 
 
 def test_a_head_that_cannot_be_written_whole_is_not_there(clip, monkeypatch):

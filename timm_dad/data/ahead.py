@@ -1,4 +1,4 @@
-"""Reading data while networks compute, in processes or not."""
+"""Read data ahead while networks compute, with or without worker processes."""
 
 from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +8,7 @@ T = TypeVar('T')
 
 
 def read_ahead(items: Iterable[T]) -> Generator[T]:
-    """Draw the next item in a thread, one before it is asked for; its errors come where it is asked for."""
+    """Fetch the next item in a thread, one item ahead; errors are raised where the item is requested."""
     iterator, end = iter(items), object()
     with ThreadPoolExecutor(1) as reader:
         coming = reader.submit(next, iterator, end)

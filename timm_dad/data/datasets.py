@@ -23,22 +23,22 @@ _logger = logging.getLogger(__name__)
 
 
 class Pictures(ImageDataset):  # type: ignore[misc]
-    """timm's data set of pictures with an index, decoded by ``decode``; ``DataError`` on labels of no class.
+    """timm's data set of pictures with an index, decoded by ``decode``; ``DataError`` for labels outside the classes.
 
-    ``num_classes`` may be set; labels are not checked before.
+    ``num_classes`` may be set; labels are not checked before that.
     """
 
     num_classes: int | None = None
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        """One transformed picture and its label; the next one's, with a warning, where it does not decode.
+        """Return a transformed picture and its label; if it does not decode, warn and return the next one.
 
         Raises:
-            DataError: If none of many in a row decodes.
+            DataError: If many pictures in a row do not decode.
             IndexError: If there is no such picture, so that a loop over the data set ends.
         """
         if not -len(self) <= index < len(self):
-            raise IndexError(f'the data set has {len(self)} pictures, and no picture {index}')
+            raise IndexError(f'the data set has {len(self)} pictures, but no picture {index}')
         for place in range(index, index + self._max_retries):
             picture = self._decode(place % len(self))
             if picture is not None:
@@ -54,7 +54,7 @@ class Pictures(ImageDataset):  # type: ignore[misc]
         except DataError as error:
             raise DataError(f'{self._name(index)} cannot be used: {error}') from error
         except Exception as error:  # Pillow raises what it likes: a bomb, a broken chunk
-            _logger.warning('%s does not decode, and the next one is taken: %s', self._name(index), error)
+            _logger.warning('%s does not decode; the next one is used instead: %s', self._name(index), error)
             return None
         label = as_label(target, self.target_transform, self._name(index))
         return picture, label if self.num_classes is None else check_label(label, self.num_classes, self._name(index))
@@ -64,14 +64,14 @@ class Pictures(ImageDataset):  # type: ignore[misc]
 
 
 class PictureStream(IterableImageDataset):  # type: ignore[misc]
-    """timm's stream of pictures with what ``Pictures`` does; ``mode`` is what they are converted to."""
+    """timm's stream of pictures with the behaviour of ``Pictures``; ``mode`` is the mode they are converted to."""
 
     num_classes: int | None = None
     mode = 'RGB'
     label_free = False
 
     def __iter__(self) -> Iterator[tuple[Any, int]]:
-        """Transformed pictures and their labels."""
+        """Yield transformed pictures and their labels."""
         if self.label_free:
             read_without_labels(self.reader)
         for picture, target in self.reader:
@@ -86,18 +86,18 @@ class PictureStream(IterableImageDataset):  # type: ignore[misc]
 
 
 def collate_views(batch: Any) -> tuple[Tensor, Tensor]:
-    """Lay views ``[3, H, W]`` and classes out as timm's ``fast_collate`` does, for loaders without its prefetcher.
+    """Lay out views ``[3, H, W]`` and classes like timm's ``fast_collate``, for loaders without its prefetcher.
 
     Returns:
-        Images ``[V * B, 3, H, W]``, the first views of all before the second ones, and their targets ``[V * B]``, or
-        ``[V * B, K]`` of several labels.
+        Images ``[V * B, 3, H, W]``, all first views before the second ones, and their targets ``[V * B]``, or
+        ``[V * B, K]`` for multi-hot labels.
     """
     views, target = default_collate(batch)
     return torch.cat(views), torch.cat([target] * len(views))
 
 
 def open_dataset(name: str, root: str | None, split: str, flag: str, *, labels: bool = True, **kwargs: Any) -> Any:
-    """Open ``demo/STYLE`` or a timm data set, with its labels or without; ``flag`` is what an error names."""
+    """Open ``demo/STYLE`` or a timm data set, with or without its labels; errors name ``flag``."""
     dataset = _open_labelled(name, root, split, flag, **kwargs)
     if not labels:
         drop_labels(dataset)
@@ -122,7 +122,7 @@ def _open_labelled(name: str, root: str | None, split: str, flag: str, **kwargs:
 
 
 def _decoded_here(dataset: Any, mode: str) -> Any:
-    """The data set with our way of decoding."""
+    """Return the data set with our way of decoding."""
     if isinstance(dataset, ImageDataset):
         return Pictures(None, reader=dataset.reader, input_img_mode=mode)
     if isinstance(dataset, IterableImageDataset):
@@ -135,17 +135,17 @@ def _decoded_here(dataset: Any, mode: str) -> Any:
 
 
 def keep_no_tar_open(dataset: Any) -> None:
-    """Let timm's reader of tars open them anew for each image.
+    """Let timm's reader of tars reopen them for each image.
 
-    NOTE: it keeps them open, and loader workers forked from a process that has read one share its file position: they
-    read each other's images.
+    NOTE: it keeps them open, and forked loader workers of a process that has read one share its file position, so that
+    they read each other's images.
     """
     if hasattr(getattr(dataset, 'reader', None), 'cache_tarfiles'):
         dataset.reader.cache_tarfiles = False
 
 
 def dataset_class_names(dataset: Any) -> list[str] | None:
-    """Class names in the order of the labels, or ``None`` where the data set does not say."""
+    """Return the class names in the order of the labels, or ``None`` if the data set does not tell."""
     if isinstance(dataset, DemoDataset):
         return dataset.class_names
     reader = getattr(dataset, 'reader', None)
@@ -156,26 +156,26 @@ def dataset_class_names(dataset: Any) -> list[str] | None:
 
 
 def check_class_names(names: Sequence[str] | None, flag: str) -> None:
-    """Raise ``ValueError`` where classes are fewer than two, or one has no name or a name that is no text."""
+    """Raise ``ValueError`` if there are fewer than two classes, or a name is missing or not text."""
     if names is None:
         return
     if '' in names or len(names) < 2:
-        found = 'some lie in none' if '' in names else f'there is one class, {names[0]!r}'
-        raise ValueError(f'{flag}: pictures must lie in one folder a class, of two classes or more, and {found}')
+        found = 'some lie in no folder' if '' in names else f'there is only one class, {names[0]!r}'
+        raise ValueError(f'{flag}: pictures must lie in one folder per class, of two classes or more, but {found}')
     check_names_are_text(names, flag)
 
 
 def check_names_are_text(names: Sequence[str], flag: str) -> None:
-    """Raise ``ValueError`` where a class name is no UTF-8 or has several lines: files of names could not hold it."""
+    """Raise ``ValueError`` if a class name is not UTF-8 or has several lines: files of names could not store it."""
     odd = next(
         (name for name in names if name and name.encode('utf-8', 'ignore').decode().splitlines() != [name]), None
     )
     if odd is not None:
-        raise ValueError(f'{flag}: class names must be lines of UTF-8 text, got {odd!a}: rename the folder')
+        raise ValueError(f'{flag}: class names must be single lines of UTF-8 text, got {odd!a}: rename the folder')
 
 
 def check_images(dataset: Any, flag: str) -> None:
-    """Decode images of a folder (1000 at most) before work starts; a ``ValueError`` names ``flag`` and file."""
+    """Decode images of a folder (at most 1000) before work starts; a ``ValueError`` names ``flag`` and file."""
     reader: Any = getattr(dataset, 'reader', None)
     if not hasattr(reader, '__getitem__') or not hasattr(reader, 'filename'):
         return
@@ -186,11 +186,11 @@ def check_images(dataset: Any, flag: str) -> None:
                 decode(file)
         except Exception as error:  # Pillow raises what it likes: a bomb, a broken chunk
             name = reader.filename(index, absolute=True) or f'image {index}'
-            raise ValueError(f'{flag}: images must decode, {name} does not: {error}') from error
+            raise ValueError(f'{flag}: images must decode, but {name} does not: {error}') from error
 
 
 def check_labels(dataset: Any, flag: str, num_classes: int) -> None:
-    """Let a data set refuse labels of no class, those that it lists at once; ``ValueError`` names ``flag``."""
+    """Make a data set reject labels outside the classes, listed ones at once; ``ValueError`` names ``flag``."""
     if isinstance(dataset, Pictures | PictureStream):
         dataset.num_classes = num_classes
     _try_labels(dataset, flag, None, 1)
@@ -200,19 +200,19 @@ def check_labels(dataset: Any, flag: str, num_classes: int) -> None:
     wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if len(wrong):
         raise ValueError(
-            f'{flag}: labels must be from 0 to {num_classes - 1}, image {wrong[0]} has {labels[wrong[0]]}: set '
-            '--num-classes, or mend the labels'
+            f'{flag}: labels must be from 0 to {num_classes - 1}, but image {wrong[0]} has {labels[wrong[0]]}: set '
+            '--num-classes, or fix the labels'
         )
 
 
 def encode_labels(dataset: Any, flag: str, encode: Callable[[Any], Tensor]) -> None:
-    """Let a data set give multi-hot labels; ``ValueError`` names ``flag`` where ``encode`` refuses one (of 1000)."""
+    """Make a data set return multi-hot labels; ``ValueError`` names ``flag`` if ``encode`` rejects one (of 1000)."""
     dataset.target_transform = encode
     _try_labels(dataset, flag, encode, _MAX_CHECKED)
 
 
 def _try_labels(dataset: Any, flag: str, encode: Callable[[Any], Tensor] | None, count: int) -> None:
-    """Make labels of the first targets of a data set, where it lists them without its pictures."""
+    """Convert the first labels of a data set, if it lists them without reading pictures."""
     reader: Any = getattr(dataset, 'reader', None)
     targets = reader.iter_targets() if hasattr(reader, 'iter_targets') else ()
     for index, target in enumerate(itertools.islice(targets, count)):
@@ -223,7 +223,7 @@ def _try_labels(dataset: Any, flag: str, encode: Callable[[Any], Tensor] | None,
 
 
 def _listed_labels(dataset: Any) -> Any:
-    """Labels ``[N]`` where a data set has them without its pictures, else ``None``."""
+    """Return the labels ``[N]`` if a data set has them without its pictures, else ``None``."""
     reader = getattr(dataset, 'reader', dataset)
     label_key = getattr(reader, 'label_key', None)
     if label_key and not reader.remap_class and label_key in getattr(reader.dataset, 'column_names', ()):  # hfds

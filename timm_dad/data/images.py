@@ -1,4 +1,4 @@
-"""The images that a DAD set is made from and paired with: their names, hashes, and what part of them is taken."""
+"""The images that a DAD set is made from and paired with: their names, their hashes and their framing."""
 
 import hashlib
 import io
@@ -30,7 +30,7 @@ MAX_CROP_PCT = 1.25  # timm's volo_d4 and volo_d5 have 1.15: a border beyond the
 
 
 class SourceImage(NamedTuple):
-    """One image of a data set, RGB, with the hash of its file or, where the data set gives none, of its pixels."""
+    """One image of a data set, RGB, with the hash of its file or, if the data set has no files, of its pixels."""
 
     image: Image.Image
     label: Any  # a class index, or multi-hot
@@ -38,7 +38,7 @@ class SourceImage(NamedTuple):
 
 
 class Source:
-    """A data set of timm's, or the demo's, looked at image by image, without its transform."""
+    """A data set of timm's, or the demo's, accessed image by image, without its transform."""
 
     def __init__(self, dataset: Any) -> None:
         keep_no_tar_open(dataset)
@@ -53,37 +53,38 @@ class Source:
         self.lists_files = self.has_files and hasattr(self.reader, 'samples') and named
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> SourceImage:
-        """The same as ``read``."""
+        """Return the same as ``read``."""
         return self.read(index)
 
     def filename(self, index: int, *, absolute: bool = False) -> str:
-        """File of an image as timm names it, from the root on or with it; its number where there are no files."""
+        """Return an image's file as timm names it, relative or absolute; its number if there are no files."""
         return str(self.reader.filename(index, absolute=absolute) if self.has_files else index)
 
     @property
     def identified_by(self) -> str:
-        """What ``sha256`` of an image is of: ``file`` or ``pixels``."""
+        """What ``sha256`` of an image covers: ``file`` or ``pixels``."""
         return 'file' if self.has_files else 'pixels'
 
     def read(self, index: int, *, hashed: bool = True) -> SourceImage:
-        """One image, by index.
+        """Read one image by index.
 
-        NOTE: timm's data sets take the next image instead, which would pair it with another image's view.
+        NOTE: timm's data sets take the next image instead of a broken one, which would pair it with another image's
+            view.
 
         Args:
             index: Its place in the data set.
-            hashed: Hash it; else ``sha256`` is empty.
+            hashed: Whether to hash it; otherwise ``sha256`` is empty.
 
         Raises:
             DataError: If it does not decode.
             IndexError: If there is no such image, so that a loop over the source ends.
         """
         if not -len(self) <= index < len(self):
-            raise IndexError(f'the data set has {len(self)} images, and no image {index}')
+            raise IndexError(f'the data set has {len(self)} images, but no image {index}')
         if not self.has_files:
             self.dataset.transform = None
             image, label = self.dataset[index]
@@ -95,29 +96,29 @@ class Source:
             image = decode(io.BytesIO(data))
         except Exception as error:  # Pillow raises what it likes: a bomb, a broken chunk
             name = self.reader.filename(index, absolute=True) or f'image {index} of the data set'
-            raise DataError(f'{name} does not decode: {error}; mend it, or take it out of the data set') from error
+            raise DataError(f'{name} does not decode: {error}; repair it, or remove it from the data set') from error
         sha256 = hashlib.sha256(data).hexdigest() if hashed else ''
         encode = getattr(self.dataset, 'target_transform', None)
         return SourceImage(image, as_label(label, encode, f'image {index} of the data set'), sha256)
 
     @staticmethod
     def of_pixels(image: Image.Image, label: Any, *, hashed: bool = True) -> SourceImage:
-        """An image of a stream."""
+        """Create an image of a stream."""
         image = eight_bits(image).convert('RGB')
         sha256 = hashlib.sha256(f'{image.size}'.encode() + image.tobytes()).hexdigest() if hashed else ''
         return SourceImage(image, as_label(label), sha256)
 
     @property
     def one_class(self) -> bool:
-        """Whether labels are one class an image, and not none, or several."""
+        """Whether labels are one class per image, rather than none or several."""
         return not self.label_free and getattr(self.dataset, 'target_transform', None) is None
 
     def kept_label(self, label: Any) -> int:
-        """What a DAD set keeps of a label: a class index, and nothing where there is none, or several."""
+        """Return what a DAD set stores of a label: a class index, or nothing if there is none or several."""
         return NO_LABEL if self.label_free or isinstance(label, Tensor) else int(label)
 
     def folder(self, label: Any) -> str:
-        """Name of a class's folder where the data set has no folders."""
+        """Return the name of a class's folder for a data set without folders."""
         if self.label_free or isinstance(label, Tensor):
             return 'images'
         return str(label) if self.class_names is None else self._folders[label]
@@ -134,7 +135,7 @@ class Source:
         return folders
 
     def name(self, index: int, label: Any) -> str:
-        """Name of an image, no other has it: path without suffix where it has one, else ``class/index``."""
+        """Return the unique name of an image: its path without suffix if it has a path, else ``class/index``."""
         if not self.lists_files:
             return f'{self.folder(label)}/{index:08d}'
         path = self._path(index, label)
@@ -159,7 +160,7 @@ class Source:
 
     @cached_property
     def _ambiguous(self) -> tuple[frozenset[int], frozenset[int]]:
-        """Keys of stems that are as another's stem or path, and of paths that several images have."""
+        """Keys of stems that equal another's stem or path, and of paths that several images have."""
         keys = np.empty((2, len(self)), np.uint64)
         for index in range(len(self)):
             path = self._path(index, self._label(index))
@@ -168,7 +169,7 @@ class Source:
         return _repeated(keys.reshape(-1)), paths
 
     def listing(self) -> str | None:
-        """Hash of names and labels of all images, or ``None`` where the data set cannot say without reading them."""
+        """Return a hash of all images' names and labels, or ``None`` if that requires reading the images."""
         if not self.lists_files:
             return None
         sha = hashlib.sha256()
@@ -178,14 +179,14 @@ class Source:
         return sha.hexdigest()
 
     def sample(self) -> str:
-        """Hash of some images and labels: 32, spread evenly, or the first 8 of a stream."""
+        """Return a hash of some images and labels: 32, spread evenly, or the first 8 of a stream."""
         images = self.some(8 if self.streams else 32).values()
         return hashlib.sha256(
             repr([(image.sha256, torch.as_tensor(image.label).tolist()) for image in images]).encode()
         ).hexdigest()
 
     def some(self, count: int) -> dict[int, SourceImage]:
-        """So many images by index, all if there are fewer: spread evenly, or the first ones of a stream."""
+        """Return ``count`` images by index, or all if there are fewer: spread evenly, or the first ones of a stream."""
         if self.streams:
             first = itertools.islice(self.dataset, count)
             return {index: self.of_pixels(*pair) for index, pair in enumerate(first)}
@@ -193,19 +194,19 @@ class Source:
 
 
 def _repeated(keys: NDArray[np.uint64]) -> frozenset[int]:
-    """Keys that come more than once; sorts them in place, for there may be millions."""
+    """Return keys that occur more than once; sort them in place, because there may be millions."""
     keys.sort()
     return frozenset(keys[1:][keys[1:] == keys[:-1]].tolist())
 
 
 def _key(text: str) -> int:
-    """A number of 64 bits for a name: a million names fit in 8 MB."""
+    """Return a 64-bit number for a name: a million names fit in 8 MB."""
     return int.from_bytes(hashlib.blake2b(text.encode(errors='surrogateescape'), digest_size=8).digest(), 'big')
 
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """How a picture becomes one of a given size: timm's transform for evaluation.
+    """How a picture is fitted to a given size: timm's transform for evaluation.
 
     Args:
         size: ``(height, width)``.
@@ -215,7 +216,7 @@ class Frame:
 
     size: tuple[int, int]
     interpolation: str = option('bicubic', 'how pictures are resized, as timm names it')
-    crop_pct: float = option(1.0, 'part of the shorter side of the resized picture that is taken')
+    crop_pct: float = option(1.0, 'fraction of the shorter side of the resized picture that is used')
     crop_mode: str = 'center'
     fill: tuple[float, ...] = (0.0, 0.0, 0.0)
 
@@ -227,12 +228,12 @@ class Frame:
 
     @classmethod
     def of_timm(cls, config: Mapping[str, Any]) -> 'Frame':
-        """The frame of what ``timm.data.resolve_data_config`` gives."""
+        """Create the frame from what ``timm.data.resolve_data_config`` returns."""
         same = {name: config[name] for name in ('interpolation', 'crop_pct', 'crop_mode')}
         return cls(size=tuple(config['input_size'][-2:]), fill=tuple(config['mean']), **same)
 
     def transform(self) -> Callable[[Image.Image], Image.Image]:
-        """Picture to picture of ``size``: timm's transform, up to the tensor."""
+        """Return a function from picture to picture of ``size``: timm's transform, up to the tensor."""
         same = {name: getattr(self, name) for name in ('interpolation', 'crop_pct', 'crop_mode')}
         transform = create_transform((3, *self.size), is_training=False, mean=self.fill, use_prefetcher=True, **same)
         return Compose(transform.transforms[:-1])  # type: ignore[no-any-return]
@@ -240,7 +241,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class LoadedImage:
-    """An image on its way to the device: index, framed pixels ``[3, H, W]`` uint8, and what it was read from."""
+    """An image on its way to the device: index, framed pixels ``[3, H, W]`` uint8, and the source it was read from."""
 
     index: int
     pixels: Tensor
@@ -251,7 +252,7 @@ class LoadedImage:
 class FramedImages(Dataset[Any]):
     """Images by index, framed if there is a ``frame``, and then changed, given their index.
 
-    The data set gives a picture and its label, and maybe its hash (``Source``); its ``filename`` is for errors.
+    The data set returns a picture, its label and optionally its hash (``Source``); its ``filename`` is used in errors.
     """
 
     def __init__(
@@ -261,11 +262,11 @@ class FramedImages(Dataset[Any]):
         self.transform = frame.transform() if frame else None
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> LoadedImage | ValueError:
-        """The image, or what is wrong with it: raised by a worker process, it would bring its traceback along."""
+        """Return the image or its error: raised in a worker process, the error would carry a traceback."""
         try:
             return self.load(index, *self.dataset[index])
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -280,14 +281,12 @@ class FramedImages(Dataset[Any]):
 
 
 def collate_images(items: Sequence[LoadedImage | ValueError]) -> tuple[Tensor, Tensor, list[int]] | ValueError:
-    """Pixels ``[B, 3, H, W]`` uint8, labels ``[B]`` and indices of a batch, or what is wrong with one of its images."""
+    """Collate pixels ``[B, 3, H, W]`` uint8, labels ``[B]`` and indices of a batch, or return an image's error."""
     images = [item for item in items if isinstance(item, LoadedImage)]
     if len(images) < len(items):
         return next(item for item in items if isinstance(item, ValueError))
     sizes = sorted({tuple(image.pixels.shape[:0:-1]) for image in images})
     if len(sizes) > 1:
-        return ValueError(
-            f'images that go in as they are must have one size, got {sizes[0]} and {sizes[1]} (width, height)'
-        )
+        return ValueError(f'unframed images must all have one size, got {sizes[0]} and {sizes[1]} (width, height)')
     labels = torch.tensor([image.label for image in images])
     return torch.stack([image.pixels for image in images]), labels, [image.index for image in images]

@@ -1,4 +1,4 @@
-"""Pairs: every image with its extra view, in the layout of timm's augmentation splits.
+"""Pairs of every image with its extra view, in the layout of timm's augmentation splits.
 
 ``[first views of all; ...; extra views of all]``, as timm collates ``AugMixDataset``.
 """
@@ -32,17 +32,17 @@ _AUGMENTATIONS = (
 
 
 class ExtraViews(Protocol):
-    """Says what comes beside an image.
+    """Returns the second image of a pair.
 
-    One that has a ``set_epoch(epoch)``, too, is told each epoch before its first image, perhaps more than once.
+    If it has a method ``set_epoch(epoch)``, it is told each epoch before its first image, perhaps more than once.
     """
 
     @property
     def dad_set(self) -> Any:
-        """The DAD set that extra views are of, if they are of one."""
+        """The DAD set that extra views come from, if any."""
 
     def __call__(self, index: int | None, image: Image.Image, label: Any) -> tuple[Image.Image, Any]:
-        """Second picture and target of an image; ``index`` is ``None`` in a stream."""
+        """Return the second picture and the target of an image; ``index`` is ``None`` in a stream."""
 
 
 class SameImage:
@@ -51,7 +51,7 @@ class SameImage:
     dad_set = None
 
     def __call__(self, index: int | None, image: Image.Image, label: Any) -> tuple[Image.Image, Any]:
-        """The picture and its label."""
+        """Return the picture and its label."""
         return image, label
 
 
@@ -59,12 +59,12 @@ class PairTransform:
     """Apply the transform of timm's ``create_loader`` to an image and to its second picture.
 
     Args:
-        num_splits: Augmentation splits of the image (AugMix); the second picture gets their base transform alone.
-        frame: Brings the image to the part of it that its second picture shows, before anything else.
-        same_draws: Both get the same random numbers: one crop, one flip, ...
-        base_alone: The second picture gets crop and flip alone, whatever else the image gets.
-        coded: Targets are no class indices, but codes of stored answers.
-        mixed: Pairs come mixed, and are not mixed in batches.
+        num_splits: Augmentation splits of the image (AugMix); the second picture gets only their base transform.
+        frame: Frames the image like its second picture, before anything else.
+        same_draws: Whether both get the same random numbers: the same crop, the same flip, ...
+        base_alone: Whether the second picture gets only crop and flip, whatever else the image gets.
+        coded: Whether targets are codes of stored answers instead of class indices.
+        mixed: Whether pairs arrive mixed, and are not mixed in batches.
 
     Source: timm ``AugMixDataset``, whose three transforms and splits these are.
     """
@@ -83,7 +83,7 @@ class PairTransform:
         self.transform: Transform | Sequence[Transform] | None = None
 
     def __call__(self, image: Any, second: Any) -> tuple[Any, ...]:
-        """``num_splits`` views of the image, and one of the second picture."""
+        """Return ``num_splits`` views of the image and one of the second picture."""
         if self.frame is not None:
             image = self.frame(image)
         if self.transform is None:
@@ -120,7 +120,7 @@ class PairTransform:
 
 
 class DADPairs(Dataset[tuple[Any, int]]):
-    """Give every image together with its extra view, each transformed; set ``transform`` here, not in the source."""
+    """Return every image together with its extra view, each transformed; set ``transform`` here, not in the source."""
 
     def __init__(self, source: Source, extra_views: ExtraViews, views: PairTransform | None = None) -> None:
         self.source, self.dataset = source, source.dataset
@@ -137,11 +137,11 @@ class DADPairs(Dataset[tuple[Any, int]]):
         self.views.transform = transform
 
     def __len__(self) -> int:
-        """Number of pairs."""
+        """Return the number of pairs."""
         return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        """The views of an image, and its target."""
+        """Return the views of an image and its target."""
         # Not from the data set, which takes the next image where one does not decode: it would get the wrong view.
         image = self.source.read(index, hashed=False)
         num_classes = getattr(self.dataset, 'num_classes', None)
@@ -151,13 +151,13 @@ class DADPairs(Dataset[tuple[Any, int]]):
         return self.views(image.image, extra), target
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell whatever gives the extra views the epoch, if it asks for it."""
+        """Tell the source of the extra views the epoch, if it takes one."""
         if hasattr(self.extra_views, 'set_epoch'):
             self.extra_views.set_epoch(epoch)
 
 
 class PairStream(IterableImageDataset):  # type: ignore[misc]
-    """``DADPairs`` of a stream; timm's ``create_loader`` tells a data set of this class the number of its workers."""
+    """``DADPairs`` for a stream; timm's ``create_loader`` tells a data set of this class the number of its workers."""
 
     def __init__(
         self, dataset: IterableDataset[Any], extra_views: ExtraViews, views: PairTransform | None = None
@@ -171,7 +171,7 @@ class PairStream(IterableImageDataset):  # type: ignore[misc]
     transform = DADPairs.transform
 
     def __iter__(self) -> Iterator[tuple[Any, int]]:
-        """The views of every image, and its target."""
+        """Yield the views of every image and its target."""
         for picture, label in self.reader:
             image = eight_bits(picture).convert('RGB')
             extra, target = self.extra_views(None, image, as_label(label))
@@ -185,5 +185,5 @@ class PairStream(IterableImageDataset):  # type: ignore[misc]
 
 
 def pair_views(dataset: Any) -> PairTransform | None:
-    """How the pairs of a data set are augmented, if it is one of pairs."""
+    """Return how the pairs of a data set are augmented, if it consists of pairs."""
     return dataset.views if isinstance(dataset, DADPairs | PairStream) else None

@@ -1,4 +1,4 @@
-"""Samples that depend on what they are: on seed, epoch and index, not on worker, batch or process."""
+"""Samples that depend only on seed, epoch and index, not on worker, batch or process."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -40,11 +40,11 @@ class SeededSamples(Dataset[Any]):
         self._told = epoch
 
     def __len__(self) -> int:
-        """Number of samples."""
+        """Return the number of samples."""
         return len(self.dataset)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Any:
-        """One sample; ``key`` is its index or, where a sampler repeats indices, index and position (``Positions``)."""
+        """Return a sample; ``key`` is its index or, for samplers that repeat indices, index and position."""
         index, *position = (key,) if isinstance(key, int) else key
         epoch = int(self._epoch)
         if epoch != self._told:  # in a worker of an earlier epoch
@@ -54,23 +54,23 @@ class SeededSamples(Dataset[Any]):
 
 
 class Shuffled(Sampler[int]):
-    """All indices in an order of seed and epoch: that of Accelerate's ``SeedableRandomSampler``.
+    """All indices in an order set by seed and epoch: the order of Accelerate's ``SeedableRandomSampler``.
 
-    NOTE: that one holds a list of them, 40 MB for a million images, and this one 8 MB.
+    NOTE: that sampler keeps a list of them, 40 MB for a million images, and this one 8 MB.
     """
 
     def __init__(self, count: int, seed: int) -> None:
         self.count, self.seed, self.epoch = count, seed, 0
 
     def __iter__(self) -> Iterator[int]:
-        """Yield the indices; the next time it is the next epoch."""
+        """Yield the indices; the next iteration is the next epoch."""
         order = torch.randperm(self.count, generator=torch.Generator().manual_seed(self.seed + self.epoch))
         for part in order.split(1024):
             yield from part.tolist()
         self.set_epoch(self.epoch + 1)
 
     def __len__(self) -> int:
-        """Number of indices."""
+        """Return the number of indices."""
         return self.count
 
     def set_epoch(self, epoch: int) -> None:
@@ -79,9 +79,9 @@ class Shuffled(Sampler[int]):
 
 
 class Positions(Sampler[tuple[int, int]]):
-    """Number the indices of a sampler that repeats them, so that the copies of a sample get seeds of their own.
+    """Number the indices of a sampler that repeats them, so that the copies of a sample get different seeds.
 
-    The sampler yields the indices of one process: every ``num_processes``-th of all.
+    The sampler yields the indices of one process: every ``num_processes``-th.
     """
 
     def __init__(self, sampler: Any, rank: int, num_processes: int) -> None:
@@ -93,7 +93,7 @@ class Positions(Sampler[tuple[int, int]]):
             yield int(index), self.rank + place * self.num_processes
 
     def __len__(self) -> int:
-        """Number of indices."""
+        """Return the number of indices."""
         return len(self.sampler)
 
     def set_epoch(self, epoch: int) -> None:
@@ -104,8 +104,8 @@ class Positions(Sampler[tuple[int, int]]):
 class SeededErasing:
     """timm's random erasing of a batch on the device, seeded by the position of each image in the epoch.
 
-    A batch is ``[num_views * B, 3, H, W]``, all first views before all second ones; processes take turns by batches. Of
-    the last ``spared`` views nothing is erased.
+    A batch is ``[num_views * B, 3, H, W]``, all first views before all second ones; processes take turns by batches.
+    The last ``spared`` views are not erased.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class SeededErasing:
         self.epoch, self.batch = epoch, batch
 
     def __call__(self, input: Tensor) -> Tensor:
-        """Erase in place; returns the batch."""
+        """Erase in place and return the batch."""
         count = len(input) // self.num_views
         first = (self.batch * self.num_processes + self.rank) * count
         clean = len(input) // self.erasing.num_splits if self.erasing.num_splits > 1 else 0

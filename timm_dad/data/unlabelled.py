@@ -1,4 +1,4 @@
-"""Data without labels: pictures in any folders or none, and streams of image-text shards as they are."""
+"""Data without labels: pictures in any folders or none, and unchanged streams of image-text shards."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -12,7 +12,7 @@ NO_LABEL = 0
 
 
 def drop_labels(dataset: Any) -> None:
-    """Let a data set that was just opened name no classes, and give ``NO_LABEL`` for every image."""
+    """Make a newly opened data set name no classes and return ``NO_LABEL`` for every image."""
     dataset.label_free = True
     if isinstance(dataset, DemoDataset):
         dataset.class_names, dataset.labels = None, np.full_like(dataset.labels, NO_LABEL)
@@ -27,9 +27,9 @@ def drop_labels(dataset: Any) -> None:
 
 
 def read_without_labels(reader: Any) -> None:
-    """Let timm's reader of shards, in the process that reads, take samples that have no ``.cls``.
+    """Make timm's reader of shards, in the process that reads, accept samples without ``.cls``.
 
-    NOTE: it leaves these out, with a warning each. Its last stages decode a sample and rename its parts.
+    NOTE: it drops these, with a warning for each. Its last stages decode a sample and rename its parts.
     """
     if reader.ds is None:
         reader._lazy_init()

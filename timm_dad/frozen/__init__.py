@@ -1,1 +1,1 @@
-"""Teacher and VQGAN at work: frozen, in a precision of their own, compiled."""
+"""Teacher and VQGAN in use: frozen, in their own precision, compiled."""

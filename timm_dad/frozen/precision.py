@@ -1,4 +1,4 @@
-"""Which precision is faster here: measured, because no name of a device says it."""
+"""Find out which precision is faster here: it is measured, because a device's name does not tell."""
 
 import copy
 import logging
@@ -24,7 +24,7 @@ _ROUNDS = 3
 def fastest_precision(
     teacher: Teacher, vqgan: VQGAN | None, image_size: tuple[int, int], device: torch.device, batch_size: int = 2
 ) -> str:
-    """Time the VQGAN's encoder, or else the teacher; ``bf16`` if that is at least a tenth faster, else ``fp32``."""
+    """Time the VQGAN's encoder, or else the teacher; return ``bf16`` if it is 10 % faster or more, else ``fp32``."""
     network, batch = _most_of_the_work(teacher, vqgan, image_size)
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     rounded = copy.deepcopy(network)
@@ -33,12 +33,12 @@ def fastest_precision(
     rounds = [(_time(network, batch, False), _time(rounded, batch, True)) for _ in range(1 + _ROUNDS)]
     fp32, bf16 = (median(seconds) for seconds in zip(*rounds[1:], strict=True))
     chosen = 'bf16' if fp32 > _WORTH * bf16 else 'fp32'
-    _logger.info('--dad-precision auto: bf16 is %.2f times as fast as fp32 here, so it is %s', fp32 / bf16, chosen)
+    _logger.info('--dad-precision auto: bf16 is %.2f times as fast as fp32 here, so %s is used', fp32 / bf16, chosen)
     return chosen
 
 
 def _most_of_the_work(teacher: Teacher, vqgan: VQGAN | None, image_size: tuple[int, int]) -> tuple[nn.Module, Tensor]:
-    """The network that takes most of the time, and one image as it gets it."""
+    """Return the network that takes most of the time, and one image as its input."""
     if vqgan is None:
         first: Teacher = teacher.teachers[0] if isinstance(teacher, TeacherEnsemble) else teacher  # type: ignore[assignment]
         return first.model, first.normalize(torch.rand(1, 3, *image_size).to(first.norm.mean.device))

@@ -1,4 +1,4 @@
-"""Frozen models in a precision of their own: their networks run under autocast, maybe compiled, and return fp32."""
+"""Frozen models in their own precision: their networks run under autocast, optionally compiled, and return fp32."""
 
 import math
 import os
@@ -30,8 +30,8 @@ def prepare_frozen(
 ) -> None:
     """Freeze teacher and VQGAN in place and run their networks in ``precision``.
 
-    Resizing, normalization, codebook search and losses stay in fp32; networks return fp32. An autocast of the caller
-    does not reach inside. Nothing is wrapped for distributed training, and neither Accelerate nor a process group is
+    Resizing, normalization, codebook search and losses stay in fp32; networks return fp32. The caller's autocast has no
+    effect inside. Nothing is wrapped for distributed training, and neither Accelerate nor a process group is
     initialized.
 
     Args:
@@ -39,11 +39,11 @@ def prepare_frozen(
         vqgan: The VQGAN, if there is one.
         precision: ``fp32``, ``bf16`` or ``fp16``; independent of the student's.
         device: Where they run. By default the device of the process's ``Accelerator``; without one, the GPU of
-            ``LOCAL_RANK`` or the current one, or the CPU where there is no GPU.
-        compile: Compile the networks (``torch.compile``, inductor), one graph for one shape of a batch.
+            ``LOCAL_RANK`` or the current one, or the CPU if there is no GPU.
+        compile: Compile the networks (``torch.compile``, inductor), with one graph per batch shape.
 
     Raises:
-        ValueError: If the precision is unknown, a network was prepared in another one before, or this machine cannot
+        ValueError: If the precision is unknown, a network was already prepared in another one, or this machine cannot
             compile.
     """
     if precision not in PRECISIONS:
@@ -54,7 +54,7 @@ def prepare_frozen(
     for network in networks:
         before = getattr(network, 'dad_precision', precision)
         if before != precision:
-            raise ValueError(f'precision {precision}: the networks were prepared in {before} before; load them again')
+            raise ValueError(f'precision {precision}: the networks are already prepared in {before}; load them again')
     for module in (teacher, vqgan):
         if module is not None:
             module.eval().requires_grad_(False).to(device or _default_device())
@@ -81,7 +81,7 @@ def _default_device() -> torch.device:
 class _OwnPrecision:
     """The forward of a network in its own precision, with outputs in fp32.
 
-    An object rather than a closure: a copy or pickle of the network then runs its own weights.
+    An object rather than a closure, so that a copy or pickle of the network runs its own weights.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -93,17 +93,17 @@ class _OwnPrecision:
 
 
 def own_precision(network: nn.Module) -> torch.autocast:
-    """The precision that a network was prepared in, for calls of its parts; one that was not prepared is in fp32."""
+    """Return the autocast of the precision a network was prepared in, for calls of its parts; fp32 if unprepared."""
     precision = getattr(network, 'dad_precision', 'fp32')
     dtype = PRECISIONS[precision] if precision != 'fp32' else None
     return torch.autocast(next(network.parameters()).device.type, dtype, enabled=dtype is not None)
 
 
 def round_weights(network: nn.Module, dtype: torch.dtype) -> None:
-    """Keep matrices and kernels as autocast would round them at every call: it rounds frozen ones again and again.
+    """Store matrices and kernels as autocast would round them at every call: it re-rounds frozen weights each time.
 
-    Only layers with the forward of ``nn.Linear`` or ``nn.Conv2d`` are rounded. Others may compute something of their
-    weights first, or run outside autocast.
+    Only layers with the forward of ``nn.Linear`` or ``nn.Conv2d`` are rounded. Others may first compute something from
+    their weights, or run outside autocast.
     """
     for module in network.modules():
         if type(module).forward in (nn.Linear.forward, nn.Conv2d.forward):
@@ -111,13 +111,13 @@ def round_weights(network: nn.Module, dtype: torch.dtype) -> None:
 
 
 class FixedBatch:
-    """Call a function, which maps rows to rows, with batches of few sizes: others are filled up, and cut back after.
+    """Call a function that maps rows to rows with only a few batch sizes: pad other batches, then cut the result.
 
-    It may take several tensors, with one row an image in each.
+    It may take several tensors, each with one row per image.
 
-    A compiled function is compiled again for every new shape; the last batch of a data set would be one. The sizes are
-    that of the largest batch so far, its half, quarter and eighth (rounded up); a size that fails, as when memory runs
-    out, is forgotten.
+    A compiled function is recompiled for every new shape, such as the last batch of a data set. The sizes are that of
+    the largest batch so far, its half, quarter and eighth (rounded up); a size that fails, for example because memory
+    runs out, is forgotten.
     """
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
@@ -151,15 +151,15 @@ def _filled(rows: Tensor, size: int) -> Tensor:
 
 
 def compile_network(network: nn.Module) -> None:
-    """Compile the forward of a network, for one image size, in place; ``ValueError`` if this machine cannot."""
+    """Compile the forward of a network in place, for one image size; raise ``ValueError`` if this machine cannot."""
     check_compiler(next(network.parameters()).device)
     network.forward = FixedBatch(torch.compile(network.forward, dynamic=False))
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raise ``ValueError`` unless a compiler is there: ``torch.compile`` needs one of C++ on a CPU, Triton on a GPU."""
+    """Raise ``ValueError`` unless a compiler works: ``torch.compile`` needs a C++ one on a CPU, Triton on a GPU."""
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
     except Exception as error:  # inductor raises what it likes
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f'torch.compile does not work on this machine (a compiler is missing?): {reason}') from error
+        raise ValueError(f'torch.compile does not work on this machine (is a compiler missing?): {reason}') from error

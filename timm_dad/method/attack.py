@@ -1,7 +1,7 @@
-"""The attack: ascend any per-image loss inside an L2 or Linf ball (Zhou et al. 2023, arXiv:2311.01441, section 3.3).
+"""Attack: ascend any per-image loss inside an L2 or Linf ball (Zhou et al. 2023, arXiv:2311.01441, section 3.3).
 
-It knows no model and no space. DAD gives it the teacher's cross-entropy, DAT (Mao et al. 2022, arXiv:2209.07735) the
-student's; a ball may be one of images, in [0, 1] pixel units, or of a VQGAN's latents, in parts of their length.
+It depends on no model and no space. DAD passes it the teacher's cross-entropy, DAT (Mao et al. 2022, arXiv:2209.07735)
+the student's. The ball contains images, in [0, 1] pixel units, or a VQGAN's latents, as fractions of their length.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,20 +19,20 @@ NORMS = ('l2', 'linf')
 
 @dataclass(frozen=True, kw_only=True)
 class AttackConfig:
-    """Attack on images, in [0, 1] pixel units; the defaults are those of the released generator.
+    """Attack on images, in [0, 1] pixel units; the defaults follow the released generator.
 
     Raises:
         ValueError: If a value is out of range.
-        TypeError: If one is no number, or ``norm`` no text.
+        TypeError: If a numeric value is not a number, or ``norm`` is not a string.
 
-    NOTE: the released online variant (``evaluate.py``) takes steps of 0.1, or from 0.01 to 0.2 by epoch.
+    NOTE: the released online variant (``evaluate.py``) takes steps of 0.1, or of 0.01 to 0.2 depending on the epoch.
 
     Source: lapisrocks/DiscreteAdversarialDistillation, ``generate_examples.py``.
     """
 
     eps: float = option(0.1, 'radius of the attack, in [0, 1] pixel units; for l2 over the whole [3, H, W] image')
     step_size: float = option(0.01, 'length of one step, in the same norm and units')
-    num_steps: int = option(1, 'ascent steps; 0 leaves the random start alone')
+    num_steps: int = option(1, 'ascent steps; 0 keeps the random start as it is')
     norm: str = option('l2', 'norm of the attack', choices=NORMS)
     random_start: float = option(0.8, 'probability that an image starts from a random point of the ball')
 
@@ -69,29 +69,29 @@ class AttackConfig:
             )
 
     def scaled(self, eps: float) -> 'AttackConfig':
-        """The same attack with another radius, its step in proportion."""
+        """Return the same attack with another radius and a proportional step."""
         return replace(self, eps=eps, step_size=self.step_size * eps / self.eps if self.eps else 0.0)
 
     def lengths(self, centre: Tensor) -> Tensor:
-        """What radii are parts of, for each image: 1 for pixels ``[B, 1, 1, 1]``."""
+        """Return what radii are relative to, per image: 1 for pixels ``[B, 1, 1, 1]``."""
         return torch.ones(len(centre), 1, 1, 1, device=centre.device)
 
     def start_radius(self, radius: Tensor) -> Tensor:
-        """How far from its centre a random start is, in a ball of a radius."""
+        """Return the distance of a random start from its centre, in a ball of the given radius."""
         return radius
 
     def clip(self, point: Tensor) -> Tensor:
-        """Bring a point back to the space: images have values in [0, 1]."""
+        """Clip a point to the space: images have values in [0, 1]."""
         return point.clamp(0, 1)
 
 
 def per_image(values: Tensor, like: Tensor) -> Tensor:
-    """``[B]`` to ``[B, 1, 1, 1]`` on the device of ``like``."""
+    """Reshape ``[B]`` to ``[B, 1, 1, 1]`` on the device of ``like``."""
     return values.to(like.device, torch.float32).view(-1, 1, 1, 1)
 
 
 def unit(direction: Tensor, norm: str) -> Tensor:
-    """Steepest-ascent direction of length 1 for each image; zero (or not finite) stays zero.
+    """Return the steepest-ascent direction of length 1 for each image; zero (or not finite) becomes zero.
 
     Args:
         direction: Gradients or noise ``[B, 3, H, W]``.
@@ -110,7 +110,7 @@ def unit(direction: Tensor, norm: str) -> Tensor:
 
 
 def project(point: Tensor, centre: Tensor, radius: Tensor, norm: str) -> Tensor:
-    """Nearest point of the ball around ``centre``.
+    """Project a point onto the ball around ``centre``.
 
     Args:
         point: Points ``[B, C, H, W]``.
@@ -135,7 +135,7 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 def draw(sample: Callable[..., Tensor], shape: Sequence[int], device: torch.device, generator: Generators) -> Tensor:
-    """``sample`` of ``shape`` ``[B, ...]``, from one generator on the device or one an image on any device."""
+    """Call ``sample`` for ``shape`` ``[B, ...]``, with one generator on the device or one per image on any device."""
     if generator is None or isinstance(generator, torch.Generator):
         return sample(tuple(shape), device=device, generator=generator)
     draws = [sample(tuple(shape[1:]), device=own.device, generator=own) for own in generator]
@@ -145,16 +145,16 @@ def draw(sample: Callable[..., Tensor], shape: Sequence[int], device: torch.devi
 def random_start(centre: Tensor, radius: Tensor, config: AttackConfig, generator: Generators) -> Tensor:
     """Move each image, with probability ``config.random_start``, to a random point of its ball.
 
-    The point is on a sphere for ``l2`` (as released, that of the ball) and uniform in the cube for ``linf``.
+    The point lies on a sphere for ``l2`` (as in the released code, the ball's) and is uniform in the cube for ``linf``.
 
-    NOTE: the released code draws once for a batch: all its images start from random points, or none does.
+    NOTE: the released code draws once per batch: either all images start from random points, or none does.
 
     Args:
         centre: Images ``[B, 3, H, W]`` in [0, 1], or whatever ``config`` attacks.
-        radius: Radii ``[B, 1, 1, 1]``, of ``radii``.
+        radius: Radii ``[B, 1, 1, 1]``, from ``radii``.
         config: Norm and probability.
-        generator: Source of randomness on the device of ``centre``, or a list of one an image, on any device; torch's
-            global one by default.
+        generator: Source of randomness on the device of ``centre``, or a list with one per image, on any device;
+            torch's global generator by default.
 
     Returns:
         Points, same shape and range.
@@ -168,7 +168,7 @@ def random_start(centre: Tensor, radius: Tensor, config: AttackConfig, generator
 
 
 def input_gradient(loss_fn: Callable[[Tensor], Tensor], x_pix: Tensor) -> Tensor:
-    """Direction in which each image's loss grows fastest, up to a positive factor an image.
+    """Return the direction in which each image's loss grows fastest, up to a positive factor per image.
 
     Args:
         loss_fn: As ``ascend`` takes it.
@@ -194,11 +194,11 @@ def input_gradient(loss_fn: Callable[[Tensor], Tensor], x_pix: Tensor) -> Tensor
 
 
 def radii(centre: Tensor, config: AttackConfig, eps: Tensor | None = None) -> Tensor:
-    """Radius of each image's ball.
+    """Return the radius of each image's ball.
 
     Args:
         centre: Images ``[B, 3, H, W]``, or whatever ``config`` attacks.
-        config: The attack; its ``eps`` is taken by default.
+        config: The attack; its ``eps`` is the default.
         eps: One radius per image ``[B]``, in the unit of ``config``.
 
     Returns:
@@ -218,7 +218,7 @@ def radii(centre: Tensor, config: AttackConfig, eps: Tensor | None = None) -> Te
 
 
 def check_budget(eps: Tensor, count: int, most: float, unit: str) -> None:
-    """Raise ``ValueError`` unless ``eps`` holds one budget an image ``[B]``, from 0 to ``most``."""
+    """Raise ``ValueError`` unless ``eps`` holds one budget per image ``[B]``, from 0 to ``most``."""
     if eps.shape != (count,):
         raise ValueError(f'eps must hold one value per image [{count}], got shape {tuple(eps.shape)}')
     if not ((eps >= 0) & (eps <= most)).all():
@@ -238,18 +238,18 @@ def ascend(
     """Ascend ``loss_fn`` inside the ball around ``centre``.
 
     Args:
-        loss_fn: Maps ``[B, 3, H, W]`` in [0, 1] to one loss per image ``[B]``, differentiable in its argument. Its
-            gradient is taken relative to its value, so in fp16 it should vanish no faster than its gradient does.
-        centre: Images ``[B, 3, H, W]``, range [0, 1], any memory format; with a ``LatentAttackConfig`` latents
-            ``[B, D, h, w]``, which ``loss_fn`` takes then.
+        loss_fn: Maps ``[B, 3, H, W]`` in [0, 1] to one loss per image ``[B]``, differentiable in its argument. The
+            gradient is taken relative to the loss, so in fp16 the loss should vanish no faster than its gradient.
+        centre: Images ``[B, 3, H, W]``, range [0, 1], any memory format; with a ``LatentAttackConfig``, latents
+            ``[B, D, h, w]``, which ``loss_fn`` then takes.
         config: Radius, steps and norm.
-        eps: One radius per image ``[B]`` in place of ``config.eps``; ``config.step_size`` scales along, so
+        eps: One radius per image ``[B]`` in place of ``config.eps``; ``config.step_size`` scales with it, so
             ``config.eps`` must not be 0.
-        generator: Source of randomness on the device of ``centre``, or a list of one an image, on any device; torch's
-            global one by default.
-        start: Where each image begins, inside its ball; drawn by ``random_start`` by default.
-        gradient: From ``input_gradient`` at ``centre``, if it is known: the first step takes it, though a random start
-            begins beside ``centre``.
+        generator: Source of randomness on the device of ``centre``, or a list with one per image, on any device;
+            torch's global generator by default.
+        start: Where each image starts, inside its ball; drawn by ``random_start`` by default.
+        gradient: From ``input_gradient`` at ``centre``, if known: the first step uses it, even though a random start
+            is away from ``centre``.
 
     Returns:
         Perturbed images, same shape, memory format and range, fp32, detached.

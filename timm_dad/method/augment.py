@@ -38,24 +38,24 @@ class DADAugment:
         vqgan: Frozen VQGAN.
         mean: Normalization of the batches, per channel, in [0, 1] pixel units.
         std: Normalization of the batches, per channel, in [0, 1] pixel units.
-        attack: Attack settings; their class says in which space: ``AttackConfig`` (pixels, by default),
+        attack: Attack settings; their class selects the space: ``AttackConfig`` (pixels, by default),
             ``LatentAttackConfig`` or ``CodeAttackConfig``.
         keep_label: Keep the attacked image only where the teacher still predicts the label on it, else take ``Q(x)``.
-            NOTE: the released code's own check compares with a method and never fires.
-        attack_from: Of an attack on pixels. ``reconstruction``: attack ``Q(x)``, as the paper. ``input``: attack ``x``
-            itself, which saves a pass through the VQGAN, and takes the gradient of the first step at ``x``, before the
-            random start: it comes of the forward that ``x`` needs for its distillation anyway.
-        gradient_vqgan: Frozen VQGAN with the same codebook, whose decoder the gradient of an attack on latents or codes
-            goes through; a tiny one is cheaper. ``vqgan`` by default.
-        micro_batch: Images at a time; 0: as many as fit in memory.
-        label_free: Take the teacher's likeliest class on the image in place of its label, which is not read. Its soft
-            answer would be no target: on the image itself the divergence from it is zero, and so is its gradient.
-        targets: What targets are, ``SingleLabel()`` by default; ``MultiLabel()`` keeps a view where the teacher answers
-            the same set of classes as on the image.
+            NOTE: the released code's own check compares with a method and so never fires.
+        attack_from: For an attack on pixels. ``reconstruction``: attack ``Q(x)``, as in the paper. ``input``: attack
+            ``x`` itself, which saves a pass through the VQGAN, and take the gradient of the first step at ``x``, before
+            the random start: it reuses the teacher forward on ``x`` that distillation needs anyway.
+        gradient_vqgan: Frozen VQGAN with the same codebook, through whose decoder the gradient of an attack on latents
+            or codes flows; a tiny one is cheaper. ``vqgan`` by default.
+        micro_batch: Images per forward; 0: as many as fit in memory.
+        label_free: Use the teacher's top-1 class on the image in place of its label, which is not read. Its soft
+            answer would not work as a target: on the image itself the divergence from it and its gradient are zero.
+        targets: The kind of targets, ``SingleLabel()`` by default; ``MultiLabel()`` keeps a view if the teacher answers
+            it with the same set of classes as the image.
 
     Raises:
         ValueError: If ``attack_from`` or ``micro_batch`` is out of range, or the VQGANs do not fit the attack.
-        TypeError: If ``teacher``, a VQGAN or ``attack`` is none.
+        TypeError: If ``teacher``, a VQGAN or ``attack`` is of the wrong type.
 
     Example:
         >>> dad = DADAugment(teacher, vqgan, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -79,7 +79,8 @@ class DADAugment:
     ) -> None:
         check_kinds(teacher=(teacher, Teacher), vqgan=(vqgan, VQGAN), gradient_vqgan=(gradient_vqgan, VQGAN | None))
         if not isinstance(attack, AnyAttack | None):
-            raise TypeError(f'attack must be an AttackConfig or one of its kind, got {type(attack).__name__}')
+            kinds = 'AttackConfig, LatentAttackConfig or CodeAttackConfig'
+            raise TypeError(f'attack must be an {kinds}, got {type(attack).__name__}')
         self.teacher = teacher
         self.vqgan = vqgan
         self.gradient_vqgan = gradient_vqgan
@@ -96,14 +97,14 @@ class DADAugment:
     def _create_space(self, attack: AnyAttack) -> Space:
         if isinstance(attack, AttackConfig) and not isinstance(attack, LatentAttackConfig):
             if self.gradient_vqgan is not None:
-                raise ValueError('gradient_vqgan is for attacks on latents or codes: none goes through it to pixels')
+                raise ValueError('gradient_vqgan is for attacks on latents or codes: attacks on pixels do not use it')
             return PixelSpace(self.teacher, self.vqgan, attack, self._ascended, self.attack_from, self.targets)
         if self.attack_from != 'reconstruction':
-            raise ValueError(f'attack_from is for attacks on pixels: leave it out with one on {attack.space}')
+            raise ValueError(f'attack_from is for attacks on pixels: leave it out for an attack on {attack.space}')
         decoder = self.gradient_vqgan
         if decoder is not None and not _same_codes(decoder, self.vqgan):
             raise ValueError(
-                'gradient_vqgan must have codebook and factor of the VQGAN: timm-dad vqgan distill makes such a one'
+                'gradient_vqgan must have the codebook and factor of the VQGAN: make one with timm-dad vqgan distill'
             )
         if isinstance(attack, LatentAttackConfig):
             return LatentSpace(self.vqgan, attack, self._ascended, decoder)
@@ -118,7 +119,7 @@ class DADAugment:
 
     @property
     def attack(self) -> AnyAttack:
-        """The attack; another one of the same space may be set."""
+        """The attack; it can be replaced by another one in the same space."""
         attack: AnyAttack = self.space.config
         return attack
 
@@ -126,50 +127,50 @@ class DADAugment:
     def attack(self, attack: AnyAttack) -> None:
         if attack.space != self.attack.space:
             raise ValueError(
-                f'the attack is one on {self.attack.space}, got one on {attack.space}: make another DADAugment'
+                f'the attack is on {self.attack.space}, got one on {attack.space}: create another DADAugment'
             )
         self.space.config = attack
 
     def _ascended(self, x_pix: Tensor, target: Tensor) -> Tensor:
-        """The loss of each image ``[B]`` that the attack ascends."""
+        """Return the loss of each image ``[B]`` that the attack ascends."""
         if self.disagreement is not None:
             return self.disagreement(x_pix)
         if getattr(self.attack, 'objective', 'cross_entropy') != 'cross_entropy':
-            raise ValueError('objective disagreement needs the student: DADTask brings it; no views are made before')
+            raise ValueError('objective disagreement needs the student: create the DADTask before making views')
         return self.targets.attack_loss(self.teacher(x_pix), target)
 
     def make_views(self, x_pix: Tensor, target: Tensor, eps: Tensor | None = None) -> DADViews:
-        """Reconstruct, attack, discretize.
+        """Reconstruct, attack and discretize.
 
         Args:
             x_pix: Images ``[B, 3, H, W]``, range [0, 1].
             target: Class indices ``[B]``, or soft or multi-hot targets ``[B, K]``.
-            eps: One radius per image ``[B]``, in place of the configured one.
+            eps: One radius per image ``[B]`` in place of the configured one.
 
         Returns:
-            The DAD view and what was on the way to it, all detached.
+            The DAD view and the intermediate results, all detached.
 
         Raises:
-            ValueError: If images are not ``[B, 3, H, W]`` of floating point, or the VQGAN does not take their values or
-                (with its ``strict_size``) size.
+            ValueError: If images are not floating-point ``[B, 3, H, W]``, or the VQGAN does not accept their values or
+                (with its ``strict_size``) their size.
         """
         return self.attack_centre(self.find_centre(x_pix, target), target, eps)
 
     def ask_teacher(self, x_pix: Tensor) -> Tensor:
-        """The teacher's logits ``[B, K]`` on images ``[B, 3, H, W]`` in [0, 1], made as the views are: in pieces."""
+        """Return the teacher's logits ``[B, K]`` on images ``[B, 3, H, W]`` in [0, 1], in chunks as for views."""
         logits: Tensor = self.chunked(self.teacher, x_pix)
         return logits
 
     @torch.no_grad()
     def unattacked(self, centre: Centre) -> tuple[Tensor, Tensor, Tensor]:
-        """What would be without an attack.
+        """Return what the result would be without an attack.
 
         Args:
             centre: From ``find_centre``.
 
         Returns:
-            ``Q(x)`` ``[B, 3, H, W]``, its codes ``[B, h, w]``, and the codes of a DAD view that no attack has changed:
-            of an attack that starts at ``Q(x)`` those of ``Q(x)`` encoded once more, which need not be the same.
+            ``Q(x)`` ``[B, 3, H, W]``, its codes ``[B, h, w]``, and the codes of a DAD view without an attack: if the
+            attack starts at ``Q(x)``, those of ``Q(x)`` encoded once more, which may differ.
         """
         if self._starts_at_reconstruction(centre):
             assert centre.codes is not None
@@ -187,7 +188,7 @@ class DADAugment:
 
     @torch.no_grad()
     def find_centre(self, x_pix: Tensor, target: Tensor) -> Centre:
-        """What several views of one image share: where its attack starts.
+        """Compute what the views of an image share: where its attack starts.
 
         Args:
             x_pix: Images ``[B, 3, H, W]``, range [0, 1].
@@ -197,7 +198,7 @@ class DADAugment:
             The centre of each image's ball, detached.
 
         Raises:
-            ValueError: As ``make_views``.
+            ValueError: As in ``make_views``.
         """
         check_images(x_pix, 'x_pix')
         if not self.label_free:
@@ -218,14 +219,14 @@ class DADAugment:
         Args:
             centre: From ``find_centre``.
             target: Class indices ``[B]``, or soft or multi-hot targets ``[B, K]``.
-            eps: One radius per image ``[B]``, in place of the configured one.
+            eps: One radius per image ``[B]`` in place of the configured one.
             generator: Source of randomness, as ``ascend`` takes it.
 
         Returns:
-            The DAD view and what was on the way to it, all detached.
+            The DAD view and the intermediate results, all detached.
 
         Raises:
-            ValueError: If the attack moves no image of the first batch: its gradients are zero, or not finite.
+            ValueError: If the attack moves no image of the first batch because its gradients are zero or not finite.
         """
         target = target if centre.label is None else centre.label
         # Drawn for all images at once: no view depends on the size of the pieces.
@@ -235,8 +236,8 @@ class DADAugment:
             self._is_first = False
             if self.space.is_stuck(centre, start, views.x_adv):
                 raise ValueError(
-                    "the attack moves no image: the gradients of the teacher's loss are zero or not finite; take bf16 "
-                    'or fp32 where precision is fp16, and see that teacher and VQGAN are trained'
+                    "the attack moves no image: the gradients of the teacher's loss are zero or not finite; use bf16 "
+                    'or fp32 instead of fp16, and check that teacher and VQGAN are trained'
                 )
         return views
 
@@ -271,10 +272,10 @@ class DADAugment:
             target: Class indices ``[B]`` or soft targets ``[B, K]``.
 
         Returns:
-            ``[2B, 3, H, W]``, normalized: all clean images, then all DAD views; and the targets, twice.
+            ``[2B, 3, H, W]``, normalized: all clean images, then all DAD views; and the targets, repeated.
 
         Raises:
-            ValueError: If images are not ``[B, 3, H, W]`` of floating point, or the first batch is not normalized.
+            ValueError: If images are not floating-point ``[B, 3, H, W]``, or the first batch is not normalized.
         """
         self.norm.check(input)
         views = self.make_views(self.norm.to_pixels(input), target)

@@ -1,4 +1,4 @@
-"""Batches in pieces that fit in memory."""
+"""Run batches in chunks that fit in memory."""
 
 import dataclasses
 import logging
@@ -19,11 +19,11 @@ _CPU_PIXELS = 4 * 224 * 224
 
 
 class Chunked:
-    """Call functions with pieces of a batch, and put their results together again.
+    """Call functions on chunks of a batch and concatenate their results.
 
     Args:
-        size: Images of a piece; 0: on a GPU the whole batch and, where memory runs out, half as many from then on; on a
-            CPU 4 of 224 px, or as many smaller ones.
+        size: Images per chunk; 0: on a GPU the whole batch and, if memory runs out, half as many from then on; on a CPU
+            4 of 224 px, or as many smaller ones.
 
     Raises:
         ValueError: If the size is negative.
@@ -36,18 +36,18 @@ class Chunked:
         self.size = size
 
     def __call__(self, function: Callable[..., T], *batch: Any, pixels: int = 0) -> T:
-        """Call ``function(*batch)`` in pieces.
+        """Call ``function(*batch)`` in chunks.
 
         Args:
             function: Maps rows of a batch to rows of a batch.
-            *batch: Tensors of ``B`` rows, dataclasses of such, or what has no rows; the first has rows.
-            pixels: Pixels of an image, where the first is no image.
+            *batch: Tensors of ``B`` rows, dataclasses of such tensors, or values without rows; the first has rows.
+            pixels: Pixels per image, if the first is not an image.
 
         Returns:
-            What one call would return: a tensor or a dataclass of tensors and of what has no rows.
+            What a single call would return: a tensor, or a dataclass of tensors and of values without rows.
 
         Raises:
-            RuntimeError: Of the device, if memory runs out with one image or with the size that was asked for.
+            RuntimeError: From the device, if memory runs out with one image or with an explicit size.
         """
         count = len(batch[0])
         while True:
@@ -65,11 +65,11 @@ class Chunked:
             self.size = (size + 1) // 2
             clear_device_cache(garbage_collection=True)
             _logger.warning(
-                'Out of memory with %d images at once: teacher and VQGAN take %d from now on', size, self.size
+                'Out of memory with %d images at once: teacher and VQGAN take %d at a time from now on', size, self.size
             )
 
     def _most(self, value: Any, pixels: int) -> int:
-        """Images that are taken at once where nobody said; 0: all."""
+        """Return the number of images per chunk if no size is set; 0: all."""
         first = value if isinstance(value, Tensor) else next(iter(vars(value).values()))
         pixels = pixels or (first[0, 0].numel() if first.ndim == 4 else 0)
         return max(1, _CPU_PIXELS // pixels) if first.is_cpu and pixels else 0

@@ -1,7 +1,7 @@
 """The attack on codes: replace some of an image's codes by near ones that raise the loss most, to first order.
 
-HotFlip (Ebrahimi et al. 2018, arXiv:1712.06751) for codes in place of characters: one gradient at the quantized latents
-says what each replacement gains.
+HotFlip (Ebrahimi et al. 2018, arXiv:1712.06751) for codes instead of characters: one gradient at the quantized latents
+estimates the gain of each replacement.
 """
 
 from collections.abc import Sequence
@@ -25,13 +25,13 @@ class CodeAttackConfig:
         ValueError: If a value is out of range.
     """
 
-    eps: float = option(0.25, 'part of the codes of an image that are replaced')
-    num_steps: int = option(1, 'gradients; 0 replaces by random codes among the nearest')
-    neighbours: int = option(32, 'nearest codes that a code may be replaced by', metavar='K')
-    candidates: float = option(0.5, 'part of the positions, drawn anew for a view, that may be replaced')
+    eps: float = option(0.25, "fraction of an image's codes that is replaced")
+    num_steps: int = option(1, 'gradients; 0 replaces codes by random ones among the nearest')
+    neighbours: int = option(32, 'number of nearest codes that may replace a code', metavar='K')
+    candidates: float = option(0.5, 'fraction of the positions that may be replaced, redrawn for each view')
 
     space: ClassVar[str] = 'codes'
-    unit: ClassVar[str] = 'parts of the codes of an image'
+    unit: ClassVar[str] = 'fractions of the codes of an image'
     max_eps: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
@@ -43,10 +43,10 @@ class CodeAttackConfig:
         if self.neighbours < 1:
             raise ValueError(f'neighbours must be 1 or more, got {self.neighbours}')
         if not self.eps <= self.candidates <= 1:
-            raise ValueError(f'candidates is a part of the codes, from eps ({self.eps:g}) to 1, got {self.candidates}')
+            raise ValueError(f'candidates is a fraction, from eps ({self.eps:g}) to 1, got {self.candidates}')
 
     def scaled(self, eps: float) -> 'CodeAttackConfig':
-        """The same attack with another part of the codes replaced."""
+        """Return the same attack with another fraction of the codes replaced."""
         return replace(self, eps=eps)
 
 
@@ -57,10 +57,10 @@ class CodeSpace:
         vqgan: Frozen VQGAN.
         config: The attack.
         objective: What it ascends.
-        gradient_vqgan: One with the same codebook whose decoder the gradient goes through; ``vqgan`` by default.
+        gradient_vqgan: One with the same codebook through whose decoder the gradient flows; ``vqgan`` by default.
 
     Raises:
-        ValueError: If the codebook has not so many neighbours.
+        ValueError: If the codebook has fewer neighbours.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class CodeSpace:
         self.gradient_vqgan = gradient_vqgan or vqgan
 
     def find_centre(self, x_pix: Tensor, target: Tensor) -> Centre:
-        """The codes of images and the gradient at their quantized latents, which all views of an image share."""
+        """Compute the codes of images and the gradient at their quantized latents, shared by all views of an image."""
         height, width = size = tuple(x_pix.shape[-2:])
         codes = self.vqgan.encode_to_codes(x_pix)
         if not self.config.num_steps:
@@ -89,14 +89,14 @@ class CodeSpace:
         return Centre(codes, size, codes=codes, gradient=gradient)
 
     def start(self, centre: Centre, eps: Tensor | None, generator: Generators) -> Tensor:
-        """Uniform numbers ``[B, 2, h, w]``: which positions are candidates, and for a random replacement which code."""
+        """Draw uniform numbers ``[B, 2, h, w]``, which pick the candidate positions and the random replacements."""
         if eps is not None:
             check_budget(eps, len(centre), self.config.candidates, self.config.unit)
         shape = (len(centre), 2, *centre.x0.shape[1:])
         return draw(torch.rand, shape, centre.x0.device, generator)
 
     def attack(self, centre: Centre, start: Tensor, target: Tensor, eps: Tensor | None) -> Tensor:
-        """Codes, some of them replaced: the same number in each image of one budget."""
+        """Replace some codes: the same number in each image with the same budget."""
         codes, (order, choice) = centre.x0.flatten(1), start.flatten(2).unbind(1)
         codebook = self.vqgan.codebook.float()
         near = self.vqgan.neighbours(codes, self.config.neighbours)  # [B, N, K]
@@ -120,19 +120,19 @@ class CodeSpace:
         return torch.where(best & candidates, swapped, codes).view(centre.x0.shape)
 
     def discretize(self, point: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Decoded images of codes, and the codes."""
+        """Decode codes to images, and return both."""
         return self.vqgan.decode_codes(point)[..., : size[0], : size[1]], point.clone()
 
     def is_stuck(self, centre: Centre, start: Tensor, point: Tensor) -> bool:
-        """Whether the gradient says of no replacement what it gains."""
+        """Return whether the gradient gives no estimate of any replacement's gain."""
         gradient = centre.gradient
         return gradient is not None and self.config.eps > 0 and not bool((gradient.isfinite() & (gradient != 0)).any())
 
     def distance(self, centre: Centre, point: Tensor) -> Tensor:
-        """The part of the codes that were replaced."""
+        """Return the fraction of the codes that were replaced."""
         return (point != centre.x0).float().flatten(1).mean(dim=1)
 
 
 def _ranks(values: Tensor) -> Tensor:
-    """Place of each entry ``[B, N]`` in its row, from the largest on, which is 0."""
+    """Return the rank of each entry ``[B, N]`` in its row; the largest has rank 0."""
     return values.argsort(dim=1, descending=True, stable=True).argsort(dim=1)

@@ -1,4 +1,4 @@
-"""Where teacher and student differ most: an objective of attacks that are made in the training step."""
+"""Disagreement of teacher and student: an objective for attacks that run in the training step."""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,11 +14,11 @@ class Disagreement:
     """``T^2 KL(t(x) || s(x))`` of each image, with the student in evaluation mode.
 
     Args:
-        student: The student, which is trained on; no gradient reaches its parameters.
+        student: The student in training; no gradient reaches its parameters.
         teacher: Frozen teacher.
         norm: The student's normalization.
         temperature: ``T``.
-        targets: Whose divergence it is.
+        targets: The kind of targets, which defines the divergence.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class Disagreement:
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Keep the student in evaluation mode, for forward and gradient, which may compute the forward once more."""
+        """Keep the student in evaluation mode for forward and gradient, which may recompute the forward."""
         modes = [(module, module.training) for module in self.student.modules()]
         self.student.eval()
         try:
@@ -39,6 +39,6 @@ class Disagreement:
                 module.training = mode
 
     def __call__(self, x_pix: Tensor) -> Tensor:
-        """Losses ``[B]``, fp32, of images ``[B, 3, H, W]`` in [0, 1]."""
+        """Return losses ``[B]``, fp32, of images ``[B, 3, H, W]`` in [0, 1]."""
         x_norm = self.norm.normalize(x_pix).to(next(self.student.parameters()).dtype)
         return self.targets.divergence(self.student(x_norm), self.teacher(x_pix), self.temperature)

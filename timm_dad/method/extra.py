@@ -1,4 +1,4 @@
-"""What a batch of ``DADTask`` gets beside its images: extra views, and the teacher's answers."""
+"""What ``DADTask`` adds to a batch of images: extra views and the teacher's answers."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,9 +8,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ExtraView:
-    """Extra view of a batch ``[B, 3, H, W]``, the teacher's logits on it, and where it predicts the label there.
+    """Extra view of a batch ``[B, 3, H, W]``, the teacher's logits on it, and where it predicts the label.
 
-    With feature distillation also the teacher's pooled features of it ``[B, D]``.
+    With feature distillation, also the teacher's pooled features of it ``[B, D]``.
     """
 
     x_norm: Tensor
@@ -21,9 +21,9 @@ class ExtraView:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Of a batch, the teacher's logits on the clean images ``[B, K]``, and the extra view, if it gets one.
+    """The teacher's logits on the clean images of a batch ``[B, K]``, and the extra view if the batch gets one.
 
-    With feature distillation also the teacher's pooled features of the clean images ``[B, D]``.
+    With feature distillation, also the teacher's pooled features of the clean images ``[B, D]``.
     """
 
     logits: Tensor
@@ -31,16 +31,16 @@ class Prepared:
     features: Tensor | None = None
 
     def tensors(self) -> list[Tensor]:
-        """All that it holds."""
+        """Return all tensors in it."""
         extra = () if self.extra is None else vars(self.extra).values()
         return [tensor for tensor in (self.logits, self.features, *extra) if tensor is not None]
 
 
 class StoredAnswers(Protocol):
-    """The teacher's answers, made before training; targets say which."""
+    """The teacher's answers, made before training; the targets encode which answer belongs to an image."""
 
     def labels(self, coded: Tensor) -> Tensor:
-        """Labels of targets: class indices, or soft targets where images are mixed."""
+        """Return the labels in targets: class indices, or soft targets if images are mixed."""
 
     def read(self, coded: Tensor) -> tuple[Tensor, Tensor]:
-        """Teacher's logits ``[B, K]`` on images and their extra views, given the targets of those and then of these."""
+        """Return the teacher's logits ``[B, K]`` on images and then on their extra views, given the targets of both."""

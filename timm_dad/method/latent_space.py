@@ -1,7 +1,7 @@
-"""The attack on a VQGAN's latents, before they are quantized: it changes codes where one on pixels hardly does.
+"""The attack on a VQGAN's latents before quantization: it changes codes where an attack on pixels hardly does.
 
-``z0 = encode(x)``; from a random start ascend ``objective(decode(quantize(z)))`` inside a ball around ``z0``, whose
-radius is a part of ``||z0||``, with the gradient straight through the quantizer; then quantize, and decode once.
+``z0 = encode(x)``; from a random start, ascend ``objective(decode(quantize(z)))`` inside a ball around ``z0`` whose
+radius is a fraction of ``||z0||``, with a straight-through gradient at the quantizer; then quantize and decode once.
 """
 
 from collections.abc import Sequence
@@ -21,36 +21,36 @@ OBJECTIVES = ('cross_entropy', 'disagreement')
 
 @dataclass(frozen=True, kw_only=True)
 class LatentAttackConfig(AttackConfig):
-    """Attack on a VQGAN's latents before they are quantized; lengths are parts of an image's ``||encode(x)||``.
+    """Attack on a VQGAN's latents before quantization; lengths are fractions of an image's ``||encode(x)||``.
 
     Raises:
         ValueError: If a value is out of range.
     """
 
-    eps: float = option(0.5, 'radius of the attack, as a part of the length of the latents of an image')
+    eps: float = option(0.5, "radius of the attack, as a fraction of the length of an image's latents")
     step_size: float = option(0.5, 'length of one step, in the same unit')
     random_start: float = option(1.0, 'probability that an image starts from a random point of the ball')
-    start_size: float = option(0.5, 'length of the random start, as a part of the radius')
+    start_size: float = option(0.5, 'length of the random start, as a fraction of the radius')
     objective: str = option(
-        'cross_entropy', "what is ascended: the teacher's cross-entropy, or where teacher and student differ most",
+        'cross_entropy', "what is ascended: the teacher's cross-entropy, or the disagreement of teacher and student",
         choices=OBJECTIVES,
     )  # fmt: skip
 
     space: ClassVar[str] = 'latent'
-    unit: ClassVar[str] = 'parts of the length of the latents'
+    unit: ClassVar[str] = 'units of the length of the latents'
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.norm != 'l2':
             raise ValueError(f'norm must be l2 in the latent space, got {self.norm!r}')
         if not 0 <= self.start_size <= 1:
-            raise ValueError(f'start_size is a part of the radius, from 0 to 1, got {self.start_size}')
+            raise ValueError(f'start_size is a fraction of the radius, from 0 to 1, got {self.start_size}')
         if self.objective not in OBJECTIVES:
             raise ValueError(f'objective must be one of {OBJECTIVES}, got {self.objective!r}')
 
     @property
     def max_eps(self) -> float:
-        """Largest radius that makes sense: at 1 hardly a code stays."""
+        """Largest radius that makes sense: at 1, hardly any code stays."""
         return 2.0
 
     def check_length(self, name: str, value: float) -> None:
@@ -59,16 +59,16 @@ class LatentAttackConfig(AttackConfig):
             raise ValueError(f'{name} is in {self.unit}, from 0 to {self.max_eps:g}, got {value} (try 0.5)')
 
     def lengths(self, centre: Tensor) -> Tensor:
-        """Length of the latents ``[B, D, h, w]`` of each image ``[B, 1, 1, 1]``."""
+        """Return the length of the latents ``[B, D, h, w]`` of each image ``[B, 1, 1, 1]``."""
         length: Tensor = torch.linalg.vector_norm(centre.float(), dim=(1, 2, 3), keepdim=True)
         return length
 
     def start_radius(self, radius: Tensor) -> Tensor:
-        """How far from its centre a random start is, in a ball of a radius."""
+        """Return the distance of a random start from its centre, in a ball of the given radius."""
         return self.start_size * radius
 
     def clip(self, point: Tensor) -> Tensor:
-        """Latents may be anywhere."""
+        """Return the point unchanged: latents may lie anywhere."""
         return point
 
 
@@ -79,7 +79,7 @@ class LatentSpace(Ball):
         vqgan: Frozen VQGAN.
         config: The attack.
         objective: What it ascends.
-        gradient_vqgan: One with the same codebook, such as a tiny one, whose decoder the gradient goes through;
+        gradient_vqgan: One with the same codebook, such as a tiny one, through whose decoder the gradient flows;
             ``vqgan`` by default.
     """
 
@@ -90,11 +90,11 @@ class LatentSpace(Ball):
         self.gradient_vqgan = gradient_vqgan or vqgan
 
     def find_centre(self, x_pix: Tensor, target: Tensor) -> Centre:
-        """The latents of images; nothing is decoded."""
+        """Encode images to latents; nothing is decoded."""
         return Centre(self.vqgan.encode(x_pix).float(), tuple(x_pix.shape[-2:]))
 
     def attack(self, centre: Centre, start: Tensor, target: Tensor, eps: Tensor | None) -> Tensor:
-        """Perturbed latents."""
+        """Perturb the latents."""
         height, width = centre.size
 
         def loss_fn(z: Tensor) -> Tensor:
@@ -104,11 +104,11 @@ class LatentSpace(Ball):
         return ascend(loss_fn, centre.x0, self.config, eps=eps, start=start)
 
     def discretize(self, point: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Decoded images of latents, and their codes."""
+        """Quantize latents, decode them to images, and return images and codes."""
         codes = self.vqgan.codes_of(point)
         return self.vqgan.decode_codes(codes)[..., : size[0], : size[1]], codes
 
     def distance(self, centre: Centre, point: Tensor) -> Tensor:
-        """``||z - z0|| / ||z0||``."""
+        """Return ``||z - z0|| / ||z0||``."""
         moved: Tensor = torch.linalg.vector_norm(point - centre.x0, dim=(1, 2, 3))
         return moved / self.config.lengths(centre.x0).flatten().clamp_min(torch.finfo(torch.float32).tiny)

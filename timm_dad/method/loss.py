@@ -19,13 +19,13 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 class DADLossConfig:
     """Weights of ``task CE(x) + extra_task CE(x_dad) + kd T^2 KL(t(x) || s(x)) + dad T^2 KL(t(x_dad) || s(x_dad))``.
 
-    ``feature_weight`` adds ``feature (kd (1 - cos(x)) + dad (1 - cos(x_dad)))``: the cosine is that of the teacher's
-    pooled features and the student's through a linear adapter.
+    ``feature_weight`` adds ``feature (kd (1 - cos(x)) + dad (1 - cos(x_dad)))``: the cosine between the teacher's
+    pooled features and the student's, the latter through a linear adapter.
 
     Raises:
-        ValueError: If the temperature is not positive, a weight is negative or not finite, ``label_free`` meets a
-            weight of a task loss, or ``feature_weight`` no weight of a view.
-        TypeError: If one is no number.
+        ValueError: If the temperature is not positive, a weight is negative or not finite, ``label_free`` is combined
+            with a task-loss weight, or ``feature_weight`` is set without the weight of a view.
+        TypeError: If a numeric value is not a number.
 
     Source: ``calculate_kd_loss`` of lapisrocks/DiscreteAdversarialDistillation: T 4 and weights 1, 1/2, 1/2.
     NOTE: nothing released runs it; the released trainer's loss is ``--dad-recipe released`` (docs/paper.md).
@@ -37,9 +37,9 @@ class DADLossConfig:
     dad_weight: float = option(0.5, 'weight of the distillation on the extra view')
     extra_task_weight: float = option(0.0, 'weight of the task loss on the extra view, with the label of its image')
     feature_weight: float = option(
-        0.0, 'weight of 1 - cosine of pooled features beside the logits, within the weight of each view'
+        0.0, 'weight of an added 1 - cosine of pooled features, multiplied by the weight of each view'
     )
-    label_free: bool = option(False, 'learn from the teacher alone: there is no task loss')
+    label_free: bool = option(False, 'learn from the teacher only, without a task loss')
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -49,23 +49,23 @@ class DADLossConfig:
             if not 0 <= getattr(self, name) < float('inf'):
                 raise ValueError(f'{name} must be 0 or more and finite, got {getattr(self, name)}')
         if self.label_free and (self.task_weight or self.extra_task_weight):
-            raise ValueError('label_free leaves no task loss: task_weight and extra_task_weight must be 0 with it')
+            raise ValueError('label_free removes the task loss: task_weight and extra_task_weight must be 0 with it')
         if self.feature_weight and not (self.kd_weight or self.dad_weight):
-            raise ValueError('feature_weight is a factor of kd_weight and dad_weight: one must be more than 0')
+            raise ValueError('feature_weight is a factor of kd_weight and dad_weight: set one of them above 0')
 
 
 def create_criterion(
     criterion: Criterion | None, criterion_kwargs: Mapping[str, Any] | None, *, multi_label: bool = False
 ) -> Criterion:
-    """Create the task loss as timm's tasks do, unless it is given; cross-entropy by default, or BCE.
+    """Create the task loss as timm's tasks do, unless one is given; cross-entropy or BCE by default.
 
     Args:
         criterion: Task loss of ``(student_logits, target)``.
-        criterion_kwargs: Arguments of ``timm.loss.create_classification_loss``, without a ``criterion``.
+        criterion_kwargs: Arguments of ``timm.loss.create_classification_loss``, in place of a ``criterion``.
         multi_label: Whether an image may have several classes.
 
     Raises:
-        ValueError: If both are given, or timm has no such function yet or refuses the arguments.
+        ValueError: If both are given, or timm is too old for this function or rejects the arguments.
     """
     if not criterion_kwargs:
         return criterion or (nn.BCEWithLogitsLoss() if multi_label else nn.CrossEntropyLoss())
@@ -78,11 +78,11 @@ def create_criterion(
 
 
 def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """``T^2 KL(teacher || student)`` over softmax(logits / T), mean over images, in fp32.
+    """Compute ``T^2 KL(teacher || student)`` over softmax(logits / T), mean over images, in fp32.
 
     Args:
         student_logits: ``[B, K]``.
-        teacher_logits: ``[B, K]``; no gradient goes into them.
+        teacher_logits: ``[B, K]``; no gradient flows into them.
         temperature: ``T``.
 
     Returns:
@@ -94,14 +94,14 @@ def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperatur
 
 
 def divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float, reduction: str) -> Tensor:
-    """``T^2 KL(teacher || student)`` of ``[B, K]`` logits, differentiable in both; ``reduction`` as in ``F.kl_div``."""
+    """Compute ``T^2 KL(teacher || student)`` of ``[B, K]`` logits, differentiable in both, with a ``reduction``."""
     student = F.log_softmax(student_logits.float() / temperature, dim=-1)
     teacher = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
     return F.kl_div(student, teacher, reduction=reduction, log_target=True) * temperature**2
 
 
 def feature_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    """``1 - cos`` of features ``[B, D]``, mean over images, in fp32; no gradient goes into the teacher's."""
+    """Compute ``1 - cos`` of features ``[B, D]``, mean over images, in fp32; no gradient flows into the teacher's."""
     cosine = F.cosine_similarity(student_features.float(), teacher_features.detach().float(), dim=-1)
     return 1 - cosine.mean()
 
@@ -141,11 +141,11 @@ class DADLoss(nn.Module):
         """Compute the loss and its parts.
 
         Args:
-            student_logits: Student on the clean view ``[B, K]``; or on ``V`` splits ``[V * B, K]``, clean first.
+            student_logits: Student on the clean view ``[B, K]`` or, with ``V`` splits, ``[V * B, K]``, clean first.
             teacher_logits: Teacher on the clean view ``[B, K]``.
             student_dad_logits: Student on the DAD view ``[B, K]``; ``None`` without one.
             teacher_dad_logits: Teacher on the DAD view ``[B, K]``; ``None`` without one.
-            target: What the criterion takes with ``student_logits``: class indices or soft targets; not read with
+            target: What the criterion takes beside ``student_logits``: class indices or soft targets; not read with
                 ``label_free``.
             dad_scale: Factor of the weights of the DAD view, for a warm-up.
             dad_target: Targets of the DAD view, like ``target``; needed with ``extra_task_weight``.
@@ -153,9 +153,9 @@ class DADLoss(nn.Module):
                 view; needed with ``feature_weight``.
 
         Returns:
-            Scalars ``loss`` (weighted sum), ``task_loss`` (but with ``label_free``), ``kd_loss`` and ``dad_loss`` (each
-            before its weight), with ``extra_task_weight`` ``extra_task_loss``, and with ``feature_weight``
-            ``kd_feature_loss`` and ``dad_feature_loss``.
+            Scalars ``loss`` (weighted sum), ``task_loss`` (not with ``label_free``), ``kd_loss`` and ``dad_loss`` (each
+            before its weight); also ``extra_task_loss`` with ``extra_task_weight``, and ``kd_feature_loss`` and
+            ``dad_feature_loss`` with ``feature_weight``.
 
         Raises:
             ValueError: If the logits of student and teacher differ in shape.
@@ -167,7 +167,7 @@ class DADLoss(nn.Module):
             pairs.append((student_dad_logits, teacher_dad_logits))
         shapes = [tuple(logits.shape) for pair in pairs for logits in pair]
         if len(set(shapes)) > 1:
-            raise ValueError(f'student and teacher logits of both views need one shape [B, K], got {shapes}')
+            raise ValueError(f'student and teacher logits of both views must have the same shape [B, K], got {shapes}')
         kd_loss, *dad_losses = (self.distil(student, teacher, config.temperature) for student, teacher in pairs)
         dad_loss = dad_losses[0] if dad_losses else torch.zeros_like(kd_loss)
         loss = config.kd_weight * kd_loss
@@ -192,7 +192,7 @@ class DADLoss(nn.Module):
 
 
 def teacher_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """One cross-entropy per image, for the attack.
+    """Compute one cross-entropy per image, for the attack.
 
     Args:
         logits: ``[B, K]``.
@@ -205,5 +205,5 @@ def teacher_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def hard_labels(target: Tensor) -> Tensor:
-    """Class indices ``[B]`` of class indices ``[B]`` or soft targets ``[B, K]``."""
+    """Return the class indices ``[B]`` of class indices ``[B]`` or soft targets ``[B, K]``."""
     return target if target.ndim == 1 else torch.argmax(target, dim=-1)

@@ -1,4 +1,4 @@
-"""The frozen parts of the method: what they must be, what they are called, and that they are no part of a state."""
+"""The frozen parts of the method: checking their types, describing them, and keeping them out of the state dict."""
 
 from collections.abc import Mapping
 from typing import Any, get_args
@@ -21,7 +21,7 @@ _MADE_BY: dict[type, str] = {
 
 
 def check_kinds(**parts: tuple[Any, Any]) -> None:
-    """Raise ``TypeError`` unless each part, by name, is of its class (``Teacher``, or ``Teacher | None``)."""
+    """Raise ``TypeError`` unless each part, given by name, is of its class (``Teacher``, or ``Teacher | None``)."""
     for name, (part, kind) in parts.items():
         if not isinstance(part, kind):
             (wanted, *_) = get_args(kind) or (kind,)
@@ -39,25 +39,25 @@ def check_parts(
     loss: DADLossConfig,
     schedule: DADSchedule,
 ) -> None:
-    """Raise ``ValueError`` where parts of a ``DADTask``, named as it names them, do not go together."""
+    """Raise ``ValueError`` if parts of a ``DADTask``, named as it names them, do not go together."""
     makes, replays = augment is not None, bool(schedule.replay)
     rules = (
         ((teacher is None) != (stored is None),
-         'the logits to distil are of a teacher or stored: pass one of teacher and stored'),
+         'the logits to distil come from a teacher or are stored: pass either teacher or stored'),
         (stored is None or not makes,
-         'stored logits are of views that were made before: pass no augment with them'),
-        (not apart or makes, 'apart says what augment makes DAD views from: pass an augment with it'),
-        (not replays or makes, 'replay keeps DAD views that are made here: pass augment with it'),
+         'stored logits belong to views made earlier: pass no augment with them'),
+        (not apart or makes, 'apart selects the images that augment makes DAD views from: pass augment with it'),
+        (not replays or makes, 'replay keeps DAD views made in the training step: pass augment with it'),
         (not (replays and loss.extra_task_weight),
          'replay keeps views without labels: extra_task_weight must be 0 with it'),
         (not makes or augment.label_free == loss.label_free,
-         'label_free must be the same for augment and loss: the labels are read by both, or by none'),
-        (stored is None or not targets.multi_label, 'stored logits are of one class an image: pass no MultiLabel'),
+         'label_free must be the same for augment and loss: both read the labels, or neither does'),
+        (stored is None or not targets.multi_label, 'stored logits are single-label: pass no MultiLabel'),
         (not makes or augment.targets == targets, 'targets must be the same for augment and task'),
         (not loss.feature_weight or stored is None,
-         'stored answers are logits, without features: feature_weight must be 0 with them'),
+         'stored answers are logits without features: feature_weight must be 0 with them'),
         (not loss.feature_weight or (teacher is not None and teacher.feature_dim),
-         'feature_weight needs the features of the teacher: call its with_features() before prepare_frozen'),
+         "feature_weight needs the teacher's features: call its with_features() before prepare_frozen"),
     )  # fmt: skip
     for holds, message in rules:
         if not holds:
@@ -65,13 +65,13 @@ def check_parts(
 
 
 def describe_student(student: nn.Module) -> str:
-    """A student in a few words."""
+    """Describe a student in a few words."""
     network = unwrap_model(student)  # of DistributedDataParallel and torch.compile
     return f'{type(network).__name__}({sum(parameter.numel() for parameter in network.parameters()):,} parameters)'
 
 
 def describe_teacher(teacher: Teacher | None) -> str:
-    """A teacher in a few words."""
+    """Describe a teacher in a few words."""
     if teacher is None:
         return 'None'
     if isinstance(teacher, TeacherEnsemble):
@@ -83,7 +83,7 @@ def describe_teacher(teacher: Teacher | None) -> str:
 
 
 def describe_vqgan(vqgan: VQGAN | None) -> str:
-    """A VQGAN in a few words."""
+    """Describe a VQGAN in a few words."""
     if vqgan is None:
         return 'None'
     config = vqgan.config
@@ -91,7 +91,7 @@ def describe_vqgan(vqgan: VQGAN | None) -> str:
 
 
 def keep_student_alone(task: nn.Module) -> None:
-    """Leave the frozen networks of a task out of its ``state_dict``, and do not ask for them in ``load_state_dict``."""
+    """Leave the frozen networks of a task out of its ``state_dict``, and do not require them in ``load_state_dict``."""
     task.register_state_dict_post_hook(_leave_out)
     task.register_load_state_dict_pre_hook(_put_in)
 

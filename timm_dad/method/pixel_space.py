@@ -1,4 +1,4 @@
-"""The attack on pixels, as the paper has it: reconstruct, perturb, discretize (Zhou et al. 2023, section 3.3)."""
+"""The attack on pixels, as in the paper: reconstruct, perturb, discretize (Zhou et al. 2023, section 3.3)."""
 
 from collections.abc import Sequence
 
@@ -15,20 +15,20 @@ ATTACK_FROM = ('reconstruction', 'input')
 
 
 class PixelSpace(Ball):
-    """Images in [0, 1]. No gradient goes through the VQGAN, which counts as the identity.
+    """Images in [0, 1]. No gradient flows through the VQGAN, which is treated as the identity.
 
-    NOTE: of several steps only the last is discretized, where the released code passes the VQGAN after each.
+    NOTE: only the last of several steps is discretized, where the released code runs the VQGAN after each.
 
     Args:
         teacher: Frozen teacher.
         vqgan: Frozen VQGAN.
         config: The attack.
         objective: What it ascends.
-        attack_from: ``reconstruction`` or ``input``, as ``DADAugment`` says.
-        targets: Whose loss the first step from the input ascends.
+        attack_from: ``reconstruction`` or ``input``, as in ``DADAugment``.
+        targets: The kind of targets, whose loss the first step from the input ascends.
 
     Raises:
-        ValueError: If ``attack_from`` is none of these.
+        ValueError: If ``attack_from`` is neither of them.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class PixelSpace(Ball):
         self.from_input, self.targets = attack_from == 'input', targets or SingleLabel()
 
     def find_centre(self, x_pix: Tensor, target: Tensor) -> Centre:
-        """``Q(x)``, or the images themselves with the teacher's answer and the gradient there."""
+        """Compute ``Q(x)``, or take the images themselves with the teacher's answer and the gradient there."""
         size = tuple(x_pix.shape[-2:])
         if not self.from_input:
             x_vq, codes = self.vqgan.reconstruct(x_pix)
@@ -65,7 +65,7 @@ class PixelSpace(Ball):
         return Centre(x_pix, size, logits=answers[0].detach(), gradient=gradient)
 
     def attack(self, centre: Centre, start: Tensor, target: Tensor, eps: Tensor | None) -> Tensor:
-        """Perturbed images."""
+        """Perturb the images."""
         return ascend(
             lambda x: self.objective(x, target),
             centre.x0,
@@ -76,10 +76,10 @@ class PixelSpace(Ball):
         )
 
     def discretize(self, point: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """``Q`` of images, and its codes."""
+        """Compute ``Q`` of images and its codes."""
         return self.vqgan.reconstruct(point)
 
     def distance(self, centre: Centre, point: Tensor) -> Tensor:
-        """L2 over the whole image, in [0, 1] pixel units, whatever the norm of the attack."""
+        """Return the L2 distance over the whole image, in [0, 1] pixel units, whatever the norm of the attack."""
         length: Tensor = torch.linalg.vector_norm(point - centre.x0, dim=(1, 2, 3))
         return length

@@ -1,4 +1,4 @@
-"""Recent DAD views, to be seen again: for less than one fresh view an image."""
+"""Recent DAD views that are shown again, so that an image needs less than one fresh view."""
 
 import torch
 from torch import Tensor
@@ -7,12 +7,12 @@ from timm_dad.common.transfer import to_device
 
 
 class ReplayCache:
-    """The last ``size`` DAD views with the teacher's logits on them, on the device that they were made on.
+    """The last ``size`` DAD views with the teacher's logits on them, on the device they were made on.
 
-    A view needs neither its image nor its label: its distillation target is the teacher's answer to itself.
+    A view needs neither its image nor its label: its distillation target is the teacher's answer on the view itself.
 
     Args:
-        size: Views that are kept; the oldest give way. Pixels are kept as bytes: 147 KiB a view of 224 px.
+        size: Number of views to keep; the oldest are dropped. Pixels are stored as bytes: 147 KiB per view of 224 px.
 
     Raises:
         ValueError: If the size is not positive.
@@ -25,7 +25,7 @@ class ReplayCache:
         self.clear()
 
     def __len__(self) -> int:
-        """Views that are kept."""
+        """Return the number of views kept."""
         return min(self._added, self.size)
 
     def clear(self) -> None:
@@ -34,13 +34,13 @@ class ReplayCache:
         self._parts: tuple[Tensor, ...] = ()
 
     def add(self, x_dad: Tensor, logits: Tensor, kept: Tensor, features: Tensor | None = None) -> None:
-        """Keep fresh views.
+        """Add fresh views.
 
         Args:
             x_dad: DAD views ``[B, 3, H, W]``, range [0, 1].
             logits: Teacher's logits on them ``[B, K]``.
             kept: Where the teacher predicts the label ``[B]``, bool.
-            features: Teacher's pooled features of them ``[B, D]``, with all views or with none.
+            features: Teacher's pooled features of them ``[B, D]``, for all views or for none.
         """
         parts = (x_dad.mul(255).round().byte(), logits, kept, *([] if features is None else [features]))
         if not self._parts:
@@ -53,20 +53,20 @@ class ReplayCache:
         self._added += count
 
     def draw(self, count: int) -> tuple[Tensor, ...]:
-        """Draw views at random, as ``add`` took them; pixels are rounded to 8 bits. Torch's generator of the CPU draws.
+        """Draw views at random, with pixels rounded to 8 bits; torch's CPU generator draws.
 
         Args:
-            count: How many; a view may come twice.
+            count: How many; a view may be drawn twice.
 
         Returns:
             ``x_dad`` ``[count, 3, H, W]``, ``logits`` ``[count, K]``, ``kept`` ``[count]``, and ``features``
             ``[count, D]`` if they were added.
 
         Raises:
-            ValueError: If there are none.
+            ValueError: If the cache is empty.
         """
         if not len(self):
-            raise ValueError('there is no DAD view to see again: add some first')
+            raise ValueError('there is no DAD view to show again: add some first')
         places = to_device(torch.randint(len(self), (count,)), self._parts[0].device)
         x_dad, *answers = (part[places] for part in self._parts)
         return x_dad.float() / 255, *answers

@@ -1,4 +1,4 @@
-"""When and how hard: the DAD view's probability, weight and attack budget by epoch, as timm schedules mixup."""
+"""Schedule of the DAD view: its probability, weight and attack budget by epoch, as timm schedules mixup."""
 
 import math
 from dataclasses import dataclass
@@ -12,24 +12,24 @@ EPS_SCHEDULES = ('constant', 'linear', 'cosine')
 
 @dataclass(frozen=True, kw_only=True)
 class DADSchedule:
-    """The DAD view over the epochs of a training.
+    """Schedule of the DAD view over the epochs of a training.
 
     Raises:
         ValueError: If a value is out of range.
     """
 
     prob: float = option(1.0, 'probability that a batch gets a DAD view')
-    every: int = option(1, 'make fresh DAD views for every N-th batch, from the first of an epoch on', metavar='N')
+    every: int = option(1, 'make fresh DAD views for every N-th batch, from the first of each epoch on', metavar='N')
     replay: int = option(
-        0, 'keep the last N DAD views for batches without fresh ones, which get no extra view by default', metavar='N'
+        0, 'keep the last N DAD views for batches without fresh ones, which otherwise get no extra view', metavar='N'
     )
     warmup_epochs: int = option(0, 'epochs over which the weight of the extra view rises linearly from 0', metavar='N')
     off_epoch: int = option(0, 'no DAD view from this epoch on; 0: never', metavar='N')
     eps_sched: str = option(
-        'constant', 'how radius and step of the attack rise to their values over --epochs', choices=EPS_SCHEDULES
+        'constant', 'how radius and step of the attack rise to their full values over --epochs', choices=EPS_SCHEDULES
     )
-    eps_start: float = option(0.0, 'radius that they rise from, in the unit of the attack')
-    epochs: int = option(0, 'epochs over which the radius rises; needed where it does')
+    eps_start: float = option(0.0, 'radius at the start of the rise, in the unit of the attack')
+    epochs: int = option(0, 'epochs over which the radius rises; required if it does')
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -41,7 +41,7 @@ class DADSchedule:
             if not getattr(self, name) >= 0:
                 raise ValueError(f'{name} must be 0 or more, got {getattr(self, name)}')
         if self.replay and not self.prob:
-            raise ValueError('replay shows DAD views again, and with prob 0 there are none: leave it out')
+            raise ValueError('replay shows DAD views again, but prob 0 makes none: leave it out')
         if self.eps_sched not in EPS_SCHEDULES:
             raise ValueError(f'eps_sched must be one of {EPS_SCHEDULES}, got {self.eps_sched!r}')
         if self.eps_sched != 'constant' and self.epochs < 1:
@@ -54,19 +54,19 @@ class DADSchedule:
         return in_each_batch and not self.warmup_epochs and not self.off_epoch
 
     def weight(self, epoch: int) -> float:
-        """Factor of the DAD loss in an epoch, from 0 (no DAD view is made) to 1."""
+        """Return the factor of the DAD loss in an epoch, from 0 (no DAD view is made) to 1."""
         if self.off_epoch and epoch >= self.off_epoch:
             return 0.0
         return min(1.0, epoch / self.warmup_epochs) if self.warmup_epochs else 1.0
 
     def shares(self, epochs: int) -> dict[str, float]:
-        """Parts of the batches of a training by what they get; together 1.
+        """Return the fractions of a training's batches by the view they get; they sum to 1.
 
         Args:
             epochs: Epochs of the training.
 
         Returns:
-            ``view`` (a DAD view of their own), ``replayed`` (one of before) and ``none``, without parts that are 0.
+            ``view`` (a fresh DAD view), ``replayed`` (a kept one) and ``none``, without fractions that are 0.
         """
         weighted = sum(self.weight(epoch) > 0 for epoch in range(epochs)) / max(epochs, 1)
         view = weighted * self.prob / self.every
@@ -75,7 +75,7 @@ class DADSchedule:
         return {name: share for name, share in shares.items() if share > 1e-9}
 
     def attack(self, full: AttackConfig | CodeAttackConfig, epoch: int) -> AttackConfig | CodeAttackConfig:
-        """Attack of an epoch: radius between ``eps_start`` and the full one, the step in proportion.
+        """Return the attack of an epoch: its radius is between ``eps_start`` and the full one, its step in proportion.
 
         Args:
             full: The attack at the end.

@@ -1,18 +1,18 @@
-"""Split batch norm with one more split: the DAD view's (AdvProp's auxiliary batch norm)."""
+"""Split batch norm with one more split for the DAD view (AdvProp's auxiliary batch norm)."""
 
 from timm.layers import SplitBatchNorm2d
 from torch import nn
 
 
 def add_splits(student: nn.Module, num_splits: int) -> bool:
-    """Give the DAD view a batch norm of its own where the student has split batch norm (AdvProp's auxiliary one).
+    """Give the DAD view its own batch norm if the student has split batch norm (AdvProp's auxiliary one).
 
     Args:
         student: Changed in place: missing auxiliary batch norms are added as copies of the main one.
-        num_splits: Splits that a batch will have, the DAD view's among them.
+        num_splits: Number of splits in a batch, including the DAD view's.
 
     Returns:
-        Whether there is split batch norm.
+        Whether the student has split batch norm.
     """
     modules = [module for module in student.modules() if isinstance(module, SplitBatchNorm2d)]
     for module in modules:

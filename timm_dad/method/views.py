@@ -1,4 +1,4 @@
-"""A batch on its way from the image to its DAD view."""
+"""A batch with its DAD view and the steps on the way to it."""
 
 from dataclasses import dataclass
 
@@ -15,17 +15,17 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class DADViews:
-    """A batch on its way from the image to its DAD view; pixels ``[B, 3, H, W]`` in [0, 1].
+    """A batch with its DAD view and the steps on the way to it; pixels ``[B, 3, H, W]`` in [0, 1].
 
     Args:
-        x0: Where the attack starts: reconstructions ``Q(x)`` or, with ``attack_from`` input, the images; of an attack
-            on latents these ``[B, D, h, w]``, and of one on codes the codes ``[B, h, w]`` of ``Q(x)``.
-        x_adv: The perturbed ``x0``, before it is discretized.
-        distance: How far it is from ``x0`` ``[B]``, in the unit of the attack's ``eps``.
+        x0: Where the attack starts: reconstructions ``Q(x)`` or, with ``attack_from`` input, the images; for an attack
+            on latents, the latents ``[B, D, h, w]``, and for one on codes, the codes ``[B, h, w]`` of ``Q(x)``.
+        x_adv: The perturbed ``x0``, before discretization.
+        distance: Its distance from ``x0`` ``[B]``, in the unit of the attack's ``eps``.
         x_dad: The DAD view.
         dad_codes: Codes of the DAD view ``[B, h, w]``.
         dad_logits: Teacher's logits ``[B, K]`` on ``x_dad``.
-        kept: Where the teacher predicts the label on what became of ``x_adv`` ``[B]``, bool.
+        kept: Where the teacher predicts the label on the discretized ``x_adv`` ``[B]``, bool.
         clean_logits: Teacher's logits ``[B, K]`` on the images, with ``attack_from`` input or ``label_free``.
         dad_features: Teacher's pooled features ``[B, D]`` of ``x_dad``, if it gives them.
     """

@@ -1,1 +1,1 @@
-"""Frozen teachers: any timm model, open_clip zero-shot classifier, linear head, or an average of several."""
+"""Frozen teachers: any timm model, an open_clip zero-shot classifier, a linear head, or an average of several."""

@@ -1,4 +1,4 @@
-"""Networks of timm and open_clip by name or file, and how their images must look."""
+"""Networks of timm and open_clip by name or file, and the image format they expect."""
 
 import contextlib
 import difflib
@@ -34,20 +34,20 @@ def load_timm(
     img_size: int | None = None,
     use_ema: bool = True,
 ) -> Any:
-    """Load a timm model with its pretrained weights, or a checkpoint with the network and images of its training.
+    """Load a timm model with its pretrained weights, or a checkpoint with the network and image format of its training.
 
     Args:
         name: timm's name of a model, or ``MODEL/FILE``.
         checkpoint_path: Weights in place of the pretrained ones.
-        num_classes: Classes of the checkpoint, if its head does not tell.
-        img_size: Side of its images, whatever model and checkpoint say.
-        use_ema: Take the moving average of a checkpoint's weights, if there is one.
+        num_classes: Number of classes of the checkpoint, if its head does not tell.
+        img_size: Side of its images, overriding model and checkpoint.
+        use_ema: Use the moving average of a checkpoint's weights, if there is one.
 
     Returns:
-        The model; its ``pretrained_cfg`` says how images must look.
+        The model; its ``pretrained_cfg`` describes the image format.
 
     Raises:
-        ValueError: If the model is unknown, its weights do not fit or are not finite, or it does not take that size.
+        ValueError: If the model is unknown, its weights do not fit or are not finite, or it does not accept that size.
     """
     architecture, _, file = (name, '', '') if ':' in name.split('/')[0] else name.partition('/')
     if ':' not in architecture and not timm.is_model(architecture.split('.')[0]):
@@ -71,7 +71,7 @@ def load_timm(
 def _load_checkpoint(
     name: str, path: str, num_classes: int | None, img_size: int | None, use_ema: bool
 ) -> tuple[Any, str]:
-    """A timm model with weights of a file, as its training made it, and where that was read."""
+    """Return a timm model with weights from a file, built as in its training, and where that was read."""
     if Path(path).suffix.lower() in ('.npz', '.npy'):  # of JAX: timm knows how to read them
         return timm.create_model(name, num_classes=num_classes, checkpoint_path=path), ''
     architecture = '' if ':' in name else name.split('.')[0]
@@ -90,7 +90,7 @@ def _load_checkpoint(
             raise
         if not img_size:
             raise ValueError(
-                f'give --dad-teacher-img-size, if its weights are of another size; {load_error(error)}'
+                f'give --dad-teacher-img-size if its weights are for another size; {load_error(error)}'
             ) from error
         model.set_input_size(img_size=(img_size, img_size))  # positions of weights that were trained at this size
         model.load_state_dict(trained.state)
@@ -99,20 +99,20 @@ def _load_checkpoint(
 
 
 def _set_size(model: Any, img_size: int | None) -> None:
-    """Let a model take images of another size, if it can; its positions are interpolated."""
+    """Let a model take images of another size, if it can; its positional embeddings are interpolated."""
     if not img_size:
         return
     size = (img_size, img_size)
     own = tuple(model.pretrained_cfg['input_size'][-2:])
     if not takes_any_size(model) and getattr(getattr(model, 'patch_embed', None), 'img_size', own) != size:
         if not hasattr(model, 'set_input_size'):
-            raise ValueError(f'it takes images of {own[0]}x{own[1]} alone: leave --dad-teacher-img-size out')
+            raise ValueError(f'it takes only images of {own[0]}x{own[1]}: leave --dad-teacher-img-size out')
         model.set_input_size(img_size=size)
     model.pretrained_cfg = {**model.pretrained_cfg, 'input_size': (3, *size), 'test_input_size': None}
 
 
 def takes_any_size(network: nn.Module) -> bool:
-    """Whether a network takes images of any size: no, where timm's config or patch embedding fixes it."""
+    """Return whether a network takes images of any size: not if timm's config or patch embedding fixes it."""
     cfg: Any = getattr(network, 'pretrained_cfg', None)  # open_clip's have none, and take one size
     strict = any(
         getattr(module, 'strict_img_size', False) and getattr(module, 'img_size', None) is not None
@@ -122,10 +122,10 @@ def takes_any_size(network: nn.Module) -> bool:
 
 
 def timm_norm(name: str, model: Any) -> dict[str, Any]:
-    """Mean, standard deviation, size and interpolation of a timm model for ``Teacher``; ``ValueError`` without them."""
+    """Return a timm model's mean, std, size and interpolation for ``Teacher``; raise ``ValueError`` without them."""
     cfg = getattr(model, 'pretrained_cfg', None) or {}
     if not cfg.get('mean') or not cfg.get('std'):
-        raise ValueError(f'timm:{name} does not say its normalization (pretrained_cfg with mean and std)')
+        raise ValueError(f'timm:{name} does not state its normalization (pretrained_cfg with mean and std)')
     config = resolve_data_config({}, model=model)
     size = tuple(config['input_size'][-2:])
     how = config['interpolation'] if config['interpolation'] in INTERPOLATIONS else 'bicubic'
@@ -133,7 +133,7 @@ def timm_norm(name: str, model: Any) -> dict[str, Any]:
 
 
 def log_input(spec: str, norm: Mapping[str, Any], source: str) -> None:
-    """Log how a model's images look, and where that was read."""
+    """Log a model's image format, and where it was read."""
     mean, std = (', '.join(f'{value:.3g}' for value in norm[name]) for name in ('mean', 'std'))
     height, width = norm['input_size']
     how = f'mean {mean}, std {std}, {norm["interpolation"]}'
@@ -144,7 +144,7 @@ def load_open_clip(name: str, checkpoint_path: str | None = None, weights: bool 
     """Load an open_clip model, named as for ``create_open_clip_teacher``.
 
     Returns:
-        The model in evaluation mode, and what it was made from.
+        The model in evaluation mode, and the config it was built from.
 
     Raises:
         ValueError: If open_clip does not know the model or the tag, or the weights do not fit.
@@ -181,15 +181,15 @@ def load_open_clip(name: str, checkpoint_path: str | None = None, weights: bool 
 
 
 def _of_all_tags(open_clip: Any, architecture: str, name: str) -> dict[str, Any]:
-    """How images must look for weights from a file: as all tags of the architecture say, if they agree."""
+    """Return the image format for weights from a file: that of all tags of the architecture, if they agree."""
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     cfgs = [open_clip.get_pretrained_cfg(architecture, tag) for tag in tags]
     said = [{key: cfg[key] for key in _PREPROCESS if cfg.get(key) is not None} for cfg in cfgs]
     if said and all(cfg == said[0] for cfg in said):
         return said[0]
-    why = f'the tags of {architecture} disagree on it' if tags else f'{architecture} has no tags, which would say it'
+    why = f'the tags of {architecture} disagree on it' if tags else f'{architecture} has no tags, which would state it'
     _logger.warning(
-        "open_clip:%s: %s, so the weights get CLIP's normalization; if theirs is another, name the tag that they began "
+        "open_clip:%s: %s, so CLIP's normalization is used; if the weights need another, name the tag they started "
         'with: --dad-teacher open_clip:%s/TAG --dad-teacher-checkpoint FILE',
         *(name, why, architecture),
     )
@@ -198,7 +198,7 @@ def _of_all_tags(open_clip: Any, architecture: str, name: str) -> dict[str, Any]
 
 @contextlib.contextmanager
 def _readable(file: str | None) -> Iterator[str | None]:
-    """A file that open_clip can read: itself or, of a compiled model, a copy with the names from before."""
+    """Yield a file that open_clip can read: itself or, for a compiled model, a copy with the original names."""
     if file is None or Path(file).suffix in ('.safetensors', '.npz', '.npy'):
         yield file
         return
@@ -213,7 +213,7 @@ def _readable(file: str | None) -> Iterator[str | None]:
 
 
 def open_clip_norm(visual: Any) -> dict[str, Any]:
-    """Mean, standard deviation, size and interpolation of open_clip's image tower, as ``Teacher`` takes them."""
+    """Return mean, std, size and interpolation of open_clip's image tower, as ``Teacher`` takes them."""
     size = visual.image_size if isinstance(visual.image_size, (tuple, list)) else (visual.image_size,) * 2
     cfg = visual.preprocess_cfg
     return {**{key: cfg[key] for key in ('mean', 'std', 'interpolation')}, 'input_size': (int(size[0]), int(size[1]))}

@@ -1,4 +1,4 @@
-"""The teacher's classes and the data's: which is which, and files that say so."""
+"""Match the teacher's classes with the data's, and read the files that define the match."""
 
 import csv
 import logging
@@ -15,7 +15,7 @@ _logger = logging.getLogger(__name__)
 
 
 def timm_labels(model: nn.Module) -> list[str] | None:
-    """Names of a timm model's classes: those of its config, or ImageNet's WordNet ids by their number."""
+    """Return the names of a timm model's classes: those in its config, or ImageNet's WordNet ids if the number fits."""
     cfg = getattr(model, 'pretrained_cfg', None) or {}
     if cfg.get('label_names'):
         return list(cfg['label_names'])
@@ -29,11 +29,11 @@ def match_classes(
     """Find the data's classes among the teacher's, by name (WordNet ids in ImageNet and its subsets).
 
     Returns:
-        The teacher's output of each class of the data; ``None`` where they are the same, in the same order.
+        The teacher's output for each class of the data; ``None`` if they are the same, in the same order.
 
     Raises:
-        ValueError: If they differ and cannot be matched. As many classes as the data has are taken to be the same ones
-            only where the names of one side are not known, with a warning.
+        ValueError: If they differ and cannot be matched. Equal numbers of classes are taken as the same classes, with a
+            warning, only if the names of one side are unknown.
     """
     position = {name: index for index, name in enumerate(labels or [])}
     missing = [name for name in class_names or [] if name not in position]
@@ -42,11 +42,11 @@ def match_classes(
         return None if found == list(range(num_outputs)) else found
     if num_outputs == num_classes and not (labels and class_names):
         _logger.warning(
-            "The teacher's %d classes are taken to be the data's, in the same order: the names of %s are not known",
+            "The teacher's %d classes are assumed to be the data's, in the same order: the names of %s are unknown",
             *(num_outputs, 'its classes' if class_names else "the data's classes"),
         )
         return None
-    reason = 'the names of its classes are not known'
+    reason = 'the names of its classes are unknown'
     if labels and class_names:
         reason = f'it knows {len(class_names) - len(missing)} of them by name (not {missing[:3]})'
     elif labels:
@@ -58,12 +58,12 @@ def match_classes(
 
 
 def resolve_classes(values: Sequence[str], num_outputs: int, labels: Sequence[str] | None) -> list[int]:
-    """Find outputs that a class map names, by name or index from 0; ``ValueError`` if there is none or one twice."""
+    """Find outputs that a class map names, by name or index from 0; ``ValueError`` if one is unknown or repeated."""
     position = {name: index for index, name in enumerate(labels or [])}
     found = [position.get(value, int(value) if value.isdecimal() else -1) for value in values]
     bad = [value for value, index in zip(values, found, strict=True) if not 0 <= index < num_outputs]
     if bad:
-        known = f'such as {list(labels[:2])}' if labels else 'which are not known here'
+        known = f'such as {list(labels[:2])}' if labels else 'which are unknown here'
         raise ValueError(
             f'a class map (--dad-class-map) must name a class of the teacher, by index from 0 to {num_outputs - 1} or '
             f'by name ({known}), got {bad[:3]}'
@@ -72,19 +72,19 @@ def resolve_classes(values: Sequence[str], num_outputs: int, labels: Sequence[st
     twice = sorted({value for value, index in zip(values, found, strict=True) if times[index] > 1})
     if twice:
         raise ValueError(
-            f'a class map (--dad-class-map) must name each class of the teacher once, got {twice[:3]} more often'
+            f'a class map (--dad-class-map) must name each class of the teacher once, got {twice[:3]} more than once'
         )
     return found
 
 
 def read_class_file(path: str | Path, column: str) -> list[str] | dict[str, str]:
-    """Read one value a class, in the order of the labels or by the class's folder.
+    """Read one value per class, in the order of the labels or by class folder.
 
-    The file is ``.json`` (a list, or a map from folders), ``.csv`` (a header with ``column`` and maybe, for folders,
-    ``class``), or text with one line a class.
+    The file is ``.json`` (a list, or a map from folders), ``.csv`` (a header with ``column`` and, for folders,
+    optionally ``class``), or text with one line per class.
 
     Raises:
-        ValueError: If the file holds something else.
+        ValueError: If the file contains anything else.
     """
     path = Path(path)
     read = read_json(path) if path.suffix == '.json' else read_text(path)
@@ -98,7 +98,7 @@ def read_class_file(path: str | Path, column: str) -> list[str] | dict[str, str]
     except (ValueError, csv.Error) as error:
         raise ValueError(f'{path} cannot be used (text, .json or .csv): {error}') from error
     if not content:
-        raise ValueError(f'{path} is empty; give one {column} a class')
+        raise ValueError(f'{path} is empty; give one {column} per class')
     return content
 
 
@@ -121,20 +121,20 @@ def _from_csv(text: str, column: str) -> list[str] | dict[str, str]:
         return [value for _, value in values]
     by_class = {str(name): value for name, value in values}
     if len(by_class) < len(values):
-        raise ValueError('its column "class" names a class twice')
+        raise ValueError('its column "class" repeats a class')
     return by_class
 
 
 def in_label_order(
     content: list[str] | dict[str, str], class_names: Sequence[str] | None, num_classes: int, what: str
 ) -> list[str]:
-    """Put values of ``read_class_file`` in the order of the labels; ``ValueError`` if there is not one a class.
+    """Put values of ``read_class_file`` in the order of the labels; ``ValueError`` unless there is one per class.
 
-    A map may hold more classes than the data; without class names its keys are the labels ``"0"``, ``"1"``, ...
+    A map may contain more classes than the data; without class names its keys are the labels ``"0"``, ``"1"``, ...
     """
     if isinstance(content, list):
         if len(content) != num_classes:
-            raise ValueError(f'there are {len(content)} {what} for {num_classes} classes; give one a class')
+            raise ValueError(f'there are {len(content)} {what} for {num_classes} classes; give one per class')
         return content
     keys = class_names or [str(index) for index in range(num_classes)]
     missing = [key for key in keys if key not in content]

@@ -1,4 +1,4 @@
-"""Pooled features of a classifier beside its logits, of one pass: timm's pre-logits, and a CLIP's image embedding."""
+"""Pooled features of a classifier with its logits, in one pass: timm's pre-logits, and a CLIP's image embedding."""
 
 from dataclasses import dataclass
 
@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Answer:
-    """The teacher's logits ``[B, K]`` and, if it was asked to give them, its pooled features ``[B, D]``, fp32."""
+    """The teacher's logits ``[B, K]`` and, if requested, its pooled features ``[B, D]``, fp32."""
 
     logits: Tensor
     features: Tensor | None = None
 
     def halves(self) -> tuple['Answer', 'Answer']:
-        """The answers on the first and on the second half of the images."""
+        """Return the answers on the first and on the second half of the images."""
         logits, features = self.logits.chunk(2), (None, None) if self.features is None else self.features.chunk(2)
         return Answer(logits[0], features[0]), Answer(logits[1], features[1])
 
@@ -26,14 +26,14 @@ class Answer:
 
 
 class WithFeatures(nn.Module):
-    """A classifier that gives its pooled features after its logits, in one tensor, which ``prepare_frozen`` can take.
+    """A classifier that returns logits and then pooled features in one tensor, as ``prepare_frozen`` needs it.
 
     Args:
         classifier: Maps normalized images ``[B, 3, h, w]`` to logits ``[B, C]``, with ``forward_features`` and
-            ``forward_head`` as timm's models have them.
+            ``forward_head`` like timm's models.
 
     Raises:
-        ValueError: If it has not.
+        ValueError: If it lacks them.
     """
 
     def __init__(self, classifier: nn.Module) -> None:
@@ -42,18 +42,18 @@ class WithFeatures(nn.Module):
         self.classifier = classifier
 
     def forward(self, x_norm: Tensor) -> Tensor:
-        """Logits and features ``[B, C + D]`` of normalized images ``[B, 3, h, w]``."""
+        """Return logits and features ``[B, C + D]`` of normalized images ``[B, 3, h, w]``."""
         logits, features = self.logits_and_features(x_norm)
         return torch.cat([logits, features], dim=1)
 
     def logits_and_features(self, x_norm: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits ``[B, C]`` and pooled features ``[B, D]``, of one pass but for the head."""
+        """Return logits ``[B, C]`` and pooled features ``[B, D]``, from one pass except for the head."""
         maps = self.classifier.forward_features(x_norm)  # type: ignore[operator]
         logits: Tensor = self.classifier.forward_head(maps)  # type: ignore[operator]
         return logits, self.classifier.forward_head(maps, pre_logits=True)  # type: ignore[operator]
 
     def feature_dim(self, input_size: tuple[int, int]) -> int:
-        """``D``, with an empty image of ``(h, w)``; ``ValueError`` if the features are no ``[B, D]``."""
+        """Return ``D``, found with an empty image of ``(h, w)``; ``ValueError`` if the features are not ``[B, D]``."""
         parameter = next(self.parameters())
         with torch.no_grad():
             features = self.logits_and_features(parameter.new_zeros(1, 3, *input_size))[1]
@@ -63,9 +63,9 @@ class WithFeatures(nn.Module):
 
 
 def check_features(network: nn.Module, who: str) -> None:
-    """Raise ``ValueError`` unless a network, called ``who``, gives pooled features as timm's models do."""
+    """Raise ``ValueError`` unless a network, called ``who``, gives pooled features like timm's models."""
     if not (hasattr(network, 'forward_features') and hasattr(network, 'forward_head')):
         raise ValueError(
-            f'{who} must have forward_features and forward_head, as timm models have, to give features: '
-            f'{type(network).__name__} has not'
+            f'{who} must have forward_features and forward_head, like timm models, to give features: '
+            f'{type(network).__name__} does not'
         )

@@ -1,7 +1,7 @@
 """A linear head on an image tower: what ``timm-dad probe`` writes, and CLIPs fine-tuned with a head.
 
-A file holds ``head.weight [K, D]``, maybe ``head.bias [K]``, and maybe ``visual.*``, the weights of open_clip's image
-tower where it was fine-tuned. The head is on features of unit length, as CLIP's own text head is.
+A file contains ``head.weight [K, D]``, optionally ``head.bias [K]``, and optionally ``visual.*``, the weights of
+open_clip's image tower if it was fine-tuned. The head takes features of unit length, like CLIP's own text head.
 """
 
 import json
@@ -32,7 +32,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class LinearHead:
-    """A head, and what is known of it; ``ValueError`` if the shapes do not fit each other."""
+    """A head and its metadata; ``ValueError`` if the shapes do not fit each other."""
 
     weight: Tensor  # [K, D]
     bias: Tensor  # [K]
@@ -49,7 +49,7 @@ class LinearHead:
 
 
 class _LinearInFp32(nn.Linear):
-    """A linear layer that runs in fp32, without TF32, under any autocast; ``round_weights`` leaves it as it is."""
+    """A linear layer that runs in fp32, without TF32, under any autocast; ``round_weights`` leaves it unchanged."""
 
     def forward(self, input: Tensor) -> Tensor:
         with torch.autocast(input.device.type, enabled=False), without_tf32():
@@ -57,7 +57,7 @@ class _LinearInFp32(nn.Linear):
 
 
 class HeadClassifier(nn.Module):
-    """An image tower, to features ``[B, D]``, and a linear head on them at unit length."""
+    """An image tower, to features ``[B, D]``, with a linear head on them at unit length."""
 
     def __init__(self, visual: nn.Module, head: LinearHead) -> None:
         super().__init__()
@@ -66,15 +66,15 @@ class HeadClassifier(nn.Module):
         self.head.load_state_dict({'weight': head.weight, 'bias': head.bias})
 
     def forward(self, x_norm: Tensor) -> Tensor:
-        """Logits ``[B, K]`` of normalized images ``[B, 3, h, w]``: the head's own, without CLIP's logit scale."""
+        """Return logits ``[B, K]`` of normalized images ``[B, 3, h, w]``: the head's own, without CLIP's scale."""
         return self.forward_head(self.forward_features(x_norm))
 
     def forward_features(self, x_norm: Tensor) -> Tensor:
-        """Features ``[B, D]`` of unit length, fp32, of normalized images ``[B, 3, h, w]``."""
+        """Return features ``[B, D]`` of unit length, fp32, of normalized images ``[B, 3, h, w]``."""
         return unit_features(self.visual, x_norm)
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits ``[B, K]`` of features ``[B, D]`` or, as timm's models give them with ``pre_logits``, these."""
+        """Return logits ``[B, K]`` of features ``[B, D]`` or, with ``pre_logits`` as in timm's models, the features."""
         logits: Tensor = features if pre_logits else self.head(features)
         return logits
 
@@ -93,7 +93,7 @@ def read_head(path: str | Path) -> LinearHead | None:
     except ValueError:
         raise
     except Exception as error:  # safetensors raises what it likes on broken files; others hold no weights by name
-        raise ValueError(f'{path} is no file of weights: {error}') from error
+        raise ValueError(f'{path} is not a file of weights: {error}') from error
     state = clean_state_dict(state)
     if 'head.weight' not in state:
         return None
@@ -108,7 +108,7 @@ def read_head(path: str | Path) -> LinearHead | None:
 
 
 def save_head(path: str | Path, head: LinearHead) -> None:
-    """Write a head as safetensors, with what is known of it beside the weights."""
+    """Write a head as safetensors, with its metadata."""
     known = {name: getattr(head, name) for name in ('tower', 'tower_sha256', 'class_names', 'facts')}
     tensors = {'head.weight': head.weight.contiguous(), 'head.bias': head.bias.contiguous()}
     tensors.update({f'visual.{name}': value.contiguous() for name, value in head.visual.items()})
@@ -142,16 +142,16 @@ def create_head_teacher(
     class_names: Sequence[str] | None = None,
     class_map: Sequence[str] | None = None,
 ) -> Teacher:
-    """Create a frozen teacher, whose logits are the head's own; ``ValueError`` if tower, head or classes do not fit.
+    """Create a frozen teacher with the head's own logits; ``ValueError`` if tower, head or classes do not fit.
 
-    The data's class names are looked up among the head's where they differ, unless there is a class map.
+    If the data's class names differ from the head's, they are looked up there, unless there is a class map.
     """
     visual, norm = load_tower(spec, weights=not head.visual)
     try:
         if head.visual:
             visual.load_state_dict(head.visual)
         elif head.tower_sha256 and content_hash(visual.state_dict()) != head.tower_sha256:
-            raise ValueError(f'was fitted on other weights than those of {spec}: fit it again')
+            raise ValueError(f'was fitted on weights that differ from those of {spec}: fit it again')
         model = HeadClassifier(visual, head)
         with torch.no_grad():
             model.eval()(torch.zeros(1, 3, *norm['input_size']))

@@ -1,4 +1,4 @@
-"""Teachers by their SPECs."""
+"""Create teachers from their SPECs."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ WISE = 'wise:'
 
 @dataclass(frozen=True, kw_only=True)
 class DataClasses:
-    """What a teacher is told of the classes of the data."""
+    """What a teacher needs to know about the data's classes."""
 
     num_classes: int
     class_names: Sequence[str] | None = None  # their folders
@@ -36,7 +36,7 @@ class DataClasses:
 
 
 def check_spec(spec: str) -> None:
-    """Raise ``ValueError`` unless a SPEC begins like one."""
+    """Raise ``ValueError`` unless a SPEC starts like one."""
     if spec.startswith(WISE):
         split_wise(spec)
     elif spec != 'demo' and not spec.startswith(KINDS):
@@ -47,13 +47,13 @@ def check_spec(spec: str) -> None:
 
 
 def split_wise(spec: str) -> tuple[str, str, float]:
-    """The SPECs of ``wise:A+B@ALPHA`` and the share of the second; ``ValueError`` if it is none."""
+    """Return the SPECs of ``wise:A+B@ALPHA`` and the share of the second; ``ValueError`` if it is malformed."""
     pair, _, share = spec.removeprefix(WISE).rpartition('@')
     parts = re.split(rf'\+(?={"|".join(KINDS)}|demo$)', pair)
     alpha = float(share) if re.fullmatch(r'\d*\.?\d+', share) else -1.0
     if len(parts) != 2 or not 0 <= alpha <= 1 or any(part.startswith(WISE) for part in parts):
         raise ValueError(
-            f'must be wise:A+B@ALPHA, two SPECs and the share of B from 0 to 1, got {spec!r} (such as '
+            f'must be wise:A+B@ALPHA, with two SPECs and the share of B from 0 to 1, got {spec!r} (such as '
             'wise:timm:MODEL+timm:MODEL/FILE@0.5)'
         )
     for part in parts:
@@ -62,12 +62,12 @@ def split_wise(spec: str) -> tuple[str, str, float]:
 
 
 def members(spec: str) -> tuple[str, ...]:
-    """The SPECs of the networks that a teacher is made of: two of ``wise:A+B@ALPHA``, else its own."""
+    """Return the SPECs of a teacher's networks: two for ``wise:A+B@ALPHA``, else its own."""
     return split_wise(spec)[:2] if spec.startswith(WISE) else (spec,)
 
 
 def change_members(spec: str, change: Callable[[str], str]) -> str:
-    """``wise:A+B@ALPHA`` with other SPECs for A and B."""
+    """Replace the SPECs A and B in ``wise:A+B@ALPHA``."""
     return f'{WISE}{"+".join(map(change, members(spec)))}@{spec.rpartition("@")[2]}'
 
 
@@ -86,14 +86,14 @@ def create_teacher_by_spec(
     Args:
         spec: ``timm:MODEL``, ``timm:MODEL/FILE``, ``open_clip:MODEL/PRETRAINED``, ``open_clip:MODEL/FILE``, either with
             ``hf-hub:ORG/REPO`` or ``local-dir:DIR`` in place of the model, ``probe:FILE``, ``run:FOLDER``
-            (what a training of timm or ``timm-dad train`` trained), ``run:FILE`` (a checkpoint in it), ``demo``, or
+            (the result of a training of timm or ``timm-dad train``), ``run:FILE`` (a checkpoint in it), ``demo``, or
             ``wise:A+B@ALPHA`` (``WiseTeacher`` of two of these).
         data: Classes of the data.
         checkpoint_path: Weights in place of the named ones.
-        device: Where a text head is computed, if it is not in the cache.
-        img_size: Side of the images of a timm model, whatever it and its training say.
-        labels_of: Names of the classes of a ``run:...``, if they are known.
-        use_ema: Take the moving average of a timm checkpoint's weights, if there is one.
+        device: Where a text head that is not in the cache is computed.
+        img_size: Side of the images of a timm model, overriding the model and its training.
+        labels_of: Returns the names of the classes of a ``run:...``, if they are known.
+        use_ema: Use the moving average of a timm checkpoint's weights, if there is one.
 
     Raises:
         ValueError: If it cannot be loaded, or its classes are not those of the data.
@@ -101,7 +101,7 @@ def create_teacher_by_spec(
     check_spec(spec)
     if spec.startswith(WISE):
         if checkpoint_path:
-            raise ValueError(f'takes no weights beside it, got {checkpoint_path}: write them as MODEL/FILE')
+            raise ValueError(f'takes no separate weights, got {checkpoint_path}: write them as MODEL/FILE')
         first, second, alpha = split_wise(spec)
         more: dict[str, Any] = {'img_size': img_size, 'labels_of': labels_of, 'use_ema': use_ema}
         one, other = (create_teacher_by_spec(each, data, None, device, **more) for each in (first, second))
@@ -120,11 +120,11 @@ def create_teacher_by_spec(
             use_ema=use_ema,
         )
     if img_size is not None:
-        raise ValueError('takes one size alone: leave --dad-teacher-img-size out, which is for timm: and run:')
+        raise ValueError('takes only one size: leave --dad-teacher-img-size out, which is for timm: and run:')
     if source == 'probe':
         head = read_head(name) if Path(name).is_file() else None
         if head is None or not head.tower:
-            found = 'a file without a head or its tower' if Path(name).is_file() else 'no file'
+            found = 'a file without a head or without its tower' if Path(name).is_file() else 'no file'
             raise ValueError(f'probe:FILE must be what `timm-dad probe` wrote, got {found}')
         return _with_head(name, head, head.tower, data)
     if source == 'demo':
@@ -132,7 +132,7 @@ def create_teacher_by_spec(
     head, head_file = _head_beside(name, checkpoint_path)
     if head is not None:
         if not head.visual:
-            raise ValueError(f'{head_file} holds a head and no image tower (visual.*): give it as probe:{head_file}')
+            raise ValueError(f'{head_file} contains a head but no image tower (visual.*): give it as probe:{head_file}')
         tower = name if ':' in name else f'{name.partition("/")[0]}/{head_file}'
         return _with_head(head_file, head, f'open_clip:{tower}', data)
     templates = TEMPLATES if source == 'demo' else default_templates(data.class_names, data.num_classes)
@@ -140,19 +140,19 @@ def create_teacher_by_spec(
 
 
 def _names(data: DataClasses) -> Sequence[str]:
-    """What a text tower calls the classes; ``ValueError`` where there is not one name a class."""
+    """Return the names that a text tower uses for the classes; ``ValueError`` unless there is one per class."""
     names = data.spoken or spoken_names(data.class_names, data.num_classes)
     if names is None:
         raise ValueError(
-            'a zero-shot teacher needs class names and the data has none: give class names (--dad-classnames)'
+            'a zero-shot teacher needs class names, but the data has none: give class names (--dad-classnames)'
         )
     if len(names) != data.num_classes:
-        raise ValueError(f'there are {len(names)} class names for {data.num_classes} classes; give one a class')
+        raise ValueError(f'there are {len(names)} class names for {data.num_classes} classes; give one per class')
     return names
 
 
 def _head_beside(name: str, checkpoint_path: str | None) -> tuple[LinearHead | None, str]:
-    """The linear head in the file of weights, if there is a file, and a head in it."""
+    """Return the linear head in the file of weights, if there is such a file and it contains a head."""
     file = checkpoint_path or ('' if ':' in name.split('/')[0] else name.partition('/')[2])
     if not Path(file).is_file() or Path(file).suffix in ('.npz', '.npy'):
         return None, file

@@ -1,9 +1,9 @@
 """Frozen teachers: any timm model and any open_clip zero-shot classifier, fed with [0, 1] pixels.
 
-Frozen and robust, it labels what the student learns (Zhou et al. 2023, arXiv:2311.01441, section 3.2).
+It is robust, stays frozen and labels what the student learns (Zhou et al. 2023, arXiv:2311.01441, section 3.2).
 
-NOTE: it brings its own normalization, input size and interpolation, where the released code gives it the student's
-batch as it is, in [0, 1].
+NOTE: it has its own normalization, input size and interpolation, whereas the released code feeds it the student's
+batch unchanged, in [0, 1].
 """
 
 import logging
@@ -33,18 +33,18 @@ class Teacher(nn.Module):
 
     Args:
         model: Maps normalized images ``[B, 3, h, w]`` to logits ``[B, C]``.
-        mean: Mean that ``model`` was trained with, per channel, in [0, 1] pixel units.
-        std: Standard deviation that ``model`` was trained with, per channel, in [0, 1] pixel units.
-        input_size: ``(h, w)`` that ``model`` takes; other sizes are resized (antialiased, differentiable).
-        num_classes: ``K``, classes of the data.
-        interpolation: ``bicubic`` or ``bilinear``, as ``model`` was trained with.
-        class_index: The output of ``model`` that each class of the data is ``[K]``; ``None`` if they are the same. The
-            other outputs are left out, so the softmax is over the data's classes.
+        mean: Mean used to train ``model``, per channel, in [0, 1] pixel units.
+        std: Standard deviation used to train ``model``, per channel, in [0, 1] pixel units.
+        input_size: ``(h, w)`` of the images ``model`` takes; others are resized (antialiased, differentiable).
+        num_classes: ``K``, the number of classes of the data.
+        interpolation: ``bicubic`` or ``bilinear``, as used to train ``model``.
+        class_index: The output of ``model`` for each class of the data ``[K]``; ``None`` if they are the same. The
+            other outputs are dropped, so the softmax is over the data's classes.
 
     Raises:
-        TypeError: If ``model`` is no module.
-        ValueError: If a value is out of range, the interpolation cannot be done, or a weight is not finite; in a call
-            (on a GPU the first), if the logits are not finite or not of ``num_classes``.
+        TypeError: If ``model`` is not a module.
+        ValueError: If a value is out of range, the interpolation is not supported, or a weight is not finite; in a call
+            (on a GPU, only the first), if the logits are not finite or not ``num_classes`` many.
     """
 
     class_index: Tensor | None
@@ -87,27 +87,27 @@ class Teacher(nn.Module):
 
     @property
     def classifier(self) -> nn.Module:
-        """The network that gives logits, whatever ``model`` gives beside them."""
+        """The network that returns only logits, even if ``model`` returns more."""
         return self.model.classifier if isinstance(self.model, WithFeatures) else self.model
 
     def train(self, mode: bool = True) -> 'Teacher':
-        """Stay in evaluation mode, whatever ``mode`` says."""
+        """Stay in evaluation mode, whatever ``mode`` is."""
         return super().train(False)
 
     def normalize(self, x_pix: Tensor) -> Tensor:
-        """What the network gets of images ``[B, 3, H, W]`` in [0, 1]: its size, its mean and standard deviation."""
+        """Resize images ``[B, 3, H, W]`` in [0, 1] to the network's size and apply its mean and standard deviation."""
         if tuple(x_pix.shape[-2:]) != self.input_size:
             x_pix = F.interpolate(x_pix, self.input_size, mode=self.interpolation, antialias=True).clamp(0, 1)
         return self.norm.normalize(x_pix)
 
     def select(self, output: Tensor) -> Tensor:
-        """Logits ``[B, K]`` of the data's classes in the network's output ``[B, C]``."""
+        """Select the logits ``[B, K]`` of the data's classes from the network's output ``[B, C]``."""
         return output if self.class_index is None else output[:, self.class_index]
 
     def fingerprint(self) -> str:
-        """Hash of all that the logits depend on: weights, classes, normalization and size.
+        """Return a hash of everything the logits depend on: weights, classes, normalization and size.
 
-        It is the same on every machine: of a zero-shot head it takes the prompts, not their features.
+        It is the same on every machine: for a zero-shot head it covers the prompts, not their features.
         """
         model = self.classifier
         tensors = dict(model.state_dict())
@@ -124,17 +124,17 @@ class Teacher(nn.Module):
         return content_hash(tensors, facts)
 
     def forward(self, x_pix: Tensor) -> Tensor:
-        """Logits ``[B, K]`` of images ``[B, 3, H, W]`` in [0, 1]; gradients reach ``x_pix``, never a parameter."""
+        """Return logits ``[B, K]`` of images ``[B, 3, H, W]`` in [0, 1]; gradients reach only ``x_pix``."""
         return self._ask(x_pix).logits
 
     def with_features(self) -> 'Teacher':
-        """Let ``answer`` give pooled features, too; to be called before ``prepare_frozen``.
+        """Let ``answer`` return pooled features too; call it before ``prepare_frozen``.
 
         Returns:
             The teacher; ``feature_dim`` is the features' ``D``.
 
         Raises:
-            ValueError: If the network has no pooled features, or was prepared before.
+            ValueError: If the network has no pooled features, or is already prepared.
         """
         if self.feature_dim:
             return self
@@ -146,7 +146,7 @@ class Teacher(nn.Module):
         return self
 
     def answer(self, x_pix: Tensor) -> Answer:
-        """Logits ``[B, K]`` and, after ``with_features``, features ``[B, D]`` of images ``[B, 3, H, W]`` in [0, 1]."""
+        """Return logits ``[B, K]`` and, after ``with_features``, features ``[B, D]`` of images ``[B, 3, H, W]``."""
         return self._ask(x_pix) if self.feature_dim else Answer(self(x_pix))
 
     def _ask(self, x_pix: Tensor) -> Answer:
@@ -165,16 +165,15 @@ class Teacher(nn.Module):
             return
         if self.num_classes and (logits.ndim != 2 or logits.shape[1] != self.num_classes):
             raise ValueError(
-                f'the teacher must give logits [B, {self.num_classes}], one a class of num_classes, got '
-                f'{list(logits.shape)}'
+                f'the teacher must give logits [B, {self.num_classes}], one per class, got {list(logits.shape)}'
             )
         if not logits.detach().isfinite().all():
-            raise ValueError('the logits of the teacher are not finite (16 bits are too few for it? take fp32)')
+            raise ValueError('the logits of the teacher are not finite (are 16 bits too few? use fp32)')
         self._logits_seen = True
 
 
 def _size(input_size: Sequence[int]) -> tuple[int, int]:
-    """``(h, w)`` as a tuple of plain integers; ``ValueError`` if it is none."""
+    """Return ``(h, w)`` as a tuple of plain integers; raise ``ValueError`` if it is not one."""
     try:
         height, width = (operator.index(side) for side in input_size)
         if min(height, width) < 1:
@@ -217,20 +216,20 @@ def create_timm_teacher(
 ) -> Teacher:
     """Create a frozen teacher from a timm model.
 
-    Weights from a file run with the network, size and normalization of their training, where the flags that it kept in
-    the checkpoint (``args``), ``args.yaml`` or a hub's ``config.json`` beside it say them.
+    Weights from a file use the network, size and normalization of their training, if the flags stored in the
+    checkpoint (``args``), or ``args.yaml`` or a hub's ``config.json`` beside it, state them.
 
     Args:
         name: timm's name of a model, with its pretrained tag, ``NAME/FILE``, or ``hf-hub:`` / ``local-dir:`` as timm
             takes them.
         num_classes: Classes of the data.
         checkpoint_path: Weights to load in place of the pretrained ones.
-        class_names: The data's class folders. Where the teacher has other classes, they are looked up by name
+        class_names: The data's class folders. If the teacher has other classes, they are looked up by name
             (WordNet ids, or the names in the model's config).
-        class_map: The teacher's class of each class of the data, by index or name, in place of that.
-        labels: Names of the teacher's classes, if the model's config does not say them.
-        img_size: Side of the teacher's images, whatever model and training say.
-        use_ema: Take the moving average of a checkpoint's weights, if there is one.
+        class_map: The teacher's class for each class of the data, by index or name, in place of that.
+        labels: Names of the teacher's classes, if the model's config does not state them.
+        img_size: Side of the teacher's images, overriding model and training.
+        use_ema: Use the moving average of a checkpoint's weights, if there is one.
 
     Raises:
         ValueError: If timm does not know the model, the checkpoint does not fit, or the classes do not match.
@@ -262,10 +261,10 @@ def create_open_clip_teacher(
 
     Args:
         name: ``MODEL/PRETRAINED`` (a tag or a file), ``local-dir:DIR`` or ``hf-hub:ORG/REPO``, as open_clip takes them.
-        class_names: One name a class, in the order of the labels.
+        class_names: One name per class, in the order of the labels.
         templates: Prompts with ``{}`` for the class name; their features are averaged.
         checkpoint_path: Weights in place of ``PRETRAINED``.
-        device: Where the text head is computed, if it is not in the cache; the CPU by default.
+        device: Where a text head that is not in the cache is computed; the CPU by default.
 
     Raises:
         ValueError: If open_clip does not know the model or the tag, or a template has no ``{}``.

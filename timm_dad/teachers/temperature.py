@@ -1,7 +1,7 @@
-"""The distillation temperature at which a teacher's answers are as soft as wanted, whatever the scale of its logits.
+"""The distillation temperature that makes a teacher's answers as soft as wanted, whatever the scale of its logits.
 
-The logits of a zero-shot CLIP, of a sigmoid model such as SigLIP and of a fine-tuned network differ in scale, so one
-temperature makes answers of another softness of each. Temperature: Hinton et al. 2015, arXiv:1503.02531.
+The logits of a zero-shot CLIP, of a sigmoid model such as SigLIP and of a fine-tuned network differ in scale, so the
+same temperature softens their answers differently. Temperature: Hinton et al. 2015, arXiv:1503.02531.
 """
 
 import math
@@ -22,35 +22,36 @@ _HALVINGS = 60
 
 @torch.no_grad()
 def fit_temperature(teacher: Teacher, batches: Iterable[Tensor], target: float = TARGET) -> float:
-    """Find the temperature at which a teacher's mean entropy on some images is what is wanted.
+    """Find the temperature at which a teacher's mean entropy on some images equals the target.
 
     Args:
         teacher: The teacher.
         batches: Images ``[B, 3, H, W]`` in [0, 1], on its device; 1,000 are enough.
-        target: As ``match_entropy`` takes it.
+        target: As in ``match_entropy``.
 
     Raises:
-        ValueError: As ``match_entropy`` does.
+        ValueError: As in ``match_entropy``.
     """
     with without_tf32():
         return match_entropy(torch.cat([teacher(x_pix).float().cpu() for x_pix in batches]), target)
 
 
 def match_entropy(logits: Tensor, target: float = TARGET) -> float:
-    """Find the temperature ``T`` at which the mean entropy of ``softmax(logits / T)`` is what is wanted.
+    """Find the temperature ``T`` at which the mean entropy of ``softmax(logits / T)`` equals the target.
 
     Args:
         logits: ``[N, K]``.
-        target: Part of the largest entropy, log K: above 0 and below 1.
+        target: Fraction of the largest entropy, log K: above 0 and below 1.
 
     Returns:
-        ``T``, with three digits: what sums round differently elsewhere does not show.
+        ``T``, with three digits: enough to hide rounding differences between machines.
 
     Raises:
-        ValueError: If ``target`` is out of range, or no temperature does it: the logits of all classes are alike.
+        ValueError: If ``target`` is out of range, or no temperature reaches it because the logits of all classes are
+            alike.
     """
     if not 0 < target < 1:
-        raise ValueError(f'target is a part of the entropy of a uniform answer, above 0 and below 1, got {target}')
+        raise ValueError(f'target is a fraction of the entropy of a uniform answer, above 0 and below 1, got {target}')
     logits = logits.double()
     low, high = _LEAST, _MOST
     if not _softness(logits, low) < target < _softness(logits, high):
@@ -65,7 +66,7 @@ def match_entropy(logits: Tensor, target: float = TARGET) -> float:
 
 
 def _softness(logits: Tensor, temperature: float) -> float:
-    """Mean entropy of ``softmax(logits / temperature)``, as a part of log K."""
+    """Return the mean entropy of ``softmax(logits / temperature)``, as a fraction of log K."""
     log_p = (logits / temperature).log_softmax(dim=-1)
     entropy = -(log_p.exp() * log_p).sum(dim=-1).mean().item()
     return entropy / math.log(logits.shape[-1])

@@ -1,6 +1,6 @@
-"""Weights of a timm model from a file, and what their training says of the network and its images.
+"""Weights of a timm model from a file, and what their training tells about the network and its images.
 
-A training of timm or ``timm-dad train`` keeps its flags in the checkpoint (``args``) and in ``args.yaml`` beside it; a
+A training of timm or ``timm-dad train`` stores its flags in the checkpoint (``args``) and in ``args.yaml`` beside it; a
 folder in the hub's layout has ``config.json``.
 """
 
@@ -26,15 +26,15 @@ _AS_TRAINED = {'crop_mode': 'center', 'test_input_size': None, 'test_crop_pct': 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What is known of a file of weights.
+    """What is known about a file of weights.
 
     Args:
         state: The weights, by name.
-        source: Where the rest was read; empty where nothing says it.
-        model: timm's name of the model; empty where nothing says it.
+        source: Where the rest was read; empty if it is unknown.
+        model: timm's name of the model; empty if it is unknown.
         model_kwargs: Arguments of ``timm.create_model``.
         flags: Flags of the training.
-        cfg: Entries of the model's ``pretrained_cfg``, of ``config.json``.
+        cfg: Entries of the model's ``pretrained_cfg``, from ``config.json``.
     """
 
     state: Mapping[str, Tensor]
@@ -45,10 +45,10 @@ class Trained:
     cfg: Mapping[str, Any] = field(default_factory=dict)
 
     def images(self, pretrained_cfg: Mapping[str, Any]) -> dict[str, Any]:
-        """A model's ``pretrained_cfg`` with size, normalization, interpolation and crop of the training.
+        """Return a model's ``pretrained_cfg`` with size, normalization, interpolation and crop of the training.
 
         Raises:
-            ValueError: If the training's flags are none that timm takes.
+            ValueError: If timm does not accept the training's flags.
         """
         cfg = {**pretrained_cfg, **self.cfg}
         flags = {name: self.flags[name] for name in _IMAGE_FLAGS if name in self.flags}
@@ -59,26 +59,26 @@ class Trained:
             numbers = {name: tuple(map(float, found[name])) for name in ('mean', 'std')}
             return {**cfg, **found, **numbers, **_AS_TRAINED}
         except (AssertionError, TypeError, ValueError) as error:
-            raise ValueError(f'{self.source} does not say how images must look, got {flags}') from error
+            raise ValueError(f'{self.source} does not describe the image format, got {flags}') from error
 
 
 def read_trained(path: str | Path, architecture: str = '', use_ema: bool = True) -> Trained:
-    """Read a file of weights, and what is beside it.
+    """Read a file of weights and the files beside it.
 
     Args:
-        path: The file, of ``torch.save`` or ``.safetensors``.
-        architecture: timm's name of the model, without tag; what is beside the file must be of it. By default it is
-            taken as it is.
-        use_ema: Take the moving average of the weights, if there is one.
+        path: The file, written by ``torch.save`` or ``.safetensors``.
+        architecture: timm's name of the model, without tag, which files beside the weights must match. By default they
+            are not compared.
+        use_ema: Use the moving average of the weights, if there is one.
 
     Raises:
-        ValueError: If the file cannot be read, or holds no weights by name.
+        ValueError: If the file cannot be read, or contains no weights by name.
     """
     path = Path(path)
     content = _read_safetensors(path) if path.suffix == '.safetensors' else read_checkpoint(path)
     state = _weights(content, use_ema)
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f'{path} holds no weights by name')
+        raise ValueError(f'{path} contains no weights by name')
     # Those of split batch norm's other branches are for training alone.
     state = {name: value for name, value in clean_state_dict(state).items() if '.aux_bn.' not in name}
     flags = content.get('args')
@@ -94,25 +94,25 @@ def read_trained(path: str | Path, architecture: str = '', use_ema: bool = True)
 
 
 def read_flags(path: Path) -> dict[str, Any]:
-    """Read the ``args.yaml`` of a training; ``ValueError`` if it is none."""
+    """Read the ``args.yaml`` of a training; raise ``ValueError`` if it is malformed."""
     try:
         flags = read_yaml(path)
     except ValueError as error:
         raise ValueError(f'run:FOLDER is a folder of `timm-dad train`, with args.yaml; {error}') from error
     if not isinstance(flags, dict) or not flags.get('model') or not all(isinstance(name, str) for name in flags):
-        raise ValueError(f'{path} holds no flags of a training')
+        raise ValueError(f'{path} contains no flags of a training')
     if not isinstance(flags['model'], str):
         raise ValueError(f'{path}: model must be a name of timm, got {flags["model"]!r}')
     return flags
 
 
 def run_folder(path: str) -> Path:
-    """The folder of a run, given itself or a file in it."""
+    """Return the folder of a run, given the folder or a file in it."""
     return Path(path).parent if Path(path).is_file() else Path(path)
 
 
 def find_run(path: str) -> tuple[str, str]:
-    """Model and checkpoint of a training.
+    """Find the model and checkpoint of a training.
 
     Args:
         path: Its folder, whose best checkpoint is taken, or a checkpoint in it.
@@ -121,15 +121,15 @@ def find_run(path: str) -> tuple[str, str]:
         timm's name of the model, and the path of the checkpoint.
 
     Raises:
-        ValueError: If there is none, or its images have not 3 channels.
+        ValueError: If there is none, or its images do not have 3 channels.
     """
     flags = read_flags(run_folder(path) / 'args.yaml')
     checkpoint = Path(path) if Path(path).is_file() else Path(path) / BEST
     if not checkpoint.is_file():
-        raise ValueError(f'{path} has no {BEST} (yet); another checkpoint: run:{path}/FILE')
+        raise ValueError(f'{path} has no {BEST} (yet); to use another checkpoint, give run:{path}/FILE')
     channels = flags.get('in_chans') or (flags['input_size'][0] if flags.get('input_size') else 3)
     if channels != 3:
-        raise ValueError(f'{path}: images must have 3 channels, the run has {channels}')
+        raise ValueError(f'{path}: images must have 3 channels, but the run has {channels}')
     return flags['model'], str(checkpoint)
 
 
@@ -139,11 +139,11 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except Exception as error:  # safetensors raises what it likes on a broken file
-        raise ValueError(f'{path} is no safetensors file: {error}') from error
+        raise ValueError(f'{path} is not a safetensors file: {error}') from error
 
 
 def _weights(content: Any, use_ema: bool) -> Any:
-    """The weights in a checkpoint, under the names that timm looks for."""
+    """Return the weights in a checkpoint, under the names that timm looks for."""
     if not isinstance(content, dict):
         return None
     averaged = AVERAGED if use_ema else ()
@@ -156,7 +156,7 @@ def _architecture(name: str) -> str:
 
 
 def model_kwargs(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of ``timm.create_model`` that the flags of a training ask for, beside name and classes."""
+    """Return the arguments of ``timm.create_model`` that a training's flags set, except name and classes."""
     kwargs = {'global_pool': flags.get('gp'), 'bn_eps': flags.get('bn_eps'), **(flags.get('model_kwargs') or {})}
     return {name: value for name, value in kwargs.items() if value is not None}
 
@@ -166,7 +166,7 @@ def _by_flags(flags: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def _by_config(path: Path, architecture: str) -> dict[str, Any]:
-    """What a ``config.json`` in the hub's layout says, if there is one and it is of this architecture."""
+    """Return the content of a ``config.json`` in the hub's layout, if it exists and is for this architecture."""
     config = read_json(path) if path.is_file() else {}
     if not isinstance(config, dict) or config.get('architecture') != architecture:
         return {}

@@ -1,6 +1,6 @@
-"""WiSE-FT: two teachers of one architecture as one, by a line between their weights.
+"""WiSE-FT: merge two teachers of the same architecture by interpolating their weights.
 
-Source: Wortsman et al. 2022, arXiv:2109.01903 (there a zero-shot CLIP and what it was fine-tuned to).
+Source: Wortsman et al. 2022, arXiv:2109.01903 (there a zero-shot CLIP and its fine-tuned version).
 """
 
 import copy
@@ -18,16 +18,16 @@ _INERT = (nn.Identity, nn.Dropout, DropPath)  # in evaluation they are the same
 
 
 class WiseTeacher(Teacher):
-    """A teacher whose weights are ``(1 - alpha) first + alpha second``; it has the normalization of both.
+    """A teacher whose weights are ``(1 - alpha) first + alpha second``; both must share their normalization.
 
-    A zero-shot head counts as a linear one, of CLIP's scale times the text features, so that a zero-shot CLIP goes with
-    one that was fine-tuned with a head. Both teachers stay as they are.
+    A zero-shot head is treated as a linear one, CLIP's scale times the text features, so a zero-shot CLIP can be merged
+    with one that was fine-tuned with a head. Both teachers stay unchanged.
 
-    NOTE: running means and variances of batch norm are interpolated like weights, and not measured anew.
+    NOTE: running means and variances of batch norm are interpolated like weights, and not re-estimated.
 
     Args:
         first: A frozen teacher.
-        second: Another one of its architecture.
+        second: Another one with the same architecture.
         alpha: Share of the second, from 0 to 1.
 
     Raises:
@@ -60,17 +60,17 @@ class WiseTeacher(Teacher):
         self._of = {'teachers': [first.fingerprint(), second.fingerprint()], 'alpha': alpha}
 
     def fingerprint(self) -> str:
-        """Hash of all that the logits depend on; of zero-shot heads it takes the prompts, as ``Teacher`` does."""
+        """Return a hash of everything the logits depend on; zero-shot heads count by prompts, as in ``Teacher``."""
         return content_hash({}, {**self._of, 'input_size': self.input_size})
 
 
 def are_zero_shot(teacher: Teacher) -> list[bool]:
-    """Tell of each network that a teacher is made of whether it is zero-shot."""
+    """Return for each network of a teacher whether it is zero-shot."""
     return teacher.zero_shot if isinstance(teacher, WiseTeacher) else [isinstance(teacher.model, ZeroShotClassifier)]
 
 
 def _check_input(first: Teacher, second: Teacher) -> None:
-    """Raise ``ValueError`` unless both teachers take the same images and have as many classes."""
+    """Raise ``ValueError`` unless both teachers take the same images and have the same number of classes."""
     told = [
         {
             'mean': [round(value, 4) for value in teacher.norm.mean.flatten().tolist()],
@@ -83,12 +83,12 @@ def _check_input(first: Teacher, second: Teacher) -> None:
     ]
     for what, value in told[0].items():
         if value != told[1][what]:
-            raise ValueError(f'two teachers become one if their images are alike, and the {what} of the first is '
+            raise ValueError(f'two teachers can be merged if their images are alike, but the {what} of the first is '
                              f'{value}, of the second {told[1][what]}')  # fmt: skip
 
 
 def _linear_head(teacher: Teacher) -> tuple[Tensor, Tensor] | None:
-    """Weight ``[K, D]`` and bias ``[K]`` of a head on features of unit length; ``None`` of a network without one."""
+    """Return weight ``[K, D]`` and bias ``[K]`` of a head on features of unit length; ``None`` without such a head."""
     model = teacher.model
     if isinstance(model, ZeroShotClassifier):
         weight = model.logit_scale * model.text_features.t()
@@ -104,17 +104,17 @@ def _linear_head(teacher: Teacher) -> tuple[Tensor, Tensor] | None:
 def _common_index(first: Teacher, second: Teacher) -> list[int] | None:
     indices = [None if teacher.class_index is None else teacher.class_index.tolist() for teacher in (first, second)]
     if indices[0] != indices[1]:
-        raise ValueError('two teachers become one if their heads are of the same classes, in the same order, and these '
+        raise ValueError('two teachers can be merged if their heads list the same classes in the same order, but these '
                          "have the data's at other outputs: fine-tune both on the data")  # fmt: skip
     return indices[0]
 
 
 def _interpolate(first: nn.Module, second: nn.Module, alpha: float) -> nn.Module:
-    """A copy of a network with interpolated weights; ``ValueError`` if the other one is of another architecture."""
+    """Return a copy of a network with interpolated weights; ``ValueError`` if the other one's architecture differs."""
     states = first.state_dict(), second.state_dict()
     difference = _difference(*states) or _other_layers(first, second)
     if difference:
-        raise ValueError(f'two teachers become one if they are of one architecture, and {difference}')
+        raise ValueError(f'two teachers can be merged if they have the same architecture, but {difference}')
     mixed = {
         name: torch.lerp(value.float(), states[1][name].float(), alpha).to(value.dtype)
         if value.is_floating_point()
@@ -127,16 +127,16 @@ def _interpolate(first: nn.Module, second: nn.Module, alpha: float) -> nn.Module
 
 
 def _difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> str:
-    """The first difference in names and shapes of weights, in words; empty where there is none."""
+    """Describe the first difference in names and shapes of weights; return an empty text if there is none."""
     for name in (*first, *second):
-        shapes = [list(state[name].shape) if name in state else 'not there' for state in (first, second)]
+        shapes = [list(state[name].shape) if name in state else 'missing' for state in (first, second)]
         if shapes[0] != shapes[1]:
             return f'{name} of the first is {shapes[0]}, of the second {shapes[1]}'
     return ''
 
 
 def _other_layers(first: nn.Module, second: nn.Module) -> str:
-    """The first layers that differ in kind, as activations without weights do."""
+    """Describe the first layers that differ in kind, such as activations without weights."""
     kinds = [
         [type(module).__name__ for module in network.modules() if not isinstance(module, _INERT)]
         for network in (first, second)

@@ -32,10 +32,10 @@ DEFAULT_TEMPLATES = ('a photo of a {}.',)
 class ZeroShotClassifier(nn.Module):
     """Image tower of a CLIP with a fixed text head: ``logit_scale * cos(image, text)``.
 
-    Text features are of unit length, one column a class ``[D, K]``, and those of another machine may differ in the last
-    bits: ``prompts`` say what they are of.
+    Text features have unit length, one column per class ``[D, K]``; on another machine they may differ in the last
+    bits, so ``prompts`` identify them.
 
-    NOTE: SigLIP's ``logit_bias`` is left out: it is the same for all classes, and softmax does not see it.
+    NOTE: SigLIP's ``logit_bias`` is left out: it is the same for all classes, and softmax ignores it.
     """
 
     text_features: Tensor
@@ -50,15 +50,15 @@ class ZeroShotClassifier(nn.Module):
         self.register_buffer('text_features', text_features, persistent=False)
 
     def forward(self, x_norm: Tensor) -> Tensor:
-        """Logits ``[B, K]`` of normalized images ``[B, 3, h, w]``."""
+        """Return logits ``[B, K]`` of normalized images ``[B, 3, h, w]``."""
         return self.forward_head(self.forward_features(x_norm))
 
     def forward_features(self, x_norm: Tensor) -> Tensor:
-        """Image embeddings ``[B, D]`` of unit length, fp32, of normalized images ``[B, 3, h, w]``."""
+        """Return image embeddings ``[B, D]`` of unit length, fp32, of normalized images ``[B, 3, h, w]``."""
         return unit_features(self.visual, x_norm)
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits ``[B, K]`` of embeddings ``[B, D]`` or, as timm's models give them with ``pre_logits``, these."""
+        """Return logits ``[B, K]`` of embeddings ``[B, D]`` or, with ``pre_logits`` as in timm's models, these."""
         if pre_logits:
             return features
         with torch.autocast(features.device.type, enabled=False), without_tf32():  # cosines times 100 need the bits
@@ -67,30 +67,32 @@ class ZeroShotClassifier(nn.Module):
 
 
 def unit_features(visual: nn.Module, x_norm: Tensor) -> Tensor:
-    """Features ``[B, D]`` of unit length, fp32, of normalized images ``[B, 3, h, w]``."""
+    """Return features ``[B, D]`` of unit length, fp32, of normalized images ``[B, 3, h, w]``."""
     features = visual(x_norm)
     features = features[0] if isinstance(features, tuple) else features  # CoCa also returns its tokens
     return F.normalize(features.float(), dim=-1)
 
 
 def is_imagenet(class_names: Sequence[str] | None, num_classes: int) -> bool:
-    """Whether the data are ImageNet-1k's 1000 classes: by their folders, or by their number where there are none."""
+    """Return whether the data are ImageNet-1k's 1000 classes: by folder names or, without names, by their number."""
     if not class_names:
         return num_classes == 1000
     return len(class_names) == 1000 and set(class_names) == set(ImageNetInfo().label_names())
 
 
 def spoken_names(class_names: Sequence[str] | None, num_classes: int | None = None) -> Sequence[str] | None:
-    """Class names as words: open_clip's for ImageNet-1k's WordNet ids, the first lemma for others; names as they are.
+    """Return class names as words: open_clip's for ImageNet-1k's WordNet ids, the first lemma for others.
+
+    Other names are returned unchanged.
 
     Raises:
-        ValueError: If there are no words for a WordNet id.
+        ValueError: If a WordNet id has no words.
         ImportError: If the extra ``clip`` is not installed.
     """
     if not class_names:
         if num_classes != 1000:
             return None
-        _logger.warning("The data has 1000 classes without names: taken for ImageNet's, in its order")
+        _logger.warning("The data has 1000 classes without names: they are assumed to be ImageNet's, in its order")
         return list(require_extra('open_clip', 'clip').IMAGENET_CLASSNAMES)
     if not all(re.fullmatch(r'n\d{8}', name) for name in class_names):
         return class_names
@@ -101,12 +103,12 @@ def spoken_names(class_names: Sequence[str] | None, num_classes: int | None = No
             words[name] = info.label_name_to_description(name).split(',')[0]
     unknown = [name for name in class_names if name not in words]
     if unknown:
-        raise ValueError(f'there are no words for the WordNet ids {unknown[:3]} ...: give class names')
+        raise ValueError(f'no words are known for the WordNet ids {unknown[:3]} ...: give class names')
     return [words[name] for name in class_names]
 
 
 def default_templates(class_names: Sequence[str] | None, num_classes: int) -> Sequence[str]:
-    """open_clip's templates where all classes are of ImageNet-1k, and ``DEFAULT_TEMPLATES`` elsewhere."""
+    """Return open_clip's templates if all classes are from ImageNet-1k, and ``DEFAULT_TEMPLATES`` otherwise."""
     imagenet = set(class_names) <= set(ImageNetInfo().label_names()) if class_names else num_classes == 1000
     if not imagenet:
         return DEFAULT_TEMPLATES
@@ -128,10 +130,10 @@ def zero_shot_head(
     config: Mapping[str, Any],
     device: torch.device | None = None,
 ) -> Tensor:
-    """Text features of the classes ``[D, K]``, of unit length, from the cache if they were computed before.
+    """Return the text features of the classes ``[D, K]``, of unit length, from the cache if already computed.
 
-    Model and features are on the CPU, whatever the device that a new head is computed on. ``config`` is what the model
-    was made from: two models of equal weights may differ in it (heads, activation).
+    Model and features are on the CPU, whatever the device that computes a new head. ``config`` is what the model was
+    made from: two models with equal weights may differ in it (heads, activation).
     """
     open_clip = require_extra('open_clip', 'clip')
     prompts = [template.format(name) for name in class_names for template in templates]
@@ -145,7 +147,7 @@ def zero_shot_head(
     path = cache_dir() / f'zero-shot-{key[:32]}.safetensors'
     head = _read_head(path, key)
     if head is None:
-        _logger.info('Zero-shot head of %d classes, %d templates: computing it', len(class_names), len(templates))
+        _logger.info('Computing the zero-shot head of %d classes, %d templates', len(class_names), len(templates))
         with without_tf32():
             head = open_clip.build_zero_shot_classifier(
                 model.to(device or 'cpu'), tokenizer, list(class_names), list(templates), device=device or 'cpu'
@@ -157,16 +159,16 @@ def zero_shot_head(
 
 
 def check_prompts(tokenizer: Any, tokens: Tensor, prompts: Sequence[str], class_names: Sequence[str]) -> None:
-    """Compare what the text tower gets of the classes, and warn of prompts that do not fit into its context.
+    """Compare what the text tower sees of the classes, and warn about prompts that do not fit into its context.
 
     Args:
-        tokenizer: open_clip's.
+        tokenizer: The tokenizer of open_clip.
         tokens: Tokens of the prompts ``[K * templates, context]``, class by class.
         prompts: The prompts.
-        class_names: Names of the classes ``[K]``; two equal ones are a warning.
+        class_names: Names of the classes ``[K]``; duplicates cause a warning.
 
     Raises:
-        ValueError: If classes of different names have the same tokens.
+        ValueError: If classes with different names have the same tokens.
     """
     context = tokens.shape[1]
     cut = _cut_prompts(tokenizer, tokens, prompts)
@@ -190,7 +192,7 @@ def check_prompts(tokenizer: Any, tokens: Tensor, prompts: Sequence[str], class_
 
 
 def _cut_prompts(tokenizer: Any, tokens: Tensor, prompts: Sequence[str]) -> list[str]:
-    """The prompts of which a longer context would hold more."""
+    """Return the prompts that do not fit into the context."""
     context = tokens.shape[1]
     try:
         padding = tokenizer([''], context_length=2 * context)[0, -1]
@@ -202,25 +204,25 @@ def _cut_prompts(tokenizer: Any, tokens: Tensor, prompts: Sequence[str]) -> list
 
 
 def _read_head(path: Path, key: str) -> Tensor | None:
-    """The head in ``path``; ``None`` if there is none, or it is not whole."""
+    """Return the head in ``path``; ``None`` if the file is missing or damaged."""
     if not path.is_file():
         return None
     try:
         with safe_open(path, framework='pt') as file:
             head: Tensor = file.get_tensor('text_features')
             if file.metadata() != {'key': key, 'sha256': content_hash({'head': head})}:
-                raise ValueError('it is of something else, or was altered')
+                raise ValueError('it belongs to something else, or was altered')
     except Exception as error:  # safetensors raises what it likes on a broken file
-        _logger.warning('%s is damaged and is made again: %s', path, error)
+        _logger.warning('%s is damaged and is computed again: %s', path, error)
         return None
     _logger.debug('Zero-shot head from %s', path)
     return head
 
 
 def _write_head(path: Path, key: str, head: Tensor) -> None:
-    """Write a head so that nobody ever reads a part of it; without a place to write it is not kept."""
+    """Write a head atomically, so that nobody reads an incomplete file; if the folder is not writable, skip it."""
     try:
         with replacing(path) as temporary:
             save_file({'text_features': head}, temporary, {'key': key, 'sha256': content_hash({'head': head})})
     except Exception as error:  # safetensors has an error of its own for a full disk
-        _logger.warning('The zero-shot head cannot be kept in %s: %s', path.parent, error)
+        _logger.warning('The zero-shot head cannot be stored in %s: %s', path.parent, error)

@@ -1,4 +1,4 @@
-"""Architectures of VQGANs, and the YAMLs beside their checkpoints (``model.target``, ``model.params``)."""
+"""Architectures of VQGANs, and the YAML files beside their checkpoints (``model.target``, ``model.params``)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,10 +39,10 @@ NetworksName = Literal['taming', 'tiny', 'movq', 'magvit2']
 
 @dataclass(frozen=True, kw_only=True)
 class VQGANConfig:
-    """Architecture of a VQGAN, in the words of taming-transformers' YAML (``model.params``).
+    """Architecture of a VQGAN, in the terms of taming-transformers' YAML (``model.params``).
 
     Raises:
-        ValueError: If a size is not positive, or ``ddconfig`` lacks a key or asks for what the networks do not do.
+        ValueError: If a size is not positive, or ``ddconfig`` lacks a key or requests what the networks do not support.
     """
 
     ddconfig: Mapping[str, Any]  # arguments of taming's Encoder and Decoder: ch, ch_mult, z_channels, ...
@@ -68,7 +68,7 @@ class VQGANConfig:
                 )
         attention = self.ddconfig.get('attn_resolutions')
         if self.networks == 'tiny' and attention:
-            raise ValueError(f'attn_resolutions must be [], for tiny networks have no attention, got {attention}')
+            raise ValueError(f'attn_resolutions must be [] because tiny networks have no attention, got {attention}')
         self._check_codes()
 
     def _check_codes(self) -> None:
@@ -84,22 +84,22 @@ class VQGANConfig:
 
     @property
     def projects(self) -> bool:
-        """Whether 1 x 1 convolutions lead from the encoder to codes, and from codes to the decoder."""
+        """Whether 1 x 1 convolutions connect the encoder to the codes and the codes to the decoder."""
         return self.quantizer != 'sign'
 
     @property
     def factor(self) -> int:
-        """Pixels of one code along a side: image sizes are multiples of it."""
+        """Pixels per code along a side: image sizes are multiples of it."""
         return int(2 ** (len(self.ddconfig['ch_mult']) - 1))
 
     @property
     def search_macs(self) -> int:
-        """Multiply-adds that the search takes for one latent."""
+        """Multiply-adds of the search for one latent."""
         return 0 if self.quantizer == 'sign' else self.n_embed * self.embed_dim
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> 'VQGANConfig':
-        """Read the YAML beside a checkpoint of the libraries that ``_TARGETS`` names; ``ValueError`` if of no VQGAN."""
+        """Read the YAML beside a checkpoint of a library in ``_TARGETS``; ``ValueError`` if it describes no VQGAN."""
         try:
             model = read_yaml(path)['model']
             lightning = 'class_path' in model  # Lightning's command line has other words for the same
@@ -114,13 +114,13 @@ class VQGANConfig:
             kinds = {_short(name): kind for name, kind in _TARGETS.items()}
             kind = kinds.get(_short(target))
             if kind is None:
-                raise ValueError(f'{path} describes a {target}, and a VQGAN is one of {", ".join(kinds)}')
+                raise ValueError(f'{path} describes a {target}, but a VQGAN is one of {", ".join(kinds)}')
             return cls(**sizes, quantizer=kind[0], networks=kind[1])  # type: ignore[arg-type]
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f'{path} is no VQGAN config: model.params needs ddconfig, n_embed, embed_dim') from error
 
     def to_yaml(self) -> str:
-        """The text of a YAML that ``from_yaml`` reads, of the class's own library where it has this kind."""
+        """Return the text of a YAML that ``from_yaml`` reads, for the class's own library if it has this kind."""
         kind = (self.quantizer, self.networks)
         target = next((name for name, known in _TARGETS.items() if known == kind), _OWN)
         params = {'embed_dim': self.embed_dim, 'n_embed': self.n_embed, 'ddconfig': dict(self.ddconfig)}

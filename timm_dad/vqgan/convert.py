@@ -1,4 +1,4 @@
-"""Checkpoints of the libraries that train VQGANs to safetensors: the command ``timm-dad convert``."""
+"""Convert checkpoints of the libraries that train VQGANs to safetensors: the command ``timm-dad convert``."""
 
 import pickle
 from pathlib import Path
@@ -12,18 +12,18 @@ from timm_dad.vqgan.save import write_weights
 
 
 def convert(checkpoint: Path, config: str | None = None, *, trust: bool = False) -> Path:
-    """Write ``NAME.safetensors`` with the model's weights alone, and ``NAME.yaml`` if there is none.
+    """Write ``NAME.safetensors`` with only the model's weights, and ``NAME.yaml`` if there is none.
 
     Args:
         checkpoint: ``NAME.ckpt``, ``.pth`` or ``.pt``.
         config: A YAML or the name of a preset; by default the YAML beside the checkpoint.
-        trust: Unpickle whatever the checkpoint asks for, which may run anything.
+        trust: Unpickle whatever the checkpoint contains, which may run any code.
 
     Raises:
         FileNotFoundError: If the checkpoint or its YAML is missing.
-        FileExistsError: If there is a ``NAME.safetensors``, or a ``NAME.yaml`` beside ``config``.
+        FileExistsError: If ``NAME.safetensors`` exists, or ``NAME.yaml`` exists beside ``config``.
         ValueError: If the checkpoint is of another kind, does not fit its config, or needs ``trust``.
-        ImportError: If it names a package that is not installed (with ``trust``).
+        ImportError: If it needs a package that is not installed (with ``trust``).
     """
     target, yaml_path = checkpoint.with_suffix('.safetensors'), checkpoint.with_suffix('.yaml')
     if not checkpoint.is_file():
@@ -31,9 +31,9 @@ def convert(checkpoint: Path, config: str | None = None, *, trust: bool = False)
     if checkpoint.suffix not in CHECKPOINTS:
         raise ValueError(f'a checkpoint is one of {", ".join(CHECKPOINTS)}, got {checkpoint.name}')
     if target.exists():
-        raise FileExistsError(f'{target} is there already: use it, or move it away')
+        raise FileExistsError(f'{target} already exists: use it, or move it away')
     if config is not None and yaml_path.exists():
-        raise FileExistsError(f'{yaml_path} is there and would be taken: leave --config out, or move it away')
+        raise FileExistsError(f'{yaml_path} already exists and would be used: leave --config out, or move it away')
     vqgan_config = _config_of(checkpoint, config)
     vqgan = VQGAN(vqgan_config)
     try:
@@ -43,7 +43,7 @@ def convert(checkpoint: Path, config: str | None = None, *, trust: bool = False)
     try:
         load_weights(vqgan, state)
     except ValueError as error:
-        raise ValueError(f'{checkpoint} does not hold the VQGAN that its config describes: {error}') from error
+        raise ValueError(f'{checkpoint} does not contain the VQGAN that its config describes: {error}') from error
     if not yaml_path.exists():
         write_file(yaml_path, vqgan_config.to_yaml())
     write_weights(vqgan, target)

@@ -1,4 +1,4 @@
-"""Folders of a diffusers ``VQModel``: taming's ``VQModel``, MoVQ or aMUSEd's under other names."""
+"""Folders of a diffusers ``VQModel``: those of taming, MoVQ or aMUSEd under other names."""
 
 import re
 from collections.abc import Mapping
@@ -45,7 +45,7 @@ def read_diffusers(folder: Path) -> tuple[VQGANConfig, dict[str, Tensor], Path]:
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If the folder holds another model, or a ``VQModel`` that taming's modules are not.
+        ValueError: If the folder contains another model, or a ``VQModel`` that taming's modules cannot express.
     """
     for name in ('config.json', _WEIGHTS):
         if not (folder / name).is_file():
@@ -53,7 +53,7 @@ def read_diffusers(folder: Path) -> tuple[VQGANConfig, dict[str, Tensor], Path]:
     try:
         config = config_of_diffusers(read_json(folder / 'config.json'))
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f'{folder / "config.json"} is no config of a VQGAN: {error!s}') from error
+        raise ValueError(f'{folder / "config.json"} is not a config of a VQGAN: {error!s}') from error
     levels = len(config.ddconfig['ch_mult'])
     state = read_safetensors(folder / _WEIGHTS)
     return config, dict(_to_taming(name, value, levels) for name, value in state.items()), folder / _WEIGHTS
@@ -62,14 +62,14 @@ def read_diffusers(folder: Path) -> tuple[VQGANConfig, dict[str, Tensor], Path]:
 def _hint(folder: Path) -> str:
     inside = sorted(path.parent.name for path in folder.glob(f'*/{_WEIGHTS}'))
     if inside:
-        return f' (a pipeline: give its folder with the VQModel, one of {", ".join(inside)})'
+        return f' (this is a pipeline: give its folder with the VQModel, one of {", ".join(inside)})'
     if list(folder.glob('*.bin')):
         return ' (a folder of pickles: VQModel.from_pretrained(FOLDER).save_pretrained(FOLDER) of diffusers writes it)'
-    return ' (a folder must be one of a diffusers VQModel; of taming and latent-diffusion, give the checkpoint in it)'
+    return ' (a folder must be that of a diffusers VQModel; for taming and latent-diffusion, give the checkpoint in it)'
 
 
 def config_of_diffusers(content: Mapping[str, Any]) -> VQGANConfig:
-    """Config of a diffusers ``VQModel`` in taming's words; ``ValueError`` for what taming's modules are not."""
+    """Convert a diffusers ``VQModel`` config to taming's terms; ``ValueError`` if taming's modules differ."""
     if content.get('_class_name') != 'VQModel':
         raise ValueError(f'_class_name must be VQModel, got {content.get("_class_name")}')
     for key, built in _BUILT.items():
@@ -83,7 +83,7 @@ def config_of_diffusers(content: Mapping[str, Any]) -> VQGANConfig:
         raise ValueError("up_block_types must mirror down_block_types for taming's modules")
     middle = content.get('mid_block_add_attention', True)
     if not middle and any(attention):
-        raise ValueError('mid_block_add_attention must be True where other blocks have attention')
+        raise ValueError('mid_block_add_attention must be True if other blocks have attention')
     if any(channel % channels[0] for channel in channels):
         raise ValueError(f'block_out_channels must be multiples of the first, got {channels}')
     factor = 2 ** (len(channels) - 1)

@@ -1,4 +1,4 @@
-"""VQGANs on the Hugging Face Hub, ``hf://USER/NAME[@REVISION][/PATH]``: folders of diffusers or LlamaGen, and files."""
+"""VQGANs on the Hugging Face Hub, ``hf://USER/NAME[@REVISION][/PATH]``: diffusers or LlamaGen folders, and files."""
 
 from pathlib import Path
 
@@ -12,13 +12,13 @@ _FORM = f'{SCHEME}USER/NAME[@REVISION][/FOLDER or /FILE]'
 
 
 def fetch_from_hub(address: str) -> tuple[Path, str]:
-    """Fetch what an address names into the hub's cache, where it is not there yet, without the rest of its repository.
+    """Fetch what an address names into the hub's cache, unless it is there, without the rest of its repository.
 
     Returns:
         Path of the folder or file, and the licence that the repository's card states.
 
     Raises:
-        ValueError: If the address is none, or it is neither in the cache nor to be had; it says what to do.
+        ValueError: If the address is malformed, or is neither cached nor available; the message says what to do.
         FileNotFoundError: If the repository has no such folder or file.
     """
     user, _, rest = address.removeprefix(SCHEME).partition('/')

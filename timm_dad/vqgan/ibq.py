@@ -1,6 +1,6 @@
-"""IBQ (Shi et al. 2024, arXiv:2412.02692): taming's networks, and the code with the largest inner product.
+"""IBQ (Shi et al. 2024, arXiv:2412.02692): taming's networks with codes chosen by the largest inner product.
 
-The weights are TencentARC/SEED-Voken's (``src.IBQ.models.ibqgan.IBQ``).
+The weights are from TencentARC/SEED-Voken (``src.IBQ.models.ibqgan.IBQ``).
 """
 
 from torch import Tensor
@@ -10,15 +10,15 @@ from timm_dad.vqgan.quantizers import NearestQuantizer, mean_code
 
 
 class InnerProductQuantizer(NearestQuantizer):
-    """The code with the largest inner product: the likeliest under a softmax that the codebook itself projects to.
+    """The code with the largest inner product: the most likely one under a softmax over projections on the codebook.
 
-    Its gradient is that of the mean code under that softmax, as in training (section 3.2). Neighbours are the nearest.
+    The gradient is that of the mean code under this softmax, as in training (section 3.2). Neighbours are the nearest.
     """
 
     def search(self, rows: Tensor) -> Tensor:
-        """The code with the largest inner product."""
+        """Find the code with the largest inner product."""
         return likeliest_codes(rows, self.codebook.float())
 
     def soft(self, z: Tensor) -> Tensor:
-        """The mean code."""
+        """Return the mean code."""
         return mean_code(z, self.codebook, self.codebook)

@@ -1,6 +1,6 @@
-"""LlamaGen's tokenizers (Sun et al. 2024, arXiv:2406.06525): taming's networks, and codes of length 1.
+"""LlamaGen's tokenizers (Sun et al. 2024, arXiv:2406.06525): taming's networks with codes of length 1.
 
-Their attention is that of taming with ``attn_resolutions`` at the smallest size, so that only names differ.
+Their attention equals taming's with ``attn_resolutions`` at the smallest size, so only the names differ.
 """
 
 import re
@@ -29,41 +29,41 @@ _BESIDE = 'quantize.codebook_used'  # which codes training saw last
 
 
 class CosineQuantizer(NearestQuantizer):
-    """The code with the smallest angle to a latent: both have length 1, where they are searched and decoded.
+    """The code with the smallest angle to a latent: both are normalized to length 1 for search and decoding.
 
-    An attack moves latents of length 1, so that its length is one of angles.
+    An attack moves latents of length 1, so its radius corresponds to an angle.
     """
 
     @property
     def codebook(self) -> Tensor:
-        """The codes, of length 1."""
+        """The codes, normalized to length 1."""
         return F.normalize(self.embedding.weight, dim=-1)
 
     def prepare(self, z: Tensor) -> Tensor:
-        """Latents of length 1."""
+        """Normalize latents to length 1."""
         return F.normalize(z, dim=1)
 
     def search(self, rows: Tensor) -> Tensor:
-        """The nearest once it has length 1."""
+        """Find the nearest code after normalizing to length 1."""
         return super().search(F.normalize(rows, dim=-1))
 
     def soft(self, z: Tensor) -> Tensor:
-        """Latents of length 1: along it a code does not change."""
+        """Normalize latents to length 1: scaling a latent does not change its code."""
         return F.normalize(z, dim=1)
 
 
 def is_llamagen(names: Mapping[str, Any]) -> bool:
-    """Whether weights have LlamaGen's names."""
+    """Return whether weights have LlamaGen's names."""
     return 'encoder.conv_blocks.0.res.0.conv1.weight' in names
 
 
 def read_llamagen(folder: Path) -> tuple[VQGANConfig, dict[str, Tensor], Path] | None:
     """Read what ``VQModelHF.save_pretrained`` wrote: architecture, weights under taming's names, and their file.
 
-    ``None`` if the folder is of another library.
+    Return ``None`` if the folder is of another library.
 
     Raises:
-        ValueError: If its config is of no VQGAN, or its weights cannot be read.
+        ValueError: If its config describes no VQGAN, or its weights cannot be read.
     """
     weights, described = folder / 'model.safetensors', folder / 'config.json'
     if not weights.is_file() or not described.is_file():
@@ -71,12 +71,12 @@ def read_llamagen(folder: Path) -> tuple[VQGANConfig, dict[str, Tensor], Path] |
     try:
         config = config_of_llamagen(read_json(described))
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{described} is no config of LlamaGen's VQModel: {error!s}") from error
+        raise ValueError(f"{described} is not a config of LlamaGen's VQModel: {error!s}") from error
     return config, names_of_taming(read_safetensors(weights), len(config.ddconfig['ch_mult'])), weights
 
 
 def config_of_llamagen(content: Mapping[str, Any]) -> VQGANConfig:
-    """Config of LlamaGen's ``ModelArgs`` in taming's words; ``ValueError`` for what its quantizer does not do here."""
+    """Convert LlamaGen's ``ModelArgs`` to taming's terms; ``ValueError`` for what is not supported here."""
     if content['encoder_ch_mult'] != content['decoder_ch_mult']:
         raise ValueError(f'decoder_ch_mult must be encoder_ch_mult, got {content["decoder_ch_mult"]}')
     levels = len(content['encoder_ch_mult'])
@@ -101,7 +101,7 @@ def config_of_llamagen(content: Mapping[str, Any]) -> VQGANConfig:
 
 
 def names_of_taming(state: Mapping[str, Tensor], levels: int) -> dict[str, Tensor]:
-    """Weights of LlamaGen under taming's names, for as many sizes of feature maps."""
+    """Rename LlamaGen's weights to taming's names, given the number of feature-map sizes."""
     renamed = {}
     for name, value in state.items():
         if name == _BESIDE:

@@ -1,4 +1,4 @@
-"""Files of VQGANs: checkpoints of the libraries that train them, safetensors, folders, the hub."""
+"""Load VQGANs from files: checkpoints of the libraries that train them, safetensors, folders, the hub."""
 
 import logging
 from collections.abc import Mapping
@@ -30,15 +30,15 @@ _logger = logging.getLogger(__name__)
 
 
 def load_vqgan(path: str | Path, *, strict_size: bool = False) -> VQGAN:
-    """Load a VQGAN; nothing in a file is ever run.
+    """Load a VQGAN; no code in a file is ever run.
 
     Args:
         path: The name of a preset (``timm_dad.vqgan.presets.PRESETS``), which is fetched once; a checkpoint ``.ckpt``,
             ``.pth``, ``.pt`` or ``.safetensors`` of taming-transformers, latent-diffusion, MoVQGAN, LlamaGen,
             SEED-Voken or ``timm-dad vqgan`` with ``NAME.yaml`` or ``config.yaml`` beside it; a folder of a diffusers
-            ``VQModel`` or of LlamaGen's on the hub; or such a file or folder there,
+            ``VQModel`` or, in the hub's layout, of LlamaGen; or such a file or folder on the hub,
             ``hf://USER/NAME[@REVISION][/PATH]``.
-        strict_size: Refuse image sizes that the factor does not divide, in place of padding them.
+        strict_size: Reject image sizes that the factor does not divide, instead of padding them.
 
     Returns:
         The VQGAN in fp32, on the CPU, in evaluation mode, with its ``origin``.
@@ -66,7 +66,7 @@ def load_vqgan(path: str | Path, *, strict_size: bool = False) -> VQGAN:
     try:
         load_weights(vqgan, state)
     except ValueError as error:
-        raise ValueError(f'{path} does not hold the VQGAN that {described_by} describes: {error}') from error
+        raise ValueError(f'{path} does not contain the VQGAN that {described_by} describes: {error}') from error
     vqgan.origin = Origin(sha256=sha256_of_file(weights), licence=licence)
     return vqgan.eval()
 
@@ -79,21 +79,21 @@ def _config_of(path: Path, preset: VQGANPreset | None) -> tuple[VQGANConfig, str
 
 
 def find_yaml(path: Path) -> Path:
-    """The YAML of a checkpoint: ``NAME.yaml`` or ``config.yaml``; ``FileNotFoundError`` if either file is missing."""
+    """Find the YAML of a checkpoint, ``NAME.yaml`` or ``config.yaml``; ``FileNotFoundError`` if either is missing."""
     if not path.is_file():
-        raise FileNotFoundError(f'no VQGAN at {path}: it is no file, no folder, and none of {", ".join(PRESETS)}')
+        raise FileNotFoundError(f'no VQGAN at {path}: it is not a file, a folder or one of {", ".join(PRESETS)}')
     candidates = (path.with_suffix('.yaml'), path.with_name('config.yaml'))
     for candidate in candidates:
         if candidate.is_file():
             return candidate
     raise FileNotFoundError(
-        f'no VQGAN at {path}: {candidates[0]} is missing, which says its architecture; copy it from where the weights '
-        f'come from or, if they are those of a preset, run: timm-dad convert {path} --config PRESET'
+        f'no VQGAN at {path}: {candidates[0]}, which describes its architecture, is missing; copy it from where the '
+        f'weights come from or, if they belong to a preset, run: timm-dad convert {path} --config PRESET'
     )
 
 
 def read_weights(path: Path, *, trust: bool = False) -> dict[str, Any]:
-    """Read all weights of a file, by name; with ``trust``, whatever a pickle asks for is run.
+    """Read all weights of a file, by name; with ``trust``, run whatever a pickle contains.
 
     Raises:
         ValueError: If the file is of another kind, broken, or needs ``trust``.
@@ -102,7 +102,7 @@ def read_weights(path: Path, *, trust: bool = False) -> dict[str, Any]:
         return read_safetensors(path)
     if path.suffix not in CHECKPOINTS:
         raise ValueError(
-            f'VQGANs are files {", ".join((*CHECKPOINTS, ".safetensors"))}, or folders of diffusers, got {path.name} '
+            f'VQGANs are files {", ".join((*CHECKPOINTS, ".safetensors"))}, or diffusers folders, got {path.name} '
             '(an archive? unpack it)'
         )
     try:
@@ -114,12 +114,12 @@ def read_weights(path: Path, *, trust: bool = False) -> dict[str, Any]:
         state = next((content[key] for key in ('state_dict', 'ema', 'model') if key in content), content)
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         found = sorted(map(str, content))[:5] if isinstance(content, Mapping) else type(content).__name__
-        raise ValueError(f'{path} must hold weights by name, or these under state_dict, got {found}')
+        raise ValueError(f'{path} must contain weights by name, directly or under state_dict, got {found}')
     return dict(state)
 
 
 def model_weights(state: Mapping[str, Tensor], path: Path, config: VQGANConfig) -> dict[str, Tensor]:
-    """The model's own weights under our names, without what public files are known to hold beside it."""
+    """Return the model's own weights under our names, without the extra tensors known from public files."""
     own = {name: value for name, value in state.items() if not name.startswith(_BESIDE)}
     if config.quantizer in _AVERAGED:
         own = {name: state.get(f'model_ema.{name.replace(".", "")}', value) for name, value in own.items()}
@@ -129,7 +129,7 @@ def model_weights(state: Mapping[str, Tensor], path: Path, config: VQGANConfig) 
 
 
 def load_weights(vqgan: VQGAN, state: Mapping[str, Tensor]) -> None:
-    """Load weights of any floating dtype as fp32; a ``ValueError`` says which do not fit, or are not finite."""
+    """Load weights of any floating dtype as fp32; raise ``ValueError`` that lists misfits and non-finite weights."""
     expected = {name: tuple(value.shape) for name, value in vqgan.state_dict().items()}
     wrong = {
         'lacks': [name for name in expected if name not in state],

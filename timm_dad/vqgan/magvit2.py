@@ -1,6 +1,6 @@
-"""Open-MAGVIT2 (Luo et al. 2024, arXiv:2409.04410): codes are signs of latents, networks without attention.
+"""Open-MAGVIT2 (Luo et al. 2024, arXiv:2409.04410): codes are the signs of latents, networks have no attention.
 
-The weights are TencentARC/SEED-Voken's (``src.Open_MAGVIT2.models.lfqgan.VQModel``).
+The weights are from TencentARC/SEED-Voken (``src.Open_MAGVIT2.models.lfqgan.VQModel``).
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from timm_dad.vqgan.quantizers import Quantizer
 class SignQuantizer(Quantizer):
     """Lookup-free quantization (Yu et al. 2023, arXiv:2310.05737): a code is the signs of a latent.
 
-    Bit ``d`` of a code, from the lowest on, is whether channel ``d`` is above 0.
+    Bit ``d`` of a code, counted from the lowest, is set if channel ``d`` is above 0.
     """
 
     def __init__(self, n_embed: int, embed_dim: int) -> None:
@@ -30,11 +30,11 @@ class SignQuantizer(Quantizer):
         return self.get_buffer('signs')
 
     def search(self, rows: Tensor) -> Tensor:
-        """The signs as the bits of a number."""
+        """Return the signs as the bits of a number."""
         return ((rows > 0).long() << torch.arange(rows.shape[1], device=rows.device)).sum(dim=1)
 
     def neighbours(self, codes: Tensor, count: int) -> Tensor:
-        """The codes with the fewest other signs; of those with equally many, the one with lower bits changed first."""
+        """Return the codes with the fewest different signs; among equals, changes of lower bits come first."""
         changed = (self.codebook > 0).sum(dim=1).argsort(stable=True)[1 : count + 1]
         return codes[..., None] ^ changed
 
@@ -51,7 +51,7 @@ class ResBlock(nn.Module):
             self.nin_shortcut = nn.Conv2d(width, out_width, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute it."""
+        """Compute the block's output."""
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(F.silu(self.norm2(h)))
         output: Tensor = h + (self.nin_shortcut(x) if hasattr(self, 'nin_shortcut') else x)
@@ -63,7 +63,7 @@ class Encoder(nn.Module):
 
     Args:
         ddconfig: ``ch`` and ``ch_mult`` (their product is the width at each size), ``in_channels``, ``z_channels``;
-            ``num_res_blocks`` at each size, and in the middle.
+            ``num_res_blocks`` at each size and in the middle.
     """
 
     def __init__(self, ddconfig: Mapping[str, Any]) -> None:
@@ -84,7 +84,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(width, ddconfig['z_channels'], 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Encode."""
+        """Encode images."""
         h = self.conv_in(x)
         level: Any
         for level in self.down:
@@ -96,7 +96,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Codes ``[B, z_channels, h, w]``, two places at least, to images, nominally in [-1, 1]; see ``Encoder``."""
+    """Codes ``[B, z_channels, h, w]`` of at least two places to images, nominally in [-1, 1]; see ``Encoder``."""
 
     def __init__(self, ddconfig: Mapping[str, Any]) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(width, ddconfig['out_ch'], 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Decode."""
+        """Decode codes."""
         level: Any
         h = self.mid_block(self.conv_in(z))
         for level, adaptive in zip(reversed(self.up), reversed(self.adaptive), strict=True):
@@ -129,7 +129,7 @@ class Decoder(nn.Module):
 
 
 class AdaptiveGroupNorm(nn.Module):
-    """Group norm of feature maps ``[B, width, H, W]``, scaled and shifted by what all codes of the image are like."""
+    """Group norm of feature maps ``[B, width, H, W]``, scaled and shifted by statistics of all codes of the image."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -146,14 +146,14 @@ class AdaptiveGroupNorm(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Feature maps ``[B, width, h, w]`` to ``[B, width, 2 * h, 2 * w]``: a convolution, its channels laid out."""
+    """Feature maps ``[B, width, h, w]`` to ``[B, width, 2 * h, 2 * w]``: a convolution whose channels become pixels."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(width, 4 * width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute it."""
+        """Compute the upsampled maps."""
         # Channels are (row, column, width) here, and (width, row, column) where pixel_shuffle takes them.
         h = self.conv1(x)
         return F.pixel_shuffle(h.unflatten(1, (4, -1)).transpose(1, 2).flatten(1, 2), 2)

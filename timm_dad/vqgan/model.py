@@ -1,6 +1,6 @@
-"""Discretization: images to the nearest codes of a frozen VQGAN, and back (Esser et al. 2021, arXiv:2012.09841).
+"""Discretization: images to the nearest codes of a frozen VQGAN and back (Esser et al. 2021, arXiv:2012.09841).
 
-In DAD it is ``Q(x) = decode(nearest_code(encode(x)))`` (Zhou et al. 2023, arXiv:2311.01441, section 3.3).
+In DAD, it is ``Q(x) = decode(nearest_code(encode(x)))`` (Zhou et al. 2023, arXiv:2311.01441, section 3.3).
 """
 
 import contextlib
@@ -34,7 +34,7 @@ _QUANTIZERS: dict[str, Callable[[int, int], Quantizer]] = {
 
 
 def _create_networks(config: VQGANConfig) -> tuple[nn.Module, nn.Module]:
-    """Encoder and decoder of a kind; those of taming and MoVQ need an extra."""
+    """Create encoder and decoder of a kind; those of taming and MoVQ need an extra."""
     if config.networks == 'tiny':
         return TinyEncoder(config.ddconfig), TinyDecoder(config.ddconfig)
     if config.networks == 'magvit2':
@@ -52,16 +52,16 @@ def _create_networks(config: VQGANConfig) -> tuple[nn.Module, nn.Module]:
 class VQGAN(nn.Module):
     """Frozen-ready VQGAN of any kind in [0, 1] pixels: an encoder, a codebook with its search, a decoder.
 
-    Parameter names are those of ``taming.models.vqgan.VQModel``, or of the kind's own library, so its checkpoints load
-    without the keys of its loss. Images may have any size: sides that ``config.factor`` does not divide are extended to
-    the right and below by reflection, and reconstructions are cropped back.
+    Parameter names are those of ``taming.models.vqgan.VQModel``, or of the kind's own library, so checkpoints load
+    without the keys of the loss. Images may have any size: sides that ``config.factor`` does not divide are extended to
+    the right and bottom by reflection, and reconstructions are cropped back.
 
     Args:
         config: Architecture.
-        strict_size: Refuse sizes that the factor does not divide, in place of padding them.
+        strict_size: Reject sizes that the factor does not divide, instead of padding them.
 
     Raises:
-        ImportError: If the networks are of taming's parts and the extra ``vqgan`` is not installed.
+        ImportError: If the networks use taming's parts and the extra ``vqgan`` is not installed.
     """
 
     def __init__(self, config: VQGANConfig, *, strict_size: bool = False) -> None:
@@ -97,12 +97,12 @@ class VQGAN(nn.Module):
             )
         if self.config.networks == 'magvit2' and height <= factor and width <= factor:
             raise ValueError(
-                f'one image side at least must be more than {factor}, the factor of the VQGAN, whose norms need two '
+                f'at least one image side must exceed {factor}, the factor of the VQGAN, whose norms need two '
                 f'codes, got {height}x{width}'
             )
         if any(-side % factor >= side for side in (height, width)):
             raise ValueError(
-                f'image sides must be more than half of {factor}, the factor of the VQGAN, to be padded by reflection, '
+                f'image sides must exceed half of {factor}, the factor of the VQGAN, to be padded by reflection, '
                 f'got {height}x{width}'
             )
 
@@ -116,11 +116,11 @@ class VQGAN(nn.Module):
         self._range_seen = True
 
     def encode(self, x_pix: Tensor) -> Tensor:
-        """Latents ``[B, embed_dim, ceil(H / factor), ceil(W / factor)]`` of images ``[B, 3, H, W]`` in [0, 1].
+        """Encode images ``[B, 3, H, W]`` in [0, 1] to latents ``[B, embed_dim, ceil(H / factor), ceil(W / factor)]``.
 
         Raises:
             ValueError: If the images are too small or, with ``strict_size``, a side is not a multiple of the factor; or
-                if values are outside [0, 1] or not finite (checked on a CPU, and on the first batch elsewhere).
+                if values are outside [0, 1] or not finite (checked on a CPU, and for the first batch elsewhere).
         """
         height, width = x_pix.shape[-2:]
         self.check_size(height, width)
@@ -133,65 +133,65 @@ class VQGAN(nn.Module):
             return self.quantize.prepare(z)
 
     def encode_to_codes(self, x_pix: Tensor) -> Tensor:
-        """Indices of the codes ``[B, h, w]``, int64, of images: ``codes_of`` what ``encode`` gives, with its errors."""
+        """Return the code indices ``[B, h, w]``, int64, of images: ``codes_of`` the result of ``encode``."""
         return self.codes_of(self.encode(x_pix))
 
     def codes_of(self, z: Tensor) -> Tensor:
-        """Indices of the codes ``[B, h, w]``, int64, that latents ``[B, embed_dim, h, w]`` become."""
+        """Return the code indices ``[B, h, w]``, int64, of latents ``[B, embed_dim, h, w]``."""
         batch, dim, height, width = z.shape
         with torch.autocast(z.device.type, enabled=False):
             codes = self.quantize.search(z.float().permute(0, 2, 3, 1).reshape(-1, dim))
         return codes.view(batch, height, width)
 
     def neighbours(self, codes: Tensor, count: int) -> Tensor:
-        """The nearest other codes ``[..., count]``, nearest first, of code indices ``[...]``."""
+        """Return the nearest other codes ``[..., count]``, nearest first, of code indices ``[...]``."""
         return self.quantize.neighbours(codes, count)
 
     def embed(self, codes: Tensor) -> Tensor:
-        """Quantized latents ``[B, embed_dim, h, w]`` of code indices ``[B, h, w]``."""
+        """Return the quantized latents ``[B, embed_dim, h, w]`` of code indices ``[B, h, w]``."""
         return nn.functional.embedding(codes, self.codebook).permute(0, 3, 1, 2).contiguous()
 
     def quantize_straight_through(self, z: Tensor) -> Tensor:
-        """Quantized latents of latents ``[B, embed_dim, h, w]``, whose gradient is that of ``Quantizer.soft``."""
+        """Quantize latents ``[B, embed_dim, h, w]`` with the gradient of ``Quantizer.soft``."""
         z_q = self.embed(self.codes_of(z.detach())).to(z.dtype)
         z = self.quantize.soft(z)
         return z + (z_q - z).detach()
 
     def decode(self, z: Tensor) -> Tensor:
-        """Images ``[B, 3, h * factor, w * factor]``, nominally [0, 1], of latents ``[B, embed_dim, h, w]``."""
+        """Decode latents ``[B, embed_dim, h, w]`` to images ``[B, 3, h * factor, w * factor]``, nominally in [0, 1]."""
         with torch.autocast(z.device.type, enabled=False):
             return (self.run_decoder(z) + 1) / 2
 
     def run_decoder(self, z: Tensor) -> Tensor:
-        """What the decoder makes of latents: images nominally in [-1, 1], in the caller's precision."""
+        """Run the decoder on latents: images nominally in [-1, 1], in the caller's precision."""
         condition = (z,) if self.config.networks == 'movq' else ()
         x_vq: Tensor = self.decoder(self.post_quant_conv(z), *condition)
         return x_vq
 
     def decode_codes(self, codes: Tensor) -> Tensor:
-        """Images ``[B, 3, h * factor, w * factor]``, range [0, 1], of code indices ``[B, h, w]``."""
+        """Decode code indices ``[B, h, w]`` to images ``[B, 3, h * factor, w * factor]``, range [0, 1]."""
         return self.decode(self.embed(codes)).clamp(0, 1)
 
     @torch.no_grad()
     def forward(self, x_pix: Tensor) -> Tensor:
         """Reconstruct: ``Q(x)``, same shape, range [0, 1], of images ``[B, 3, H, W]`` in [0, 1].
 
-        No gradient goes through (DAD takes ``Q`` as the identity, straight-through).
+        No gradient flows through (DAD treats ``Q`` as the identity, straight-through).
 
         Raises:
-            ValueError: As ``encode``.
+            ValueError: As in ``encode``.
         """
         return self.reconstruct(x_pix)[0]
 
     @torch.no_grad()
     def reconstruct(self, x_pix: Tensor) -> tuple[Tensor, Tensor]:
-        """Reconstruct, as ``forward``, and give the codes ``[B, h, w]`` too."""
+        """Reconstruct as in ``forward``, and return the codes ``[B, h, w]`` too."""
         height, width = x_pix.shape[-2:]
         codes = self.encode_to_codes(x_pix)
         return self.decode_codes(codes)[..., :height, :width], codes
 
     def fingerprint(self) -> str:
-        """Hash of weights and architecture: equal for equal ``Q``."""
+        """Return a hash of weights and architecture: equal for equal ``Q``."""
         facts = asdict(self.config)
         if self.config.networks == 'taming':  # the hashes of sets from before there were others stay what they were
             del facts['networks']

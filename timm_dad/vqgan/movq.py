@@ -1,7 +1,7 @@
-"""MoVQ: taming's networks, but the decoder's norms are modulated by the quantized latents (Zheng et al. 2022).
+"""MoVQ: taming's networks with decoder norms modulated by the quantized latents (Zheng et al. 2022).
 
-The weights are ai-forever/MoVQGAN's (``movqgan.models.vqgan.MOVQ``) and diffusers' (``VQModel`` with ``norm_type``
-``spatial``), whose Kandinsky pipelines bring one.
+The weights are from ai-forever/MoVQGAN (``movqgan.models.vqgan.MOVQ``) and diffusers (``VQModel`` with ``norm_type``
+``spatial``), whose Kandinsky pipelines contain one.
 
 Source: arXiv:2209.09002, section 3.2.
 """
@@ -15,10 +15,10 @@ from timm_dad.vqgan import networks
 
 
 class SpatialNorm(nn.Module):
-    """Group norm of feature maps, then scale and shift of each place from the quantized latents there.
+    """Group norm of feature maps, then scale and shift at each place from the quantized latents there.
 
-    NOTE: scale and shift are computed for each latent and shared by its places. The originals first enlarge the latents
-    to the size of the feature map, which gives the same numbers for the multiplications of every place.
+    NOTE: scale and shift are computed once per latent and shared by its places. The originals first enlarge the latents
+    to the size of the feature map, which gives the same numbers with one computation per place.
     """
 
     def __init__(self, norm: nn.GroupNorm, embed_dim: int) -> None:
@@ -27,7 +27,7 @@ class SpatialNorm(nn.Module):
         self.conv_y, self.conv_b = (nn.Conv2d(embed_dim, norm.num_channels, 1) for _ in range(2))
 
     def forward(self, x: Tensor, z_q: Tensor) -> Tensor:
-        """Feature maps ``[B, C, k * h, k * w]`` and latents ``[B, embed_dim, h, w]`` to feature maps."""
+        """Normalize feature maps ``[B, C, k * h, k * w]``, modulated by latents ``[B, embed_dim, h, w]``."""
         (height, width), side = z_q.shape[-2:], x.shape[-1] // z_q.shape[-1]
         places = self.norm_layer(x).unflatten(3, (width, side)).unflatten(2, (height, side))
         scale, shift = (conv(z_q)[:, :, :, None, :, None] for conv in (self.conv_y, self.conv_b))

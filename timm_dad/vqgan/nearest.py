@@ -1,4 +1,4 @@
-"""Which code of a codebook a latent becomes: the nearest, or the likeliest (Esser et al. 2021, arXiv:2012.09841)."""
+"""Find the code that a latent becomes: the nearest or the most likely (Esser et al. 2021, arXiv:2012.09841)."""
 
 import math
 from collections.abc import Callable
@@ -12,10 +12,10 @@ _MAX_BLOCK = 2**22  # floats in one block of the distance matrix: 16 MiB in fp32
 
 
 def nearest_codes(z: Tensor, codebook: Tensor) -> Tensor:
-    """Index of the code with the smallest squared distance to each vector.
+    """Return the index of the code with the smallest squared distance to each vector.
 
-    The arithmetic is that of taming's ``VectorQuantizer``, in blocks of rows of one size: no one-hot matrix is built,
-    and of the ``[N, n_embed]`` distances never more than 16 MiB at once.
+    The arithmetic equals that of taming's ``VectorQuantizer``, in row blocks of one size: no one-hot matrix is built,
+    and at most 16 MiB of the ``[N, n_embed]`` distances exist at once.
 
     Args:
         z: Vectors ``[N, embed_dim]``, fp32.
@@ -30,7 +30,7 @@ def nearest_codes(z: Tensor, codebook: Tensor) -> Tensor:
     Source: Esser et al. 2021, arXiv:2012.09841, equation 2.
     """
     if z.ndim != 2 or codebook.ndim != 2 or z.shape[1] != codebook.shape[1]:
-        raise ValueError(f'z [N, D] and codebook [K, D] need one D, got {tuple(z.shape)} and {tuple(codebook.shape)}')
+        raise ValueError(f'z [N, D] and codebook [K, D] must share D, got {tuple(z.shape)} and {tuple(codebook.shape)}')
     codebook_sq = (codebook**2).sum(dim=1)
 
     def nearest(block: Tensor) -> Tensor:
@@ -41,16 +41,16 @@ def nearest_codes(z: Tensor, codebook: Tensor) -> Tensor:
 
 
 def likeliest_codes(z: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Index ``[N]`` of the largest logit of each vector ``[N, D]``, as in taming's ``GumbelQuantize``.
+    """Return the index ``[N]`` of the largest logit of each vector ``[N, D]``, as in taming's ``GumbelQuantize``.
 
-    NOTE: in evaluation too, taming's draws the code from the softmax of the logits (Gumbel noise of temperature 1). We
+    NOTE: even in evaluation, taming draws the code from the softmax of the logits (Gumbel noise of temperature 1). We
     take its mode, so that ``Q`` is a function.
     """
     return _in_blocks(lambda block: nn.functional.linear(block, weight, bias).argmax(dim=1), z, len(weight))
 
 
 def nearest_others(codes: Tensor, codebook: Tensor, count: int) -> Tensor:
-    """The nearest other codes ``[..., count]``, nearest first, of codes ``[...]`` and a codebook ``[n_embed, D]``."""
+    """Return the nearest other codes ``[..., count]``, nearest first, of ``codes`` in a codebook ``[n_embed, D]``."""
 
     def others(block: Tensor) -> Tensor:
         distance = torch.cdist(codebook[block], codebook, compute_mode='donot_use_mm_for_euclid_dist')
@@ -62,7 +62,7 @@ def nearest_others(codes: Tensor, codebook: Tensor, count: int) -> Tensor:
 
 
 def _in_blocks(codes_of: Callable[[Tensor], Tensor], rows: Tensor, n_embed: int) -> Tensor:
-    """Codes of rows, so many at once that their ``n_embed`` scores each stay in ``_MAX_BLOCK``."""
+    """Return the codes of rows, in blocks whose ``n_embed`` scores per row fit in ``_MAX_BLOCK``."""
     blocks = max(1, math.ceil(len(rows) * n_embed / _MAX_BLOCK))
     with without_tf32():
         return torch.cat([codes_of(block) for block in rows.tensor_split(blocks)])

@@ -1,8 +1,8 @@
-"""Encoder and Decoder of taming-transformers, computed faster: the same weights, the same function.
+"""Faster versions of taming-transformers' Encoder and Decoder: the same weights, the same function.
 
-What differs from taming's own ``forward``: SiLU works in place on what group norm made, attention is PyTorch's fused
-one, a nearest upsampling and the convolution after it are one step with fewer multiplications, and the encoder keeps no
-list of all its feature maps.
+They differ from taming's own ``forward`` as follows: SiLU works in place on the output of group norm, attention is
+PyTorch's fused one, a nearest upsampling and the convolution after it are one step with fewer multiplications, and the
+encoder does not keep a list of all its feature maps.
 
 Source: taming-transformers, ``taming/modules/diffusionmodules/model.py`` (Esser et al. 2021, arXiv:2012.09841).
 """
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 class Encoder(taming.Encoder):  # type: ignore[misc]
     """taming's ``Encoder``; images ``[B, 3, H, W]`` in [-1, 1] to latents ``[B, z_channels, h, w]``.
 
-    ``attn_type`` ``none``, as in latent-diffusion, leaves all attention out, that of the middle too.
+    ``attn_type`` ``none``, as in latent-diffusion, removes all attention, including that in the middle.
     """
 
     def __init__(self, **ddconfig: Any) -> None:
@@ -26,7 +26,7 @@ class Encoder(taming.Encoder):  # type: ignore[misc]
         _drop_middle_attention(self, ddconfig)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Encode."""
+        """Encode images."""
         h = self.conv_in(x)
         for index, level in enumerate(self.down):
             h = _run_level(level, h)
@@ -43,7 +43,7 @@ class Decoder(taming.Decoder):  # type: ignore[misc]
         _drop_middle_attention(self, ddconfig)
 
     def forward(self, z: Tensor, *condition: Tensor) -> Tensor:
-        """Decode; a condition is what the norms of a kind take beside feature maps."""
+        """Decode latents; ``condition`` is an additional input of the norms of some kinds."""
         h = _run_middle(self.mid, self.conv_in(z), *condition)
         for index in reversed(range(self.num_resolutions)):
             h = _run_level(self.up[index], h, *condition)
@@ -87,7 +87,7 @@ def _norm_silu(norm: nn.Module, x: Tensor, *condition: Tensor) -> Tensor:
 
 
 def residual_block(block: Any, x: Tensor, *condition: Tensor) -> Tensor:
-    """What taming's ``ResnetBlock`` computes of feature maps ``[B, C, H, W]``."""
+    """Compute taming's ``ResnetBlock`` on feature maps ``[B, C, H, W]``."""
     h = block.conv1(_norm_silu(block.norm1, x, *condition))
     h = block.conv2(block.dropout(_norm_silu(block.norm2, h, *condition)))
     if block.in_channels != block.out_channels:
@@ -97,7 +97,7 @@ def residual_block(block: Any, x: Tensor, *condition: Tensor) -> Tensor:
 
 
 def attention_block(block: Any, x: Tensor, *condition: Tensor) -> Tensor:
-    """What taming's ``AttnBlock`` computes of feature maps ``[B, C, H, W]``: one head over all places."""
+    """Compute taming's ``AttnBlock`` on feature maps ``[B, C, H, W]``: one head over all places."""
     batch, channels, height, width = x.shape
     h = block.norm(x, *condition)
     # [B, 1, H * W, C]
@@ -107,11 +107,11 @@ def attention_block(block: Any, x: Tensor, *condition: Tensor) -> Tensor:
 
 
 def upsample(block: Any, x: Tensor) -> Tensor:
-    """What taming's ``Upsample`` computes of feature maps ``[B, C, H, W]``: twice as large, then a 3 x 3 convolution.
+    """Compute taming's ``Upsample`` on feature maps ``[B, C, H, W]``: twice as large, then a 3 x 3 convolution.
 
     A 3 x 3 window over a nearest upsampling covers 2 x 2 places of ``x``, and which weights meet in a place depends on
-    whether row and column are even or odd. Together that is one transposed convolution of stride 2, its 4 x 4 kernel
-    the 3 x 3 one summed over 2 x 2 windows: 4 multiplications a pixel and channel in place of 9.
+    whether row and column are even or odd. Together this is one transposed convolution of stride 2 whose 4 x 4 kernel
+    is the 3 x 3 one summed over 2 x 2 windows: 4 multiplications per pixel and channel instead of 9.
     """
     if not block.with_conv:
         resized: Tensor = block(x)

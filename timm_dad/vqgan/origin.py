@@ -11,6 +11,6 @@ class Origin:
     licence: str = ''  # none is known of a file of one's own
 
     def describe(self, digits: int = 64) -> str:
-        """Format it, with so many digits of the hash."""
+        """Format it, with this many digits of the hash."""
         licence = f'licence {self.licence}, ' if self.licence else ''
         return f'{licence}SHA-256 {self.sha256[:digits]}'

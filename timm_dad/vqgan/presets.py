@@ -1,4 +1,4 @@
-"""Public VQGANs by name: their architectures, their addresses, and a cache that notices when a file changes."""
+"""Public VQGANs by name: their architectures, their addresses, and a cache that detects changed files."""
 
 import http.client
 import logging
@@ -150,11 +150,11 @@ PRESETS = {
 def fetch(preset: VQGANPreset) -> Path:
     """Return the path of a preset's weights in the cache of torch hub; download them the first time.
 
-    The SHA-256 of the download is kept beside the checkpoint, and the checkpoint is compared with it from then on. What
-    ``timm-dad convert`` wrote beside the checkpoint is taken in its place.
+    The SHA-256 of the download is stored beside the checkpoint, which is checked against it from then on. If
+    ``timm-dad convert`` wrote a file beside the checkpoint, that file is used instead.
 
     Raises:
-        ValueError: If the download fails or is no checkpoint, or the checkpoint is not what it was.
+        ValueError: If the download fails or is not a checkpoint, or the checkpoint has changed.
     """
     path = _cached(preset)
     converted, recorded = path.with_suffix('.safetensors'), path.with_suffix('.sha256')
@@ -166,13 +166,13 @@ def fetch(preset: VQGANPreset) -> Path:
             _download(preset, path, recorded)
     if sha256_of_file(path) != recorded.read_text().strip():
         raise ValueError(
-            f'{path} is not the file that was downloaded first ({recorded.name}): delete both to start anew'
+            f'{path} is not the file that was first downloaded ({recorded.name}): delete both to start over'
         )
     return path
 
 
 def preset_of_cached(checkpoint: Path) -> VQGANPreset | None:
-    """The preset whose cached checkpoint this is, if it is one."""
+    """Return the preset whose cached checkpoint this is, if any."""
     return next((preset for preset in PRESETS.values() if _cached(preset) == checkpoint.absolute()), None)
 
 
@@ -192,7 +192,7 @@ def _download(preset: VQGANPreset, path: Path, recorded: Path) -> None:
                 f'timm-dad convert FILE.ckpt --config {preset.name}, and give FILE.safetensors'
             ) from error
         if preset.sha256 and sha256_of_file(download) != preset.sha256:
-            raise ValueError(f'{preset.url} gave a file whose SHA-256 is not the published {preset.sha256}')
+            raise ValueError(f'{preset.url} returned a file whose SHA-256 is not the published {preset.sha256}')
         if preset.url.endswith('.zip'):
             _extract(download, checkpoint, preset.url)
         else:
@@ -201,17 +201,17 @@ def _download(preset: VQGANPreset, path: Path, recorded: Path) -> None:
             start = file.read(1)
         if start != b'\x80' and not zipfile.is_zipfile(checkpoint):  # a pickle, or torch's zip of one
             raise ValueError(
-                f'{preset.url} gave no whole checkpoint of PyTorch (a page that says why?): open it and see'
+                f'{preset.url} did not return a complete PyTorch checkpoint (but an error page?): open it in a browser'
             )
         digest = sha256_of_file(checkpoint)
         if recorded.is_file() and recorded.read_text().strip() != digest:
-            raise ValueError(f'{preset.url} gives another file than it did first: delete {recorded} to take it')
+            raise ValueError(f'{preset.url} returns another file than at first: delete {recorded} to accept it')
         write_file(recorded, f'{digest}\n')
         os.replace(checkpoint, path)
 
 
 def _extract(archive: Path, checkpoint: Path, url: str) -> None:
-    """Copy the one ``.ckpt`` out of a zip; names in it decide nothing."""
+    """Copy the only ``.ckpt`` out of a zip; the names in it are not used."""
     try:
         with zipfile.ZipFile(archive) as content:
             members = [member for member in content.infolist() if member.filename.endswith('.ckpt')]
@@ -220,4 +220,4 @@ def _extract(archive: Path, checkpoint: Path, url: str) -> None:
             with content.open(members[0]) as source, checkpoint.open('wb') as target:
                 shutil.copyfileobj(source, target)
     except zipfile.BadZipFile as error:
-        raise ValueError(f'{url} gave no zip ({error}; a page that says why?): open it and see') from error
+        raise ValueError(f'{url} did not return a zip ({error}; but an error page?): open it in a browser') from error

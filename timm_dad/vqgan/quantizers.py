@@ -1,6 +1,6 @@
-"""Codebooks: which code a latent becomes, what gradient passes, and which codes are near another.
+"""Codebooks: which code a latent becomes, which gradient passes, and which codes are near each other.
 
-A kind of VQGAN brings a ``Quantizer``; its parameters have the names of its public checkpoints under ``quantize.``.
+Each kind of VQGAN has a ``Quantizer``; its parameters have the names of public checkpoints under ``quantize.``.
 """
 
 from abc import ABC, abstractmethod
@@ -21,18 +21,18 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def search(self, rows: Tensor) -> Tensor:
-        """Codes ``[N]``, int64, of latents ``[N, D]``, fp32."""
+        """Return the codes ``[N]``, int64, of latents ``[N, D]``, fp32."""
 
     def prepare(self, z: Tensor) -> Tensor:
-        """The encoder's latents as they are compared with codes; an attack moves these."""
+        """Convert the encoder's latents to those that are compared with codes and that an attack moves."""
         return z
 
     def soft(self, z: Tensor) -> Tensor:
-        """What the gradient of quantized latents is taken of, in their place: the latents themselves."""
+        """Return the tensor that provides the gradient of quantized latents: by default the latents themselves."""
         return z
 
     def neighbours(self, codes: Tensor, count: int) -> Tensor:
-        """The nearest other codes ``[..., count]``, nearest first, of codes ``[...]``."""
+        """Return the nearest other codes ``[..., count]``, nearest first, of codes ``[...]``."""
         return nearest_others(codes, self.codebook.float(), count)
 
 
@@ -49,12 +49,12 @@ class NearestQuantizer(Quantizer):
         return self.embedding.weight
 
     def search(self, rows: Tensor) -> Tensor:
-        """The nearest."""
+        """Find the nearest codes."""
         return nearest_codes(rows, self.codebook.float())
 
 
 class GumbelQuantizer(Quantizer):
-    """The likeliest code under a projection, as in taming's ``GumbelQuantize``; its latents are no neighbours of codes.
+    """The most likely code under a projection, as in taming's ``GumbelQuantize``; latents and codes share no space.
 
     The gradient is that of the mean code under the softmax of the logits (Jang et al. 2017, arXiv:1611.01144, section
     2.2).
@@ -72,11 +72,11 @@ class GumbelQuantizer(Quantizer):
         return self.embed.weight
 
     def search(self, rows: Tensor) -> Tensor:
-        """The likeliest."""
+        """Find the most likely codes."""
         return likeliest_codes(rows, self.proj.weight.float().flatten(1), self.proj.bias.float())  # type: ignore[union-attr]
 
     def soft(self, z: Tensor) -> Tensor:
-        """The mean code."""
+        """Return the mean code."""
         return mean_code(z, self.proj.weight.flatten(1), self.codebook, self.proj.bias)
 
 
@@ -87,6 +87,6 @@ def _untrained(codebook: nn.Embedding) -> nn.Embedding:
 
 
 def mean_code(z: Tensor, weight: Tensor, codebook: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Mean of the codes ``[n_embed, D]`` at each place of ``z`` ``[B, D, h, w]``, by the softmax of a projection."""
+    """Return the mean of the codes ``[n_embed, D]`` at each place of ``z`` ``[B, D, h, w]``, weighted by a softmax."""
     logits = F.conv2d(z, weight.to(z.dtype)[:, :, None, None], None if bias is None else bias.to(z.dtype))
     return F.conv2d(logits.softmax(dim=1), codebook.to(z.dtype).t()[:, :, None, None])

@@ -1,4 +1,4 @@
-"""VQGANs as files that ``load_vqgan`` reads."""
+"""Save VQGANs as files that ``load_vqgan`` reads."""
 
 from pathlib import Path
 
@@ -21,6 +21,6 @@ def write_weights(module: nn.Module, path: Path, dtype: torch.dtype = torch.floa
 
 
 def save_vqgan(vqgan: VQGAN, path: Path) -> None:
-    """Write ``NAME.safetensors`` and, beside it, ``NAME.yaml`` in taming's layout: what ``load_vqgan`` reads."""
+    """Write ``NAME.safetensors`` and, beside it, ``NAME.yaml`` in taming's layout, for ``load_vqgan``."""
     write_file(path.with_suffix('.yaml'), vqgan.config.to_yaml())
     write_weights(vqgan, path)

@@ -1,11 +1,11 @@
 """Encoder and decoder of a tiny VQGAN: few channels, no normalization, no attention.
 
-The arrangement is that of TAESD (madebyollin/taesd, ``taesd.py``): residual blocks of three 3 x 3 convolutions with
+The layout follows TAESD (madebyollin/taesd, ``taesd.py``): residual blocks of three 3 x 3 convolutions with
 ReLU, one at the size of the picture and some at each smaller size, and one width for all sizes by default.
 
-NOTE: unlike TAESD, latents are not clamped (they are codes: a finite set), a picture is nominally in [-1, 1], and a
+NOTE: unlike in TAESD, latents are not clamped (they are codes: a finite set), a picture is nominally in [-1, 1], and a
 nearest upsampling with the 3 x 3 convolution after it is one transposed convolution, which can be the same function and
-takes 4 multiplications in place of 9.
+needs 4 multiplications instead of 9.
 """
 
 import itertools
@@ -23,7 +23,7 @@ class Block(nn.Module):
         self.conv1, self.conv2, self.conv3 = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute it."""
+        """Compute the block's output."""
         output: Tensor = (self.conv3(self.conv2(self.conv1(x).relu()).relu()) + x).relu()
         return output
 
@@ -33,7 +33,7 @@ class TinyEncoder(nn.Sequential):
 
     Args:
         ddconfig: ``ch`` and ``ch_mult`` (their product is the width at each size, the picture's first); ``in_channels``
-            and ``z_channels``; ``num_res_blocks``: blocks at each size but the picture's own, which has one.
+            and ``z_channels``; ``num_res_blocks``: blocks at each size except the picture's own, which has one.
     """
 
     def __init__(self, ddconfig: Mapping[str, Any]) -> None:
