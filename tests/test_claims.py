@@ -206,7 +206,7 @@ def test_a_shard_whose_lease_is_stolen_is_thrown_away(tmp_path, leases, clock, c
     clock.now = 61
     assert other.claim(1)
     commit(one, 1)
-    assert 'Shard 1: another process has it' in caplog.text
+    assert 'Shard 1: another process has taken it over' in caplog.text
     assert one.missing() == [0, 1, 2]
     assert not one.claim(1)
     commit(other, 1)
@@ -247,7 +247,7 @@ def test_a_full_disk_is_one_line_and_is_gone_on_from(tmp_path, monkeypatch, way,
 
     with monkeypatch.context() as patch:
         patch.setattr(os, 'fsync', full)
-        with pytest.raises(ValueError, match=r'cannot be written \(No space left on device\): free the room'):
+        with pytest.raises(ValueError, match=r'cannot be written \(No space left on device\): provide the space'):
             run()
     run()
     assert list(verify(tmp_path)) == []
@@ -303,7 +303,7 @@ def test_auto_takes_what_works(tmp_path, monkeypatch, kind, system, works, expec
 
 def test_locks_are_refused_where_they_do_not_work(tmp_path, monkeypatch):
     monkeypatch.setattr('fcntl.flock', _refuse)
-    with pytest.raises(ValueError, match=r'--claim lock: .* keeps no second process out: give --claim lease'):
+    with pytest.raises(ValueError, match=r'--claim lock: .* does not keep a second process out: give --claim lease'):
         open_claims(tmp_path, 'lock')
 
 
@@ -362,7 +362,7 @@ def test_a_part_is_given_or_taken_from_the_launcher(text, environ, expected):
     [
         *((text, {}, r'must be I/N with I from 0 to N - 1, got') for text in ('5/4', '4/4', '0/0')),
         *((text, {}, r'must be I/N, such as 0/4') for text in ('a/b', '1', '', '-1/4', '1/4/2', '1.0/2', '9' * 5000)),
-        ('auto', {}, r'auto needs SLURM_ARRAY_TASK_ID or RANK, and neither is set: give I/N'),
+        ('auto', {}, r'auto needs SLURM_ARRAY_TASK_ID or RANK, but neither is set: give I/N'),
         ('auto', {'SLURM_ARRAY_TASK_ID': '1'}, r"auto needs a number in SLURM_ARRAY_TASK_COUNT, got 'nothing'"),
         ('auto', array('x', 2), r"auto needs a number in SLURM_ARRAY_TASK_ID, got 'x'"),
         ('auto', array(7, 4), r'array of 4 tasks, 0 to 3 by 1, and task 7 of it, which do not go together'),

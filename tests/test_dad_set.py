@@ -130,22 +130,22 @@ def test_the_table_is_an_array_of_the_manifests(sets):
 
 
 def test_a_folder_without_a_set_is_said_to_be_one(tmp_path):
-    with pytest.raises(ValueError, match=r'holds no DAD set: there is no dad_set\.json; timm-dad generate makes one'):
+    with pytest.raises(ValueError, match=r'contains no DAD set \(no dad_set\.json\): make one with timm-dad generate'):
         DADSet(tmp_path)
-    with pytest.raises(ValueError, match='holds no DAD set'):
+    with pytest.raises(ValueError, match='contains no DAD set'):
         DADSet(tmp_path / 'nowhere')
 
 
 def test_a_set_that_is_not_finished_is_never_read(copied):
     (copied / 'index.json').unlink()
-    with pytest.raises(ValueError, match='set is not finished: start the same timm-dad generate again, it goes on'):
+    with pytest.raises(ValueError, match='set is not finished: start the same timm-dad generate again to continue'):
         DADSet(copied)
 
 
 def test_another_version_is_named(copied):
     settings = read_json(copied / 'dad_set.json')
     (copied / 'dad_set.json').write_bytes(canonical_json({**settings, 'format_version': 2}))
-    with pytest.raises(ValueError, match=r'dad_set\.json has format version 2, and this timm_dad reads 1'):
+    with pytest.raises(ValueError, match=r'dad_set\.json has format version 2, but this timm_dad reads 1'):
         read_settings(copied)
 
 
@@ -153,7 +153,7 @@ def test_changed_settings_are_named(copied):
     settings = read_json(copied / 'dad_set.json')
     settings['views']['seed'] = 5
     (copied / 'dad_set.json').write_bytes(canonical_json(settings))
-    with pytest.raises(ValueError, match=r'dad_set\.json was altered: timm-dad verify'):
+    with pytest.raises(ValueError, match=r'dad_set\.json was altered: run timm-dad verify'):
         DADSet(copied)
 
 
@@ -170,7 +170,8 @@ def test_a_damaged_manifest_is_named(copied, content):
     path = copied / 'manifest' / '000001.jsonl'
     path.unlink() if content is None else path.write_bytes(content)
     with pytest.raises(
-        ValueError, match=r'manifest/000001\.jsonl is damaged \(.+\): timm-dad generate --repair, with the flags'
+        ValueError,
+        match=r'manifest/000001\.jsonl is damaged \(.+\): restore it with timm-dad generate --repair and the flags',
     ):
         list(DADSet(copied).manifests())
 
@@ -178,7 +179,9 @@ def test_a_damaged_manifest_is_named(copied, content):
 @pytest.mark.parametrize('damage', [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-8] + b'damaged!')])
 def test_a_damaged_table_is_named(copied, damage):
     damage(copied / 'index.npy')
-    with pytest.raises(DataError, match=r'index\.npy is damaged \(.+\): timm-dad generate --repair, with the flags'):
+    with pytest.raises(
+        DataError, match=r'index\.npy is damaged \(.+\): restore it with timm-dad generate --repair and the flags'
+    ):
         DADSet(copied)
 
 
@@ -200,7 +203,7 @@ def test_a_damaged_view_is_named(copied, damage):
     if damage != 'missing':
         keep = {'folder': len(data) // 2, 'wds': dad_set.num_views * 512, 'codes': len(data) - 3}[dad_set.format]
         path.write_bytes(b'' if damage == 'empty' else data[:keep])
-    with pytest.raises(ValueError, match=r' is damaged \(.+\): timm-dad generate --repair, with the fl') as caught:
+    with pytest.raises(ValueError, match=r' is damaged \(.+\): restore it with timm-dad generate --repair') as caught:
         dad_set.image(19, 1, 'tree/4')
     assert 'tree/4' in str(caught.value) or path.name in str(caught.value)
 
@@ -214,19 +217,19 @@ def test_a_view_with_other_bytes_is_named(copied):
     data[start : start + place['bytes']] = bytes(place['bytes'])
     path.write_bytes(data)
     with pytest.raises(
-        ValueError, match=r' is damaged \(its bytes are others than it was made with\): timm-dad generate --repair'
+        ValueError, match=r' is damaged \(its content has changed\): restore it with timm-dad generate --repair'
     ):
         dad_set.image(19, 1, 'tree/4')
 
 
 def test_codes_need_their_decoder(sets):
-    with pytest.raises(ValueError, match='holds codes: set decoder to the VQGAN that made it'):
+    with pytest.raises(ValueError, match='contains codes: set decoder to the VQGAN that made them'):
         DADSet(sets / 'codes').image(0, 0, 'cat/0')
 
 
 def test_logits_must_be_there(source, tmp_path):
     make(source, tmp_path)
-    with pytest.raises(ValueError, match='has no logits: timm-dad generate --dad-store-logits makes a set with them'):
+    with pytest.raises(ValueError, match='has no logits: make a set with timm-dad generate --dad-store-logits'):
         stored_logits(DADSet(tmp_path), 0, 0)
 
 
@@ -251,13 +254,15 @@ def _swap(one, other):
 def test_swapped_files_are_never_used(copied):
     dad_set, (one, *_, other) = _open(copied), sorted(copied.glob('view0/*/*.png')) or sorted(copied.glob('shards/*'))
     _swap(one, other)
-    with pytest.raises(DataError, match=rf'^{re.escape(str(one))}.* is damaged \(.*\): timm-dad generate --repair'):
+    with pytest.raises(
+        DataError, match=rf'^{re.escape(str(one))}.* is damaged \(.*\): restore it with timm-dad generate --repair'
+    ):
         dad_set.image(0, 0, 'cat/0')
     _swap(copied / 'logits' / '000000.safetensors', copied / 'logits' / '000001.safetensors')
-    with pytest.raises(DataError, match=r'logits/000000\.safetensors is damaged \(its bytes are others'):
+    with pytest.raises(DataError, match=r'logits/000000\.safetensors is damaged \(its content has changed'):
         stored_logits(dad_set, 0, 0)
     _swap(copied / 'manifest' / '000000.jsonl', copied / 'manifest' / '000001.jsonl')
-    with pytest.raises(DataError, match=r'manifest/000000\.jsonl is damaged \(it is another than the index says'):
+    with pytest.raises(DataError, match=r'manifest/000000\.jsonl is damaged \(it differs from the index'):
         list(DADSet(copied).manifests())
 
 
@@ -270,9 +275,9 @@ def test_any_flipped_bit_of_a_view_is_found(copied, bit):
         data = bytearray(whole)
         data[place.get('offset', 0) + position] ^= 1 << bit
         path.write_bytes(data)
-        with pytest.raises(DataError, match='its bytes are others than it was made with'):
+        with pytest.raises(DataError, match='its content has changed'):
             dad_set.image(3, 1, 'cat/3')
     if dad_set.format == 'folder':
         path.write_bytes(whole + b'\0')
-        with pytest.raises(DataError, match='its bytes are others'):
+        with pytest.raises(DataError, match='its content has changed'):
             dad_set.image(3, 1, 'cat/3')

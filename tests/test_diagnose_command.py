@@ -283,7 +283,7 @@ def test_the_views_of_a_set_are_those_that_are_made(root, dad_set):
         (('--img-size', '40'), '--img-size was fixed when the DAD set was made: leave it out'),
         (('--dad-eps', '1'), '--dad-eps was fixed when the DAD set was made'),
         (('--dad-vqgan', 'demo'), '--dad-vqgan is not used'),
-        (('--data-dir', 'ROOT/data'), 'image 0 is another'),
+        (('--data-dir', 'ROOT/data'), 'image 0 differs'),
         (('--dad-teacher', 'timm:test_resnet/ROOT/small.safetensors'), 'it was made with another teacher'),
     ],
 )
@@ -322,7 +322,7 @@ def test_what_does_not_go_with_a_set(root, dad_set, capsys, flags, message):
         ('--student open_clip', '--student'),
         ('--split train --dataset demo/twemoji', 'the demo has no train pictures of twemoji'),
         ('--dad-strict-size --img-size 33', 'image size must be a multiple of 4'),
-        ('--dad-dir /nowhere', '--dad-dir: /nowhere holds no DAD set'),
+        ('--dad-dir /nowhere', '--dad-dir: /nowhere contains no DAD set'),
     ],
 )
 def test_bad_flags(tmp_path, capsys, flags, message):

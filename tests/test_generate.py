@@ -653,7 +653,7 @@ def test_labels_outside_the_teachers_classes_are_named(tmp_path, label):
 def test_a_stream_must_hold_what_it_announces_however_often_it_is_started(tmp_path, count, has):
     source = Source(Stream([picture(index) for index in range(8)], [0, 1, 2, 3] * 2, count))
     for _ in range(2):
-        with pytest.raises(ValueError, match=rf'must hold the {count} images that it announces, it has {has}.*: mend'):
+        with pytest.raises(ValueError, match=rf'must contain the {count} images it announces, but it has {has}.*: fix'):
             make(source, tmp_path, shard_size=3)
         assert not (tmp_path / 'index.json').exists()
 
@@ -666,7 +666,7 @@ def test_an_image_that_a_stream_leaves_out_moves_no_other_ones_view(tmp_path, ta
     _wds(tmp_path / 'bad', names, labels)
     data = (tmp_path / 'bad' / tar).read_bytes()
     (tmp_path / 'bad' / tar).write_bytes(data.replace(b'IHDR', b'XXXX', 1))
-    with pytest.raises(ValueError, match=r'it has 19 that decode: mend it, .* and name an empty folder'):
+    with pytest.raises(ValueError, match=r'it has 19 that decode: mend it, .* and choose an empty folder'):
         make(open_source(tmp_path / 'bad', 'wds/x'), tmp_path / 'set', shard_size=2)
     (tmp_path / 'bad' / tar).write_bytes(data)
     with pytest.raises(ValueError, match=refused):
@@ -773,7 +773,7 @@ def test_a_full_disk_is_one_line_and_is_gone_on_from(tmp_path, monkeypatch, sour
     make(source, tmp_path / 'undisturbed')
     with monkeypatch.context() as patch:
         _stopping_at(patch, 'fsync', count, OSError(errno.ENOSPC, 'No space left on device'))
-        with pytest.raises(ValueError, match=r'set cannot be written \(No space left on device\): free the room'):
+        with pytest.raises(ValueError, match=r'set cannot be written \(No space left on device\): provide the space'):
             make(source, tmp_path / 'set')
     make(source, tmp_path / 'set')
     assert_same_tree(tmp_path / 'set', tree(tmp_path / 'undisturbed'))
@@ -788,7 +788,7 @@ def test_a_gpu_without_memory_for_the_batch_is_an_error(tmp_path, monkeypatch, s
     augment = make_augment()
     augment.chunked = Chunked(3)
     monkeypatch.setattr(augment.vqgan, 'reconstruct', full)
-    with pytest.raises(ValueError, match=r'the memory of the GPU does not hold .*: give --dad-micro-batch'):
+    with pytest.raises(ValueError, match=r'the GPU does not have enough memory for .*: give --dad-micro-batch'):
         make(source, tmp_path / 'set', augment)
 
 
@@ -852,7 +852,7 @@ def test_two_configurations_never_mix_in_one_folder(tmp_path, source, name):
     (tmp_path / 'manifest' / '000001.jsonl').unlink()
     before = tree(tmp_path)
     with pytest.raises(
-        ValueError, match=rf'set of other settings \(.*{name}: here .*, there .*\): give the same flags'
+        ValueError, match=rf'set with other settings \(.*{name}: here .*, there .*\): give the same flags'
     ):
         make(source, tmp_path, **CHANGES[name])
     assert {name: data for name, data in tree(tmp_path).items() if not name.startswith('.work')} == before
@@ -867,7 +867,7 @@ def test_other_names_or_labels_of_the_images_are_other_settings(tmp_path, source
 
 @pytest.mark.parametrize('kind', [Memory, Stream])
 def test_other_pictures_never_mix_in_one_folder(tmp_path, kind):
-    """Data that lists no files, of the same number of images: what is done says which pictures it was made of."""
+    """Data that lists no files, of the same number of images: what is done says which pictures it was made from."""
     labels = [0, 1, 2, 3] * 2
     make(Source(kind([picture(index) for index in range(8)], labels)), tmp_path, shard_size=3)
     (tmp_path / 'index.json').unlink()
@@ -878,7 +878,7 @@ def test_other_pictures_never_mix_in_one_folder(tmp_path, kind):
 
 def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path, source):
     (tmp_path / 'thesis.tex').write_text('x')
-    with pytest.raises(ValueError, match=r'holds other files \(thesis\.tex\): name an empty folder'):
+    with pytest.raises(ValueError, match=r'holds other files \(thesis\.tex\): choose an empty folder'):
         make(source, tmp_path)
     assert (tmp_path / 'thesis.tex').read_text() == 'x'
 

@@ -236,7 +236,7 @@ def test_a_set_is_reinforced_when_it_is_whole_and_in_one_way_alone(files, tmp_pa
     assert (answers.repeats, answers.settings['transform']['input_size'][0]) == (2, 3)
     with pytest.raises(SystemExit, match='2'):
         main(flags(files, tmp_path / 'set', '--reinforce', '2', '--hflip', '0'))
-    assert 'reinforced is a set of other settings (transform.hflip: here 0.0, there 0.5)' in capsys.readouterr().err
+    assert 'reinforced is a set with other settings (transform.hflip: here 0.0, there 0.5)' in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -259,7 +259,7 @@ def test_every_flag_changes_something_or_is_an_error(files, base, tmp_path, caps
         assert list(verify(tmp_path / 'second')) == []
         with pytest.raises(SystemExit):  # nor does it go on with the other one's folder
             main(flags(files, tmp_path / 'second', *both))
-        assert 'is a set of other settings' in capsys.readouterr().err
+        assert 'is a set with other settings' in capsys.readouterr().err
 
 
 def test_help_names_every_flag(capsys):
@@ -332,7 +332,7 @@ def test_shards_are_the_default_and_a_set_goes_on_in_its_own_format(files, tmp_p
     (tmp_path / 'flags.yaml').write_text('format: wds\n')
     for given in (('--format', 'wds'), ('--config', tmp_path / 'flags.yaml')):
         message = error_of(capsys, flags(files, tmp_path / 'set', *given))
-        assert 'is a set of other settings (files.format: here "wds", there "folder")' in message
+        assert 'is a set with other settings (files.format: here "wds", there "folder")' in message
 
 
 def test_every_vqgan_is_loaded_once(files, tmp_path, monkeypatch):
@@ -455,7 +455,7 @@ def test_words_of_a_zero_shot_teacher_change_the_views(files, tmp_path, flag):
         (('--shards', '5/4'), '--shards must be I/N with I from 0 to N - 1, got 5/4'),
         (('--shards', '0/0'), '--shards must be I/N with I from 0 to N - 1, got 0/0'),
         (('--shards', 'a/b'), "--shards must be I/N, such as 0/4 for the first of 4 parts, or auto, got 'a/b'"),
-        (('--shards',), '--shards auto needs SLURM_ARRAY_TASK_ID or RANK, and neither is set: give I/N'),
+        (('--shards',), '--shards auto needs SLURM_ARRAY_TASK_ID or RANK, but neither is set: give I/N'),
         (('--shards', '0/2', '--claim', 'lease'), '--claim is for processes that share all shards: leave it out'),
         (('--shards', '0/2', '--repair'), '--repair looks at the whole set: leave --shards out'),
         (('--claim', 'flock'), "argument --claim: invalid choice: 'flock'"),
@@ -576,7 +576,7 @@ def test_it_is_a_command_of_timm_dad(files, tmp_path, base):
 
 @pytest.mark.slow
 def test_repair_makes_again_what_is_damaged(files, tmp_path, base, capsys, monkeypatch):
-    assert 'holds no DAD set' in error_of(capsys, flags(files, tmp_path / 'set', '--repair'))
+    assert 'contains no DAD set' in error_of(capsys, flags(files, tmp_path / 'set', '--repair'))
     main(flags(files, tmp_path / 'set'))
     shard = tmp_path / 'set' / 'shards' / '000001.tar'
     shard.write_bytes(shard.read_bytes()[:-1])
@@ -602,7 +602,7 @@ def test_claims_change_no_byte(files, tmp_path, base, claim, monkeypatch):
 def test_locks_that_do_not_work_are_an_error_before_a_shard_is_made(files, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr('timm_dad.dad_sets.claims._TRY_LOCK', 'pass')
     message = error_of(capsys, flags(files, tmp_path / 'set', '--claim', 'lock'))
-    assert 'where a lock (flock) keeps no second process out: give --claim lease' in message
+    assert 'where a lock (flock) does not keep a second process out: give --claim lease' in message
     assert not (tmp_path / 'set' / 'dad_set.json').exists()
 
 
@@ -767,7 +767,7 @@ def test_a_file_that_cannot_grow_is_one_line_and_is_gone_on_from(files, undistur
     _, error = run(ONE, argv, code=2, preexec_fn=limit)
     (line,) = (line for line in error.splitlines() if 'error' in line)
     assert line.startswith('timm-dad generate: error: ')
-    assert 'cannot be written (File too large): free the room or the right it needs' in line
+    assert 'cannot be written (File too large): provide the space or permission' in line
     assert 'Traceback' not in error
     run(ONE, argv)
     assert_same_tree(tmp_path / 'set', undisturbed)
@@ -781,7 +781,7 @@ def test_an_error_of_any_process_is_one_line_and_none_hangs(files, tmp_path):
     _, error = run(TORCHRUN, flags(files, tmp_path / 'set', '--seed', '1', data_dir=tmp_path / 'data'), code=1)
     assert time.monotonic() - begin < 60
     assert len([line for line in error.splitlines() if line.startswith('timm-dad generate: error')]) == 1
-    assert 'is a set of other settings (views.seed: here 1, there 0)' in error
+    assert 'is a set with other settings (views.seed: here 1, there 0)' in error
 
 
 @pytest.mark.slow

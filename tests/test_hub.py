@@ -124,13 +124,13 @@ def test_damage_in_the_cache_says_what_to_remove(cache, tmp_path, dataset, capsy
     view = snapshot / 'view0/cat/00.png'
     view.unlink()
     repo = cache / 'datasets--ada--dad-greys'
-    with pytest.raises(ValueError, match=f'00.png is damaged .*: remove {repo}, and it is fetched again'):
+    with pytest.raises(ValueError, match=f'00.png is damaged .*: remove {repo} to fetch it again'):
         DADSet(snapshot).image(0, 0, 'cat/00')
     with pytest.raises(SystemExit, match=f'1 damaged. To fetch them again: remove {repo}'):
         verify([f'hf://{NAME}'])
     assert 'missing: view0/cat/00.png' in capsys.readouterr().out
     (snapshot / 'index.json').unlink()
-    with pytest.raises(ValueError, match='not finished: what uploads it was stopped'):
+    with pytest.raises(ValueError, match='not finished: its upload was interrupted'):
         DADSet(snapshot)
 
 

@@ -466,7 +466,7 @@ def test_a_set_is_made_and_trained_from(data, trained, tmp_path, capsys):
     line = error_of(capsys, generate, [*common, *views, '--output', str(tmp_path / 'b'), '--dad-store-logits', '2'])
     assert '--task multilabel: --dad-store-logits stores answers of one class an image; leave it out' in line
     line = error_of(capsys, generate, [*common, *views, '--output', str(tmp_path / 'set'), '--dad-eps', '1'])
-    assert 'is a set of other settings' in line
+    assert 'is a set with other settings' in line
 
 
 @needs_timm

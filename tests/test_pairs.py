@@ -530,9 +530,11 @@ def test_equal_pictures_are_told_apart_by_their_labels(tmp_path):
 
 def test_a_picture_that_is_not_in_the_set_is_an_error(tmp_path):
     pictures = PictureIndex(write_dad_set(tmp_path / 'set', stream_of((1, 0), (2, 1))))
-    with pytest.raises(ValueError, match=r'a picture of class 1, 8 x 8, is not in the set: it was made of other data'):
+    with pytest.raises(
+        ValueError, match=r'a picture of class 1, 8 x 8, is not in the set: it was made from other data'
+    ):
         pictures.find(Image.new('RGB', (8, 8), (3,) * 3), 1)
-    with pytest.raises(ValueError, match=r'a picture of class 3 is of class 1 in the set, .*another --class-map'):
+    with pytest.raises(ValueError, match=r'a picture of class 3 has class 1 in the set, .*another --class-map'):
         pictures.find(Image.new('RGB', (8, 8), (2,) * 3), 3)
 
 
@@ -624,7 +626,7 @@ def test_stored_logits_are_of_the_very_pixels_of_the_batch(pictures, no_prefetch
 
 
 def test_a_set_without_logits_is_refused(greys, tmp_path):
-    with pytest.raises(ValueError, match='has no logits: timm-dad generate --dad-store-logits'):
+    with pytest.raises(ValueError, match='has no logits: make a set with timm-dad generate --dad-store-logits'):
         StoredLogits.of_views(write_dad_set(tmp_path / 'set', folder(greys)))
 
 

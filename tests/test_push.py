@@ -228,7 +228,7 @@ def test_a_path_out_of_the_set_is_refused(made, tmp_path, no_hub, capsys):
     index['sha256'] = index_hash(index)
     (root / 'index.json').write_bytes(canonical_json(index) + b'\n')
     line = refused(capsys, root, '--dry-run', '--output', str(tmp_path / 'out'))
-    assert "names a file out of its folder, '../secret'" in line
+    assert "names a file outside its folder, '../secret'" in line
     assert not (tmp_path / 'out').exists()
 
 

@@ -238,8 +238,8 @@ def do_nothing(request, device, claims):
 @pytest.mark.parametrize(
     ('task', 'message'),
     [
-        (fill_disk, 'cannot be written (No space left on device): free the room'),
-        (die, '--engine ray: a task was lost more often than Ray tries it again'),
+        (fill_disk, 'cannot be written (No space left on device): provide the space'),
+        (die, '--engine ray: a task was lost more often than Ray retries it'),
         (do_nothing, '--output must be a folder that all machines of the cluster see'),
     ],
 )
@@ -254,7 +254,7 @@ def test_a_task_that_fails_is_one_line_and_gone_on_from(files, cluster, tmp_path
 
 
 def test_a_machine_that_does_not_see_the_folder_says_so(tmp_path):
-    with pytest.raises(ValueError, match=r'is not there: --output must be a folder that all machines .* \(on '):
+    with pytest.raises(ValueError, match=r'does not exist: --output must be a folder that all machines .* \(on '):
         ray_engine._make_shards(do_nothing, b'', tmp_path / 'set', str(tmp_path / 'nowhere'), [0])
 
 

@@ -51,7 +51,7 @@ def test_data_moved_elsewhere_passes(dad_set, greys, tmp_path):
 
 def test_other_numbers_of_images_are_named(dad_set, greys):
     (greys / 'train' / 'cat' / '03.png').unlink()
-    with pytest.raises(ValueError, match='it was made of 24 images, and the data set has 23: train on the split'):
+    with pytest.raises(ValueError, match='it was made from 24 images, but the data set has 23: train on the split'):
         check_data(dad_set, Source(folder(greys)))
 
 
@@ -70,26 +70,26 @@ def test_another_number_of_classes_is_named(dad_set, greys):
 
 def test_an_image_that_was_changed_is_named(dad_set, greys):
     Image.new('RGB', (40, 36), (1, 2, 3)).save(greys / 'train' / 'dog' / '01.png')
-    with pytest.raises(ValueError, match=r'image 7 is another: source_sha256 [0-9a-f]{64} there, [0-9a-f]{64} here'):
+    with pytest.raises(ValueError, match=r'image 7 differs: source_sha256 [0-9a-f]{64} there, [0-9a-f]{64} here'):
         check_data(dad_set, Source(folder(greys)))
 
 
 def test_a_label_that_was_changed_is_named(dad_set, greys):
     source = Source(folder(greys))
     source.reader.samples[9] = (source.reader.samples[9][0], 0)
-    with pytest.raises(ValueError, match='image 9 is another: label 1 there, 0 here'):
+    with pytest.raises(ValueError, match='image 9 differs: label 1 there, 0 here'):
         check_data(dad_set, source)
 
 
 def test_an_image_that_was_renamed_is_named(dad_set, greys):
     (greys / 'train' / 'tree' / '05.png').rename(greys / 'train' / 'tree' / 'z.png')
-    with pytest.raises(ValueError, match='image 23 is another: name tree/05 there, tree/z here'):
+    with pytest.raises(ValueError, match='image 23 differs: name tree/05 there, tree/z here'):
         check_data(dad_set, Source(folder(greys)))
 
 
 def test_a_list_of_files_that_differs_beside_the_images_compared_is_an_error(dad_set, greys):
     dad_set.settings['data']['listing'] = '0' * 64
-    with pytest.raises(ValueError, match='names or labels of the images are others than when it was made'):
+    with pytest.raises(ValueError, match='names or labels of the images have changed since it was made'):
         check_data(dad_set, Source(folder(greys)))
 
 
@@ -101,13 +101,15 @@ class Stream(IterableDataset):
 
 
 def test_a_set_of_files_is_not_one_of_a_stream(dad_set):
-    with pytest.raises(ValueError, match='it knows images by their file, and this kind of data set by their pixels'):
+    with pytest.raises(
+        ValueError, match='it identifies images by their file, but this kind of data set by their pixels'
+    ):
         check_data(dad_set, Source(Stream()))
 
 
 def test_a_damaged_manifest_is_named(dad_set, greys):
     (dad_set.root / 'manifest' / '000002.jsonl').unlink()
-    with pytest.raises(ValueError, match=r'000002\.jsonl is damaged .*: timm-dad generate --repair'):
+    with pytest.raises(ValueError, match=r'000002\.jsonl is damaged .*: restore it with timm-dad generate --repair'):
         check_data(dad_set, Source(folder(greys)))
 
 
@@ -118,7 +120,7 @@ def test_classes_and_size_of_the_student(dad_set):
     check_student(dad_set, 4, (32, 32))
     with pytest.raises(ValueError, match='it was made for 4 classes, and the student has 10: set --num-classes, or'):
         check_student(dad_set, 10, (32, 32))
-    with pytest.raises(ValueError, match='its views are 32 x 32, and the student takes 64 x 48: set --img-size 32, or'):
+    with pytest.raises(ValueError, match='its views are 32 x 32, but the student takes 64 x 48: set --img-size 32, or'):
         check_student(dad_set, 4, (64, 48))
     dad_set.size = (32, 48)
     with pytest.raises(
@@ -136,13 +138,11 @@ def test_another_teacher_is_an_error_that_says_what_the_set_was_made_with(greys,
     check_teacher(made, teacher)
     with torch.no_grad():
         next(teacher.model.parameters()).add_(1)
-    match = (
-        r'another teacher .*: with --dad-teacher demo timm:test_vit --dad-templates words\.txt, as its files were then'
-    )
+    match = r'another teacher: --dad-teacher demo timm:test_vit --dad-templates words\.txt, with its files at that time'
     with pytest.raises(ValueError, match=match):
         check_teacher(made, teacher)
     made.settings['teacher']['flags'] = {}
-    with pytest.raises(ValueError, match='with the default one, as its files were then'):
+    with pytest.raises(ValueError, match='another teacher: the default one, with its files at that time'):
         check_teacher(made, teacher)
 
 
@@ -151,7 +151,7 @@ def test_another_vqgan_is_an_error(greys, tmp_path, vqgan, vqgan_config):
     made = write_dad_set(tmp_path / 'set', folder(greys), format='codes', vqgan=vqgan, vqgan_spec='x.safetensors',
                          pixels=lambda *_: codes)  # fmt: skip
     check_decoder(made, vqgan)
-    with pytest.raises(ValueError, match=r'its codes are of another VQGAN: name x\.safetensors as it was then'):
+    with pytest.raises(ValueError, match=r'its codes come from another VQGAN: give the original x\.safetensors'):
         check_decoder(made, VQGAN(vqgan_config))
 
 
@@ -215,7 +215,7 @@ def test_flags_that_do_not_go_with_a_set(greys, tmp_path, capsys, flags, message
         (('--dad-same-crop', '--dad-vqgan', 'demo'), '--dad-same-crop is for DAD views that were made before'),
         (('--dad-same-crop', '--dad-view', 'random'), '--dad-same-crop is for DAD views that were made before'),
         (('--dad-stored-logits', '--dad-vqgan', 'demo'), '--dad-stored-logits needs --dad-dir'),
-        (('--dad-dir', 'nowhere'), '--dad-dir: nowhere holds no DAD set'),
+        (('--dad-dir', 'nowhere'), '--dad-dir: nowhere contains no DAD set'),
     ],
 )
 def test_flags_that_need_a_set(capsys, flags, message):
@@ -292,7 +292,7 @@ def test_no_teacher_is_loaded_for_stored_logits(greys, tmp_path, student, monkey
     ('changes', 'message'),
     [
         ({'data__num_classes': 5}, r'--dad-dir .*set: it was made for 5 classes, and the student has 4'),
-        ({'views__size': [48, 48]}, r'--dad-dir .*set: its views are 48 x 48, and the student takes 32 x 32'),
+        ({'views__size': [48, 48]}, r'--dad-dir .*set: its views are 48 x 48, but the student takes 32 x 32'),
     ],
 )
 def test_a_set_for_another_student_is_refused(dad_set, changes, message):
@@ -310,7 +310,7 @@ def test_a_set_that_is_not_finished_is_refused(dad_set):
 def test_a_set_of_other_data_is_refused(dad_set, greys):
     args = parse('--dad-dir', str(dad_set.root), '--dad-teacher', 'demo')
     (greys / 'train' / 'cat' / '03.png').unlink()
-    with pytest.raises(ValueError, match=r'--dad-dir .*set: it was made of 24 images, and the data set has 23'):
+    with pytest.raises(ValueError, match=r'--dad-dir .*set: it was made from 24 images, but the data set has 23'):
         pair_dataset(args, folder(greys), DATA_CONFIG, dad_set=open_dad_set(args, (32, 32)))
 
 
@@ -331,7 +331,7 @@ def test_the_vqgan_of_codes_is_the_sets_or_the_flags(greys, tmp_path, vqgan, vqg
     assert not any(parameter.requires_grad for parameter in vqgan.parameters())
     open_dad_set(parse(*flags, '--dad-vqgan', 'here'), (32, 32))
     assert loaded == ['there', 'here']
-    with pytest.raises(ValueError, match=r'--dad-dir .*: its codes are of another VQGAN: name there'):
+    with pytest.raises(ValueError, match=r'--dad-dir .*: its codes come from another VQGAN: give the original there'):
         open_dad_set(parse(*flags, '--dad-vqgan', 'other'), (32, 32))
 
 

@@ -180,7 +180,7 @@ def test_a_file_system_without_locks_is_refused_and_no_soft_lock_taken(tmp_path,
 
     monkeypatch.setattr(fcntl, 'flock', refuse)
     with pytest.raises(
-        ValueError, match=r'is on a file system without locks \(flock\): name .* or give .*--claim lease'
+        ValueError, match=r'is on a file system without locks \(flock\): choose .* or give .*--claim lease'
     ):
         open_folder(tmp_path)
 
@@ -191,7 +191,7 @@ def test_a_file_system_without_locks_is_refused_and_no_soft_lock_taken(tmp_path,
 def test_the_settings_are_kept_and_compared(tmp_path):
     open_folder(tmp_path)
     assert read_json(tmp_path / 'dad_set.json') == SETTINGS
-    with pytest.raises(ValueError, match=r'set of other settings \(views\.seed: here 1, there 0\): give the same'):
+    with pytest.raises(ValueError, match=r'set with other settings \(views\.seed: here 1, there 0\): give the same'):
         open_folder(tmp_path, settings={**SETTINGS, 'views': {'seed': 1}})
 
 
@@ -205,7 +205,7 @@ def test_no_more_than_three_differences_are_named(tmp_path):
 def test_other_files_are_refused_and_named(tmp_path):
     for name in 'dcba':
         (tmp_path / name).write_text('')
-    with pytest.raises(ValueError, match=r'holds other files \(a, b, c\): name an empty folder'):
+    with pytest.raises(ValueError, match=r'holds other files \(a, b, c\): choose an empty folder'):
         open_folder(tmp_path)
 
 
@@ -281,7 +281,7 @@ OTHER = {**SETTINGS, 'views': {'seed': 1}}
 
 def test_settings_never_take_the_place_of_another_process(tmp_path, monkeypatch):
     other_process_first(monkeypatch, tmp_path, then=os.link)
-    with pytest.raises(ValueError, match='set of other settings'):
+    with pytest.raises(ValueError, match='set with other settings'):
         open_folder(tmp_path, settings=OTHER, claims=Part(0, 1))
     assert read_json(tmp_path / 'dad_set.json') == SETTINGS
 
@@ -294,7 +294,7 @@ def test_shards_of_two_settings_are_no_set_where_there_are_no_hard_links(tmp_pat
     folder = open_folder(tmp_path, settings=OTHER, claims=Part(0, 1))
     assert read_json(tmp_path / 'dad_set.json') == OTHER
     with (
-        pytest.raises(ValueError, match=r'000000\.jsonl is of other settings than .* name an empty'),
+        pytest.raises(ValueError, match=r'000000\.jsonl has other settings than .* choose an empty'),
         folder.finishing(),
     ):
         pytest.fail('it is being finished')

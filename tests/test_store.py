@@ -92,9 +92,9 @@ def test_a_version_changes_with_the_object(url):
 
 @pytest.mark.parametrize('name', ['../a', '/a', 'a/../../b'])
 def test_names_that_lead_out_of_the_folder_are_refused(memory, name, tmp_path):
-    with pytest.raises(StoreError, match=r'^memory://bucket/set names a file out of its folder'):
+    with pytest.raises(StoreError, match=r'^memory://bucket/set names a file outside its folder'):
         Store('memory://bucket/set').bring(tmp_path / 'set', [name])
-    with pytest.raises(StoreError, match=r'^memory://bucket/set names a file out of its folder'):
+    with pytest.raises(StoreError, match=r'^memory://bucket/set names a file outside its folder'):
         Store('memory://bucket/set').read(name)
 
 
@@ -128,7 +128,10 @@ def test_one_without_has_the_parts_of_the_launcher_or_one(memory, monkeypatch, c
     for name in ('RANK', 'SLURM_ARRAY_TASK_ID'):
         monkeypatch.delenv(name, raising=False)
     assert store_claims('simple://set') == Part(0, 1)
-    assert 'simple://set: two processes can create one object there; for several, give each --shards I/N' in caplog.text
+    assert (
+        'simple://set: two processes can create the same object there; if there are several, give each --shards I/N'
+        in caplog.text
+    )
     monkeypatch.setenv('RANK', '1')
     monkeypatch.setenv('WORLD_SIZE', '3')
     assert store_claims('simple://set') == Part(1, 3)
@@ -194,7 +197,7 @@ def test_so_are_those_of_a_stream_and_another_stream_is_refused(memory, tmp_path
     assert contents('memory://set') == tree(tmp_path / 'set')
     Store('memory://set').remove(['index.json', 'manifest/000003.jsonl'])
     other = Source(Stream([picture(index + 1) for index in range(4)], [0, 1, 2, 3]))
-    with pytest.raises(ValueError, match=r'memory://set (was made of another stream|is a set of other settings)'):
+    with pytest.raises(ValueError, match=r'memory://set (was made from another stream|is a set with other settings)'):
         make(other, 'memory://set', shard_size=1)
 
 
@@ -217,10 +220,10 @@ def test_parts_make_a_set_where_objects_can_be_created_twice(memory, tmp_path):
 def test_what_is_there_is_not_mixed_with_another_set(memory):
     source = few_pictures()
     Store('memory://strange').write('a.txt', b'1')
-    with pytest.raises(ValueError, match=r'memory://strange holds other objects \(a.txt\): name a URL'):
+    with pytest.raises(ValueError, match=r'memory://strange contains other objects \(a.txt\): choose a URL'):
         make(source, 'memory://strange')
     make(source, 'memory://set')
-    with pytest.raises(ValueError, match=r'memory://set is a set of other settings \(views.seed: here 1, there 0\)'):
+    with pytest.raises(ValueError, match=r'memory://set is a set with other settings \(views.seed: here 1, there 0\)'):
         make(source, 'memory://set', seed=1)
     Store('memory://set').remove(['dad_set.json'])
     expected = contents('memory://set')
@@ -266,7 +269,7 @@ def test_verify_takes_no_failure_of_a_store_for_damage(memory):
 
 
 def test_there_is_no_set_to_verify(memory):
-    with pytest.raises(ValueError, match=r'memory://set holds no DAD set: there is no dad_set.json'):
+    with pytest.raises(ValueError, match=r'memory://set contains no DAD set (no dad_set.json)'):
         list(verify('memory://set'))
 
 
@@ -305,7 +308,7 @@ def test_a_store_that_fails_at_any_request_is_gone_on_from(memory, step, lasts, 
         url = f'counted://{count}'
         Counted.fail_at(range(count, count + lasts), effect=effect)
         said = what_is_said(run, url, slow_leases)
-        assert re.match(rf'({url}.* the store says no \(OSError: \[Errno 5\] QuotaExceeded\): once that|$)', said)
+        assert re.match(rf'({url}.* the store refuses \(OSError: \[Errno 5\] QuotaExceeded\): once that|$)', said)
         failed = Counted.failed()
         Counted.fail_at(range(0))
         found = {name: data for name, data in contents(url).items() if not name.startswith('.work')}
@@ -388,7 +391,7 @@ def test_a_shard_whose_lease_is_stolen_gets_no_manifest_from_its_first_holder(me
 
     monkeypatch.setattr(Store, 'upload', late)
     run(url, slow_leases)
-    assert 'Shard 0: another process has it' in caplog.text
+    assert 'Shard 0: another process has taken it over' in caplog.text
     run('memory://undisturbed', slow_leases)
     assert contents(url) == contents('memory://undisturbed')
 
@@ -415,16 +418,16 @@ class EndpointConnectionError(Exception):
 @pytest.mark.parametrize(
     ('error', 'said'),
     [
-        (AnsweredError('NoSuchBucket'), 'there is no such bucket: look at the name, or make it first'),
+        (AnsweredError('NoSuchBucket'), 'there is no such bucket: check the name, or create it first'),
         (AnsweredError('RequestTimeTooSkewed'), "this machine's clock is off by too much for the store .*: set it"),
-        (AnsweredError('AccessDenied'), r'access is denied \(AccessDenied: .*\): look at the credentials'),
+        (AnsweredError('AccessDenied'), r'access is denied \(AccessDenied: .*\): check the credentials'),
         (PermissionError('Forbidden'), r'access is denied \(PermissionError: Forbidden\)'),
         (NoCredentialsError('Unable to locate'), r'there are no credentials .*AWS_PROFILE'),
-        (EndpointConnectionError('Could not connect'), r'cannot be reached .*: look at the network and the address'),
-        (ConnectionResetError(104, 'reset'), r'cannot be reached .* start the same command again, it goes on'),
+        (EndpointConnectionError('Could not connect'), r'cannot be reached .*: check the network and the address'),
+        (ConnectionResetError(104, 'reset'), r'cannot be reached .* start the same command again to continue'),
         (TimeoutError('slow'), 'cannot be reached'),
-        (AnsweredError('QuotaExceeded'), r'the store says no \(QuotaExceeded: .*\): once that is mended \(room, quota'),
-        (OSError(28, 'No\nspace'), r'the store says no \(OSError: \[Errno 28\] No space\)'),
+        (AnsweredError('QuotaExceeded'), r'the store refuses \(QuotaExceeded: .*\): once that is fixed \(space, quota'),
+        (OSError(28, 'No\nspace'), r'the store refuses \(OSError: \[Errno 28\] No space\)'),
     ],
 )
 @pytest.mark.parametrize('call', ['read', 'exists', 'names', 'write', 'create', 'objects', 'remove'])
@@ -442,9 +445,9 @@ def test_what_a_store_says_is_one_line_with_what_to_do(memory, error, said, call
     ('address', 'error', 'message'),
     [
         ('nothing://set', ValueError, 'nothing://set cannot be opened as an object store: Protocol not known: nothing'),
-        ('s3://', ValueError, r'a store is named as s3://BUCKET or s3://BUCKET/NAME, .*, got s3://'),
+        ('s3://', ValueError, r'a store is s3://BUCKET or s3://BUCKET/NAME, .*, got s3://'),
         ('memory://set*', ValueError, r'without any of \*\?\[\], got memory://set\*'),
-        ('file:///tmp/set', ValueError, 'file:///tmp/set is a folder: name it without file://'),
+        ('file:///tmp/set', ValueError, 'file:///tmp/set is a folder: give it without file://'),
         ('abfs://set', ImportError, 'abfs://set: the package for abfs:// is missing; Install adlfs'),
     ],
 )
@@ -466,13 +469,13 @@ def test_a_store_whose_files_grow_is_warned_of(memory, caplog, monkeypatch):
     Store('memory://set').warn_of_halves()
     assert caplog.text == ''
     make(few_pictures(), 'counted://set')
-    assert 'counted://set: files of counted:// may be seen half written' in caplog.text
+    assert 'counted://set: files of counted:// may be left half-written' in caplog.text
 
 
 def test_a_store_without_the_bucket_says_so_when_it_is_written_to(memory):
     """As Google's, whose error has no code."""
     Counted.fail_at(range(10), FileNotFoundError('b'))
-    with pytest.raises(StoreError, match=r'^counted://set/a: there is no such bucket: look at the name'):
+    with pytest.raises(StoreError, match=r'^counted://set/a: there is no such bucket: check the name'):
         Store('counted://set').write('a', b'1')
 
 
@@ -525,7 +528,7 @@ def test_a_server_that_denies_access_is_one_line(monkeypatch, bucket):
             lambda store: store.write('a', b'1'),
             lambda store: store.names(),
         ):
-            with pytest.raises(StoreError, match=r's3://ada/set.*: access is denied .*: look at the credentials'):
+            with pytest.raises(StoreError, match=r's3://ada/set.*: access is denied .*: check the credentials'):
                 call(Store('s3://ada/set'))
 
 
@@ -546,7 +549,7 @@ def test_a_server_that_goes_away_in_the_middle_is_one_line(monkeypatch, bucket):
             upload(store, root, names)
 
         patch.setattr(Store, 'upload', late)
-        with pytest.raises(StoreError, match=r's3://ada/set/.*: the store cannot be reached .* it goes on$'):
+        with pytest.raises(StoreError, match=r's3://ada/set/.*: the store cannot be reached .* to continue$'):
             run('s3://ada/set', slow_leases)
 
 
@@ -613,7 +616,7 @@ def test_a_set_in_a_store_is_reinforced_as_a_local_one(memory, tmp_path, monkeyp
             '--claim lock: memory://set is in an object store, which has',
         ),
         (['--output', 'simple://set', '--claim', 'lease'], '--claim lease: simple://set is in a store where two'),
-        (['--output', 'memory://strange'], 'memory://strange holds other objects (a.txt): name a URL'),
+        (['--output', 'memory://strange'], 'memory://strange contains other objects (a.txt): choose a URL'),
     ],
 )
 def test_generate_refuses_what_it_cannot_do_in_one_line(memory, tmp_path, capsys, flags, message):

@@ -95,11 +95,11 @@ def test_its_size_is_told_before_it_is_fetched(caplog):
     url = make_set()
     caplog.set_level(logging.INFO)
     root = fetch_set(url)
-    told = [record.getMessage() for record in caplog.records if 'are fetched' in record.getMessage()]
+    told = [record.getMessage() for record in caplog.records if 'fetching' in record.getMessage()]
     files = {name: data for name, data in tree(root).items() if not name.startswith('manifest')}
     del files['index.json'], files['dad_set.json']
     size = sum(map(len, files.values())) / 1e6
-    assert told == [f'{url}: {len(files)} files of {size:.1f} MB are fetched into {root.parent}']
+    assert told == [f'{url}: fetching {len(files)} files of {size:.1f} MB into {root.parent}']
 
 
 def test_there_must_be_room_for_it(monkeypatch, cache):
@@ -165,8 +165,8 @@ def test_damage_in_the_store_is_named_with_what_makes_it_again(cache, name, gone
         store.remove([name])
     else:
         store.write(name, store.read(name)[:-1] + b'x')
-    how = 'is missing' if gone else 'is not what it was'
-    with pytest.raises(ValueError, match=f'{url}/{name} {how}: timm-dad verify {url} says what else'):
+    how = 'is missing' if gone else 'has changed'
+    with pytest.raises(ValueError, match=f'{url}/{name} {how}: timm-dad verify {url} lists all damage'):
         fetch_set(url)
     assert not any(cache.glob('sets/set-*'))
 
@@ -217,7 +217,7 @@ def test_damage_in_the_cache_says_what_to_remove():
     root = set_folder(make_set(format='folder'))
     view = next(root.glob('view0/*/*.png'))
     view.write_bytes(b'x')
-    with pytest.raises(ValueError, match=f'remove {root}, and it is fetched again'):
+    with pytest.raises(ValueError, match=f'remove {root} to fetch it again'):
         DADSet(root).image(0, 0, str(view.relative_to(root / 'view0').with_suffix('')))
 
 
@@ -236,7 +236,7 @@ def test_verify_says_that_a_set_is_whole_damaged_unfinished_or_none(capsys, cach
     with pytest.raises(SystemExit) as caught:
         verify(['memory://none'])
     assert caught.value.code == 2
-    assert 'memory://none holds no DAD set' in capsys.readouterr().err
+    assert 'memory://none contains no DAD set' in capsys.readouterr().err
     assert not cache.exists()
 
 
@@ -287,12 +287,12 @@ def test_folders_that_a_tool_made_objects_of_are_none(tmp_path):
 
 def test_data_that_is_not_there_or_half_there_is_refused():
     args = parse_args(['--data-dir', 'memory://none', '--model', 'test_resnet'])
-    with pytest.raises(ValueError, match=r'^--data-dir memory://none holds nothing: look at the name'):
+    with pytest.raises(ValueError, match=r'^--data-dir memory://none is empty: check the name'):
         dataset_of_flags(args, 'train', split_flag='--train-split')
     store = Store('counted://data')
     store.write('a.png', b'12')
     wanted = store_cache._Wanted('a.png', 3)
-    with pytest.raises(ValueError, match=r'counted://data/a.png is not what it was: another process writes there'):
+    with pytest.raises(ValueError, match=r'counted://data/a.png has changed: another process writes there'):
         store_cache._fetch(store, Path(os.environ['TIMM_DAD_CACHE']), [wanted])
 
 

@@ -73,7 +73,9 @@ def test_classes_without_images_and_data_without_names():
 def test_a_damaged_manifest_is_named(root, tmp_path):
     root = shutil.copytree(root, tmp_path / 'set')
     (root / 'manifest' / '000001.jsonl').write_bytes(b'{}')
-    with pytest.raises(ValueError, match=r'manifest/000001\.jsonl is damaged \(.*\): timm-dad generate --repair'):
+    with pytest.raises(
+        ValueError, match=r'manifest/000001\.jsonl is damaged \(.*\): restore it with timm-dad generate --repair'
+    ):
         list(map(Totals(32).add, DADSet(root).manifests()))
 
 

@@ -121,7 +121,7 @@ def seen():
             ('--dad', '--dad-dir', '{dad_set}', '--dad-stored-logits', '--no-aug', '--dad-feature-weight', '1'),
             '--dad-feature-weight asks the teacher for its features',
         ),
-        ((*DAD[:3], '--dad-dir', 'nowhere'), '--dad-dir: nowhere holds no DAD set'),
+        ((*DAD[:3], '--dad-dir', 'nowhere'), '--dad-dir: nowhere contains no DAD set'),
         ((*DAD, '--kd-model-name', 'resnet18'), '--kd-model-name is another distillation than --dad'),
         (('--dad-eps', '0.1'), '--dad-eps needs --dad'),
         ((*DAD, '--dad-prob=2'), '--dad-prob: prob is a probability'),
@@ -308,7 +308,7 @@ def test_a_set_that_does_not_fit_ends_with_one_line(parse, pictures, dad_set, ca
         pair_views(args, data, {**DATA_CONFIG, 'input_size': (3, 64, 64)}, None)
     error = capsys.readouterr().err
     assert error.startswith(
-        f'train.py: error: --dad-dir {dad_set}: its views are 32 x 32, and the student takes 64 x 64'
+        f'train.py: error: --dad-dir {dad_set}: its views are 32 x 32, but the student takes 64 x 64'
     )
     assert error.count('\n') == 1
 

@@ -459,7 +459,7 @@ def test_a_set_of_codes_is_made_and_decoded(tmp_path, kind, attack):
     image = pil_to_tensor(dad_set.image(3, 0, item['name'])).float() / 255
     codes = unpack_codes(dad_set._read(3, 0, item['name']), (4, 4), 32)
     assert (vqgan.decode_codes(codes[None])[0] - image).abs().max() <= 0.5001 / 255
-    with pytest.raises(ValueError, match='its codes are of another VQGAN'):
+    with pytest.raises(ValueError, match='its codes come from another VQGAN'):
         check_decoder(dad_set, build('ibq'))
 
 

@@ -161,7 +161,7 @@ def test_a_set_of_other_pictures_ends_with_one_line(pictures, dad_set, tmp_path,
         train_dad.main(flags(other, tmp_path / 'out', '--dad', '--dad-dir', dad_set))
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith(
-        f'timm-dad train: error: --dad-dir {dad_set}: it was made of 24 images, and the data set has 20'
+        f'timm-dad train: error: --dad-dir {dad_set}: it was made from 24 images, but the data set has 20'
     )
     assert not (tmp_path / 'out').exists()
 

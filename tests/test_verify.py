@@ -263,14 +263,14 @@ def test_a_repair_takes_nothing_from_a_set_of_other_flags_and_needs_something_wh
     root = shutil.copytree(sets / 'folder', tmp_path / 'set')
     (root / 'view0' / 'cat' / '1.png').unlink()
     before = tree(root)
-    with pytest.raises(ValueError, match='is a set of other settings'):
+    with pytest.raises(ValueError, match='is a set with other settings'):
         make(source, root, format='folder', num_views=2, top_k=2, seed=5, repair=True)
     assert tree(root) == before
     shutil.rmtree(root / 'manifest')
     (root / 'dad_set.json').write_bytes(b'')
-    with pytest.raises(ValueError, match=r'nothing in it is whole, not even dad_set\.json: remove it'):
+    with pytest.raises(ValueError, match=r'nothing in it is intact, not even dad_set\.json: remove it'):
         _make(source, root, 'folder', repair=True)
-    with pytest.raises(ValueError, match='holds no DAD set'):
+    with pytest.raises(ValueError, match='contains no DAD set'):
         _make(source, tmp_path / 'nowhere', 'folder', repair=True)
     assert not (tmp_path / 'nowhere').exists()
 
@@ -318,7 +318,7 @@ def test_no_set_is_said_to_be_none(tmp_path, capsys, content):
     code, output = _run(tmp_path, capsys)
     assert code == 2
     assert 'timm-dad verify: error:' in output
-    assert f'{tmp_path} holds no DAD set: there is no dad_set.json; timm-dad generate makes one' in output
+    assert f'{tmp_path} contains no DAD set (no dad_set.json): make one with timm-dad generate' in output
 
 
 def test_another_version_is_named(sets, tmp_path, capsys):
@@ -327,7 +327,7 @@ def test_another_version_is_named(sets, tmp_path, capsys):
     path.write_bytes(path.read_bytes().replace(b'"format_version":1', b'"format_version":9'))
     code, output = _run(root, capsys)
     assert code in (1, 2)
-    assert 'has format version 9, and this timm_dad reads 1' in output
+    assert 'has format version 9, but this timm_dad reads 1' in output
 
 
 def test_damage_reads_as_one_line():
@@ -360,11 +360,11 @@ def test_a_shard_that_is_being_made_again_is_not_whole(sets, source, tmp_path):
 
 def test_what_is_refused_leaves_nothing_behind(sets, source, tmp_path):
     (tmp_path / 'train').mkdir()
-    with pytest.raises(ValueError, match=r'holds other files \(train\): name an empty folder'):
+    with pytest.raises(ValueError, match=r'holds other files \(train\): choose an empty folder'):
         _make(source, tmp_path, 'folder')
     assert [path.name for path in tmp_path.iterdir()] == ['train']
     root = shutil.copytree(sets / 'folder', tmp_path / 'set')
-    with pytest.raises(ValueError, match='is a set of other settings'):
+    with pytest.raises(ValueError, match='is a set with other settings'):
         make(source, root, seed=5)
     assert_same_tree(root, tree(sets / 'folder'))
 
@@ -374,5 +374,5 @@ def test_a_full_disk_while_a_shard_is_claimed_is_no_error_of_the_data(source, tm
         raise OSError(errno.ENOSPC, 'No space left on device')
 
     monkeypatch.setattr(ShardedFolder, 'claim', full)
-    with pytest.raises(ValueError, match=r'set cannot be written \(No space left on device\): free the room'):
+    with pytest.raises(ValueError, match=r'set cannot be written \(No space left on device\): provide the space'):
         _make(source, tmp_path / 'set', 'folder')

@@ -1,4 +1,4 @@
-"""Pairs as a teacher has seen them: an image and its DAD view, augmented by seeds, and mixed where it saw mixtures."""
+"""Pairs as the teacher saw them: an image and its DAD view, augmented by seeds, and mixed if it saw mixtures."""
 
 import random
 from typing import Any
@@ -16,30 +16,30 @@ from timm_dad.data.pairs import DADPairs, PairTransform
 
 
 class ReinforcedViews:
-    """The extra view is one of a DAD set, and the augmentation that follows one of those that the teacher has seen."""
+    """The extra view comes from a DAD set, and the augmentation that follows is one that the teacher saw."""
 
     def __init__(self, dad_set: DADSet, source: Source, seed: int, repeats: int) -> None:
         if source.streams:
-            raise ValueError('a stream has no index to replay augmentations by: take data with one, as the set has')
+            raise ValueError('a stream has no index to replay augmentations by: use indexed data, as for the set')
         check_data(dad_set, source)
         self.dad_set, self.source, self.seed, self.repeats = dad_set, source, seed, repeats
 
     def __call__(self, index: int | None, image: Image.Image, label: int) -> tuple[Image.Image, int]:
-        """A view, and what ``encode_target`` makes of the label; ``image`` is to be augmented next."""
+        """Return a view and the label coded by ``encode_target``; ``image`` is the one to be augmented next."""
         assert index is not None
         turn = random.randrange(self.repeats)
         num_classes: int = self.dad_set.settings['data']['num_classes']
         return self.begin(index, turn, label), encode_target(index, turn, self.repeats, label, num_classes)
 
     def begin(self, index: int, turn: int, label: int) -> Image.Image:
-        """The view of one augmentation, whose draws are seeded."""
+        """Seed the draws of one augmentation and return its view."""
         view = self.dad_set.image(index, turn % self.dad_set.num_views, self.source.name(index, label))
         seed_sample(self.seed, REINFORCE, index, turn)
         return view
 
 
 class ReplayedPairs(DADPairs):
-    """Pairs as the teacher has seen them: augmented by seeds, and mixed if the set is of mixtures."""
+    """Pairs as the teacher saw them: augmented by seeds, and mixed if the set contains mixtures."""
 
     extra_views: ReinforcedViews
 
@@ -50,7 +50,7 @@ class ReplayedPairs(DADPairs):
         self.mixtures = mixtures
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        """The views of an image, and its target; which augmentation it is is drawn."""
+        """Return the views of an image and its target, for a randomly drawn augmentation."""
         own, target = super().__getitem__(index)
         if self.mixtures is None:
             return own, target
@@ -58,13 +58,13 @@ class ReplayedPairs(DADPairs):
         return self.mixed(index, target // num_classes % self.extra_views.repeats, own)[0], target
 
     def augmented(self, index: int, turn: int) -> tuple[tuple[Any, ...], int]:
-        """The views of one augmentation of an image, not mixed, and its label."""
+        """Return the unmixed views of one augmentation of an image, and its label."""
         image = self.source.read(index, hashed=False)
         second = self.extra_views.begin(index, turn, image.label)
         return self.views(image.image, second), image.label
 
     def mixed(self, index: int, turn: int, own: tuple[Any, ...]) -> tuple[tuple[Tensor, ...], int, float]:
-        """The views ``own`` of an image, mixed; the label of its partner, and the share of the image."""
+        """Return the views ``own`` of an image, mixed, the label of its partner, and the share of the image."""
         assert self.mixtures is not None
         other, label = self.augmented(self.mixtures.partner(index, turn), turn)
         views, share = self.mixtures.mix(index, turn, own, other)

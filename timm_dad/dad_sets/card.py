@@ -18,16 +18,16 @@ _SIZES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What a card says that is not in the set.
+    """What a card states beyond the set itself.
 
     Args:
         repo: ``USER/NAME`` on the hub.
-        license: The hub's identifier of the licence under which the repository is given.
-        data_licenses: Licences of the pictures, as the user names them.
+        license: The hub's identifier of the repository's licence.
+        data_licenses: Licences of the pictures, as the user states them.
         teacher: SPEC of the teacher.
         vqgan: SPEC of the VQGAN.
-        made_by: The command line that makes the set.
-        trained_by: The command line that trains from it.
+        made_by: The command line that made the set.
+        trained_by: A command line that trains from it.
     """
 
     repo: str
@@ -40,12 +40,12 @@ class Provenance:
 
 
 def front_matter(data: object) -> str:
-    """The YAML block that a card begins with, of the hub's own card data."""
+    """Return the YAML block at the top of a card, from the hub's own card data."""
     return f'---\n{data}\n---\n'
 
 
 def set_card(dad_set: DADSet, told: Provenance, num_bytes: int) -> str:
-    """The card of a finished set whose files have ``num_bytes`` together."""
+    """Return the card of a finished set whose files total ``num_bytes``."""
     views = dad_set.num_images * dad_set.num_views
     data = DatasetCardData(
         license=told.license,
@@ -114,5 +114,5 @@ def _rows(dad_set: DADSet, told: Provenance, num_bytes: int) -> list[tuple[str, 
 
 
 def size_category(count: int) -> str:
-    """The hub's name of a number of examples."""
+    """Return the hub's name for a range of example counts."""
     return _SIZES[min(max(0, len(str(count)) - 3), len(_SIZES) - 1)]

@@ -1,6 +1,6 @@
-"""Who makes what of a set: native locks, leases where locks hold on one machine alone, or a split fixed beforehand.
+"""Divide a set among processes: by native locks, by leases where locks are local to a machine, or by a fixed split.
 
-Bytes do not depend on it: a shard that two processes make at once has equal files. Claims save work.
+The bytes do not depend on it: a shard that two processes make at once has equal files. Claims only save work.
 """
 
 import errno
@@ -29,25 +29,25 @@ _TRY_LOCK = 'import fcntl, sys; fcntl.flock(open(sys.argv[1]), fcntl.LOCK_EX | f
 
 
 class Claims(Protocol):
-    """Hands out names: those of shards, and of what one process does alone."""
+    """Hands out names: those of shards, and of jobs for a single process."""
 
     pause: float  # seconds to wait before a name that was not to be had is tried again
 
     def makes(self, shard: int) -> bool:
-        """Whether a shard may become this process's at all."""
+        """Return whether this process may make a shard at all."""
 
     def take(self, name: str) -> bool:
-        """Take a name, without waiting; whether it is this process's now."""
+        """Try to take a name without waiting; return whether this process holds it now."""
 
     def holds(self, name: str) -> bool:
-        """Whether a name that was taken is this process's still."""
+        """Return whether this process still holds a name it took."""
 
     def let_go(self, name: str) -> None:
-        """Let others have a name that was taken."""
+        """Release a name."""
 
 
 class Locks:
-    """A name is a file that is locked (``flock``); the operating system frees it when its process dies."""
+    """A name is a locked file (``flock``); the operating system frees it when its process dies."""
 
     pause = 0.1
 
@@ -55,11 +55,11 @@ class Locks:
         self._root, self._held = root, dict[str, FileLock]()
 
     def makes(self, shard: int) -> bool:
-        """Any process may make any shard."""
+        """Return True: any process may make any shard."""
         return True
 
     def take(self, name: str) -> bool:
-        """See ``Claims``; ``ValueError`` on a file system without locks."""
+        """Take a name, see ``Claims``; raise ``ValueError`` on a file system without locks."""
         folder = self._root / WORK / 'locks'
         folder.mkdir(parents=True, exist_ok=True)
         # A soft lock, which filelock falls back to, outlives its process. Any thread may let go of it.
@@ -72,61 +72,61 @@ class Locks:
             if getattr(error, 'errno', errno.ENOSYS) not in _NO_LOCKS:
                 raise
             raise ValueError(
-                f'{self._root} is on a file system without locks (flock): name a folder on another one, or give '
+                f'{self._root} is on a file system without locks (flock): choose a folder on another one, or give '
                 'timm-dad generate --claim lease'
             ) from error
         self._held[name] = lock
         return True
 
     def holds(self, name: str) -> bool:
-        """Always: no other process can take a lock away."""
+        """Return True: no other process can take a lock away."""
         return True
 
     def let_go(self, name: str) -> None:
-        """See ``Claims``."""
+        """Release a name, see ``Claims``."""
         self._held.pop(name).release()
 
 
 def open_claims(root: Path, kind: str = 'auto') -> Claims:
-    """Find out how processes can share a folder, which need not be there yet.
+    """Find out how processes can share a folder, which need not exist yet.
 
     Args:
         root: The folder of the set.
-        kind: ``lock`` or ``lease``, or ``auto``: locks where the file system is one of this machine alone and a second
-            process is kept out of a lock, else leases, which do on any file system with exclusive creation.
+        kind: ``lock``, ``lease`` or ``auto``: locks if the file system is local to this machine and a lock keeps a
+            second process out, else leases, which work on any file system with exclusive creation.
 
     Raises:
-        ValueError: If it is to be ``lock`` and locks do not work there.
+        ValueError: If ``kind`` is ``lock`` and locks do not work there.
     """
     if kind == 'lease':
         return Leases(root)
     system = file_system(root)
     if kind == 'auto' and system not in _LOCAL:
         _logger.info(
-            '%s is on a file system (%s) where locks may hold on one machine alone: shards are claimed by leases, and '
-            'those of a process that is killed come free after a minute', root, system or 'unknown',
+            '%s is on a file system (%s) where locks may hold only on one machine: shards are claimed by leases, and '
+            'those of a killed process become free after a minute', root, system or 'unknown',
         )  # fmt: skip
         return Leases(root)
     if locks_work(root):
         return Locks(root)
     if kind == 'lock':
         raise ValueError(
-            f'--claim lock: {root} is on a file system ({system or "unknown"}) where a lock (flock) keeps no second '
-            'process out: give --claim lease'
+            f'--claim lock: {root} is on a file system ({system or "unknown"}) where a lock (flock) does not keep a '
+            'second process out: give --claim lease'
         )
     _logger.info('%s is on a file system without locks: shards are claimed by leases', root)
     return Leases(root)
 
 
 def file_system(path: Path) -> str:
-    """Type of the file system that a path is, or will be, on; empty where that cannot be told."""
+    """Return the type of the file system that a path is or will be on; empty if it is unknown."""
     path = path.absolute().resolve()
     mounts = {Path(mount.mountpoint): mount.fstype for mount in psutil.disk_partitions(all=True)}  # the last one counts
     return next((mounts[folder] for folder in (path, *path.parents) if folder in mounts), '')
 
 
 def locks_work(root: Path) -> bool:
-    """Whether a second process is kept out of a lock that this one holds."""
+    """Return whether a second process is kept out of a lock that this one holds."""
     locks, name = Locks(root), f'test-{uuid.uuid4().hex}'
     try:
         locks.take(name)

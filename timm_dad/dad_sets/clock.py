@@ -1,4 +1,4 @@
-"""How long the networks compute and how long they wait, while a DAD set is made."""
+"""Measure how long the networks compute and wait while a DAD set is made."""
 
 import time
 from collections import deque
@@ -9,7 +9,7 @@ import torch
 
 
 def all_done(device: torch.device) -> Callable[[], object]:
-    """What waits, from any thread, until a device has done all that it was given so far."""
+    """Return a function that waits, from any thread, until a device has finished all work queued so far."""
     if device.type != 'cuda':
         return lambda: None
     event = torch.cuda.Event(blocking=True)
@@ -18,7 +18,7 @@ def all_done(device: torch.device) -> Callable[[], object]:
 
 
 class Clock:
-    """Seconds of work, and those of them in which networks compute, on a GPU by its own clock: it is given work ahead.
+    """Seconds of work, and of computing in them, on a GPU by its own clock because work is queued ahead.
 
     Args:
         device: Where the networks are.
@@ -30,13 +30,13 @@ class Clock:
 
     @property
     def waited(self) -> float:
-        """Share of the work in which no network computes."""
+        """Share of the work time in which no network computes."""
         self._add_spans()
         return max(0.0, 1 - self.busy / self.total) if self.total else 0.0
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Work, of networks and of all that they may wait for."""
+        """Time the work, of networks and of everything they may wait for."""
         begin = time.perf_counter()
         try:
             yield
@@ -45,7 +45,7 @@ class Clock:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Networks compute."""
+        """Time the computing of networks."""
         if self.device.type != 'cuda':
             begin = time.perf_counter()
             yield
@@ -59,7 +59,7 @@ class Clock:
         self._add_spans()
 
     def _add_spans(self) -> None:
-        """Add what the GPU is through with."""
+        """Add the spans that the GPU has finished."""
         while self._spans and self._spans[0][1].query():
             begin, end = self._spans.popleft()
             self.busy += begin.elapsed_time(end) / 1000

@@ -1,4 +1,4 @@
-"""How views lie in a DAD set: single pictures (``folder``), WebDataset shards (``wds``) or VQGAN codes (``codes``)."""
+"""Formats of views in a DAD set: single pictures (``folder``), WebDataset shards (``wds``) or codes (``codes``)."""
 
 import io
 import json
@@ -33,10 +33,10 @@ class FormatConfig:
     """
 
     format: str = option(
-        'wds', 'how the views are stored (default: as those that are there; in a new set wds)', choices=FORMATS
+        'wds', 'how the views are stored (default: as in the existing set; wds in a new one)', choices=FORMATS
     )
     image_format: str = option('png', 'file type of folder and wds; png is exact', choices=IMAGE_FORMATS)
-    quality: int = option(95, '1 to 100, of jpeg and webp', metavar='Q')
+    quality: int = option(95, 'quality of jpeg and webp, 1 to 100', metavar='Q')
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -49,7 +49,7 @@ class FormatConfig:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What of it matters."""
+        """The values that affect the files."""
         if self.format == 'codes':
             return {'format': 'codes'}
         quality = {} if self.image_format == 'png' else {'quality': self.quality}
@@ -57,7 +57,7 @@ class FormatConfig:
 
 
 def format_of(root: Path | str) -> str:
-    """Format of the set that is there, in a folder or at a URL, whole or not; the default where there is none."""
+    """Return the format of the existing set, in a folder or at a URL, finished or not; without one, the default."""
     with suppress(ImportError, OSError, ValueError, KeyError):  # said later; --repair may be about to mend the settings
         data = (root / SETTINGS).read_bytes() if isinstance(root, Path) else Store(root).read(SETTINGS)
         return str(parse_json(data, root)['files']['format'])
@@ -72,7 +72,7 @@ def encode_image(pixels: NDArray[np.uint8], config: FormatConfig) -> bytes:
 
 
 def bits_of(n_embed: int) -> int:
-    """Bits of one code index."""
+    """Return the number of bits per code index."""
     return max(1, (n_embed - 1).bit_length())
 
 
@@ -84,7 +84,7 @@ def pack_codes(codes: Tensor, n_embed: int) -> bytes:
 
 
 def unpack_codes(data: bytes, grid: tuple[int, int], n_embed: int) -> Tensor:
-    """The code indices ``[h, w]``, int64, that ``pack_codes`` took."""
+    """Unpack the code indices ``[h, w]``, int64, that ``pack_codes`` packed."""
     bits = bits_of(n_embed)
     unpacked = np.unpackbits(np.frombuffer(data, np.uint8), count=grid[0] * grid[1] * bits)
     codes = unpacked.reshape(-1, bits).astype(np.int64) @ (1 << np.arange(bits - 1, -1, -1))
@@ -93,7 +93,7 @@ def unpack_codes(data: bytes, grid: tuple[int, int], n_embed: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Item:
-    """All views of one image, encoded; ``name`` has no suffix, and the hash is that of the image."""
+    """All views of one image, encoded; ``name`` has no suffix, and the hash is the image's."""
 
     index: int
     name: str
@@ -107,33 +107,33 @@ Place = dict[str, Any]
 
 
 def place_of(path: str, data: bytes, **more: Any) -> Place:
-    """Where ``data`` lies, for the manifest."""
+    """Describe where ``data`` lies, for the manifest."""
     return {'path': path, 'bytes': len(data), 'sha256': sha256(data), **more}
 
 
 def view_path(name: str, view: int, config: FormatConfig) -> str:
-    """Path of a view's picture in a set of the format ``folder``."""
+    """Return the path of a view's picture in a set of the format ``folder``."""
     return f'view{view}/{name}{IMAGE_FORMATS[config.image_format]}'
 
 
 def container_path(shard: int, format: str) -> str:
-    """Path of a shard's file in a set of the format ``wds`` or ``codes``."""
+    """Return the path of a shard's file in a set of the format ``wds`` or ``codes``."""
     return f'shards/{shard:06d}{ {"wds": ".tar", "codes": ".safetensors"}[format] }'
 
 
 def logits_path(shard: int) -> str:
-    """Path of the stored logits of a shard."""
+    """Return the path of a shard's stored logits."""
     return f'logits/{shard:06d}.safetensors'
 
 
 def lay_out(
     shard: int, items: Sequence[Item], config: FormatConfig
 ) -> tuple[dict[str, bytes], list[list[Place]], list[Place]]:
-    """Lay the views of a shard out in files.
+    """Arrange the views of a shard in files.
 
     Returns:
-        Content of the files by their path in the set, the place of every view of every item, and those of files that
-        hold several.
+        Content of the files by their path in the set, the place of every view of every item, and the places of files
+        that contain several views.
     """
     if config.format == 'folder':
         files = {view_path(item.name, view, config): data for item in items for view, data in enumerate(item.views)}
@@ -149,7 +149,7 @@ def lay_out(
 
 
 def _tar(items: Sequence[Item], suffix: str) -> tuple[bytes, Sequence[int]]:
-    """A tar of all views, and the offset of each."""
+    """Return a tar of all views, and the offset of each."""
     offsets = []
     with io.BytesIO() as file:
         with tarfile.open(fileobj=file, mode='w', format=tarfile.USTAR_FORMAT) as tar:
@@ -171,14 +171,14 @@ def _tar(items: Sequence[Item], suffix: str) -> tuple[bytes, Sequence[int]]:
 
 
 def _join_codes(items: Sequence[Item]) -> tuple[bytes, Sequence[int]]:
-    """A safetensors file of all views, which are of one size, and the offset of each."""
+    """Return a safetensors file of all views, which have the same size, and the offset of each."""
     packed = np.frombuffer(b''.join(data for item in items for data in item.views), np.uint8)
     data = save({'codes': torch.from_numpy(packed.reshape(len(items), len(items[0].views), -1).copy())})
     return data, range(len(data) - packed.size, len(data), len(items[0].views[0]))
 
 
 def wds_info(split: str, num_views: int, shard_items: Sequence[int]) -> bytes:
-    """The ``_info.json`` that timm's reader of WebDataset shards wants."""
+    """Return the ``_info.json`` that timm's reader of WebDataset shards needs."""
     lengths = [count * num_views for count in shard_items]
     filenames = [container_path(shard, 'wds') for shard in range(len(lengths))]
     facts = {'name': split, 'num_samples': sum(lengths), 'filenames': filenames, 'shard_lengths': lengths}

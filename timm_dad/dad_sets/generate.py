@@ -1,7 +1,7 @@
 """Make the DAD views of a data set once (Zhou et al. 2023, arXiv:2311.01441, section 3.3).
 
-Views are made shard by shard, a shard in batches of its own and each view under a seed of its own: what a shard holds
-depends neither on the processes that share the work nor on how often they were stopped.
+Views are made shard by shard, each shard in its own batches and each view with its own seed, so the content of a shard
+depends neither on the processes that share the work nor on interruptions.
 """
 
 import logging
@@ -45,29 +45,30 @@ def generate(
     repair: bool = False,
     claims: Callable[[Any], Claims] | None = None,
 ) -> dict[str, Any] | None:
-    """Make a DAD set, or go on with one; returns when it is whole, or when this process's part of it is.
+    """Make or continue a DAD set; return when it is finished, or when this process's part of it is.
 
     Args:
         source: The data set.
         augment: Makes the views; its models are on ``device``.
-        root: The folder, empty or of the same settings; or the URL of one in an object store.
-        config: How.
-        settings: What else decides the bytes of the set (data, teacher, VQGAN, attack); kept in it and compared.
+        root: The folder, empty or with a set of the same settings; or a URL in an object store.
+        config: Settings of the generation.
+        settings: Everything else that affects the files (data, teacher, VQGAN, attack); stored in the set and compared.
         device: Where the models are; the CPU by default.
-        rank: Which of ``world_size`` processes this is: where it begins.
-        world_size: Processes that were started together. Others may come and go.
-        workers: Processes that load images.
-        progress: Show a progress bar.
-        one_thread: Compute with one thread on a CPU: the bytes of a set do not depend on the number of threads then.
-        repair: Look for what is missing or altered in a set first, and make exactly that again.
-        claims: Makes what says who makes which shard, of the folder or URL; by default native locks, or leases.
+        rank: Number of this process among ``world_size``, which decides where it starts.
+        world_size: Number of processes started together. Others may come and go.
+        workers: Number of processes that load images.
+        progress: Whether to show a progress bar.
+        one_thread: Whether to compute with one thread on a CPU, so that the files do not depend on the number of
+            threads.
+        repair: Whether to look first for missing or altered items of a set, and make exactly those again.
+        claims: Creates the claims on shards for the folder or URL; native locks or leases by default.
 
     Returns:
-        The summary: ``images``, ``views``, ``teacher_kept``, ``l2``, ``codebook_used``, ``bytes_per_view``, and
-        ``kept_by_class``. ``None`` if other processes are to make the rest (``Part``, ``Shards``).
+        The summary: ``images``, ``views``, ``teacher_kept``, ``l2``, ``codebook_used``, ``bytes_per_view`` and
+        ``kept_by_class``; ``None`` if the rest is left to other processes (``Part``, ``Shards``).
 
     Raises:
-        ValueError: If the folder is of other settings, an image cannot be read, or the disk or a GPU's memory is full.
+        ValueError: If the folder has other settings, an image cannot be read, or the disk or a GPU's memory is full.
     """
     device = device or torch.device('cpu')
     maker = ShardMaker(source, augment, config, device)
@@ -95,7 +96,7 @@ def generate(
 
 @contextmanager
 def computing(root: str | Path, device: torch.device, *, one_thread: bool = True) -> Iterator[None]:
-    """Compute what a folder gets, with one thread on a CPU; a full disk or GPU is a ``ValueError`` with the fix."""
+    """Compute a folder's content, with one thread on a CPU; a full disk or GPU raises ``ValueError`` with the fix."""
     threads = torch.get_num_threads()
     if one_thread and device.type == 'cpu':
         torch.set_num_threads(1)  # sums over threads round otherwise than those of one: more processes are faster, too
@@ -103,20 +104,20 @@ def computing(root: str | Path, device: torch.device, *, one_thread: bool = True
         yield
     except torch.OutOfMemoryError as error:
         raise ValueError(
-            'the memory of the GPU does not hold so many images at once: give --dad-micro-batch (or a smaller '
-            '--batch-size), and another folder, for sets differ by it in the last bits'
+            'the GPU does not have enough memory for so many images at once: give --dad-micro-batch (or a smaller '
+            '--batch-size) and another folder, because this changes the last bits of a set'
         ) from error
     except OSError as error:
         raise ValueError(
-            f'{root} cannot be written ({error.strerror or error}): free the room or the right it needs and start the '
-            'same command again, it goes on; nothing half-written has a final name'
+            f'{root} cannot be written ({error.strerror or error}): provide the space or permission and start the '
+            'same command again to continue; files get their final names only when complete'
         ) from error
     finally:
         torch.set_num_threads(threads)
 
 
 def _make_shards(folder: ShardedFolder, maker: ShardMaker, shards: Sequence[int], workers: int, bar: Any) -> None:
-    """Go through the data set once and make the shards that no other process is at."""
+    """Go through the data set once and make the shards that no other process is making."""
     if not any(folder.claim(shard) for shard in shards):
         time.sleep(folder.claims.pause)  # others are at the rest, or gone: then their shards come free
         return
@@ -140,7 +141,7 @@ def _make_shards(folder: ShardedFolder, maker: ShardMaker, shards: Sequence[int]
 def _claimed_images(
     folder: ShardedFolder, images: FramedImages, shards: Sequence[int], batch_size: int, workers: int
 ) -> Iterator[list[LoadedImage]]:
-    """Claim shards as they come free, in this order (a stream's in its own), and load them in batches of one shard."""
+    """Claim shards as they become free, in this order (for a stream, its own), and load them in one-shard batches."""
     if images.dataset.streams:
         return _claimed_stream(folder, images, batch_size)
     loader = DataLoader(
@@ -155,7 +156,7 @@ def _claimed_images(
 
 
 def _loaded(batch: list[Any]) -> list[LoadedImage]:
-    """A batch of images; raises what is wrong with one of them."""
+    """Return a batch of images, or raise the error of one of them."""
     for image in batch:
         if isinstance(image, ValueError):
             raise image
@@ -163,7 +164,7 @@ def _loaded(batch: list[Any]) -> list[LoadedImage]:
 
 
 def _claimed_batches(folder: ShardedFolder, shards: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Indices of claimed shards, batch by batch."""
+    """Yield the indices of claimed shards, batch by batch."""
     for shard in shards:
         if folder.claim(shard):
             indices = list(folder.shard_range(shard))
@@ -171,7 +172,7 @@ def _claimed_batches(folder: ShardedFolder, shards: Sequence[int], batch_size: i
 
 
 def _claimed_stream(folder: ShardedFolder, images: FramedImages, batch_size: int) -> Iterator[list[LoadedImage]]:
-    """Batches of claimed shards of a stream: every process reads all of it and takes what it claims."""
+    """Yield batches of claimed shards of a stream: every process reads all of it and keeps what it claims."""
     batch, claimed, index = list[LoadedImage](), False, -1
     for index, (picture, label) in enumerate(_read_stream(images.dataset.dataset)):
         if index >= folder.num_images:
@@ -191,15 +192,15 @@ def _claimed_stream(folder: ShardedFolder, images: FramedImages, batch_size: int
     if index + 1 != folder.num_images:  # before the last shard is made
         more = 'more' if index >= folder.num_images else f'{index + 1} that decode'
         raise ValueError(
-            f'the stream must hold the {folder.num_images} images that it announces, it has {more}: mend it, or its '
-            '_info.json or --train-num-samples, and name an empty folder'
+            f'the stream must contain the {folder.num_images} images it announces, but it has {more}: fix it, or its '
+            '_info.json or --train-num-samples, and choose an empty folder'
         )
     if batch:
         yield batch
 
 
 def _read_stream(stream: Iterable[Any]) -> Iterator[Any]:
-    """The images of a stream; an error of the disk is then one of the data, not of the folder that is written."""
+    """Yield the images of a stream, so that a read error is reported for the data, not for the output folder."""
     try:
         yield from stream
     except OSError as error:

@@ -12,10 +12,11 @@ from timm_dad.dad_sets.store_cache import cached_set, fetch_set
 
 @lru_cache
 def set_folder(address: str | Path) -> Path:
-    """The folder of a set: itself, or that of a cache (the hub's, a store's), fetched where it is not there yet.
+    """Return the folder of a set: itself, or one in a cache (the hub's, a store's), fetched if it is missing.
 
     Raises:
-        ValueError: If the address is none, or the set is neither in the cache nor to be had; it says what to do.
+        ValueError: If the address is malformed, or the set is neither cached nor available; the message says what to
+            do.
     """
     if in_store(address):
         return fetch_set(str(address))
@@ -28,12 +29,12 @@ def set_folder(address: str | Path) -> Path:
 
 
 def in_store(address: str | Path) -> bool:
-    """Whether this is a URL of an object store, and not of the hub."""
+    """Return whether this is a URL of an object store other than the hub."""
     return is_url(address) and not str(address).startswith(SCHEME)
 
 
 def cached_repo(root: Path) -> Path | None:
-    """The folder of a cache that a set lies in, in the hub's that above ``snapshots``; ``None`` if it is elsewhere."""
+    """Return the cache folder of a set (for the hub's cache, the one above ``snapshots``); ``None`` if it has none."""
     for folder in root.absolute().parents:
         if folder.name == 'snapshots' and folder.parent.name.startswith('datasets--'):
             return folder.parent

@@ -1,4 +1,4 @@
-"""Leases: files that their holder writes to again and again, where locks hold on one machine alone."""
+"""Leases: files that their holder rewrites regularly, for file systems whose locks are local to a machine."""
 
 import os
 import socket
@@ -13,42 +13,42 @@ from timm_dad.dad_sets.manifest import WORK
 
 
 class LeaseFile(Protocol):
-    """A file of a lease, of its holder."""
+    """The file of a lease, as its holder sees it."""
 
     def write(self, content: bytes) -> None:
-        """Let everyone see this as what is in it; ``OSError`` or ``ValueError`` if that cannot be."""
+        """Publish this as the content; raise ``OSError`` or ``ValueError`` if that fails."""
 
     def close(self) -> None:
-        """Nothing more is written."""
+        """Close the file: nothing more is written."""
 
 
 class LeaseFiles(Protocol):
-    """Where the files of leases are."""
+    """The place where the files of leases are kept."""
 
     def exists(self, name: str) -> bool:
-        """Whether there is a file."""
+        """Return whether a file exists."""
 
     def read(self, name: str) -> bytes:
-        """What is in a file; ``FileNotFoundError`` if there is none."""
+        """Return the content of a file; raise ``FileNotFoundError`` if there is none."""
 
     def create(self, name: str, content: bytes) -> LeaseFile:
-        """Make a file; ``FileExistsError`` if there is one, whoever made it at the same moment."""
+        """Create a file; raise ``FileExistsError`` if it exists, even if created at the same moment."""
 
 
 class Leases:
-    """A name is a file that its process writes to again and again; it is free when that ends.
+    """A name is a file that its process rewrites regularly; it becomes free when that stops.
 
-    The holder of a name is whoever made the file of its highest number: ``000012.3`` follows ``000012.2``. Files are
-    made by exclusive creation, so each number has one holder, and none is removed, so a holder that comes back from a
-    long sleep sees that there is a next one. Whether a file is still written to each process sees by its own clock,
-    and by the content alone: clocks of machines, and times of files, need not agree.
+    The holder of a name is whoever created its file with the highest number: ``000012.3`` follows ``000012.2``. Files
+    are created exclusively, so each number has one holder, and never removed, so a holder that returns from a long
+    sleep sees that there is a newer one. Each process decides by its own clock, and only by the content, whether a file
+    is still being rewritten: clocks of machines and file times need not agree.
 
-    NOTE: not ``filelock.SoftFileLease``, which takes over by exchanging two files (``renameat2``), and so not on NFS.
+    NOTE: not ``filelock.SoftFileLease``, which takes over by exchanging two files (``renameat2``) and so fails on NFS.
 
     Args:
-        place: The folder of the set, or what keeps the files.
+        place: The folder of the set, or the object that keeps the files.
         interval: Seconds between two writes.
-        missed: Writes that a process may miss before others take what it holds.
+        missed: Number of writes that a process may miss before others take what it holds.
     """
 
     def __init__(self, place: Path | LeaseFiles, *, interval: float = 10.0, missed: int = 6) -> None:
@@ -60,11 +60,11 @@ class Leases:
         self._seen: dict[str, tuple[int, bytes, float]] = {}  # name: that number, what was in its file, since when
 
     def makes(self, shard: int) -> bool:
-        """Any process may make any shard."""
+        """Return True: any process may make any shard."""
         return True
 
     def take(self, name: str) -> bool:
-        """See ``Claims``."""
+        """Take a name, see ``Claims``."""
         last = self._look(name)
         if last >= 0 and not self._is_free(name, last):
             return False
@@ -78,7 +78,7 @@ class Leases:
         return number >= 0 and self._files.exists(f'{name}.{number}')
 
     def _look(self, name: str) -> int:
-        """Number of the last file of a name; -1 if there is none."""
+        """Return the number of the last file of a name; -1 if there is none."""
         known = self._last.get(name, -1)
         number = known if self._exists(name, known) else -1  # all are gone if the work folder is
         step = 1
@@ -93,19 +93,19 @@ class Leases:
         return number
 
     def _is_free(self, name: str, number: int) -> bool:
-        """Whether the holder let go, or has not written since this process first looked at what is there."""
+        """Return whether the holder released it, or has not written since this process first looked at the content."""
         content, now = self._files.read(f'{name}.{number}'), time.monotonic()
         if self._seen.get(name, ())[:2] != (number, content):
             self._seen[name] = number, content, now
         return content.startswith(_FREE.encode()) or now - self._seen[name][2] > self._patience
 
     def holds(self, name: str) -> bool:
-        """Whether no other process has taken the name since, or the whole folder away."""
+        """Return whether no other process has taken the name since, and the folder still exists."""
         number = self._held[name].number
         return self._exists(name, number) and not self._exists(name, number + 1)
 
     def let_go(self, name: str) -> None:
-        """See ``Claims``."""
+        """Release a name, see ``Claims``."""
         self._held.pop(name).end()
 
 
@@ -113,7 +113,7 @@ _FREE = 'free'  # in the place of `held`
 
 
 class _Lease:
-    """A file that a thread writes to until the lease ends; ``FileExistsError`` if there is one."""
+    """A file that a thread rewrites until the lease ends; ``FileExistsError`` if it exists."""
 
     def __init__(self, files: LeaseFiles, name: str, number: int, interval: float) -> None:
         self.number = number
@@ -161,7 +161,7 @@ class _FolderOfLeases:
 
 
 class _OpenFile:
-    """A file that was made by exclusive creation, and is open."""
+    """An open file that was created exclusively."""
 
     def __init__(self, path: Path, content: bytes) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
@@ -172,7 +172,7 @@ class _OpenFile:
             raise
 
     def write(self, content: bytes) -> None:
-        """To the file that was opened: if another one has its name now, that stays as it is."""
+        """Write to the opened file: if another file has its name now, that one stays unchanged."""
         os.pwrite(self._file, content, 0)
         os.fsync(self._file)  # other machines see it from here on
 

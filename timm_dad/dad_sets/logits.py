@@ -1,8 +1,8 @@
-"""Training from the teacher's logits that a DAD set holds: no teacher is loaded (Zhou et al. 2023, section 3.3).
+"""Train from the teacher's logits stored in a DAD set, without loading a teacher (Zhou et al. 2023, section 3.3).
 
-Which view of which image is in a batch must reach the task, through samplers, collates and prefetchers of timm that
-pass on images and class indices and nothing else. So the data set gives one number for all of it in place of the class
-index: ``(index * num_views + view) * num_classes + label``, an int64, and the task takes it apart.
+The task must know which view of which image is in a batch, but timm's samplers, collates and prefetchers pass on only
+images and class indices. So the data set replaces the class index by one number for all of it:
+``(index * num_views + view) * num_classes + label``, an int64, which the task decodes.
 """
 
 import math
@@ -25,7 +25,7 @@ _PARTS = ('values', 'classes', 'rest')
 def sparse_logits(logits: Tensor, top_k: int, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
     """Keep the largest of logits ``[..., K]``, and one value for all others.
 
-    The softmax over logits / temperature stays: exactly for the largest, and the sum of the others, in equal parts.
+    This preserves the softmax over logits / temperature: exactly for the largest, and the total of the others.
 
     Returns:
         Values ``[..., top_k]``, fp16 and relative to the largest logit, their classes ``[..., top_k]``, int32, and the
@@ -43,53 +43,53 @@ def sparse_logits(logits: Tensor, top_k: int, temperature: float) -> tuple[Tenso
 
 
 def add_logits(found: dict[str, list[Tensor]], of: str, logits: Tensor, top_k: int, temperature: float) -> None:
-    """Add what is kept of logits ``[B, ..., K]`` to the parts of a shard's file, by name; ``of`` is clean or dad."""
+    """Add the kept part of logits ``[B, ..., K]`` to a shard's file contents, by name; ``of`` is clean or dad."""
     for name, part in zip(_PARTS, sparse_logits(logits, top_k, temperature), strict=True):
         found.setdefault(f'{of}_{name}', []).append(part)
 
 
 def kept_share(logits: Tensor, top_k: int, temperature: float) -> float:
-    """Mean share, 0 to 1, of the softmax over logits ``[B, K]`` / temperature that the largest ``top_k`` hold."""
+    """Return the mean share, 0 to 1, of the softmax over logits ``[B, K]`` / temperature in the largest ``top_k``."""
     p = (logits.float() / temperature).softmax(dim=-1)
     return p.topk(min(top_k, p.shape[-1])).values.sum(dim=-1).mean().item()
 
 
 def dense_logits(values: Tensor, classes: Tensor, rest: Tensor, num_classes: int) -> Tensor:
-    """Logits ``[..., K]``, fp32, of what ``sparse_logits`` kept of them."""
+    """Rebuild logits ``[..., K]``, fp32, from what ``sparse_logits`` kept."""
     logits = rest.float()[..., None].expand(*rest.shape, num_classes).clone()
     return logits.scatter_(-1, classes.long(), values.float())
 
 
 def encode_target(index: int, turn: int, turns: int, label: int, num_classes: int) -> int:
-    """One number for index and label of an image and which of its ``turns`` (views, or augmentations) it is."""
+    """Encode index, label and turn of an image (one of its ``turns`` views or augmentations) as one number."""
     return (index * turns + turn) * num_classes + label
 
 
 def mix_targets(weights: Tensor, coded: Tensor) -> Tensor:
-    """Targets of mixed images.
+    """Return the targets of mixed images.
 
     Args:
-        weights: ``[N, B]``: how much of each image of the batch is in each mixed one; timm mixes the ``i``-th with the
+        weights: ``[N, B]``: the share of each image of the batch in each mixed one; timm mixes the ``i``-th with the
             ``i``-th last.
-        coded: Targets ``[B]`` of ``encode_target``.
+        coded: Targets ``[B]`` from ``encode_target``.
 
     Returns:
-        ``[N, 3]``, float64: both targets, and how much of the first is in it.
+        ``[N, 3]``, float64: both targets, and the share of the first.
     """
     count = len(weights)
     return torch.stack([coded[:count].double(), coded.flip(0)[:count].double(), weights.diagonal().double()], dim=1)
 
 
 class StoredLogits:
-    """Take the targets of ``encode_target`` apart, or of ``mix_targets``, and read the logits that they stand for.
+    """Decode the targets of ``encode_target`` or ``mix_targets``, and read the logits that they stand for.
 
     Args:
-        folder: A DAD set with logits of its images and views as they are, or the ``Reinforcement`` of one.
-        turns: Views, or augmentations, of each image there.
-        num_classes: Classes of the data.
-        temperature: Distillation temperature, at which answers of mixed images are mixed.
+        folder: A DAD set with logits of its unaugmented images and views, or its ``Reinforcement``.
+        turns: Number of views, or augmentations, of each image there.
+        num_classes: Number of classes of the data.
+        temperature: Distillation temperature at which the answers of mixed images are mixed.
         smoothing: Label smoothing of mixed labels.
-        mixed: Whether the answers are of mixtures, so that a target stands for two labels.
+        mixed: Whether the answers are for mixtures, so that a target stands for two labels.
     """
 
     def __init__(
@@ -107,15 +107,13 @@ class StoredLogits:
 
     @classmethod
     def of_views(cls, dad_set: DADSet) -> 'StoredLogits':
-        """Those of images and views as they are; ``ValueError`` if the set has none."""
+        """Return those of unaugmented images and views; raise ``ValueError`` if the set has none."""
         if dad_set.logits is None:
-            raise ValueError(
-                f'{dad_set.root} has no logits: timm-dad generate --dad-store-logits makes a set with them'
-            )
+            raise ValueError(f'{dad_set.root} has no logits: make a set with timm-dad generate --dad-store-logits')
         return cls(dad_set, dad_set.num_views, dad_set.settings['data']['num_classes'], dad_set.logits['temperature'])
 
     def labels(self, coded: Tensor) -> Tensor:
-        """Class indices of targets ``[2B]`` as ``read`` takes them; of mixed ones soft targets ``[2B, K]``."""
+        """Return the class indices of targets ``[2B]`` as in ``read``; soft targets ``[2B, K]`` for mixed ones."""
         if coded.ndim == 1 and not self.mixed:
             return coded % self.num_classes
         if self.mixed:
@@ -135,13 +133,13 @@ class StoredLogits:
         return one * share + two * (1 - share)
 
     def read(self, coded: Tensor) -> tuple[Tensor, Tensor]:
-        """Teacher's logits ``[B, K]``, fp32, up to a constant for each, on images and on their extra views.
+        """Return the teacher's logits ``[B, K]``, fp32, up to a constant each, on images and on their extra views.
 
-        NOTE: the answer on an image that a training mixed is the mean of the answers on its two, where the teacher
-        would be asked about the mixed pixels. Of mixtures of the set it was.
+        NOTE: the answer on an image mixed in training is the mean of the answers on its two parts, whereas a teacher
+        would see the mixed pixels. For mixtures of the set, it did.
 
         Args:
-            coded: Targets of the images, and after them those of the extra views, ``[2B]`` or ``[2B, 3]``.
+            coded: Targets of the images followed by those of the extra views, ``[2B]`` or ``[2B, 3]``.
         """
         clean, second = coded.cpu().chunk(2)  # the host waits for a GPU here alone
         return self._answers('clean', clean, coded.device), self._answers('dad', second, coded.device)
@@ -162,7 +160,7 @@ class StoredLogits:
         return dense_logits(values, classes, rest, self.num_classes)
 
     def _rows(self, coded: Tensor, names: Sequence[str]) -> list[Tensor]:
-        """Parts ``[B, ...]`` of the shards' files, of targets ``[B]``."""
+        """Return parts ``[B, ...]`` of the shards' files for targets ``[B]``."""
         rows = []
         for place in (coded // self.num_classes).tolist():
             index, turn = divmod(place, self.turns)
@@ -172,7 +170,7 @@ class StoredLogits:
         return [torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True)]
 
     def _shard(self, shard: int) -> dict[str, NDArray[Any]]:
-        """Parts ``[items, turns, ...]`` by name, for numpy, which finds a row faster than torch."""
+        """Return parts ``[items, turns, ...]`` by name, as numpy arrays, which look up a row faster than torch."""
         if shard not in self._shards:
             path = logits_path(shard)
             self.folder.check_file(shard, path)

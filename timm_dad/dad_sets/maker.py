@@ -1,4 +1,4 @@
-"""The DAD views of one shard, with all that its manifest says of them (Zhou et al. 2023, section 3.3)."""
+"""The DAD views of one shard, with everything its manifest records about them (Zhou et al. 2023, section 3.3)."""
 
 import base64
 import io
@@ -40,7 +40,7 @@ class GenerateConfig:
     """How a DAD set is made.
 
     Args:
-        frame: Size of the views, and the part of an image that they show.
+        frame: Size of the views, and the part of an image they show.
         files: How they are stored.
 
     Raises:
@@ -49,20 +49,18 @@ class GenerateConfig:
 
     frame: Frame
     files: FormatConfig
-    num_views: int = option(1, 'views of every image', metavar='K')
-    seed: int = option(0, 'random seed, of all random starts', metavar='S')
+    num_views: int = option(1, 'number of views of every image', metavar='K')
+    seed: int = option(0, 'random seed of all random starts', metavar='S')
     batch_size: int = option(
-        64, 'images at a time; a setting of the set, for it may change how sums round', metavar='N'
+        64, 'images per batch; part of the settings of a set, because it may change how sums round', metavar='N'
     )
-    shard_size: int = option(
-        256, 'images between two points at which work is taken up again or shared out', metavar='N'
-    )
+    shard_size: int = option(256, 'images per shard, the unit in which work is resumed and shared', metavar='N')
     top_k: int = option(
         0,
         "store the teacher's K largest logits of images and views, for training with --dad-stored-logits",
         metavar='K',
     )
-    temperature: float = option(4.0, 'distillation temperature that they, and an average of several teachers, are for')
+    temperature: float = option(4.0, 'distillation temperature for stored logits and for averaging several teachers')
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -74,7 +72,7 @@ class GenerateConfig:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What of it decides the bytes of the set."""
+        """The values that affect the files of the set."""
         frame = {'interpolation': self.frame.interpolation, 'crop_pct': self.frame.crop_pct}
         return {
             'views': {'count': self.num_views, 'size': list(self.frame.size), 'seed': self.seed, **frame},
@@ -86,12 +84,12 @@ class GenerateConfig:
 
 
 def view_seed(seed: int, index: int, view: int) -> int:
-    """Seed of the random start of one view."""
+    """Return the seed of the random start of one view."""
     return int(np.random.SeedSequence([seed, index, view]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 class ShardMaker:
-    """Make the views of one shard, batch by batch; ``clock`` says how long its networks waited."""
+    """Make the views of one shard, batch by batch; ``clock`` measures how long its networks wait."""
 
     def __init__(self, source: Source, augment: DADAugment, config: GenerateConfig, device: torch.device) -> None:
         self.source, self.augment, self.config, self.device = source, augment, config, device
@@ -111,14 +109,14 @@ class ShardMaker:
         self.logits: list[tuple[str, Tensor]] = []  # of images and of views, batch by batch
 
     def stack(self, batch: list[LoadedImage]) -> tuple[list[LoadedImage], Tensor]:
-        """A batch for ``add``: images without their pixels, and these ``[B, 3, H, W]``, where a GPU fetches them."""
+        """Prepare a batch for ``add``: images without pixels, and pixels ``[B, 3, H, W]`` that a GPU can fetch."""
         pixels = torch.stack([image.pixels for image in batch])
         pixels = pixels.pin_memory() if self.device.type == 'cuda' else pixels
         return [replace(image, pixels=_NO_PIXELS) for image in batch], pixels
 
     @torch.no_grad()
     def add(self, batch: list[LoadedImage], pixels: Tensor) -> None:
-        """Make the views of a batch of ``stack``; nothing here waits for a GPU but what the networks do themselves."""
+        """Make the views of a batch from ``stack``; only the networks themselves wait for a GPU here."""
         num_classes, device = self.augment.teacher.num_classes, self.device
         labels = [check_label(image.label, num_classes, f'image {image.index} of the data set') for image in batch]
         encoded, facts, dad_logits = [], [], []
@@ -160,14 +158,14 @@ class ShardMaker:
         return [self._encoders.submit(encode, own) for own in data]
 
     def _as_stored(self, pixels: Tensor, data: list[Future[bytes]]) -> Tensor:
-        """The views as training will read them, in [0, 1]: JPEG and WebP lose something."""
+        """Return the views as training will read them, in [0, 1]: JPEG and WebP are lossy."""
         if self.config.files.settings.get('quality'):
             pictures = [pil_to_tensor(Image.open(io.BytesIO(own.result())).convert('RGB')) for own in data]
             pixels = to_device(torch.stack(pictures), self.device)
         return pixels.float() / 255
 
     def write(self, folder: ShardedFolder, shard: int) -> None:
-        """Begin to write the shard; it is done, and others may know, by the next call, or by ``settle``."""
+        """Start to write the shard; it is complete, and visible to others, by the next call or ``settle``."""
         self.settle()
         device = torch.cuda.get_device_name(self.device) if self.device.type == 'cuda' else self.device.type
         header = {
@@ -184,13 +182,13 @@ class ShardMaker:
         self.clear()
 
     def settle(self) -> None:
-        """Wait until the shard of the last ``write`` is done."""
+        """Wait until the shard of the last ``write`` is complete."""
         if self._written is not None:
             job, self._written = self._written, None
             job.result()
 
     def close(self) -> None:
-        """Stop the threads, once what they are at is written."""
+        """Stop the threads once they have finished writing."""
         for pool in (self._writer, self._encoders):
             pool.shutdown(cancel_futures=True)
 
@@ -204,7 +202,7 @@ class ShardMaker:
         codes_used: Tensor,
         logits: Sequence[tuple[str, Tensor]],
     ) -> None:
-        """Write the files of a shard, which are on the disk together before its manifest is; this waits for a GPU."""
+        """Write the files of a shard, all of them to disk before its manifest; this waits for a GPU."""
         shard = header['shard']
         header['codes_used'] = base64.b64encode(np.packbits(codes_used.cpu().numpy()).tobytes()).decode()
         source = self.source
@@ -231,7 +229,7 @@ class ShardMaker:
 
 
 def _as_listed(facts: _Facts) -> list[dict[str, Any]]:
-    """What the manifest says of each view."""
+    """Return what the manifest records of each view."""
     seeds, kept, distance = facts
     numbers = zip(seeds, kept.tolist(), distance.tolist(), strict=True)
     return [{'seed': seed, 'kept': own, 'l2': round(l2, 6)} for seed, own, l2 in numbers]

@@ -1,9 +1,9 @@
-"""Mixtures that a teacher was asked about: with which picture, and how, each augmented picture is mixed.
+"""Mixtures that a teacher was asked about: the partner and the mixing of each augmented picture.
 
-A sample is mixed by itself, with a partner that is read and augmented for it. So no batch has to hold both, and any
-order, number of processes or number of pictures will do; the loader does twice the work.
+Each sample is mixed separately, with a partner that is read and augmented for it. So a batch need not contain both,
+and any order or number of processes or pictures works; the loader does twice the work.
 
-Source: Faghri et al. 2023, arXiv:2303.08983, whose sets name the partner of an image, which is read again.
+Source: Faghri et al. 2023, arXiv:2303.08983, whose sets record the partner of an image, which is read again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,14 +18,14 @@ from timm_dad.common.seeds import MIXTURE, seed_sample
 
 
 class Mixtures:
-    """Mix pictures as timm's Mixup or CutMix does, by draws that picture and augmentation decide.
+    """Mix pictures like timm's Mixup or CutMix, with draws that depend only on picture and augmentation.
 
     Args:
-        mixup: What timm's ``Mixup`` draws by: ``mixup_alpha``, ``cutmix_alpha``, ``cutmix_minmax``, ``prob`` and
-            ``switch_prob``.
+        mixup: Settings of the draws in timm's ``Mixup``: ``mixup_alpha``, ``cutmix_alpha``, ``cutmix_minmax``,
+            ``prob`` and ``switch_prob``.
         seed: Seed of the set.
-        num_images: Images that partners are drawn from.
-        base_alone: Extra views are not mixed.
+        num_images: Number of images that partners are drawn from.
+        base_alone: Whether extra views are not mixed.
     """
 
     def __init__(self, mixup: Mapping[str, Any], seed: int, num_images: int, base_alone: bool = False) -> None:
@@ -33,14 +33,14 @@ class Mixtures:
         self.seed, self.num_images, self.base_alone = seed, num_images, base_alone
 
     def partner(self, index: int, turn: int) -> int:
-        """The image that augmentation ``turn`` of an image is mixed with, in the same augmentation of its own."""
+        """Return the image that augmentation ``turn`` of an image is mixed with, in its own augmentation ``turn``."""
         seed_sample(self.seed, MIXTURE, index, turn, 0)
         return int(np.random.randint(self.num_images))
 
     def mix(self, index: int, turn: int, own: Sequence[Any], other: Sequence[Any]) -> tuple[tuple[Tensor, ...], float]:
         """Mix the views of an image, each ``[3, H, W]``, uint8 or normalized, with those of its partner.
 
-        All get one weight or box. Returns them, and how much of the image itself is in those that are mixed.
+        All get the same weight or box. Returns them, and the share of the image itself in the mixed ones.
         """
         count = 1 if self.base_alone else len(own)
         # As channels of one image, what happens to one view happens to the others.

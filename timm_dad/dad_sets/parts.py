@@ -1,4 +1,4 @@
-"""A split of a set that is fixed beforehand: processes need to know nothing of each other."""
+"""A fixed split of a set: processes need to know nothing about each other."""
 
 import re
 from collections.abc import Mapping
@@ -6,36 +6,36 @@ from dataclasses import dataclass
 
 
 class _Settled:
-    """What ``Claims`` of a process have to say where nobody else makes its shards."""
+    """The part of ``Claims`` that is trivial if nobody else makes a process's shards."""
 
     pause = 0.0
 
     def take(self, name: str) -> bool:
-        """Always: nobody else makes it. Two processes may end a set at once, with equal bytes."""
+        """Return True: nobody else makes it. Two processes may finish a set at once, with equal bytes."""
         return True
 
     def holds(self, name: str) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def let_go(self, name: str) -> None:
-        """Nothing was taken."""
+        """Do nothing: nothing was taken."""
 
 
 @dataclass(frozen=True)
 class Shards(_Settled):
-    """Some shards by number; the ``Claims`` of a process that makes these and no others."""
+    """Some shards by number; the ``Claims`` of a process that makes only these."""
 
     numbers: tuple[int, ...]
 
     def makes(self, shard: int) -> bool:
-        """Whether a shard is one of them."""
+        """Return whether a shard is one of them."""
         return shard in self.numbers
 
 
 @dataclass(frozen=True)
 class Part(_Settled):
-    """The shards ``index``, ``index + count``, ...; the ``Claims`` of a process that makes these and no others.
+    """The shards ``index``, ``index + count``, ...; the ``Claims`` of a process that makes only these.
 
     Raises:
         ValueError: If there is no such part.
@@ -49,12 +49,12 @@ class Part(_Settled):
             raise ValueError(f'must be I/N with I from 0 to N - 1, got {self}')
 
     def __str__(self) -> str:
-        """As the flag has it."""
+        """Format it like the flag's value."""
         return f'{self.index}/{self.count}'
 
     @classmethod
     def parse(cls, text: str, environ: Mapping[str, str]) -> 'Part':
-        """Read ``I/N``, or take it from what launchers set where the text is ``auto``."""
+        """Read ``I/N``, or, for ``auto``, take it from the environment that launchers set."""
         if text == 'auto':
             return _of_launcher(environ)
         found = re.fullmatch(r'([0-9]{1,9})/([0-9]{1,9})', text)
@@ -63,19 +63,19 @@ class Part(_Settled):
         return cls(int(found[1]), int(found[2]))
 
     def makes(self, shard: int) -> bool:
-        """Whether a shard is of this part."""
+        """Return whether a shard belongs to this part."""
         return shard % self.count == self.index
 
 
 def _of_launcher(environ: Mapping[str, str]) -> Part:
-    """The task of a Slurm array, the process of a launcher (torchrun, accelerate), or the process of the task."""
+    """Return the task of a Slurm array, a launcher's process (torchrun, accelerate), or the process in the task."""
     parts = [
         part(environ)
         for name, part in (('SLURM_ARRAY_TASK_ID', _array_task), ('RANK', _process))
         if environ.get(name) is not None
     ]
     if not parts:
-        raise ValueError('auto needs SLURM_ARRAY_TASK_ID or RANK, and neither is set: give I/N')
+        raise ValueError('auto needs SLURM_ARRAY_TASK_ID or RANK, but neither is set: give I/N')
     index, count = 0, 1
     for part in parts:
         index, count = index * part.count + part.index, count * part.count
@@ -88,7 +88,7 @@ def _array_task(environ: Mapping[str, str]) -> Part:
     if step < 1 or (last - first) != (count - 1) * step or (number - first) % step or not first <= number <= last:
         raise ValueError(
             f'auto finds a Slurm array of {count} tasks, {first} to {last} by {step}, and task {number} of it, which '
-            'do not go together: give I/N (a list such as --array=0,1,5 needs that, too)'
+            'do not go together: give I/N (also for a list such as --array=0,1,5)'
         )
     return Part((number - first) // step, count)
 

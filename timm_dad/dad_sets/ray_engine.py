@@ -1,7 +1,7 @@
-"""Shards of a DAD set as tasks of Ray: on any number of machines, and tried again by Ray where one is lost.
+"""Make shards of a DAD set as Ray tasks: on any number of machines, retried by Ray if one is lost.
 
-Ray hands out numbers of shards, and nothing else: each task reads images and writes shards itself, into the folder that
-all machines see. So the bytes are those of any other run.
+Ray distributes only the numbers of shards: each task reads images and writes shards itself, into the folder that all
+machines see. So the bytes equal those of any other run.
 """
 
 import logging
@@ -36,18 +36,18 @@ _ALL_GPUS = 'RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES'
 
 
 class Work(Protocol):
-    """Makes shards in a process of the cluster; a function of a module, which every machine has."""
+    """Makes shards in a process of the cluster; a function of a module that every machine has."""
 
     def __call__(self, request: bytes, device: str, claims: Factory) -> object:
-        """Make what ``claims`` says, of what ``request`` says."""
+        """Make what ``claims`` selects of what ``request`` describes."""
 
 
 @contextmanager
 def connected() -> Iterator[None]:
-    """Be connected to a cluster: the one that there is already, as ``ray.init`` finds it, or one of this process.
+    """Connect to a cluster: an existing one, as ``ray.init`` finds it, or one of this process.
 
     Raises:
-        ValueError: If there should be one, and there is not.
+        ValueError: If a cluster should exist but does not.
     """
     if ray.is_initialized():
         yield
@@ -73,13 +73,13 @@ def connected() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Engine:
-    """Makes sets by tasks of the connected cluster.
+    """Makes sets with tasks of the connected cluster.
 
     Args:
-        device: ``cuda``, where the cluster has GPUs: a task each; or ``cpu``: a task a core, with one thread.
-        workers: Processes that load images, of each task.
-        streams: Whether the images come as a stream, of which a task reads everything.
-        progress: Show a progress bar.
+        device: ``cuda`` if the cluster has GPUs: one task per GPU; or ``cpu``: one task per core, with one thread.
+        workers: Number of processes that load images, per task.
+        streams: Whether the images come as a stream, which each task reads completely.
+        progress: Whether to show a progress bar.
     """
 
     device: str
@@ -101,16 +101,16 @@ class Engine:
         """Make what a folder lacks.
 
         Args:
-            here: Begins the folder, or finishes it, in this process; ``None`` while it is not whole.
-            there: Makes shards of it in the cluster.
-            request: What ``there`` is to know.
+            here: Begins or finishes the folder in this process; returns ``None`` while it is incomplete.
+            there: Makes its shards in the cluster.
+            request: The description that ``there`` gets.
             root: The folder.
-            num_images: Images of the data set.
-            shard_size: Images of a shard.
-            desc: What the progress bar says.
+            num_images: Number of images of the data set.
+            shard_size: Number of images per shard.
+            desc: Label of the progress bar.
 
         Raises:
-            ValueError: What a task raised; that Ray has given up; that the machines see different folders.
+            ValueError: If a task raised one, Ray has given up, or the machines see different folders.
         """
         result = here(_only(()))
         if result is not None:
@@ -128,8 +128,8 @@ class Engine:
         while (result := here(_only(()))) is None:
             if time.monotonic() > end:
                 raise ValueError(
-                    f'{root} has not got all shards that the tasks have made: --output must be a folder that all '
-                    'machines of the cluster see (if some were taken out of it, start the same command again)'
+                    f'{root} lacks shards that the tasks have made: --output must be a folder that all '
+                    'machines of the cluster see (if shards were removed from it, start the same command again)'
                 )
             time.sleep(_LOOK)
         return result
@@ -153,20 +153,20 @@ class Engine:
             raise (error.cause if known else error) from None
         except RayError as error:
             raise ValueError(
-                f'--engine ray: a task was lost more often than Ray tries it again ({str(error).splitlines()[0]}): '
-                'the same command goes on'
+                f'--engine ray: a task was lost more often than Ray retries it ({str(error).splitlines()[0]}): '
+                'start the same command again to continue'
             ) from error
         finally:
             for each in waiting:
                 ray.cancel(each, force=True)
 
     def _groups(self, shards: Sequence[int], places: int) -> list[Sequence[int]]:
-        """Shards of each task."""
+        """Divide the shards among tasks."""
         count = places if self.streams else max(-(-len(shards) // _MOST), _EACH * places)
         return [shards[first::count] for first in range(min(count, len(shards)))]
 
     def _places(self) -> tuple[int, dict[str, Any]]:
-        """How many tasks the cluster takes at a time, and what each of them asks for."""
+        """Return how many tasks the cluster runs at a time, and the resources of each."""
         nodes = [node['Resources'] for node in ray.nodes() if node['Alive']]
         with_gpu = [node for node in nodes if node.get('GPU', 0) >= 1]
         if self.device == 'cpu' or not with_gpu:
@@ -184,19 +184,19 @@ def _only(shards: Sequence[int]) -> Factory:
 
 
 def _make_shards(there: Work, request: bytes, root: Path, folder: str, shards: Sequence[int]) -> None:
-    """The task, in a process of the cluster; an error says on which machine."""
+    """Run the task, in a process of the cluster; an error states the machine."""
     try:
         if os.path.isdir(folder):  # where relative paths of flags begin
             os.chdir(folder)
         if not (root / SETTINGS).exists():
-            raise ValueError(f'{root} is not there: --output must be a folder that all machines of the cluster see')
+            raise ValueError(f'{root} does not exist: --output must be a folder that all machines of the cluster see')
         there(request, _device(), _only(shards))
     except (ValueError, ImportError, OSError) as error:
         raise ValueError(f'{error} (on {socket.gethostname()})') from error
 
 
 def _device() -> str:
-    """The device that Ray gave this task, as torch names it."""
+    """Return the device that Ray gave this task, by torch's name."""
     given = ray.get_runtime_context().get_accelerator_ids().get('GPU', [])
     if not given:
         return 'cpu'

@@ -1,4 +1,4 @@
-"""Reading a DAD set: views made once by ``timm-dad generate`` (Zhou et al. 2023, arXiv:2311.01441, section 3.3)."""
+"""Read a DAD set: views made once by ``timm-dad generate`` (Zhou et al. 2023, arXiv:2311.01441, section 3.3)."""
 
 import io
 import random
@@ -29,83 +29,83 @@ from timm_dad.vqgan.model import VQGAN
 
 
 def read_settings(root: Path) -> dict[str, Any]:
-    """The settings that made a set, whole or not; ``ValueError`` if there is none, or one of another version."""
+    """Return the settings of a set, finished or not; raise ``ValueError`` without one of this version."""
     path = root / SETTINGS
     if not path.is_file():
-        raise ValueError(f'{root} holds no DAD set: there is no {SETTINGS}; timm-dad generate makes one')
+        raise ValueError(f'{root} contains no DAD set (no {SETTINGS}): make one with timm-dad generate')
     settings = read_json(path)
     if settings.get('format_version') != FORMAT_VERSION:
         raise ValueError(
-            f'{path} has format version {settings.get("format_version")}, and this timm_dad reads {FORMAT_VERSION}'
+            f'{path} has format version {settings.get("format_version")}, but this timm_dad reads {FORMAT_VERSION}'
         )
     return settings
 
 
 def frame_of_views(settings: Mapping[str, Any]) -> Frame:
-    """The part of an image that the views of a set show, and their size, by its settings."""
+    """Return the part of an image that the views of a set show, and their size, from its settings."""
     views = settings['views']
     return Frame(size=tuple(views['size']), interpolation=views['interpolation'], crop_pct=views['crop_pct'])
 
 
 class SetFolder:
-    """A finished folder of shards; ``ValueError`` says what to do about one that is not.
+    """A finished folder of shards; otherwise a ``ValueError`` says what to do.
 
     Args:
         root: The folder.
-        index: That of a folder that is being finished.
+        index: The index of a folder that is being finished.
     """
 
     def __init__(self, root: str | Path, *, index: Mapping[str, Any] | None = None) -> None:
         self.root = Path(root)
         self.settings = read_settings(self.root)
         if index is None and not (self.root / INDEX).is_file():
-            fix = 'start the same timm-dad generate again, it goes on'
+            fix = 'start the same timm-dad generate again to continue'
             if cached_repo(self.root) is not None:
-                fix = 'what uploads it was stopped, and goes on when it is started again'
+                fix = 'its upload was interrupted; start the upload again to continue'
             raise ValueError(f'{self.root} is not finished: {fix}')
         self.index = index or read_json(self.root / INDEX)
         if index is None and self.index.get('sha256') != index_hash(self.index):
-            raise ValueError(f'{self.root / INDEX} was altered: timm-dad verify {self.root} says what to do')
+            raise ValueError(f'{self.root / INDEX} was altered: run timm-dad verify {self.root} for what to do')
         if self.index.get('settings') != settings_id(self.settings):
-            raise ValueError(f'{self.root / SETTINGS} was altered: timm-dad verify {self.root} says what to do')
+            raise ValueError(f'{self.root / SETTINGS} was altered: run timm-dad verify {self.root} for what to do')
         self.shard_size: int = self.settings['shard_size']
 
     def manifests(self) -> Iterator[ShardManifest]:
-        """The manifests of all shards, in order; see ``manifest``."""
+        """Yield the manifests of all shards, in order; see ``manifest``."""
         return (self.manifest(shard) for shard in range(len(self.index['shards'])))
 
     def manifest(self, shard: int) -> ShardManifest:
-        """The manifest of one shard; ``DataError`` if it is missing or damaged."""
+        """Return the manifest of one shard; raise ``DataError`` if it is missing or damaged."""
         path = manifest_path(self.root, shard)
         try:
             data = path.read_bytes()
             manifest = ShardManifest.from_bytes(data)
             if sha256(data) != self.index['shards'][shard]['sha256']:
-                raise ValueError('it is another than the index says')
+                raise ValueError('it differs from the index')
             return manifest
         except (OSError, ValueError) as error:
             raise self.damaged(str(path), error) from error
 
     def damaged(self, path: str, why: Exception, what: str = '') -> DataError:
-        """The error that says how a file of the set, or ``what`` in it, is made again."""
+        """Return an error that says how to restore a file of the set, or ``what`` in it."""
         repo = cached_repo(self.root)
-        fix = f'timm-dad generate --repair, with the flags that made {self.root}, makes it again'
+        fix = f'restore it with timm-dad generate --repair and the flags that made {self.root}'
         if repo is not None:
-            fix = f'remove {repo}, and it is fetched again'
+            fix = f'remove {repo} to fetch it again'
         return DataError(f'{path}{what} is damaged ({why}): {fix}')
 
     def check_file(self, shard: int, path: str) -> None:
-        """Compare a file of a shard that holds no views with its manifest; ``DataError`` if it is damaged."""
+        """Compare a shard's file without views with its manifest; raise ``DataError`` if it is damaged."""
         places = {place['path']: place for place in self.manifest(shard).header['files']}
         try:
             if sha256((self.root / path).read_bytes()) != places[path]['sha256']:
-                raise OSError('its bytes are others than it was made with')
+                raise OSError('its content has changed')
         except OSError as error:
             raise self.damaged(str(self.root / path), error) from error
 
 
 class DADSet(SetFolder):
-    """A whole DAD set, or a ``ValueError`` that says what to do; ``index`` is that of a set that is being finished."""
+    """A finished DAD set, or a ``ValueError`` that says what to do; ``index`` is for a set that is being finished."""
 
     def __init__(self, root: str | Path, *, index: Mapping[str, Any] | None = None) -> None:
         super().__init__(root, index=index)
@@ -122,7 +122,7 @@ class DADSet(SetFolder):
         self.table = self._read_table()
 
     def _read_table(self) -> torch.Tensor:
-        """The rows of ``table``: a tensor, which workers of a loader share however they are started."""
+        """Return the rows of ``table``: a tensor, which loader workers share however they are started."""
         place = next((place for place in self.index['files'] if place['path'] == TABLE), None)
         if place is None:
             return torch.from_numpy(parse_table(self.manifests(), table_shape(self.num_images, self.num_views)))
@@ -132,15 +132,15 @@ class DADSet(SetFolder):
             raise self.damaged(str(self.root / TABLE), error) from error
 
     def frame(self) -> Frame:
-        """The part of an image that its views show, and their size."""
+        """Return the part of an image that the views show, and their size."""
         return frame_of_views(self.settings)
 
     def draw_view(self) -> int:
-        """One of the views, at random."""
+        """Return the number of a random view."""
         return random.randrange(self.num_views) if self.num_views > 1 else 0
 
     def image(self, index: int, view: int, name: str) -> Image.Image:
-        """One DAD view, RGB, of the image ``Source.name`` at ``index``; ``DataError`` if it is missing or damaged."""
+        """Return a DAD view, RGB, of the image ``Source.name`` at ``index``; ``DataError`` if missing or damaged."""
         data = self._read(index, view, name)
         if self.format == 'codes':
             return self._decode(data)
@@ -148,13 +148,13 @@ class DADSet(SetFolder):
             return picture.convert('RGB')
 
     def view_file(self, index: int, view: int, name: str) -> str:
-        """The file that holds a view, as a path in the set."""
+        """Return the file that contains a view, as a path in the set."""
         if self.format == 'folder':
             return view_path(name, view, self._config)
         return container_path(index // self.shard_size, self.format)
 
     def _read(self, index: int, view: int, name: str) -> bytes:
-        """Bytes of a view, which are those that it was made with."""
+        """Return the bytes of a view, unchanged since it was made."""
         single, place = self.format == 'folder', self.view_file(index, view, name)
         offset, size, half = place_of_view(self.table[index].tolist(), view)
         try:
@@ -162,14 +162,14 @@ class DADSet(SetFolder):
                 file.seek(offset)
                 data = file.read(size + single)  # a byte more, if there is one
             if len(data) != size or half_of(sha256(data)) != half:
-                raise OSError('it is truncated' if len(data) < size else 'its bytes are others than it was made with')
+                raise OSError('it is truncated' if len(data) < size else 'its content has changed')
             return data
         except OSError as error:
             raise self.damaged(str(self.root / place), error, '' if single else f', view {view} of {name},') from error
 
     def _decode(self, data: bytes) -> Image.Image:
         if self.decoder is None:
-            raise ValueError(f'{self.root} holds codes: set decoder to the VQGAN that made it')
+            raise ValueError(f'{self.root} contains codes: set decoder to the VQGAN that made them')
         factor, (height, width) = self.decoder.config.factor, self.size
         grid = (-(-height // factor), -(-width // factor))
         codes = unpack_codes(data, grid, self.decoder.config.n_embed)

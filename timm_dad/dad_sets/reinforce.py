@@ -1,6 +1,6 @@
-"""Reinforced DAD sets: the teacher's answers on images and DAD views as augmented, stored to train without a teacher.
+"""Reinforced DAD sets: stored teacher answers on augmented images and DAD views, to train without a teacher.
 
-For each image ``N`` augmentations are drawn once; training draws one of them and replays exactly that.
+For each image, ``N`` augmentations are drawn once; training draws one of them and replays exactly that.
 
 Source: Faghri et al. 2023, arXiv:2303.08983 (dataset reinforcement), for the idea.
 """
@@ -47,9 +47,9 @@ class ReinforceConfig:
     Args:
         transform: Arguments of timm's ``create_transform``: the augmentation of the images, with ``input_size``,
             ``mean`` and ``std`` of the student.
-        same_draws: As ``PairTransform`` takes it.
-        base_alone: As ``PairTransform`` takes it.
-        mixup: As ``Mixtures`` takes it; ``None`` to ask about single images, which a training may mix.
+        same_draws: As in ``PairTransform``.
+        base_alone: As in ``PairTransform``.
+        mixup: As in ``Mixtures``; ``None`` to ask about single images, which a training may mix.
 
     Raises:
         ValueError: If a number is out of range.
@@ -60,7 +60,7 @@ class ReinforceConfig:
     base_alone: bool = False
     mixup: Mapping[str, Any] | None = None
     repeats: int = option(0, "store the teacher's answers on N augmentations of every image and view", metavar='N')
-    top_k: int = option(10, 'classes of them that are kept, the likeliest', metavar='K')
+    top_k: int = option(10, 'number of top classes to keep in each answer', metavar='K')
     temperature: float = 4.0
     seed: int = 0
     batch_size: int = 64
@@ -73,7 +73,7 @@ class ReinforceConfig:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the bytes of the answers, and what a training must have alike."""
+        """The settings that affect the answers, and that a training must share."""
         return {
             'transform': dict(self.transform),
             'pairs': {'same_draws': self.same_draws, 'base_alone': self.base_alone},
@@ -86,18 +86,18 @@ class ReinforceConfig:
 
 
 def is_reinforced(root: str | Path) -> bool:
-    """Whether a DAD set has answers on augmentations, whole or not."""
+    """Return whether a DAD set has answers on augmentations, complete or not."""
     return (Path(root) / REINFORCED).is_dir()
 
 
 class Reinforcement(SetFolder):
-    """The answers of a reinforced set; ``ValueError`` if they are not whole, or of another set."""
+    """The answers of a reinforced set; ``ValueError`` if they are incomplete or belong to another set."""
 
     def __init__(self, dad_set: DADSet) -> None:
         root = dad_set.root / REINFORCED
         super().__init__(root)
         if self.settings['set'] != dad_set.index['settings']:
-            raise ValueError(f'{root} is of another set: remove it, and start timm-dad generate --reinforce again')
+            raise ValueError(f'{root} belongs to another set: remove it, and start timm-dad generate --reinforce again')
         self.num_classes: int = dad_set.settings['data']['num_classes']
         self.repeats: int = self.settings['repeats']
         self.seed: int = self.settings['seed']
@@ -107,7 +107,7 @@ class Reinforcement(SetFolder):
             self.mixtures = Mixtures(self.settings['mixup'], self.seed, dad_set.num_images, alone)
 
     def stored_logits(self, smoothing: float = 0.0) -> StoredLogits:
-        """The answers, for ``DADTask(stored=)``."""
+        """Return the answers, for ``DADTask(stored=)``."""
         temperature = self.settings['logits']['temperature']
         mixed = self.mixtures is not None
         return StoredLogits(self, self.repeats, self.num_classes, temperature, smoothing, mixed)
@@ -116,7 +116,7 @@ class Reinforcement(SetFolder):
 class _Augmented(Dataset[tuple[Any, ...]]):
     """Index, image and view, augmented and normalized, by index and number of the augmentation.
 
-    Of mixtures also the label of the partner, and how much of the image itself is in each of the two.
+    For mixtures, also the label of the partner, and the share of the image itself in each of the two.
     """
 
     def __init__(self, source: Source, views: ReinforcedViews, config: ReinforceConfig) -> None:
@@ -146,26 +146,26 @@ def reinforce(
     claims: Callable[[Any], Claims] | None = None,
     place: Path | str | None = None,
 ) -> Reinforcement | None:
-    """Store the teacher's answers on augmentations of a set, or go on; returns as ``generate`` does.
+    """Store the teacher's answers on augmentations of a set, or continue; return as ``generate`` does.
 
-    Any number of processes may share the work, and be stopped at any moment.
+    Any number of processes may share the work and be stopped at any time.
 
     Args:
-        source: The data set that the DAD set was made of; not a stream.
-        dad_set: The set; its codes have their ``decoder``.
-        ask_teacher: Gives logits ``[B, K]`` of images ``[B, 3, H, W]`` in [0, 1].
-        config: How.
+        source: The data set that the DAD set was made from; not a stream.
+        dad_set: The set; if it contains codes, it needs its ``decoder``.
+        ask_teacher: Returns logits ``[B, K]`` of images ``[B, 3, H, W]`` in [0, 1].
+        config: Settings of the reinforcement.
         device: Where the teacher is; the CPU by default.
-        workers: Processes that load and augment.
-        progress: Show a progress bar.
-        claims: As ``generate`` takes it.
-        place: Where the set is, if it was fetched from a URL.
+        workers: Number of processes that load and augment.
+        progress: Whether to show a progress bar.
+        claims: As in ``generate``.
+        place: The original place of the set, if it was fetched from a URL.
 
     Returns:
-        The answers. ``None`` if other processes are to make the rest (``Part``, ``Shards``), or they are at a URL.
+        The answers; ``None`` if the rest is left to other processes (``Part``, ``Shards``), or they are at a URL.
 
     Raises:
-        ValueError: If the data are a stream or others than the set's, or the set was reinforced in another way.
+        ValueError: If the data are a stream or not the set's, or the set was reinforced in another way.
     """
     if source.streams:
         raise ValueError('a set of a stream cannot be reinforced: its images have no index to seed augmentations by')
@@ -208,7 +208,7 @@ def reinforce(
 def _claimed_places(
     folder: ShardedFolder, shards: Sequence[int], config: ReinforceConfig
 ) -> Iterator[list[tuple[int, int]]]:
-    """Images and augmentations of claimed shards, batch by batch."""
+    """Yield images and augmentations of claimed shards, batch by batch."""
     for shard in shards:
         if folder.claim(shard):
             places = [(index, turn) for index in folder.shard_range(shard) for turn in range(config.repeats)]
@@ -218,7 +218,7 @@ def _claimed_places(
 def _answers(
     folder: ShardedFolder, loader: Any, ask: Callable[[Tensor], Tensor], config: ReinforceConfig
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """Shards, and the tensors of their files, ``[items, repeats, ...]``."""
+    """Yield shards and the tensors of their files, ``[items, repeats, ...]``."""
     found: dict[str, list[Tensor]] = {}
     count, told = 0, False
     for indices, clean, second, *mixture in loader:
@@ -239,10 +239,10 @@ def _answers(
 
 
 def _tell_kept(share: float, config: ReinforceConfig) -> None:
-    """Say how much of the teacher's answers is kept class by class, and what to do where that is little."""
-    advice = '' if share >= _LITTLE else '; more classes or a lower --dad-temperature keep more of what it says'
+    """Log how much of the teacher's answers is kept per class, and what to do if that is little."""
+    advice = '' if share >= _LITTLE else '; more classes or a lower --dad-temperature keep more of them'
     _logger.info(
-        "Answers: --reinforce-top-k %d keeps %.0f%% of the teacher's softmax at temperature %g class by class, and all "
+        "Answers: --reinforce-top-k %d keeps %.0f%% of the teacher's softmax at temperature %g per class, and all "
         'others share the rest equally%s', config.top_k, 100 * share, config.temperature, advice,
     )  # fmt: skip
 

@@ -1,7 +1,7 @@
-"""A folder that any number of processes and machines fill, shard by shard; the bytes are the same however they come.
+"""A folder that any number of processes and machines fill, shard by shard; the bytes are always the same.
 
-A shard is done when its manifest is there; ``claims`` say who makes it. Unfinished files lie in ``.work``, which goes
-when the set is whole.
+A shard is done when its manifest exists; ``claims`` decide who makes it. Unfinished files lie in ``.work``, which is
+removed when the set is finished.
 """
 
 import json
@@ -38,47 +38,47 @@ _START = 180  # seconds to wait for another process to have begun; leases of one
 
 
 def check_folder(root: Path, settings: Mapping[str, Any]) -> None:
-    """Raise ``ValueError`` if a folder holds anything else than a set of these settings; nothing is written."""
+    """Raise ``ValueError`` if a folder contains anything but a set with these settings; nothing is written."""
     path = root / SETTINGS
     if not root.exists():
         return
     if not path.exists():
         strangers = sorted(file.name for file in root.iterdir() if file.name != WORK)[:3]
         if strangers and not _has_own_shards(root, settings_id(settings)):
-            raise ValueError(f'{root} holds other files ({", ".join(strangers)}): name an empty folder')
+            raise ValueError(f'{root} contains other files ({", ".join(strangers)}): choose an empty folder')
         return
     check_same(root, settings, read_json(path))
 
 
 def check_same(place: Path | str, settings: Mapping[str, Any], there: Mapping[str, Any]) -> None:
-    """Raise ``ValueError`` if a set has other settings than these."""
+    """Raise ``ValueError`` if a set has other settings."""
     others = differences(identity(settings), identity(there))
     if others:
         raise ValueError(
-            f'{place} is a set of other settings ({"; ".join(others[:3])}): give the same flags to go on with it, or '
-            'name another folder'
+            f'{place} is a set with other settings ({"; ".join(others[:3])}): give the same flags to continue it, or '
+            'choose another folder'
         )
 
 
 def _has_own_shards(root: Path, settings: str) -> bool:
-    """Whether the shards that are there were made with these settings, whose file is gone."""
+    """Return whether the existing shards were made with these settings, although the settings file is gone."""
     return are_of(settings, [manifest_path(root, shard).read_bytes() for shard in found_shards(root)])
 
 
 def are_of(settings: str, manifests: Sequence[bytes]) -> bool:
-    """Whether there are manifests, and all are of these settings."""
+    """Return whether there are manifests, all with these settings."""
     return bool(manifests) and all(ShardManifest.from_bytes(data).header['settings'] == settings for data in manifests)
 
 
 class ShardedFolder:
-    """The folder of a set while it is made; ``ValueError`` if it holds anything else, or a set of other settings.
+    """The folder of a set in the making; ``ValueError`` if it contains other files, or a set with other settings.
 
     Args:
-        root: The folder; it is made if there is none.
-        settings: What decides the bytes of the set.
-        num_images: Images of the data set.
-        shard_size: Images of a shard.
-        claims: Who makes what; native locks by default.
+        root: The folder; it is created if missing.
+        settings: Everything that affects the files of the set.
+        num_images: Number of images of the data set.
+        shard_size: Number of images per shard.
+        claims: Decides who makes what; native locks by default.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class ShardedFolder:
 
     @property
     def place(self) -> Path | str:
-        """What errors call it."""
+        """The name of the place in errors."""
         return self.root
 
     def _start(self, settings: Mapping[str, Any]) -> None:
@@ -117,7 +117,7 @@ class ShardedFolder:
         (self.root / INDEX).unlink(missing_ok=True)
 
     def _write_settings(self, settings: Mapping[str, Any]) -> None:
-        """Write the settings, unless they are there; they never take the place of another process's."""
+        """Write the settings unless they exist; never replace those of another process."""
         check_folder(self.root, settings)
         path, own = self.root / SETTINGS, self.work('start') / SETTINGS
         if path.exists():
@@ -133,12 +133,12 @@ class ShardedFolder:
 
     @contextmanager
     def _alone(self, name: str, timeout: float = float('inf')) -> Iterator[None]:
-        """Do what one process does at a time, once no other one is at it."""
+        """Run a section in one process at a time, after waiting for others."""
         end = time.monotonic() + timeout
         while not self._take(name):
             if time.monotonic() > end:
                 raise ValueError(
-                    f'{self.place}: another process has held the {name} for {timeout:.0f} s: end it, and start the '
+                    f'{self.place}: another process has held the {name} for {timeout:.0f} s: stop it, and start the '
                     'same command again'
                 )
             time.sleep(self.claims.pause)
@@ -156,36 +156,36 @@ class ShardedFolder:
             return False  # another process has just taken the work folder of a whole set away
 
     def work(self, name: str) -> Path:
-        """Folder for unfinished files that no other process uses."""
+        """Return a folder for unfinished files that no other process uses."""
         return self.root / WORK / f'{name}-{self.own}'
 
     def shard_range(self, shard: int) -> range:
-        """Indices of the images of a shard."""
+        """Return the indices of a shard's images."""
         return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.num_images))
 
     def is_done(self, shard: int) -> bool:
-        """Whether a shard is whole."""
+        """Return whether a shard is complete."""
         return manifest_path(self.root, shard).exists()
 
     def done(self) -> set[int]:
-        """Shards that are whole."""
+        """Return the complete shards."""
         return found_shards(self.root)
 
     def missing(self) -> list[int]:
-        """Shards that are not whole yet, in order."""
+        """Return the incomplete shards, in order."""
         done = self.done()
         return [shard for shard in range(self.num_shards) if shard not in done]
 
     def pending(self) -> list[int]:
-        """Those of them that this process may make."""
+        """Return the incomplete shards that this process may make."""
         return [shard for shard in self.missing() if self.claims.makes(shard)]
 
     def images_done(self) -> int:
-        """Images of the shards that are whole."""
+        """Return the number of images in complete shards."""
         return sum(len(self.shard_range(shard)) for shard in self.done())
 
     def claim(self, shard: int) -> bool:
-        """Take a shard, unless it is done or another process is at it; whether it is this process's now."""
+        """Try to take a shard that is not complete or taken; return whether this process holds it now."""
         if shard in self._claimed:
             return True
         if not self.claims.makes(shard) or self.is_done(shard) or self.is_whole() or not self._take(_name(shard)):
@@ -197,28 +197,28 @@ class ShardedFolder:
         return True
 
     def check_first(self, shard: int, source_sha256: str) -> None:
-        """Raise ``ValueError`` if the first image in a stream of a finished shard is no longer what it was made of."""
+        """Raise ``ValueError`` if the first image of a finished shard of a stream has changed."""
         path = manifest_path(self.root, shard)
         if path.exists():
             first = ShardManifest.from_bytes(path.read_bytes()).items[0]
             if first['source_sha256'] != source_sha256:
                 raise ValueError(
-                    f'{self.place} was made of another stream: image {first["index"]} is another now (one before it '
-                    'added, taken out or mended since?); name an empty folder'
+                    f'{self.place} was made from another stream: image {first["index"]} has changed (was one before it '
+                    'added, removed or repaired?); choose an empty folder'
                 )
 
     def commit(self, shard: int, manifest: ShardManifest) -> None:
-        """Say that all files of a claimed shard are whole, and let go of it; not if another process has it since."""
+        """Mark a claimed shard as complete and release it, unless another process has taken it."""
         self._keep(manifest.paths())
         if self.claims.holds(_name(shard)):
             self._write_manifest(shard, manifest.to_bytes())
         else:  # its files are equal, whoever wrote them
-            _logger.warning('Shard %d: another process has it, for this one was not heard of for too long', shard)
+            _logger.warning('Shard %d: another process has taken it over: this one was silent for too long', shard)
         self._claimed.discard(shard)
         self.claims.let_go(_name(shard))
 
     def _keep(self, paths: Iterable[str]) -> None:
-        """Have files of a shard, which are under ``root``, outlive whatever happens."""
+        """Make the files of a shard, which are under ``root``, durable."""
         sync_folders(self.root, [self.root / path for path in paths])
 
     def _write_manifest(self, shard: int, data: bytes) -> None:
@@ -227,20 +227,20 @@ class ShardedFolder:
         sync_folders(self.root, [path])
 
     def bring(self, paths: Iterable[str]) -> None:
-        """Have files of finished shards under ``root``: here they are."""
+        """Make files of finished shards available under ``root``: here they already are."""
 
     def release(self) -> None:
-        """Let go of all claimed shards."""
+        """Release all claimed shards."""
         while self._claimed:
             self.claims.let_go(_name(self._claimed.pop()))
 
     def is_whole(self) -> bool:
-        """Whether the set is finished."""
+        """Return whether the set is finished."""
         return (self.root / INDEX).exists()
 
     @contextmanager
     def until_whole(self) -> Iterator[None]:
-        """End what fails because another process finished the set meanwhile, and took the work folder away."""
+        """Ignore failures caused by another process that finished the set meanwhile and removed the work folder."""
         try:
             yield
         except FileNotFoundError:
@@ -249,7 +249,7 @@ class ShardedFolder:
 
     @contextmanager
     def finishing(self) -> Iterator[bool]:
-        """Whether this process is the one that finishes the set; the others wait until it is done."""
+        """Yield whether this process finishes the set; the others wait until that is done."""
         with self._alone('finish'), self.until_whole():
             whole = self.is_whole()
             if not whole:
@@ -258,14 +258,14 @@ class ShardedFolder:
         self._tidy()
 
     def _check_manifests(self) -> None:
-        """Raise ``ValueError`` if a shard was made with other settings, by a process that began at the same moment."""
+        """Raise ``ValueError`` if a shard has other settings, made by a process that started at the same moment."""
         for shard in self.done():
             with manifest_path(self.root, shard).open('rb') as file:
                 header = json.loads(file.readline())
             if header['settings'] != self.settings_id:
                 raise ValueError(
-                    f'{self.place}/{manifest_name(shard)} is of other settings than {SETTINGS}: two commands with '
-                    'other flags began at once; name an empty folder'
+                    f'{self.place}/{manifest_name(shard)} has other settings than {SETTINGS}: two commands with '
+                    'different flags started at once; choose an empty folder'
                 )
 
     def _tidy(self) -> None:

@@ -1,4 +1,4 @@
-"""A whole DAD set as it is shared: exactly its files, every byte compared before, and its card beside them."""
+"""Share a finished DAD set: exactly its files, every byte verified before, and its card beside them."""
 
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -10,20 +10,20 @@ from timm_dad.dad_sets.verify import verify
 
 
 def open_whole(root: Path, progress: bool = False) -> DADSet:
-    """Open a set of which every byte is as its manifests say; ``ValueError`` if it is not, or not finished."""
+    """Open a set whose every byte matches its manifests; raise ``ValueError`` if it does not or is unfinished."""
     dad_set = DADSet(root)
     damages = list(verify(root, progress))
     if damages:
         more = f' and {len(damages) - 1} more' if len(damages) > 1 else ''
         raise ValueError(
-            f'{root} is not whole ({damages[0]}{more}): timm-dad verify names what is damaged, and the same timm-dad '
-            'generate with --repair makes it again'
+            f'{root} is damaged ({damages[0]}{more}): timm-dad verify lists the damage, and the same timm-dad '
+            'generate with --repair restores it'
         )
     return dad_set
 
 
 def set_files(dad_set: DADSet) -> list[str]:
-    """The files of a set, as paths in it: what its index and its manifests name, and no stranger.
+    """List the files of a set, as paths in it: only those that its index and its manifests name.
 
     Raises:
         ValueError: If a path leads out of the set.
@@ -33,7 +33,7 @@ def set_files(dad_set: DADSet) -> list[str]:
         paths |= {f'{REINFORCED}/{path}' for path in _files_of(Reinforcement(dad_set))}
     outside = [path for path in paths if path.startswith('/') or '..' in PurePosixPath(path).parts]
     if outside:
-        raise ValueError(f'{dad_set.root} names a file out of its folder, {outside[0]!r}: it is no set to share')
+        raise ValueError(f'{dad_set.root} names a file outside its folder, {outside[0]!r}: it cannot be shared')
     return sorted(paths)
 
 
@@ -46,7 +46,7 @@ def _files_of(folder: SetFolder) -> set[str]:
 
 
 def lay_out(root: Path, paths: list[str], folder: Path, place: Callable[[Path, Path], object]) -> None:
-    """Let ``place(source, target)`` bring files of a set into another folder, whose folders are made."""
+    """Apply ``place(source, target)`` to files of a set for another folder, whose subfolders are created."""
     for parent in {(folder / path).parent for path in paths}:
         parent.mkdir(parents=True, exist_ok=True)
     for path in paths:

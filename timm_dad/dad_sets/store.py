@@ -1,6 +1,6 @@
-"""Object stores, by any URL that fsspec knows (``s3://``, ``gs://``, ``memory://``); their errors in one line.
+"""Object stores, by any URL that fsspec supports (``s3://``, ``gs://``, ``memory://``), with one-line errors.
 
-An object is there whole or not at all, and seen by everyone at once, so a set is made in a store as in a folder.
+An object appears whole or not at all, and for everyone at once, so a set is made in a store as in a folder.
 """
 
 import errno
@@ -28,29 +28,29 @@ _VERSIONS = ('ETag', 'etag', 'md5Hash', 'content_md5', 'blob_id', 'generation', 
 
 
 def is_url(address: str | Path) -> bool:
-    """Whether this is the URL of a store, and not a folder."""
+    """Return whether this is the URL of a store rather than a folder."""
     return isinstance(address, str) and re.match(r'[A-Za-z][A-Za-z0-9+.-]+://', address) is not None
 
 
 class Store:
-    """The objects below a URL, by names as paths of files have them.
+    """The objects below a URL, named like paths of files.
 
     Raises:
-        ValueError: If the URL is one of no store, or, by any method, if the store says no or cannot be reached.
+        ValueError: If the URL is not that of a store, or, from any method, if the store refuses or is unreachable.
         ImportError: If the package for this kind of store is missing.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip('/')
         if not is_url(self.url) or set(self.url) & set('*?[]'):  # which fsspec takes for a pattern
-            raise ValueError(f'a store is named as s3://BUCKET or s3://BUCKET/NAME, without any of *?[], got {url}')
+            raise ValueError(f'a store is s3://BUCKET or s3://BUCKET/NAME, without any of *?[], got {url}')
         self._fs, self._root = self._open()
         self._pool = ThreadPoolExecutor(_AT_ONCE)
 
     def _open(self) -> tuple[AbstractFileSystem, str]:
         kind = self.url.partition('://')[0]
         if kind in ('file', 'local'):
-            raise ValueError(f'{self.url} is a folder: name it without {kind}://')
+            raise ValueError(f'{self.url} is a folder: give it without {kind}://')
         try:
             # What other processes write is to be seen at once.
             fs, root = url_to_fs(self.url, use_listings_cache=False)
@@ -63,7 +63,7 @@ class Store:
 
     @contextmanager
     def _told(self, name: str = '') -> Iterator[None]:
-        """Turn any error but that there is no such object into one line."""
+        """Convert any error except a missing object to one line."""
         try:
             yield
         except StoreError:
@@ -76,16 +76,16 @@ class Store:
 
     def _at(self, name: str) -> str:
         if name.startswith('/') or '..' in PurePosixPath(name).parts:
-            raise StoreError(f'{self.url} names a file out of its folder, {name!r}: it is no set to read')
+            raise StoreError(f'{self.url} names a file outside its folder, {name!r}: it cannot be read')
         return f'{self._root}/{name}'.rstrip('/')
 
     def read(self, name: str) -> bytes:
-        """An object; ``FileNotFoundError`` if there is none."""
+        """Read an object; raise ``FileNotFoundError`` if it is missing."""
         with self._told(name):
             return bytes(self._fs.cat_file(self._at(name)))
 
     def exists(self, name: str) -> bool:
-        """Whether there is an object of this name."""
+        """Return whether an object with this name exists."""
         try:
             with self._told(name):
                 return bool(self._fs.info(self._at(name))['type'] == 'file')  # fsspec's exists hides errors
@@ -93,7 +93,7 @@ class Store:
             return False
 
     def names(self, folder: str = '') -> list[str]:
-        """Names of what lies directly in a folder, in order, without the folder's."""
+        """List the names directly in a folder, in order, without the folder's."""
         try:
             with self._told(folder):
                 found = self._fs.ls(self._at(folder), detail=False)
@@ -102,7 +102,7 @@ class Store:
         return sorted({str(name).rstrip('/').rpartition('/')[2] for name in found if name != self._at(folder)})
 
     def objects(self) -> dict[str, tuple[int, str]]:
-        """Size and version of every object, by name."""
+        """Return size and version of every object, by name."""
         with self._told():
             found = self._fs.find(self._at(''), detail=True)
         return {
@@ -112,12 +112,12 @@ class Store:
         }
 
     def write(self, name: str, data: bytes) -> None:
-        """Write an object, in the place of another one."""
+        """Write an object, replacing an existing one."""
         with self._written(name):
             self._fs.pipe_file(self._at(name), data)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write an object unless there is one; whether it is this one now (a request that was sent twice, too)."""
+        """Write an object unless it exists; return whether it is this one now (even if a request was sent twice)."""
         try:
             with self._written(name):
                 self._fs.pipe_file(self._at(name), data, mode='create')
@@ -138,7 +138,7 @@ class Store:
                 raise StoreError(f'{self.url}/{name}: {NO_BUCKET}') from error
 
     def upload(self, root: Path, names: Sequence[str]) -> None:
-        """Write files below a folder as objects of the same names."""
+        """Upload files below a folder as objects with the same names."""
 
         def send(name: str) -> None:
             with self._written(name):
@@ -147,7 +147,7 @@ class Store:
         list(self.map(send, names))
 
     def download(self, name: str, path: Path) -> None:
-        """Write an object as a file, which is there whole or not; ``FileNotFoundError`` if there is no object."""
+        """Write an object atomically as a file; raise ``FileNotFoundError`` if there is no object."""
         with replacing(path) as temporary:
             try:
                 with self._told(name):
@@ -158,7 +158,7 @@ class Store:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error  # this disk says so
 
     def bring(self, root: Path, names: Sequence[str]) -> None:
-        """Have objects below a folder as files of the same names; those that there are not are left out."""
+        """Download objects as files of the same names below a folder; skip those that do not exist."""
 
         def fetch(name: str) -> None:
             with suppress(FileNotFoundError):
@@ -167,7 +167,7 @@ class Store:
         list(self.map(fetch, names))
 
     def remove(self, names: Sequence[str]) -> None:
-        """Remove objects, also those that there are not."""
+        """Remove objects; those that do not exist are ignored."""
         for name in names:
             with suppress(FileNotFoundError), self._told(name):
                 self._fs.rm_file(self._at(name))
@@ -178,7 +178,7 @@ class Store:
             self._fs.rm(self._at(name), recursive=True)
 
     def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-        """Results of a function of each item, as many at once as there may be requests; none goes on after an error."""
+        """Map a function over items with as many concurrent requests as allowed; stop at the first error."""
         for start in range(0, len(items), _QUEUED):
             jobs = [self._pool.submit(function, item) for item in items[start : start + _QUEUED]]
             try:
@@ -190,7 +190,7 @@ class Store:
                 wait(jobs)
 
     def has_exclusive_creation(self) -> bool:
-        """Whether an object is created once, however many try; found out by trying."""
+        """Return whether an object is created only once however many try, found out by trying."""
         own = ('_pipe_file', 'pipe_file')
         if all(getattr(type(self._fs), name, None) is getattr(AbstractFileSystem, name, None) for name in own):
             return False  # fsspec's own way looks whether there is one, and then writes
@@ -202,12 +202,12 @@ class Store:
                 self.remove([name])
 
     def warn_of_halves(self) -> None:
-        """Say so where an object may be half written under its name."""
+        """Warn if an object may be visible half-written under its name."""
         kind = self.url.partition('://')[0]
         if kind not in _WHOLE:
             _logger.warning(
-                '%s: files of %s:// may be seen half written, if a process dies while it writes: run timm-dad verify '
-                'once the set is whole', self.url, kind,
+                '%s: files of %s:// may be left half-written if a process dies while writing: run timm-dad verify '
+                'once the set is finished', self.url, kind,
             )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
-"""Sets and data of an object store in a folder of this machine: fetched once, and by one process at a time.
+"""Cache sets and data of an object store in a local folder: fetched once, and by one process at a time.
 
-A folder is named by what the store holds, and gets its name when all is there: what changes there is another one.
+A folder is named after the store's content, and gets its name when it is complete: changed content gets another one.
 """
 
 import logging
@@ -33,7 +33,7 @@ _logger = logging.getLogger(__name__)
 
 
 class _Wanted(NamedTuple):
-    """An object, with what is known of it; of manifests the index does not keep the size, of data nothing the hash."""
+    """An object, with its known facts; size is unknown for manifests in the index, the hash for data."""
 
     name: str
     size: int | None = None
@@ -41,22 +41,22 @@ class _Wanted(NamedTuple):
 
 
 def cached_set(root: Path) -> Path | None:
-    """The folder of the cache that a set lies in; ``None`` if it is elsewhere."""
+    """Return the cache folder of a set; ``None`` if it lies elsewhere."""
     return next((folder for folder in (root, *root.parents) if folder.parent == cache_dir() / 'sets'), None)
 
 
 def fetch_set(url: str) -> Path:
-    """The folder of a finished set at a URL, fetched where it is not there yet; every byte is compared with its hash.
+    """Return the folder of a finished set at a URL, fetched if missing; every byte is compared with its hash.
 
     Raises:
-        ValueError: If there is none, it is not finished or damaged, there is no room for it, or the store says no.
+        ValueError: If there is none, it is unfinished or damaged, there is no space for it, or the store refuses.
     """
     store = Store(url)
     facts = dict(_facts(store))
     if SETTINGS not in facts:
-        raise ValueError(f'{store.url} holds no DAD set: there is no {SETTINGS}; timm-dad generate makes one')
+        raise ValueError(f'{store.url} contains no DAD set (no {SETTINGS}): make one with timm-dad generate')
     if INDEX not in facts:
-        raise ValueError(f'{store.url} is not finished: start the same timm-dad generate again, it goes on')
+        raise ValueError(f'{store.url} is not finished: start the same timm-dad generate again to continue')
     key = sha256(canonical_json({name: sha256(data) for name, data in facts.items()}))
     return _fetched('sets', store, key, partial(_fetch_set, store, facts))
 
@@ -97,10 +97,10 @@ def _places(root: Path, manifests: Sequence[_Wanted]) -> Iterator[Mapping[str, A
 
 
 def fetch_data(url: str) -> Path:
-    """The folder of all objects below a URL, fetched where it is not there yet; their sizes are compared.
+    """Return a folder of all objects below a URL, fetched if missing; their sizes are compared.
 
     Raises:
-        ValueError: If there are none, there is no room for them, or the store says no.
+        ValueError: If there are none, there is no space for them, or the store refuses.
     """
     store = Store(url)
     try:
@@ -108,7 +108,7 @@ def fetch_data(url: str) -> Path:
     except FileNotFoundError:
         objects = {}
     if not objects:
-        raise ValueError(f'{store.url} holds nothing: look at the name')
+        raise ValueError(f'{store.url} is empty: check the name')
     wanted = [_Wanted(name, size) for name, (size, _) in objects.items()]
 
     def fetch(root: Path) -> None:
@@ -119,7 +119,7 @@ def fetch_data(url: str) -> Path:
 
 
 def _fetched(kind: str, store: Store, key: str, fetch: Callable[[Path], None]) -> Path:
-    """The folder of the cache that holds this, filled by ``fetch`` if it is not there."""
+    """Return the cache folder of this content, filled by ``fetch`` if it is missing."""
     root = cache_dir() / kind / f'{store.url.rpartition("/")[2]}-{key[:16]}'
     if root.is_dir():
         return root
@@ -135,7 +135,7 @@ def _fetched(kind: str, store: Store, key: str, fetch: Callable[[Path], None]) -
 
 @lru_cache
 def data_folder(address: str | None) -> str | None:
-    """Where data is read from: the path as it is, or the folder of what is at a URL; see ``fetch_data``."""
+    """Return where data is read from: the path itself, or the folder for a URL; see ``fetch_data``."""
     return str(fetch_data(address)) if address and is_url(address) else address
 
 
@@ -153,10 +153,10 @@ def _alone(path: Path) -> Iterator[None]:
 def _check_room(store: Store, root: Path, wanted: Sequence[_Wanted]) -> None:
     missing = [each for each in wanted if not (root / each.name).exists()]
     size, free = sum(each.size or 0 for each in missing), shutil.disk_usage(root).free
-    _logger.info('%s: %d files of %s are fetched into %s', store.url, len(missing), _written(size), root.parent)
+    _logger.info('%s: fetching %d files of %s into %s', store.url, len(missing), _written(size), root.parent)
     if size > free:
         raise ValueError(
-            f'{store.url} needs {_written(size)}, and {root.parent} has {_written(free)} free: make room, or set '
+            f'{store.url} needs {_written(size)}, but {root.parent} has {_written(free)} free: make space, or set '
             'TIMM_DAD_CACHE to another folder'
         )
 
@@ -166,7 +166,7 @@ def _written(size: int) -> str:
 
 
 def _fetch(store: Store, root: Path, wanted: Sequence[_Wanted], *, show: bool = True) -> None:
-    """Fetch what is not there yet, or not whole."""
+    """Fetch what is missing or incomplete."""
 
     def fetch(each: _Wanted) -> None:
         path = root / each.name
@@ -178,7 +178,7 @@ def _fetch(store: Store, root: Path, wanted: Sequence[_Wanted], *, show: bool = 
             raise _damaged(store, each, 'is missing') from error
         if not _is_whole(path, each):
             path.unlink()
-            raise _damaged(store, each, 'is not what it was')
+            raise _damaged(store, each, 'has changed')
 
     with progress(store.map(fetch, wanted), total=len(wanted), unit='file', show=show, desc='Fetching') as bar:
         for _ in bar:
@@ -188,7 +188,7 @@ def _fetch(store: Store, root: Path, wanted: Sequence[_Wanted], *, show: bool = 
 def _damaged(store: Store, wanted: _Wanted, how: str) -> ValueError:
     fix = 'another process writes there: start again'
     if wanted.sha256 is not None:
-        fix = f'timm-dad verify {store.url} says what else is, and timm-dad generate --repair makes it again'
+        fix = f'timm-dad verify {store.url} lists all damage, and timm-dad generate --repair restores it'
     return ValueError(f'{store.url}/{wanted.name} {how}: {fix}')
 
 

@@ -1,4 +1,4 @@
-"""Who makes what of a set in an object store: leases, where an object is created once, or a split fixed beforehand."""
+"""Divide a set in an object store: by leases if an object can be created only once, or by a fixed split."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ def store_claims(url: str, kind: str = 'auto') -> Claims:
 
     Args:
         url: The URL of the set.
-        kind: ``lease``, or ``auto``: leases where an object is created once, else the split of the launcher.
+        kind: ``lease``, or ``auto``: leases if an object can be created only once, else the launcher's split.
 
     Raises:
         ValueError: If ``kind`` is another one, or leases do not work there.
@@ -29,13 +29,15 @@ def store_claims(url: str, kind: str = 'auto') -> Claims:
         return Leases(_LeaseObjects(store))
     if kind == 'lease':
         raise ValueError(
-            f'--claim lease: {url} is in a store where two processes can create one object: give --shards I/N'
+            f'--claim lease: {url} is in a store where two processes can create the same object: give --shards I/N'
         )
     if {'SLURM_ARRAY_TASK_ID', 'RANK'} & os.environ.keys():
         part = Part.parse('auto', os.environ)
-        _logger.info('%s: two processes can create one object there, so this one makes part %s', url, part)
+        _logger.info('%s: two processes can create the same object there, so this one makes part %s', url, part)
         return part
-    _logger.warning('%s: two processes can create one object there; for several, give each --shards I/N', url)
+    _logger.warning(
+        '%s: two processes can create the same object there; if there are several, give each --shards I/N', url
+    )
     return Part(0, 1)
 
 
@@ -58,7 +60,7 @@ class _LeaseObjects:
 
 
 class _LeaseObject:
-    """An object that its holder writes anew."""
+    """An object that its holder rewrites."""
 
     def __init__(self, store: Store, name: str) -> None:
         self._store, self._name = store, name
@@ -69,7 +71,7 @@ class _LeaseObject:
             self._store.write(_of_lease(self._name), content)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: nothing is open."""
 
 
 def _of_lease(name: str) -> str:

@@ -1,19 +1,19 @@
-"""What object stores, and the way to them, say: errors of packages that have no kind in common, in one line."""
+"""Errors of object stores and of the way to them, in one line: their packages share no base class."""
 
 import re
 from collections.abc import Mapping
 
-NO_BUCKET = 'there is no such bucket: look at the name, or make it first'
+NO_BUCKET = 'there is no such bucket: check the name, or create it first'
 _REFUSED = ('AccessDenied', 'InvalidAccessKeyId', 'SignatureDoesNotMatch', 'ExpiredToken', 'InvalidToken', '401', '403')
 _TAKEN = ('PreconditionFailed', 'ConditionalRequestConflict', '409', '412')
 
 
 class StoreError(ValueError):
-    """What a store, or the way to it, says; and what to do."""
+    """An error of a store or of the way to it, with advice."""
 
 
 def code_of(error: BaseException | None) -> str:
-    """The store's code of an error (``NoSuchBucket``, ``403``), if it has one."""
+    """Return the store's code of an error (``NoSuchBucket``, ``403``), if it has one."""
     while error is not None:
         response = getattr(error, 'response', None)
         if isinstance(response, Mapping):  # botocore's
@@ -25,12 +25,12 @@ def code_of(error: BaseException | None) -> str:
 
 
 def is_taken(error: BaseException | None) -> bool:
-    """Whether an object could not be created because there is one."""
+    """Return whether an object could not be created because it exists."""
     return isinstance(error, FileExistsError) or code_of(error) in _TAKEN
 
 
 def advice(error: Exception) -> str:
-    """What an error says, and what to do."""
+    """Format an error, and what to do about it."""
     code, kind = code_of(error), type(error).__name__
     said = f'{code or kind}: {" ".join(str(error).split())[:300]}'
     if code == 'NoSuchBucket':
@@ -40,13 +40,13 @@ def advice(error: Exception) -> str:
     if re.search('Credential|Token|Auth', kind):
         return f'there are no credentials ({said}): set them (for s3:// AWS_PROFILE, or AWS_ACCESS_KEY_ID)'
     if isinstance(error, PermissionError) or code in _REFUSED or str(error).startswith('Forbidden'):
-        return f'access is denied ({said}): look at the credentials, and what they may do there'
+        return f'access is denied ({said}): check the credentials and their permissions there'
     if isinstance(error, TimeoutError | ConnectionError) or re.search('Connect|Timeout|Endpoint|DNS|Proxy', kind):
         return (
-            f'the store cannot be reached ({said}): look at the network and the address (for s3:// that is not '
-            "Amazon's, AWS_ENDPOINT_URL), and start the same command again, it goes on"
+            f'the store cannot be reached ({said}): check the network and the address (for s3:// other than '
+            "Amazon's, AWS_ENDPOINT_URL), and start the same command again to continue"
         )
     return (
-        f'the store says no ({said}): once that is mended (room, quota, rights), start the same command again, it goes '
-        'on; nothing half-written has a final name'
+        f'the store refuses ({said}): once that is fixed (space, quota, permissions), start the same command again to '
+        'continue; files get their final names only when complete'
     )

@@ -1,6 +1,6 @@
-"""The folder of a set in an object store while it is made: shards are made in a folder of this machine, and uploaded.
+"""The folder of a set in the making in an object store: shards are made in a local folder, and uploaded.
 
-A shard is done when its manifest is in the store; that, and last the index, is uploaded after all that it names.
+A shard is done when its manifest is in the store; manifest, and last the index, are uploaded after all they name.
 """
 
 import logging
@@ -34,18 +34,18 @@ _logger = logging.getLogger(__name__)
 
 
 def as_root(root: str | Path) -> Path | str:
-    """A folder as a path, a URL as it is."""
+    """Return a folder as a path, a URL unchanged."""
     return str(root).rstrip('/') if is_url(root) else Path(root)
 
 
 def check_reachable(address: str) -> None:
-    """Raise what is wrong with the URL of a store, or the way to it, before anything large is built."""
+    """Raise the error of a store's URL, or of the way to it, before anything large is built."""
     if is_url(address):
         Store(address).exists(SETTINGS)
 
 
 def done_shards(root: Path | str) -> set[int]:
-    """Shards of a set that have a manifest, in a folder or at a URL."""
+    """Return the shards of a set that have a manifest, in a folder or at a URL."""
     return found_shards(root) if isinstance(root, Path) else _stored_shards(Store(root))
 
 
@@ -54,18 +54,18 @@ def _stored_shards(store: Store, folder: str = '') -> set[int]:
 
 
 def is_finished(root: Path | str) -> bool:
-    """Whether a set is finished, in a folder or at a URL."""
+    """Return whether a set is finished, in a folder or at a URL."""
     return (root / INDEX).exists() if isinstance(root, Path) else Store(root).exists(INDEX)
 
 
 def check_begun(store: Store) -> None:
-    """Raise ``ValueError`` if there is no set at a URL, whole or not."""
+    """Raise ``ValueError`` if there is no set at a URL, finished or not."""
     if not (store.exists(SETTINGS) or store.exists(INDEX) or _stored_shards(store)):
-        raise ValueError(f'{store.url} holds no DAD set: there is no {SETTINGS}; timm-dad generate makes one')
+        raise ValueError(f'{store.url} contains no DAD set (no {SETTINGS}): make one with timm-dad generate')
 
 
 def bring_facts(store: Store, root: Path) -> None:
-    """Fetch what a set has beside the files of its shards, as far as it is there."""
+    """Fetch the files of a set that do not belong to shards, as far as they exist."""
     for folder in ('', f'{REINFORCED}/'):
         names = [name for name in store.names(folder) if name in (SETTINGS, INDEX)]
         names += map(manifest_name, _stored_shards(store, folder))
@@ -74,7 +74,7 @@ def bring_facts(store: Store, root: Path) -> None:
 
 
 def _named_files(path: Path) -> list[str]:
-    """What an index names beside settings and shards; nothing if it is not there, or damaged."""
+    """Return the files that an index names besides settings and shards; none if it is missing or damaged."""
     try:
         index = read_json(path)
     except (OSError, ValueError):
@@ -85,7 +85,7 @@ def _named_files(path: Path) -> list[str]:
 
 
 def check_place(root: Path | str, settings: Mapping[str, Any]) -> None:
-    """Raise ``ValueError`` if a folder or a URL holds anything else than a set of these settings."""
+    """Raise ``ValueError`` if a folder or a URL contains anything but a set with these settings."""
     if isinstance(root, Path):
         check_folder(root, settings)
     else:
@@ -98,7 +98,7 @@ def _check_store(store: Store, settings: Mapping[str, Any]) -> None:
         return
     strangers = [name for name in store.names() if name != WORK][:3]
     if strangers and not are_of(settings_id(settings), [store.read(manifest_name(n)) for n in _stored_shards(store)]):
-        raise ValueError(f'{store.url} holds other objects ({", ".join(strangers)}): name a URL where there are none')
+        raise ValueError(f'{store.url} contains other objects ({", ".join(strangers)}): choose a URL without any')
 
 
 @contextmanager
@@ -109,14 +109,14 @@ def open_folder(
     shard_size: int,
     claims: Callable[[Any], Claims] | None = None,
 ) -> Iterator[ShardedFolder]:
-    """Begin a set or go on with one, in a folder or at a URL; see ``ShardedFolder``.
+    """Begin or continue a set, in a folder or at a URL; see ``ShardedFolder``.
 
     Args:
-        root: As ``as_root`` gives it.
-        settings: What decides the bytes of the set.
-        num_images: Images of the data set.
-        shard_size: Images of a shard.
-        claims: Makes what says who makes which shard, of ``root``; by default native locks, in a store leases.
+        root: As returned by ``as_root``.
+        settings: Everything that affects the files of the set.
+        num_images: Number of images of the data set.
+        shard_size: Number of images per shard.
+        claims: Creates the claims on shards for ``root``; by default native locks, in a store leases.
     """
     if isinstance(root, Path):
         folder = ShardedFolder(root, settings, num_images, shard_size, (claims or Locks)(root))
@@ -134,22 +134,22 @@ def open_folder(
         except OSError as error:
             raise ValueError(
                 f'{work}, where shards lie until they are uploaded, cannot be written ({error.strerror or error}): '
-                'make room, or set TMPDIR to another folder, and start the same command again, it goes on'
+                'make space, or set TMPDIR to another folder, and start the same command again to continue'
             ) from error
         finally:
             stored.release()
 
 
 class StoredFolder(ShardedFolder):
-    """The folder of a set in a store; ``root`` is one of this machine with what is on its way.
+    """The folder of a set in a store; ``root`` is a local one with the files in transit.
 
     Args:
         store: The store.
         root: An empty folder.
-        settings: As ``ShardedFolder`` takes them, and the rest.
-        num_images: Images of the data set.
-        shard_size: Images of a shard.
-        claims: Who makes what.
+        settings: As in ``ShardedFolder``.
+        num_images: Number of images of the data set.
+        shard_size: Number of images per shard.
+        claims: Decides who makes what.
     """
 
     def __init__(
@@ -160,14 +160,14 @@ class StoredFolder(ShardedFolder):
 
     @property
     def place(self) -> str:
-        """What errors call it."""
+        """The name of the place in errors."""
         return self._store.url
 
     def _check(self, settings: Mapping[str, Any]) -> None:
         _check_store(self._store, settings)
 
     def _write_settings(self, settings: Mapping[str, Any]) -> None:
-        """Write the settings, unless they are there; where nothing can be created but once, a check follows."""
+        """Write the settings unless they exist; check afterwards if the store lacks exclusive creation."""
         self._check(settings)
         if not self._store.exists(SETTINGS):
             self._store.create(SETTINGS, canonical_json(settings) + b'\n')
@@ -176,19 +176,19 @@ class StoredFolder(ShardedFolder):
         self._store.remove([INDEX])
 
     def is_done(self, shard: int) -> bool:
-        """Whether a shard is whole."""
+        """Return whether a shard is complete."""
         return self._store.exists(manifest_name(shard))
 
     def done(self) -> set[int]:
-        """Shards that are whole."""
+        """Return the complete shards."""
         return _stored_shards(self._store)
 
     def is_whole(self) -> bool:
-        """Whether the set is finished."""
+        """Return whether the set is finished."""
         return self._store.exists(INDEX)
 
     def check_first(self, shard: int, source_sha256: str) -> None:
-        """As ``ShardedFolder`` does."""
+        """Check the first image as in ``ShardedFolder``."""
         self._store.bring(self.root, [manifest_name(shard)])
         super().check_first(shard, source_sha256)
 
@@ -211,7 +211,7 @@ class StoredFolder(ShardedFolder):
 
     @contextmanager
     def finishing(self) -> Iterator[bool]:
-        """Whether this process is the one that finishes the set, which is uploaded then; the others fetch the index."""
+        """Yield whether this process finishes the set, which is then uploaded; the others fetch the index."""
         with super().finishing() as first:
             if not first:
                 self.bring([INDEX])
@@ -225,4 +225,4 @@ class StoredFolder(ShardedFolder):
             try:
                 self._store.remove_folder(WORK)
             except StoreError as error:  # the set is whole all the same
-                _logger.warning('%s/%s stays: %s', self.place, WORK, error)
+                _logger.warning('%s/%s could not be removed: %s', self.place, WORK, error)

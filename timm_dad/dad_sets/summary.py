@@ -1,4 +1,4 @@
-"""What a finished DAD set is like: label-kept rate by class, distances, codebook usage, and a contact sheet."""
+"""Summary of a finished DAD set: label-kept rate by class, distances, codebook usage, and a contact sheet."""
 
 import base64
 import io
@@ -33,7 +33,7 @@ _PAIRS, _COLUMNS, _CELL, _TEXT, _MARGIN = 24, 4, 112, 28, 8
 
 
 def finish(folder: ShardedFolder, source: Source, frame: Frame, augment: DADAugment) -> dict[str, Any]:
-    """Write what a whole set has beside its shards, ``index.json`` last, in one process; returns the summary."""
+    """Write a complete set's files outside its shards, ``index.json`` last, in one process; return the summary."""
     with folder.finishing() as first:
         if first:
             _write(folder, source, frame, augment)
@@ -65,7 +65,7 @@ def _write(folder: ShardedFolder, source: Source, frame: Frame, augment: DADAugm
 
 
 def begin_index(folder: ShardedFolder) -> dict[str, Any]:
-    """What the index of a whole folder says of its shards."""
+    """Return what the index of a complete folder records about its shards."""
     shards = []
     for shard in range(folder.num_shards):
         path = manifest_path(folder.root, shard)
@@ -75,7 +75,7 @@ def begin_index(folder: ShardedFolder) -> dict[str, Any]:
 
 
 def end_index(folder: ShardedFolder, index: dict[str, Any], files: dict[str, bytes]) -> None:
-    """Write the files beside the shards, by name, and last the index, which says that the folder is whole."""
+    """Write the files beside the shards, by name, and last the index, which marks the folder as complete."""
     root, work = folder.root, folder.work('finish')
     for name, data in files.items():
         write_file(root / name, data, sync=True, work=work)
@@ -87,7 +87,7 @@ def end_index(folder: ShardedFolder, index: dict[str, Any], files: dict[str, byt
 
 
 class Totals:
-    """What the summary of a set counts, of one manifest after the other; its VQGAN has ``n_embed`` codes."""
+    """The counts for the summary of a set, from one manifest after the other; its VQGAN has ``n_embed`` codes."""
 
     def __init__(self, n_embed: int) -> None:
         self.count, self.size, self.l2 = 0, 0, 0.0
@@ -95,7 +95,7 @@ class Totals:
         self.used = np.zeros(n_embed, bool)
 
     def add(self, manifest: ShardManifest) -> ShardManifest:
-        """Count the views of a shard; returns its manifest."""
+        """Count the views of a shard; return its manifest."""
         codes = np.frombuffer(base64.b64decode(manifest.header['codes_used']), np.uint8)
         self.used |= np.unpackbits(codes)[: len(self.used)] == 1
         for item in manifest.items:
@@ -107,11 +107,11 @@ class Totals:
         return manifest
 
     def summary(self, dad_set: DADSet) -> dict[str, Any]:
-        """The summary of the set whose manifests were added.
+        """Return the summary of the set whose manifests were added.
 
         Returns:
             ``images``, ``views``, ``teacher_kept`` (fraction of the views on which the teacher predicts the label),
-            ``l2`` (mean distance of a view to its image, over the whole ``[3, H, W]`` tensor in [0, 1] pixel units),
+            ``l2`` (mean distance of a view from its image, over the whole ``[3, H, W]`` tensor in [0, 1] pixel units),
             ``codebook_used`` (fraction of the codes), ``bytes_per_view``, and ``kept_by_class``, empty without labels.
         """
         names = dad_set.class_names
@@ -132,7 +132,7 @@ class Totals:
 
 
 def format_summary(summary: dict[str, Any], place: Path | str) -> str:
-    """The summary for the terminal."""
+    """Format the summary for the terminal."""
     worst = sorted(summary['kept_by_class'].items(), key=lambda entry: entry[1])[:5]
     least = f', least for {", ".join(f"{name} {kept:.1%}" for name, kept in worst)}' if worst else ''
     return '\n'.join(
@@ -148,7 +148,7 @@ def format_summary(summary: dict[str, Any], place: Path | str) -> str:
 
 
 def contact_sheet(dad_set: DADSet, source: Source, frame: Frame, images: Mapping[int, SourceImage]) -> bytes:
-    """A PNG of images beside their first DAD view."""
+    """Return a PNG of images beside their first DAD view."""
     transform = frame.transform()
     names, font = source.class_names, ImageFont.load_default(10)
     step_x, step_y = 2 * _CELL + _MARGIN + 4, _CELL + _TEXT

@@ -30,15 +30,15 @@ def temporary_set(
     *,
     workers: int,
 ) -> Iterator[DADSet]:
-    """Make the views of all images in a folder that goes again; the processes of a machine share the work.
+    """Make the views of all images in a folder that is removed afterwards; the processes of a machine share the work.
 
     Args:
         source: The images.
         augment: Makes the views.
-        config: What views.
-        data: Facts of the data that the set keeps beside those that ``source`` knows.
+        config: Settings of the views.
+        data: Facts about the data that the set stores besides those that ``source`` knows.
         accelerator: Processes and device.
-        workers: Loader processes.
+        workers: Number of loader processes.
 
     Raises:
         ValueError: If the folder cannot be written.

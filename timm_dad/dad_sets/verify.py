@@ -1,4 +1,4 @@
-"""``timm-dad verify``: find every item of a DAD set that is missing, truncated or altered; and clear it away."""
+"""``timm-dad verify``: find and remove every missing, truncated or altered item of a DAD set."""
 
 import logging
 import shutil
@@ -31,7 +31,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Damage:
-    """One thing that is wrong."""
+    """One damaged item."""
 
     what: str  # missing, truncated or altered
     path: str  # relative to the set
@@ -40,7 +40,7 @@ class Damage:
     folder: str = ''  # of the set, that the shard is of
 
     def __str__(self) -> str:
-        """One line."""
+        """Format it in one line."""
         return f'{self.what}: {self.path}' + (f' ({self.item})' if self.item else '')
 
 
@@ -49,11 +49,11 @@ Bring = Callable[[Sequence[str]], object]
 
 
 def verify(root: str | Path, progress: bool = False) -> Iterator[Damage]:
-    """Compare all bytes of a set, as far as it is made, with its manifests; ``ValueError`` if there is none to read.
+    """Compare all bytes of a set, as far as it is made, with its manifests; ``ValueError`` if it cannot be read.
 
     Args:
-        root: A folder, or the URL of one in an object store, of which each file is fetched once, and none is kept.
-        progress: Show a progress bar.
+        root: A folder, or a URL in an object store, from which each file is fetched once and not kept.
+        progress: Whether to show a progress bar.
     """
     root = as_root(root)
     if isinstance(root, Path):
@@ -67,7 +67,7 @@ def verify(root: str | Path, progress: bool = False) -> Iterator[Damage]:
 
 
 def _bring_alone(store: Store, root: Path, paths: Sequence[str]) -> None:
-    """Fetch files of a shard in the place of those of the one before."""
+    """Fetch files of a shard in place of those of the previous one."""
     for folder in ('view*', 'shards', 'logits', f'{REINFORCED}/logits'):
         for path in root.glob(folder):
             shutil.rmtree(path)
@@ -107,7 +107,7 @@ def _verify_folder(root: Path, progress: bool, bring: Bring) -> Iterator[Damage]
 
 
 def _whole_json(path: Path) -> dict[str, Any] | None:
-    """What a file of ``canonical_json`` holds; ``None`` if it cannot be one."""
+    """Parse a file written by ``canonical_json``; return ``None`` if it cannot be one."""
     try:
         value = read_json(path)
         return value if path.read_bytes() == canonical_json(value) + b'\n' else None
@@ -122,7 +122,7 @@ def _verify_shard(root: Path, shard: int, expected: str | None, bring: Bring) ->
         data = path.read_bytes()
         manifest = ShardManifest.from_bytes(data)
         if expected not in (None, sha256(data)):
-            raise ValueError('it is another than the index says')
+            raise ValueError('it differs from the index')
     except (OSError, ValueError) as error:
         yield Damage('missing' if isinstance(error, FileNotFoundError) else 'altered', name, shard=shard)
         return
@@ -140,7 +140,7 @@ def _verify_shard(root: Path, shard: int, expected: str | None, bring: Bring) ->
 
 
 def _compare(root: Path, place: Mapping[str, Any], shard: int | None = None, item: str = '') -> Iterator[Damage]:
-    """A file, or the part of it that ``place`` is about."""
+    """Compare a file, or the part of it that ``place`` describes."""
     path = root / place['path']
     try:
         with path.open('rb') as file:
@@ -158,18 +158,18 @@ def _compare(root: Path, place: Mapping[str, Any], shard: int | None = None, ite
 
 
 def clear_damage(root: Path | str, settings: Mapping[str, Any], progress: bool = False) -> None:
-    """Take away whatever of a set is damaged, so that ``generate`` makes it again, with the bytes that it had.
+    """Remove whatever is damaged in a set, so that ``generate`` makes it again, with the original bytes.
 
-    A damaged view takes its shard along. Nothing is taken from a set of other ``settings``.
+    A damaged view takes its shard with it. Nothing is removed from a set with other ``settings``.
 
     Raises:
-        ValueError: If there is no set, it is one of other settings, or nothing in it is whole.
+        ValueError: If there is no set, it has other settings, or nothing in it is intact.
     """
     damages = list(verify(root, progress))
     if SETTINGS not in {damage.path for damage in damages}:
         check_place(root, settings)
     elif not done_shards(root) - {damage.shard for damage in damages if not damage.folder}:
-        raise ValueError(f'{root}: nothing in it is whole, not even {SETTINGS}: remove it, and make the set anew')
+        raise ValueError(f'{root}: nothing in it is intact, not even {SETTINGS}: remove it, and make the set again')
     for damage in damages:
         _logger.info('To be made again: %s', damage)
     manifests = {
@@ -187,7 +187,7 @@ def clear_damage(root: Path | str, settings: Mapping[str, Any], progress: bool =
 
 
 def _clear_place(root: Path, path: Path) -> None:
-    """Remove what is in the way of a file: a folder in its place, a link, or a file in the place of its folder."""
+    """Remove what blocks the path of a file: a folder in its place, a link, or a file in place of its folder."""
     for place in (*reversed(path.parents), path):
         if root not in place.parents:
             continue

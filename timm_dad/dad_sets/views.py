@@ -1,8 +1,8 @@
-"""What comes beside an image in a pair: a DAD view that was made before, or the picture itself.
+"""The second image of a pair: a DAD view that was made before, or the picture itself.
 
-Views made once are what the paper's released generator makes (Zhou et al. 2023, arXiv:2311.01441, section 3.3).
+The paper's released generator makes views once (Zhou et al. 2023, arXiv:2311.01441, section 3.3).
 
-NOTE: each goes with its image and its label. The released trainer pairs none, and reads labels by the text order of
+NOTE: each belongs to its image and its label. The released trainer pairs none, and reads labels by the text order of
 folders named ``0`` to ``999``, which makes 988 of 1000 wrong.
 """
 
@@ -19,10 +19,10 @@ from timm_dad.data.pictures import DataError
 
 
 class SetViews:
-    """The extra view is one of a DAD set of ``source``, drawn anew; ``coded`` targets are for ``StoredLogits``.
+    """The extra view is a random one from a DAD set of ``source``; ``coded`` targets are for ``StoredLogits``.
 
     Raises:
-        ValueError: If the set was made of other data; it says what differs.
+        ValueError: If the set was made from other data; the message says what differs.
     """
 
     def __init__(self, dad_set: DADSet, source: Source, coded: bool = False) -> None:
@@ -31,7 +31,7 @@ class SetViews:
         self.pictures = PictureIndex(dad_set) if source.streams else None
 
     def __call__(self, index: int | None, image: Image.Image, label: Any) -> tuple[Image.Image, Any]:
-        """A view, and the label or what ``encode_target`` makes of it."""
+        """Return a view, and the label or the label coded by ``encode_target``."""
         if index is None:
             assert self.pictures is not None
             index = self.pictures.find(image, self.source.kept_label(label))
@@ -44,7 +44,7 @@ class SetViews:
 
 
 class PictureIndex:
-    """Where in a DAD set the pictures of a stream are, which come in any order: by the hash of their pixels."""
+    """Locates pictures of a stream, which arrive in any order, in a DAD set by the hash of their pixels."""
 
     def __init__(self, dad_set: DADSet) -> None:
         self.root = dad_set.root
@@ -53,7 +53,7 @@ class PictureIndex:
         self.keys, self.labels = keys[self.order], labels[self.order]
 
     def find(self, image: Image.Image, label: int) -> int:
-        """Index in the set of a picture with this label; ``DataError`` if there is none, or with another label."""
+        """Return the index of a picture with this label in the set; ``DataError`` if missing or of another label."""
         key = key_of(Source.of_pixels(image, label).sha256)
         first, last = int(self.keys.searchsorted(key, 'left')), int(self.keys.searchsorted(key, 'right'))
         for place in range(first, last):
@@ -61,10 +61,10 @@ class PictureIndex:
                 return int(self.order[place])
         if first < last:
             raise DataError(
-                f'--dad-dir {self.root}: a picture of class {label} is of class {self.labels[first]} in the set, which '
-                'was made of other data or with another --class-map'
+                f'--dad-dir {self.root}: a picture of class {label} has class {self.labels[first]} in the set, which '
+                'was made from other data or with another --class-map'
             )
         raise DataError(
             f'--dad-dir {self.root}: a picture of class {label}, {image.width} x {image.height}, is not in the set: it '
-            'was made of other data, or they are decoded in another way since; make the set again'
+            'was made from other data, or the decoding has changed; make the set again'
         )
