@@ -317,7 +317,7 @@ def test_classes_that_nobody_names_end_with_one_line(flat, tmp_path, capsys):
         message = r'--dad-classnames: .*one\.txt must name two classes or more'
         one_line(capsys, main, [*command, '--dad-classnames', str(one)], message)
         one_line(
-            capsys, main, [*command, '--num-classes', '4'], r'zero-shot teacher needs class names .*--dad-classnames'
+            capsys, main, [*command, '--num-classes', '4'], r'zero-shot teacher needs class names.*--dad-classnames'
         )
 
 

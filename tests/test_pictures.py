@@ -113,7 +113,7 @@ def test_a_pipe_named_png_and_a_dangling_link_do_not_hang(tmp_path):
     os.mkfifo(root / 'a' / '1.png')
     (root / 'a' / '2.png').symlink_to('/nowhere/2.png')
     dataset = open_dataset('', str(root), '', '--data-dir')
-    with pytest.raises(ValueError, match=r'--data-dir: images must decode, .*1\.png does not: it is no file'):
+    with pytest.raises(ValueError, match=r'--data-dir: images must decode, .*1\.png does not: it is not a file'):
         check_images(dataset, '--data-dir')
     for index, reason in ((1, 'it is no file'), (2, 'No such file')):
         with pytest.raises(DataError, match=rf'{index}\.png does not decode: .*{reason}'):
@@ -140,7 +140,7 @@ def test_a_loop_over_pictures_ends(tmp_path):
     assert [image.label for image in Source(dataset)] == [0, 1]
     assert dataset[-1][1] == Source(dataset).read(-1).label == 1
     for reader in (dataset, Source(dataset)):
-        with pytest.raises(IndexError, match=r'has 2 .*, and no .* 2'):
+        with pytest.raises(IndexError, match=r'has 2 .*, but no .* 2'):
             reader[2]
 
 
@@ -155,7 +155,7 @@ def test_whatever_a_codec_raises_is_one_line(tmp_path, monkeypatch):
 def test_an_error_of_the_data_stays_one_line_on_its_way_out_of_a_worker(tmp_path):
     dataset = open_dataset('', str(write(tmp_path, Image.new('RGB', (8, 8)))), '', '--data-dir')
     dataset.num_classes = 1
-    one_line = r'^labels must be from 0 to 0, \S*b/0\.png has 1$'
+    one_line = r'^labels must be from 0 to 0, but \S*b/0\.png has 1$'
     with pytest.raises(DataError, match=one_line) as met:
         dataset[1]
     wrapped = ExceptionWrapper(met._excinfo, where='in DataLoader worker process 0')

@@ -96,7 +96,7 @@ def test_an_image_depends_on_its_seed_alone(augment, x_pix):
 
 @pytest.mark.parametrize('label', [-1, 5])
 def test_a_label_that_the_teacher_does_not_have(augment, x_pix, label):
-    with pytest.raises(ValueError, match=rf'labels must be from 0 to 4, but image 7 has {label}'):
+    with pytest.raises(ValueError, match=rf'labels must be from 0 to 4, image 7 has {label}'):
         make(augment, x_pix[0], label=label)
 
 

@@ -64,7 +64,7 @@ def test_the_first_class_that_differs_is_named(dad_set, greys):
 def test_another_number_of_classes_is_named(dad_set, greys):
     (greys / 'train' / 'wolf').mkdir()
     (greys / 'train' / 'cat' / '00.png').rename(greys / 'train' / 'wolf' / '00.png')
-    with pytest.raises(ValueError, match='it was made for 4 classes, and the data set has 5'):
+    with pytest.raises(ValueError, match='it was made for 4 classes, but the data set has 5'):
         check_data(dad_set, Source(folder(greys)))
 
 
@@ -118,7 +118,7 @@ def test_a_damaged_manifest_is_named(dad_set, greys):
 
 def test_classes_and_size_of_the_student(dad_set):
     check_student(dad_set, 4, (32, 32))
-    with pytest.raises(ValueError, match='it was made for 4 classes, and the student has 10: set --num-classes, or'):
+    with pytest.raises(ValueError, match='it was made for 4 classes, but the student has 10: set --num-classes, or'):
         check_student(dad_set, 10, (32, 32))
     with pytest.raises(ValueError, match='its views are 32 x 32, but the student takes 64 x 48: set --img-size 32, or'):
         check_student(dad_set, 4, (64, 48))
@@ -291,7 +291,7 @@ def test_no_teacher_is_loaded_for_stored_logits(greys, tmp_path, student, monkey
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'data__num_classes': 5}, r'--dad-dir .*set: it was made for 5 classes, and the student has 4'),
+        ({'data__num_classes': 5}, r'--dad-dir .*set: it was made for 5 classes, but the student has 4'),
         ({'views__size': [48, 48]}, r'--dad-dir .*set: its views are 48 x 48, but the student takes 32 x 32'),
     ],
 )

@@ -216,10 +216,15 @@ def test_half_precision_is_loaded_as_fp32(tmp_path, vq_model, dtype):
 def test_a_missing_file_is_named(tmp_path, vq_model, suffix):
     path = write(tmp_path / f'vqgan{suffix}', vq_model)
     path.with_suffix('.yaml').unlink()
-    with pytest.raises(FileNotFoundError, match=rf'no VQGAN at .*vqgan\{suffix}: .*vqgan\.yaml is missing.*convert'):
+    with pytest.raises(
+        FileNotFoundError,
+        match=rf'no VQGAN at .*vqgan\{suffix}: .*vqgan\.yaml, which describes its architecture, is missing.*convert',
+    ):
         load_vqgan(path)
     path.unlink()
-    with pytest.raises(FileNotFoundError, match=rf'no VQGAN at .*vqgan\{suffix}: it is no file.*openimages-f8-16384'):
+    with pytest.raises(
+        FileNotFoundError, match=rf'no VQGAN at .*vqgan\{suffix}: it is not a file.*openimages-f8-16384'
+    ):
         load_vqgan(path)
 
 
@@ -264,7 +269,7 @@ def test_a_gumbel_vqgan_is_no_vqmodel(tmp_path):
         (
             'a.zip',
             b'PK\x03\x04',
-            r'VQGANs are files \.ckpt, \.pth, \.pt, \.safetensors, or folders.*got a\.zip.*unpack',
+            r'VQGANs are files \.ckpt, \.pth, \.pt, \.safetensors, or diffusers folders.*got a\.zip.*unpack',
         ),
         ('a.bin', b'\x80\x02', r'VQGANs are files .*got a\.bin'),
     ],
@@ -393,7 +398,7 @@ def test_a_conversion_that_breaks_off_leaves_nothing(tmp_path, vq_model, monkeyp
         (['vqgan.yaml'], r'a checkpoint is one of \.ckpt, \.pth, \.pt, got vqgan\.yaml'),
         (['there.ckpt'], r'there\.safetensors already exists'),
         (['vqgan.ckpt', '--config', 'other.yaml'], r'vqgan\.yaml already exists and would be used'),
-        (['bare.pt'], r'bare\.yaml is missing'),
+        (['bare.pt'], r'bare\.yaml, which describes its architecture, is missing'),
         (['bare.pt', '--config', 'imagenet'], '--config must be a YAML or one of openimages-f8-16384, .*got imagenet'),
         (
             ['bare.pt', '--config', 'other.yaml'],

@@ -350,7 +350,7 @@ row('teacher-of-other-classes', f'{NO_TEACHER} --dad-teacher timm:local-dir:timm
     'class map|--dad-class-map')  # fmt: skip
 row('teacher-none', NO_TEACHER, '--dad-teacher', r'ImageNet|\b4\b|classes', 'give|name|must')
 row('teacher-weights-too-few', f'{NO_TEACHER} --dad-teacher demo demo --dad-teacher-weights 1',
-    '--dad-teacher-weights', r'\b1', r'\b2\b|each|one a teacher|as many')  # fmt: skip
+    '--dad-teacher-weights', r'\b1', r'\b2\b|each|one per teacher|as many')  # fmt: skip
 row('teacher-weights-nan', f'{NO_TEACHER} --dad-teacher demo demo --dad-teacher-weights 1 nan',
     '--dad-teacher-weights', 'nan', LEAST)  # fmt: skip
 row('teacher-temperatures-0', f'{NO_TEACHER} --dad-teacher demo demo --dad-teacher-temperatures 4 0',
