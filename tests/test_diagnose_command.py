@@ -302,7 +302,7 @@ def test_what_does_not_go_with_a_set(root, dad_set, capsys, flags, message):
         ('--images 3', '--images must be 4 or more, got 3'),
         ('--img-size 0', '--img-size must be 1 or more, got 0'),
         ('--num-classes 1', '--num-classes must be 2 or more, got 1'),
-        ('--num-classes 9', '--num-classes must be 16, the classes of the data, got 9'),
+        ('--num-classes 9', '--num-classes must be 16, as in the data, got 9'),
         ('--crop-pct 2', '--crop-pct: crop_pct must be more than 0'),
         ('--splits 0', '--splits: num_splits must be 1 or more, got 0'),
         ('--seed -1', '--seed must be 0 or more'),

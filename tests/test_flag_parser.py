@@ -83,7 +83,7 @@ def test_a_group_that_is_not_there_is_an_error(parser, capsys):
     with pytest.raises(SystemExit) as stop:
         parser.parse_args(['--help', 'nonsense'])
     assert stop.value.code == 2
-    assert capsys.readouterr().err.endswith('no group is called so; there are options, DAD: attack, Other\n')
+    assert capsys.readouterr().err.endswith('there is no such group; the groups are options, DAD: attack, Other\n')
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from timm_dad.flags.train import parse_args
     [
         (
             ('--warmup-epochs', '10', '--epochs', '1'),
-            '--warmup-epochs 10 takes all of --epochs 1, so the learning rate',
+            '--warmup-epochs 10 covers all of --epochs 1, so the learning rate',
         ),
         (('--lr', '1e9'), '--lr 1e+09 is so large'),
         (('--opt-betas', '0.9', '0.99'), '--opt-betas has no effect: --opt sgd has no such setting'),

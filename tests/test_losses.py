@@ -50,7 +50,7 @@ def loss_of(criterion, mixed):
 )
 def test_a_loss_is_that_of_timms_factory(flags, settings, more):
     if 'asl' in flags and more is MIXED:
-        pytest.skip('asl takes one class an image')
+        pytest.skip('asl takes one class per image')
     args = parse(*flags, *more)
     theirs = timm.loss.create_classification_loss(**settings, smoothing=args.smoothing, soft_targets=more is MIXED)
     ours = create_criterion(args)

@@ -518,16 +518,16 @@ DAD = ('--dad', '--dad-teacher', 'demo', '--dad-vqgan', 'demo')
 @pytest.mark.parametrize(
     ('more', 'message'),
     [
-        (('--jsd-loss', '--aug-splits', '2'), r'--jsd-loss is of no use to --task multilabel: use bce, asl, .* or db'),
+        (('--jsd-loss', '--aug-splits', '2'), r'--jsd-loss does not support --task multilabel: use bce, asl, .* or db'),
         ((*DAD, '--dad-temperature', 'auto'), r'--dad-temperature auto goes by the entropy of softmaxes'),
-        (('--loss', 'ce'), r'--loss ce is of no use to --task multilabel: use bce, asl, poly, twoway, zlpr or db'),
-        (('--loss', 'zlpr', '--mixup', '0.2'), r'--loss zlpr takes targets of 0 and 1 alone: leave --mixup, --cutmix'),
+        (('--loss', 'ce'), r'--loss ce does not support --task multilabel: use bce, asl, poly, twoway, zlpr or db'),
+        (('--loss', 'zlpr', '--mixup', '0.2'), r'--loss zlpr takes only targets of 0 and 1: leave --mixup, --cutmix'),
         (
             ('--loss', 'db', '--class-stats', '{stats}'),
             r'--class-stats .* a count for each of 3 classes, got 5',
         ),
-        (('--loss', 'db'), r"--loss db needs --class-stats, the counts of timm's class_weights.py"),
-        (('--loss', 'poly', '--loss-pos-weight', '2'), r'--loss-pos-weight is of --loss bce or asl, got --loss poly'),
+        (('--loss', 'db'), r"--loss db needs --class-stats, the counts from timm's class_weights.py"),
+        (('--loss', 'poly', '--loss-pos-weight', '2'), r'--loss-pos-weight is for --loss bce or asl, got --loss poly'),
         (('--kd-model-name', 'test_resnet'), r"--kd-model-name is timm's distillation of one class an image"),
         (('--eval-suites', 'demo/noto'), r'--eval-suites measures top-1; leave it out'),
         ((*DAD, '--no-labels'), r'--no-labels goes by one class an image; leave it out'),
@@ -604,7 +604,7 @@ def test_runs_of_two_kinds_are_no_teachers_of_each_other(data, trained, tmp_path
     train_dad.main(single)
     dad = ('--dad', '--dad-vqgan', 'demo', '--dad-teacher')
     line = error_of(capsys, train_dad.main, flags(data, tmp_path / 'a', *dad, f'run:{tmp_path}/single/run'))
-    assert 'it was trained to choose one class: give a run of --task multilabel' in line
+    assert 'it was trained on one class per image: give a run of --task multilabel' in line
     line = error_of(capsys, train_dad.main, [*single, '--experiment', 'b', *dad, f'run:{trained[0]}'])
     assert f'--dad-teacher run:{trained[0]}: it was trained with --task multilabel' in line
 
@@ -612,7 +612,7 @@ def test_runs_of_two_kinds_are_no_teachers_of_each_other(data, trained, tmp_path
 @needs_timm
 def test_evaluate_refuses_its_runs(trained, tmp_path, capsys):
     argv = ['--model', f'run:{trained[0]}', '--suite', 'demo/noto', '--output', str(tmp_path), '--device', 'cpu']
-    assert 'it was trained with --task multilabel, and here one class' in error_of(capsys, evaluate, argv)
+    assert 'it was trained with --task multilabel, but here one class' in error_of(capsys, evaluate, argv)
 
 
 @needs_timm

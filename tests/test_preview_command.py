@@ -140,7 +140,7 @@ ERRORS = {
     'target_format': (('--target-format', 'multihot'), '--target-format needs --task multilabel'),
     'multilabel_threshold': (('--multilabel-threshold', '0.3'), '--multilabel-threshold needs --task multilabel'),
     'config': (('--config', 'nowhere.yaml'), '--config must be a YAML file'),
-    'num_classes': (('--num-classes', '5'), '--num-classes must be 4, the classes of the data, got 5'),
+    'num_classes': (('--num-classes', '5'), '--num-classes must be 4, as in the data, got 5'),
     'dad_strict_size': (('--dad-strict-size', '--img-size', '15'), '--img-size: image size must be a multiple of 2'),
     'dad_micro_batch': (('--dad-micro-batch', '-1'), '--dad-micro-batch: micro_batch must be 0'),
     'device': (('--device', 'tpu'), "--device must be cuda or cpu, got 'tpu'"),
@@ -293,7 +293,7 @@ def test_wordnet_ids_are_shown_in_words(files, tmp_path):
         (('--images', '2', '--index', '1'), 'not allowed with argument'),
         (('--seed', '-1'), '--seed must be 0 or more, got -1'),
         (('--num-classes', '1'), '--num-classes must be 2 or more, got 1'),
-        (('--img-size', '16', '--input-size', '3', '16', '16'), '--img-size and --input-size: give one of them'),
+        (('--img-size', '16', '--input-size', '3', '16', '16'), '--img-size and --input-size: give only one of them'),
         (('--input-size', '1', '16', '16'), '--input-size must begin with 3, got [1, 16, 16]'),
         (('--img-size', '0'), '--img-size: size must be positive, got (0, 0)'),
         (('--input-size', '3', '16', '0'), '--input-size: size must be positive, got (16, 0)'),
@@ -347,7 +347,7 @@ def test_a_folder_that_cannot_be_written(files, tmp_path, capsys, monkeypatch):
     error = error_of(capsys, flags(files, tmp_path / 'out'))
     assert f'--output: {tmp_path / "out"} cannot be written: ' in error
     monkeypatch.setattr(os, 'access', lambda path, mode: False)  # root may write everywhere
-    assert 'is not yours to write' in error_of(capsys, flags(files, tmp_path / 'mine'))
+    assert 'you may not write to' in error_of(capsys, flags(files, tmp_path / 'mine'))
 
 
 def test_it_is_a_command_of_timm_dad(files, base, tmp_path):

@@ -185,23 +185,23 @@ STORED = ('--dad-stored-logits', '--no-aug')
         (('--dad-num-steps', '3'), '--dad-num-steps was fixed when the DAD set was made'),
         (('--dad-norm', 'linf'), '--dad-norm was fixed when the DAD set was made'),
         (('--dad-vqgan', 'demo'), '--dad-vqgan is not used: '),
-        (('--dad-cache', '2'), '--dad-cache makes the DAD views that --dad-dir brings: give one of them'),
-        (('--dad-view', 'random'), '--dad-dir brings DAD views: leave --dad-view random out, or --dad-dir'),
-        (('--aug-splits', '2', '--resplit'), '--resplit counts the splits of --aug-splits alone'),
+        (('--dad-cache', '2'), '--dad-cache makes DAD views, which --dad-dir already provides: give only one of them'),
+        (('--dad-view', 'random'), '--dad-dir provides DAD views: leave either --dad-view random or --dad-dir out'),
+        (('--aug-splits', '2', '--resplit'), '--resplit counts only the splits of --aug-splits'),
         ((*STORED, '--dad-temperature', '2'), '--dad-temperature must be that of the stored logits, 4.0, got 2.0'),
         (
             ('--dad-stored-logits',),
-            '--dad-stored-logits are of the pictures as they are: add --no-aug, or reinforce the set',
+            '--dad-stored-logits are for unaugmented pictures: add --no-aug, or reinforce the set',
         ),
-        ((*STORED, '--mixup', '0.5'), 'of the pictures as they are: leave --mixup out'),
-        ((*STORED, '--cutmix', '0.5'), 'of the pictures as they are: leave --cutmix out'),
-        ((*STORED, '--cutmix-minmax', '0.2', '0.8'), 'of the pictures as they are: leave --cutmix-minmax out'),
-        ((*STORED, '--reprob', '0.5'), 'of the pictures as they are: leave --reprob out'),
-        ((*STORED, '--aug-splits', '2'), 'of the pictures as they are: leave --aug-splits out'),
-        ((*STORED, '--dad-teacher', 'demo'), '--dad-teacher is about the teacher, and --dad-stored-logits loads none'),
-        ((*STORED, '--dad-teacher-temperatures', '1', '2'), '--dad-teacher-temperatures is about the teacher, and'),
-        ((*STORED, '--dad-teacher-img-size', '64'), '--dad-teacher-img-size is about the teacher, and'),
-        ((*STORED, '--dad-precision', 'bf16'), '--dad-precision is about the teacher, and --dad-stored-logits loads'),
+        ((*STORED, '--mixup', '0.5'), 'for unaugmented pictures: leave --mixup out'),
+        ((*STORED, '--cutmix', '0.5'), 'for unaugmented pictures: leave --cutmix out'),
+        ((*STORED, '--cutmix-minmax', '0.2', '0.8'), 'for unaugmented pictures: leave --cutmix-minmax out'),
+        ((*STORED, '--reprob', '0.5'), 'for unaugmented pictures: leave --reprob out'),
+        ((*STORED, '--aug-splits', '2'), 'for unaugmented pictures: leave --aug-splits out'),
+        ((*STORED, '--dad-teacher', 'demo'), '--dad-teacher is about the teacher, but --dad-stored-logits loads none'),
+        ((*STORED, '--dad-teacher-temperatures', '1', '2'), '--dad-teacher-temperatures is about the teacher, but'),
+        ((*STORED, '--dad-teacher-img-size', '64'), '--dad-teacher-img-size is about the teacher, but'),
+        ((*STORED, '--dad-precision', 'bf16'), '--dad-precision is about the teacher, but --dad-stored-logits loads'),
     ],
 )
 def test_flags_that_do_not_go_with_a_set(greys, tmp_path, capsys, flags, message):
@@ -212,8 +212,8 @@ def test_flags_that_do_not_go_with_a_set(greys, tmp_path, capsys, flags, message
 @pytest.mark.parametrize(
     ('flags', 'message'),
     [
-        (('--dad-same-crop', '--dad-vqgan', 'demo'), '--dad-same-crop is for DAD views that were made before'),
-        (('--dad-same-crop', '--dad-view', 'random'), '--dad-same-crop is for DAD views that were made before'),
+        (('--dad-same-crop', '--dad-vqgan', 'demo'), '--dad-same-crop is for DAD views made before training'),
+        (('--dad-same-crop', '--dad-view', 'random'), '--dad-same-crop is for DAD views made before training'),
         (('--dad-stored-logits', '--dad-vqgan', 'demo'), '--dad-stored-logits needs --dad-dir'),
         (('--dad-dir', 'nowhere'), '--dad-dir: nowhere contains no DAD set'),
     ],
@@ -224,7 +224,9 @@ def test_flags_that_need_a_set(capsys, flags, message):
 
 def test_logits_that_are_not_there(dad_set, capsys):
     message = error_of(capsys, '--dad-dir', str(dad_set.root), *STORED)
-    assert f'--dad-stored-logits: {dad_set.root} has none; timm-dad generate --dad-store-logits makes' in message
+    assert (
+        f'--dad-stored-logits: {dad_set.root} has none; make a set with timm-dad generate --dad-store-logits' in message
+    )
 
 
 def test_a_set_takes_the_place_of_a_cache_that_a_config_names(dad_set):

@@ -324,7 +324,7 @@ def test_one_teacher_stays_a_word_and_a_config_may_hold_a_list():
         (('--dad-teacher', 'demo', 'timm:x', '--dad-teacher-checkpoint', '{file}'), 'is for one teacher: write timm:'),
         (
             ('--dad-teacher', 'demo', '--dad-class-map', '{file}'),
-            '--dad-class-map is for teachers with a head',
+            '--dad-class-map is for teachers with their own head',
         ),
         (('--dad-teacher', 'probe:x', '--dad-classnames', '{file}'), '--dad-classnames is for zero-shot .* probe:x'),
         (('--dad-teacher', 'timm:x', '--dad-templates', '{file}'), '--dad-templates is for zero-shot .* timm:x'),
@@ -357,10 +357,10 @@ def test_files_that_no_teacher_reads_are_refused(tmp_path, clip):
     (tmp_path / 'map.txt').write_text('2\n1\n0\n')
     three, classes = str(tmp_path / 'three.txt'), str(tmp_path / 'map.txt')
     for flag in ('--dad-classnames', '--dad-templates'):
-        with pytest.raises(ValueError, match=r'are for zero-shot teachers, and .* have heads of their own'):
+        with pytest.raises(ValueError, match=r'are for zero-shot teachers, but .* have their own heads'):
             create_teacher(parsed('--dad-teacher', own_head, flag, three), 3, NAMES)
         create_teacher(parsed('--dad-teacher', own_head, clip, flag, three), 3, NAMES)
-    with pytest.raises(ValueError, match=r'--dad-class-map is for teachers with a head of their own, and .* zero-shot'):
+    with pytest.raises(ValueError, match=r'--dad-class-map is for teachers with their own head, but .* zero-shot'):
         create_teacher(parsed('--dad-teacher', clip, '--dad-class-map', classes), 3, NAMES)
     x_pix = torch.rand(2, 3, 32, 32)
     plain = create_teacher(parsed('--dad-teacher', own_head), 3, NAMES)(x_pix)

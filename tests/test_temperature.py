@@ -245,7 +245,7 @@ def test_train_finds_says_and_keeps_it_and_a_resumed_run_does_not_ask_again(file
     monkeypatch.setattr(temperature, 'fit_temperature', no_fit)
     caplog.clear()
     train_dad.main(flags(files / 'data', tmp_path, *more, '--epochs', '2', '--resume', 'auto'))
-    assert f'--dad-temperature auto: {number:g}, that of the run that goes on' in caplog.text
+    assert f'--dad-temperature auto: {number:g}, from the resumed run' in caplog.text
     assert yaml.safe_load((tmp_path / 'run' / 'args.yaml').read_text())['dad_temperature'] == number
 
 

@@ -119,10 +119,10 @@ def seen():
         ((*DAD[:3], '--dad-dir', '{dad_set}', '--dad-eps', '0.2'), '--dad-eps was fixed when the DAD set was made'),
         (
             ('--dad', '--dad-dir', '{dad_set}', '--dad-stored-logits', '--no-aug', '--dad-feature-weight', '1'),
-            '--dad-feature-weight asks the teacher for its features',
+            '--dad-feature-weight needs features from the teacher',
         ),
         ((*DAD[:3], '--dad-dir', 'nowhere'), '--dad-dir: nowhere contains no DAD set'),
-        ((*DAD, '--kd-model-name', 'resnet18'), '--kd-model-name is another distillation than --dad'),
+        ((*DAD, '--kd-model-name', 'resnet18'), '--kd-model-name is another kind of distillation than --dad'),
         (('--dad-eps', '0.1'), '--dad-eps needs --dad'),
         ((*DAD, '--dad-prob=2'), '--dad-prob: prob is a probability'),
         ((*DAD[:3], '--dad-view', 'random', '--dad-eps', '0.1'), '--dad-eps shapes the DAD view'),

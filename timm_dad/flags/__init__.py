@@ -1,1 +1,1 @@
-"""Flags, and the objects that they ask for: the one home of argparse beside the commands."""
+"""Flags and the objects they describe: the only place for argparse apart from the commands."""

@@ -1,4 +1,4 @@
-"""The flags of the attack: one config for each of the spaces in which it may move an image."""
+"""The flags of the attack: one config for each space in which it may move an image."""
 
 import argparse
 import dataclasses
@@ -28,10 +28,10 @@ _LEAST_RELATIVE = 0.05
 
 
 def add_attack_args(group: Any) -> None:
-    """Add the flags to a group of a parser; where a default depends on the space, it is filled in by the checks."""
+    """Add the flags to a group of a parser; defaults that depend on the space are filled in by the checks."""
     group.add_argument(
         '--dad-attack', choices=(*_CONFIGS, DISAGREEMENT), default='pixels',
-        help='what the attack moves: pixels (as the paper), latents of the VQGAN, or its codes; disagreement: latents, '
+        help='what the attack moves: pixels (as in the paper), VQGAN latents, or VQGAN codes; disagreement: latents, '
         'to where teacher and student differ most (made in the training step alone)',
     )  # fmt: skip
     for name in _FIELDS:
@@ -42,13 +42,13 @@ def add_attack_args(group: Any) -> None:
         )
     group.add_argument(
         '--dad-attack-from', choices=ATTACK_FROM, default=ATTACK_FROM[0],
-        help='attack Q(x), as the paper, or the input itself: one pass of the VQGAN and one of the teacher less '
-        '(of --dad-attack pixels)',
+        help='attack Q(x), as in the paper, or the input itself, which saves one VQGAN and one teacher pass '
+        '(for --dad-attack pixels)',
     )  # fmt: skip
     group.add_argument(
         '--dad-gradient-vqgan', metavar='SPEC',
-        help='VQGAN with the same codebook whose decoder the gradient goes through, such as a tiny one of timm-dad '
-        'vqgan distill (of --dad-attack latent, codes and disagreement; default: that of --dad-vqgan)',
+        help='VQGAN with the same codebook, through whose decoder the gradient flows, such as a tiny one from timm-dad '
+        'vqgan distill (for --dad-attack latent, codes and disagreement; default: that of --dad-vqgan)',
     )  # fmt: skip
 
 
@@ -57,10 +57,10 @@ def _names(config: type[AnyAttack]) -> set[str]:
 
 
 def attack_config(args: argparse.Namespace) -> AnyAttack:
-    """The attack that the flags ask for.
+    """Return the attack that the flags describe.
 
     Raises:
-        ValueError: If a flag is out of range, or is not one of this attack; it names the flag.
+        ValueError: If a flag is out of range, or does not apply to this attack; the message names the flag.
     """
     kind = args.dad_attack
     if kind not in (*_CONFIGS, DISAGREEMENT):  # of a config file, which argparse does not check
@@ -74,8 +74,8 @@ def attack_config(args: argparse.Namespace) -> AnyAttack:
     relative = config is LatentAttackConfig
     if relative and args.dad_eps is not None and 0 < args.dad_eps < _LEAST_RELATIVE:
         raise ValueError(
-            f'--dad-eps of --dad-attack {kind} is a part of the length of the latents, 0 or from {_LEAST_RELATIVE} to '
-            f'2, got {args.dad_eps:g}, which is one of pixels: try 0.5'
+            f'--dad-eps of --dad-attack {kind} is a fraction of the latent length, 0 or from {_LEAST_RELATIVE} to '
+            f'2, got {args.dad_eps:g}, which looks like pixel units: try 0.5'
         )
     if kind != 'pixels' and args.dad_attack_from != ATTACK_FROM[0]:
         raise ValueError(f'--dad-attack-from is for --dad-attack pixels, got {kind}: leave it out')
@@ -89,7 +89,7 @@ def attack_config(args: argparse.Namespace) -> AnyAttack:
 
 
 def forget_other_attack(args: argparse.Namespace, given: Collection[str], configured: Mapping[str, Any]) -> None:
-    """Drop what a config file says of another attack than the one that is asked for: radii are in other units there."""
+    """Drop a config file's values for another attack than the requested one: radii there have other units."""
     if args.dad_attack != configured.get('dad_attack', 'pixels'):
         for name in _FIELDS:
             if f'dad_{name}' in configured and f'dad_{name}' not in given:
@@ -97,7 +97,7 @@ def forget_other_attack(args: argparse.Namespace, given: Collection[str], config
 
 
 def fill_in_attack(args: argparse.Namespace) -> None:
-    """Check the flags, and fill in the defaults of the attack that they name; ``ValueError`` names the flag."""
+    """Check the flags, and fill in the defaults of the attack they select; ``ValueError`` names the flag."""
     config = attack_config(args)
     for name in _FIELDS:
         if hasattr(config, name):
@@ -105,6 +105,6 @@ def fill_in_attack(args: argparse.Namespace) -> None:
 
 
 def describe_attack(config: AnyAttack) -> dict[str, Any]:
-    """What a set keeps of its attack."""
+    """Return what a set records about its attack."""
     space = {} if config.space == 'pixels' else {'space': config.space}  # as sets were before there were spaces
     return {**dataclasses.asdict(config), **space}

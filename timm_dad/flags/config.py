@@ -17,15 +17,16 @@ def add_config_arg(parser: argparse.ArgumentParser) -> None:
     """Add ``--config`` to a parser."""
     parser.add_argument(
         '-c', '--config', default='', metavar='FILE',
-        help='YAML file with defaults for these flags, a line each, such as dad_eps: 0.1',
+        help='YAML file with defaults for these flags, one per line, such as dad_eps: 0.1',
     )  # fmt: skip
 
 
 def read_config(parser: Parser, path: str) -> dict[str, Any]:
-    """Read defaults of flags, by the names that ``args`` has for them.
+    """Read defaults of flags, by their names in ``args``.
 
     Raises:
-        ValueError: If the file is no YAML of flags, or a value is not one of its flag; it says which and where.
+        ValueError: If the file is not a YAML of flags, or a value does not fit its flag; the message says which and
+            where.
     """
     if not os.path.isfile(path):
         raise ValueError(f'--config must be a YAML file, got {path!r}, which does not exist')
@@ -46,10 +47,10 @@ def _by_name(parser: Parser) -> dict[str, argparse.Action]:
 
 
 def checked_flags(parser: Parser, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Flags of a file as the command line would give them, but for those that the parser does not know.
+    """Return the flags of a file as the command line would parse them, except those unknown to the parser.
 
     Raises:
-        ValueError: If a value is not one of its flag; the message begins with the name.
+        ValueError: If a value does not fit its flag; the message begins with the name.
     """
     flags, checked = _by_name(parser), {}
     for name, value in values.items():
@@ -62,7 +63,7 @@ def checked_flags(parser: Parser, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def config_flags(parser: Parser, values: Mapping[str, Any]) -> list[str]:
-    """Flags of a file, of ``read_config``, as a command line gives them."""
+    """Return flags read by ``read_config`` as the words of a command line."""
     flags, words = _by_name(parser), []
     for name, value in values.items():
         flag = flags[name].option_strings[0] if flags[name].option_strings else ''
@@ -79,7 +80,7 @@ def config_flags(parser: Parser, values: Mapping[str, Any]) -> list[str]:
 
 
 def _checked(parser: Parser, action: argparse.Action, value: Any) -> Any:
-    """A value as the command line would give it."""
+    """Return a value as the command line would parse it."""
     if value is None or action.help == argparse.SUPPRESS:
         return value
     if isinstance(action.default, dict):  # KEY=VALUE ...
@@ -92,7 +93,7 @@ def _checked(parser: Parser, action: argparse.Action, value: Any) -> Any:
         return value
     several = action.nargs in ('+', '*') or isinstance(action.nargs, int)
     if isinstance(value, list | dict) and not (several and isinstance(value, list)):
-        raise ValueError(f'it must be {_KINDS.get(_kind(action), "one text")}')
+        raise ValueError(f'it must be {_KINDS.get(_kind(action), "a single text")}')
     entries = [_entry(parser, action, entry) for entry in (value if isinstance(value, list) else [value])]
     if isinstance(action.nargs, int) and len(entries) != action.nargs:
         raise ValueError(f'it must have {action.nargs} values')
@@ -123,12 +124,12 @@ def parse_flags(
     """Parse a command line over its ``--config``.
 
     Args:
-        create_parser: Makes the parser.
+        create_parser: Creates the parser.
         argv: The command line; ``sys.argv[1:]`` by default.
-        default_config: Names a config file where ``--config`` does not, by the flags of the command line.
+        default_config: Returns a config file for a command line without ``--config``, given its flags.
 
     Returns:
-        All flags, those of the command line alone, and those of the file.
+        All flags, only those of the command line, and those of the file.
 
     Raises:
         SystemExit: On a bad flag or file, with one line.
@@ -158,7 +159,7 @@ def _without_required(parser: Parser) -> Parser:
 
 
 def _not_overridden(parser: Parser, given: Mapping[str, Any], configured: Mapping[str, Any]) -> dict[str, Any]:
-    """What the file says of flags that the command line leaves open; ``ValueError`` where it contradicts itself."""
+    """Return the file's values of flags not set on the command line; raise ``ValueError`` if it contradicts itself."""
     kept = {name: value for name, value in configured.items() if name not in given}
     for group in parser._mutually_exclusive_groups:
         names = [action.dest for action in group._group_actions]
@@ -175,12 +176,12 @@ def parse_checked(
     argv: Sequence[str],
     check: Callable[[argparse.Namespace, dict[str, Any]], None],
 ) -> argparse.Namespace:
-    """Parse a command line over its ``--config``, and check what needs no data.
+    """Parse a command line over its ``--config``, and check everything that needs no data.
 
     Args:
-        create_parser: Makes its parser.
+        create_parser: Creates its parser.
         argv: The command line.
-        check: Gets all flags, which it may fill in, and those of the command line alone; raises ``ValueError``.
+        check: Gets all flags, which it may fill in, and only those of the command line; raises ``ValueError``.
 
     Raises:
         SystemExit: On a bad flag, with one line that names flag, rule, value and fix.

@@ -1,4 +1,4 @@
-"""The flags ``--dad ...``, and the task that they build."""
+"""The flags ``--dad ...`` and the task they build."""
 
 import argparse
 import logging
@@ -62,17 +62,17 @@ def add_dad_args(parser: argparse.ArgumentParser) -> None:
     add_pair_args(group)
     group.add_argument(
         '--dad-look', type=int, default=64, metavar='N',
-        help='training pictures to look at before training, to warn where DAD can teach nothing (default: 64; 0: none)',
+        help='number of training pictures checked before training, to warn if DAD cannot work (default: 64; 0: none)',
     )  # fmt: skip
 
 
 def loss_config(args: argparse.Namespace) -> DADLossConfig:
-    """The loss that the flags ask for; ``ValueError`` names the flag."""
+    """Return the loss config from the flags; ``ValueError`` names the flag."""
     return from_flags(DADLossConfig, with_number(args), _LOSS, label_free=args.no_labels)
 
 
 def schedule_config(args: argparse.Namespace) -> DADSchedule:
-    """The schedule that the flags ask for; ``ValueError`` names the flag."""
+    """Return the schedule config from the flags; ``ValueError`` names the flag."""
     return from_flags(DADSchedule, args, {**_SCHEDULE, 'epochs': 'epochs'})
 
 
@@ -82,9 +82,9 @@ def check_dad_args(
     """Apply the recipe, and check the group before anything is built.
 
     Args:
-        args: Flags; what the recipe and the attack leave to their defaults is filled in.
-        given: Flags of the command line, which must not be ignored.
-        configured: Flags of a config file; ``None`` where nobody knows which these are.
+        args: Flags; defaults from the recipe and the attack are filled in.
+        given: Flags from the command line, which must not be ignored.
+        configured: Flags from a config file; ``None`` if they are unknown.
 
     Raises:
         ValueError: If a flag has a bad value, is missing, or would be ignored.
@@ -109,22 +109,22 @@ def check_dad_args(
         (args.dad_view != 'dad' or args.dad_dir or args.dad_vqgan, NO_VQGAN),
         (args.dad_look >= 0, f'--dad-look must be 0 or more, got {args.dad_look}'),
         (not (args.dad_extra_task_weight and task_loss(args) == 'jsd'),
-         '--dad-extra-task-weight is a task loss of one view, and --loss jsd one of several: leave one of them out'),
+         '--dad-extra-task-weight is a task loss on one view, but --loss jsd one on several: leave one of them out'),
         (not (args.dad_feature_weight and args.dad_stored_logits),
-         '--dad-feature-weight asks the teacher for its features, and --dad-stored-logits takes its logits from a set: '
+         '--dad-feature-weight needs features from the teacher, but --dad-stored-logits reads only logits from a set: '
          'leave one of them out'),
         (not args.dad_feature_weight or len(teacher_specs(args)) < 2,
          f'--dad-feature-weight is for one teacher, got --dad-teacher {" ".join(teacher_specs(args))}'),
-        (not args.kd_model_name, '--kd-model-name is another distillation than --dad: give one of them'),
+        (not args.kd_model_name, '--kd-model-name is another kind of distillation than --dad: give only one'),
         (channels == 3, f'--dad needs images of 3 channels, got {channels}'),
         (constant or not uses_cache(args),
-         '--dad-eps-sched changes the attack by epoch, and cached views are made once: leave --dad-cache out'),
+         '--dad-eps-sched changes the attack by epoch, but cached views are made once: leave --dad-cache out'),
         (not args.dad_replay or args.dad_every > 1 or args.dad_prob < 1,
          '--dad-replay is for batches without fresh DAD views: it needs --dad-every or --dad-prob'),
         (not (args.dad_replay and args.dad_extra_task_weight),
-         '--dad-replay keeps views without labels, and --dad-extra-task-weight needs these: leave one of them out'),
+         '--dad-replay keeps views without labels, but --dad-extra-task-weight needs them: leave one of them out'),
         (not args.dad_replay or makes_views(args),
-         '--dad-replay keeps views that are made while training: leave it out with --dad-dir, --dad-cache and '
+         '--dad-replay keeps views made during training: leave it out with --dad-dir, --dad-cache and '
          '--dad-view random'),
         (not args.dad_eps_start or not constant, '--dad-eps-start needs --dad-eps-sched linear or cosine'),
         (args.dad_eps_start <= args.dad_eps,
@@ -148,22 +148,22 @@ def build_task(
     device: torch.device,
     verbose: bool = True,
 ) -> tuple[DADTask, DADAugment | None]:
-    """Create the task that the flags ask for, with the frozen models that it needs.
+    """Create the task from the flags, with the frozen models it needs.
 
     Args:
         args: Flags.
         student: The model to train.
-        data_config: Size and normalization of the batches, of ``timm.data.resolve_data_config``.
+        data_config: Size and normalization of the batches, from ``timm.data.resolve_data_config``.
         class_names: Names of the data's classes (folders), if it has any.
-        dataset: Training data, to look at some pictures of with ``--dad-look`` and ``--dad-temperature auto``, whose
-            number is put into ``args``; without them that is the default.
+        dataset: Training data, used by ``--dad-look`` and ``--dad-temperature auto``, which stores the number it finds
+            in ``args``; without data the default is used.
         dad_set: The set of ``--dad-dir``: its views need no VQGAN, and its logits no teacher.
         criterion: Task loss.
-        device: Where it runs.
-        verbose: Log what was built.
+        device: Device that it runs on.
+        verbose: Whether to log what was built.
 
     Returns:
-        The task, and what makes DAD views, if any are made.
+        The task, and the object that makes DAD views, if any are made.
 
     Raises:
         ValueError: If teacher, VQGAN, classes, image size and DAD set do not fit together.
@@ -215,7 +215,7 @@ def build_task(
 
 
 def _images_to_fit(args: argparse.Namespace, dataset: Any, data_config: Mapping[str, Any]) -> Images | None:
-    """The images of ``--dad-temperature auto``; without data its number is the default."""
+    """Return the images for ``--dad-temperature auto``; without data the default temperature is used."""
     if dataset is None or args.dad_temperature != AUTO:
         args.dad_temperature = with_number(args).dad_temperature
         return None
@@ -226,7 +226,7 @@ def _look_first(
     args: argparse.Namespace, augment: DADAugment, source: Source, data_config: Mapping[str, Any], device: torch.device
 ) -> FirstLook | None:
     if source.streams:
-        _logger.info('No look at pictures of a stream: timm-dad preview shows some')
+        _logger.info('Pictures of a stream are not checked before training: timm-dad preview shows some')
         return None
     with under_flag('--dad-look:'):
         x_pix, target = first_pictures(source, training_frame(data_config), args.dad_look, device)

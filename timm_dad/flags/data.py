@@ -1,4 +1,4 @@
-"""The flags about data, named as timm names them, and the data sets that they ask for."""
+"""The flags about data, with timm's names, and the data sets they describe."""
 
 import argparse
 import os
@@ -35,11 +35,11 @@ _DATA_FLAGS = {
 
 
 def add_source_args(group: Any, split: str, split_flag: str = '--split', *, alias: str = '') -> None:
-    """Add timm's flags of a data set, with this default of its split, whose flag may have an older name."""
+    """Add timm's flags of a data set, with a default split whose flag may have an older name."""
     group.add_argument('--data-dir', metavar='DIR', help='path to dataset (root dir), or the URL of one')
     group.add_argument('--dataset', metavar='NAME', default='', help="timm's dataset type + name, or demo/STYLE")
     names = group.add_argument(
-        split_flag, metavar='NAME', default=split, help='dataset split, or "" for a folder without'
+        split_flag, metavar='NAME', default=split, help='dataset split, or "" for a folder without splits'
     )
     if alias:
         add_alias(group, names, alias)
@@ -51,21 +51,21 @@ def add_source_args(group: Any, split: str, split_flag: str = '--split', *, alia
 
 
 def add_data_args(parser: argparse.ArgumentParser, split: str, *, alias: str = '') -> Any:
-    """Add the flags of a command that reads one data set; returns their group, for more of them."""
+    """Add the flags of a command that reads one data set; return their group, for more flags."""
     group = parser.add_argument_group('Dataset')
     add_source_args(group, split, alias=alias)
-    group.add_argument('--num-classes', type=int, metavar='N', help='classes of data without names of them')
+    group.add_argument('--num-classes', type=int, metavar='N', help='number of classes, for data without class names')
     return group
 
 
 def data_flag(args: argparse.Namespace) -> str:
-    """The flag that names the data, with its value, as errors begin."""
+    """Return the flag that names the data, with its value, as errors start with it."""
     flag = f'--dataset {args.dataset}' if args.dataset else f'--data-dir {args.data_dir}'
     return f'{flag} --class-map {args.class_map}' if args.class_map else flag
 
 
 def check_data_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
-    """Check the flags before anything is built; those ``given`` on the command line must not be ignored."""
+    """Check the flags before anything is built; flags ``given`` on the command line must not be ignored."""
     if args.num_classes is not None and args.num_classes < 2:
         raise ValueError(f'--num-classes must be 2 or more, got {args.num_classes}')
     kind = args.dataset.split('/')[0] if '/' in args.dataset else ''
@@ -73,16 +73,16 @@ def check_data_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
         if name in given and kind not in kinds:
             raise ValueError(f'{written(name)} is for --dataset {"/, ".join(kinds)}/, got {args.dataset or "a folder"}')
     if 'class_map' in given and kind == 'demo':
-        raise ValueError('--class-map is not for the demo: it has classes of its own')
+        raise ValueError('--class-map is not for the demo: it has its own classes')
 
 
 def number_of_classes(args: argparse.Namespace, class_names: Sequence[str] | None) -> int:
-    """Classes of the data, by their names or ``--num-classes``; ``ValueError`` if neither says, or they differ."""
+    """Return the number of classes, from names or ``--num-classes``; ``ValueError`` if unknown or contradictory."""
     check_class_names(class_names, data_flag(args))
     if class_names is None and args.num_classes is None:
         raise ValueError('--num-classes must be given: the data does not name its classes')
     if class_names is not None and args.num_classes not in (None, len(class_names)):
-        raise ValueError(f'--num-classes must be {len(class_names)}, the classes of the data, got {args.num_classes}')
+        raise ValueError(f'--num-classes must be {len(class_names)}, as in the data, got {args.num_classes}')
     return len(class_names) if class_names is not None else int(args.num_classes)
 
 
@@ -96,10 +96,10 @@ def create_dataset(
     """Create the demo's data set or one of timm's, of images and class indices.
 
     Args:
-        args: Flags of ``add_source_args``.
+        args: Flags from ``add_source_args``.
         split: Name of the split.
         split_flag: The flag that names the split, for errors.
-        labels: Read the labels.
+        labels: Whether to read the labels.
         options: More arguments of timm's ``create_dataset``.
 
     Raises:
@@ -111,7 +111,7 @@ def create_dataset(
     if args.dataset.startswith(PREFIX) and args.data_dir:
         raise ValueError(f'--data-dir {args.data_dir} and --dataset {args.dataset}: the demo needs no folder')
     if not args.data_dir and not args.dataset:
-        raise ValueError('--data-dir must name a folder with one sub-folder a class (or give --dataset)')
+        raise ValueError('--data-dir must name a folder with one sub-folder per class (or give --dataset)')
     flag = data_flag(args)
     with under_flag('--data-dir'):
         root: Any = data_folder(args.data_dir)
@@ -128,12 +128,12 @@ def create_dataset(
 
 
 def _target_format(args: argparse.Namespace) -> dict[str, str]:
-    """What timm's readers before 1.0.31 do not take."""
+    """Return the arguments that timm's readers before 1.0.31 do not accept."""
     return {'target_format': args.target_format} if is_multilabel(args) else {}
 
 
 def split_folder(root: Path, split: str) -> Path | None:
-    """The folder of a split, as timm finds it; ``None`` where there is none."""
+    """Return the folder of a split, as timm finds it; ``None`` if there is none."""
     name = split.split('[')[0]
     synonyms = next((group for group in _SYNONYMS if name in group), (name,))
     return next((root / each for each in (name, *synonyms) if (root / each).is_dir()), None)
@@ -144,15 +144,15 @@ def _check_split_folder(root: Path, split: str, flag: str) -> None:
     if split_folder(root, split) is None:
         folders = sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[0] != '.')[:5]
         raise ValueError(
-            f'{flag} must be a folder in {root}, got {split!r}; there are {folders or "none"}; "" takes all of it'
+            f'{flag} must be a folder in {root}, got {split!r}; the folders are {folders or "none"}; "" uses all of it'
         )
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Data of a training: ``val`` is ``None`` without ``--val-split``, ``class_names`` where the data has none.
+    """Data of a training: ``val`` is ``None`` without ``--val-split``, ``class_names`` if the data has none.
 
-    With ``encoder``, which is given the number of classes, labels become multi-hot.
+    With ``encoder``, which gets the number of classes, labels become multi-hot.
     """
 
     train: Any
@@ -162,9 +162,9 @@ class TrainingData:
 
 
 def open_training_data(args: argparse.Namespace) -> TrainingData:
-    """Open the data of ``timm-dad train``; ``ValueError`` where it does not exist or is empty.
+    """Open the data of ``timm-dad train``; raise ``ValueError`` if it does not exist or is empty.
 
-    Classes that have names say what ``--num-classes`` is, where it was not given.
+    The number of class names becomes ``--num-classes``, unless that was given.
     """
     common: dict[str, Any] = {
         'input_img_mode': args.input_img_mode or ('RGB' if num_channels(args) == 3 else 'L'),
@@ -185,14 +185,14 @@ def open_training_data(args: argparse.Namespace) -> TrainingData:
 
 
 def encode_targets(args: argparse.Namespace, dataset: Any) -> None:
-    """Let a data set give multi-hot labels, if the task is of several; ``args`` say how many classes there are."""
+    """Make a data set return multi-hot labels if the task is multi-label; ``args`` contain the number of classes."""
     encoder = label_encoder(args)
     if encoder is not None:
         encode_labels(dataset, data_flag(args), encoder(args.num_classes))
 
 
 def check_training_data(data: TrainingData, num_classes: int) -> None:
-    """Decode some images, and compare classes with the student's; ``ValueError`` names the flag of what is wrong."""
+    """Decode some images, and compare classes with the student's; ``ValueError`` names the flag at fault."""
     for flag, dataset in {'--data-dir': data.train, '--val-split': data.val}.items():
         check_images(dataset, flag)
         _check_classes(dataset_class_names(dataset), data.class_names, flag, num_classes)
@@ -207,7 +207,7 @@ def _check_classes(own: Sequence[str] | None, of_training: Sequence[str] | None,
     if own is None:
         return
     if len(own) != num_classes:
-        raise ValueError(f'{flag}: data must have as many classes as --num-classes, {num_classes}, got {len(own)}')
+        raise ValueError(f'{flag}: data must have --num-classes {num_classes} classes, got {len(own)}')
     if of_training is not None and list(own) != list(of_training):
         other = sorted(set(own) ^ set(of_training))[:4]
-        raise ValueError(f'{flag}: data must have the classes of the training data in their order; {other} differ')
+        raise ValueError(f'{flag}: data must have the classes of the training data in the same order; {other} differ')

@@ -1,4 +1,4 @@
-"""Flags that are fields of a config: its fields have their default, type and help, and its errors name them."""
+"""Flags that are fields of a config: they take default, type and help from it, and its errors name them."""
 
 import argparse
 import dataclasses
@@ -11,12 +11,12 @@ T = TypeVar('T')
 
 
 def dad_flags(*fields: str) -> dict[str, str]:
-    """Fields that are flags with ``--dad-`` before their name."""
+    """Return fields that are flags with ``--dad-`` before their name."""
     return {name: f'dad_{name}' for name in fields}
 
 
 def field_kwargs(config: Any, name: str) -> dict[str, Any]:
-    """Arguments of ``add_argument`` for a field of a dataclass, made by ``common.options.option``."""
+    """Return the arguments of ``add_argument`` for a dataclass field made by ``common.options.option``."""
     (field,) = (field for field in dataclasses.fields(config) if field.name == name)
     return {'type': field.type, 'default': field.default, **field.metadata}
 
@@ -27,7 +27,7 @@ def add_fields(group: Any, config: Any, flags: Mapping[str, str]) -> None:
     Args:
         group: The group.
         config: The dataclass.
-        flags: Field to flag, by the name that ``args`` has for it.
+        flags: Field to flag, by its name in ``args``.
     """
     for name, flag in flags.items():
         group.add_argument(written(flag), **field_kwargs(config, name))
@@ -39,11 +39,11 @@ def from_flags(config: type[T], args: argparse.Namespace, flags: Mapping[str, st
     Args:
         config: The dataclass.
         args: Flags.
-        flags: Field to flag, as for ``add_fields``.
-        fields: Fields that are no flags.
+        flags: Field to flag, as in ``add_fields``.
+        fields: Fields that are not flags.
 
     Raises:
-        ValueError: If a value is out of range; it names the flag.
+        ValueError: If a value is out of range; the message names the flag.
     """
     with naming_flag(flags):
         return config(**{name: getattr(args, flag) for name, flag in flags.items()}, **fields)

@@ -1,4 +1,4 @@
-"""What a training says of itself before it begins: data, student, teacher, VQGAN, attack, and how it trains."""
+"""Describe a training before it begins: data, student, teacher, VQGAN, attack, and how it trains."""
 
 import argparse
 import logging
@@ -21,7 +21,7 @@ _logger = logging.getLogger(__name__)
 
 
 def log_student(args: argparse.Namespace, data: TrainingData, student: nn.Module, size: tuple[int, int]) -> None:
-    """Log a line about the data and one about the student, which takes images of ``size``; warn of odd flags."""
+    """Log a line about the data and one about the student, which takes images of ``size``; warn about odd flags."""
     for hint in hints(args):
         _logger.warning('%s', hint)
     name = data_flag(args).split(maxsplit=1)[1]
@@ -35,9 +35,9 @@ def log_student(args: argparse.Namespace, data: TrainingData, student: nn.Module
 
 
 def log_models(args: argparse.Namespace, task: DADTask, augment: DADAugment | None, found: FirstLook | None) -> None:
-    """Log a line about each of teacher, VQGAN and attack, with what a first look at some pictures found.
+    """Log a line each about teacher, VQGAN and attack, with the results of a first look at some pictures.
 
-    ``augment`` is what makes DAD views, in the training step or before it.
+    ``augment`` makes DAD views, in the training step or before it.
     """
     if task.teacher is not None:
         size = 'x'.join(map(str, task.teacher.input_size))
@@ -48,7 +48,7 @@ def log_models(args: argparse.Namespace, task: DADTask, augment: DADAugment | No
         spec = specs if isinstance(specs, str) else ' + '.join(specs)
         _logger.info('Teacher: %s at %s%s', spec, size, right)
     if augment is None:
-        origin = f'DAD views of {args.dad_dir}' if args.dad_dir else f'the extra view is a {args.dad_view} one'
+        origin = f'DAD views of {args.dad_dir}' if args.dad_dir else f'the extra view is {args.dad_view}'
         _logger.info('Attack: none here, %s', origin)
         return
     config = augment.vqgan.config
@@ -64,10 +64,10 @@ def log_models(args: argparse.Namespace, task: DADTask, augment: DADAugment | No
 def log_training(
     args: argparse.Namespace, accelerator: Accelerator, done: int, epochs: int, updates: int, folder: Path
 ) -> None:
-    """Log a line about how long, where and how precisely it trains, or that all epochs are ``done``."""
+    """Log how long, where and how precisely it trains, or that all epochs are ``done``."""
     if done >= epochs:
         _logger.info(
-            'Already finished: all %d epochs are done, in %s; more %s go on',
+            'Already finished: all %d epochs are done, in %s; to continue, give more %s',
             epochs,
             folder,
             'epochs with a later --stop-epoch' if args.stop_epoch else '--epochs',

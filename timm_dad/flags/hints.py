@@ -1,4 +1,4 @@
-"""Flags that make no error and hardly make sense: what a training warns of before it begins."""
+"""Hints about valid flags that hardly make sense, as warnings before a training begins."""
 
 import argparse
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ _LARGE_RATE = 100.0
 
 
 def hints(args: argparse.Namespace) -> Iterator[str]:
-    """Yield a line about every flag that has no effect or an absurd one; ``args`` are checked already."""
+    """Yield a line about every flag that has no effect or an absurd value; ``args`` are already checked."""
     if args.warmup_epochs >= args.epochs and not args.warmup_prefix:
         yield (
-            f'--warmup-epochs {args.warmup_epochs:g} takes all of --epochs {args.epochs}, so the learning rate never '
-            'gets to --lr: give fewer'
+            f'--warmup-epochs {args.warmup_epochs:g} covers all of --epochs {args.epochs}, so the learning rate never '
+            'reaches --lr: give fewer'
         )
     if (args.lr or 0) > _LARGE_RATE:
-        yield f'--lr {args.lr:g} is so large that weights will overflow: rates of timm are below 10'
+        yield f'--lr {args.lr:g} is so large that weights will overflow: timm uses rates below 10'
     info = get_optimizer_info(args.opt.lower().removeprefix(LOOKAHEAD))
     for name, has in (('opt_betas', info.has_betas), ('opt_eps', info.has_eps)):
         if getattr(args, name) is not None and not has:

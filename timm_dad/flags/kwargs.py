@@ -1,4 +1,4 @@
-"""Flags as keyword arguments of factories, as timm's ``optimizer_kwargs`` and ``scheduler_kwargs`` give them."""
+"""Convert flags to keyword arguments of factories, like timm's ``optimizer_kwargs`` and ``scheduler_kwargs``."""
 
 import argparse
 from typing import Any
@@ -11,29 +11,29 @@ from timm_dad.flags.task import is_multilabel
 
 
 def torch_dtype(name: str | None) -> torch.dtype:
-    """The dtype of ``--model-dtype``; fp32 by default."""
+    """Return the dtype of ``--model-dtype``; fp32 by default."""
     dtype: torch.dtype = getattr(torch, name or 'float32')
     return dtype
 
 
 def num_channels(args: argparse.Namespace) -> int:
-    """Channels of the images: ``--in-chans``, else those of ``--input-size``, else 3."""
+    """Return the number of image channels: ``--in-chans``, else the one in ``--input-size``, else 3."""
     return int(args.in_chans or (args.input_size[0] if args.input_size else 3))
 
 
 def mixes(args: argparse.Namespace) -> bool:
-    """Whether images are mixed."""
+    """Return whether images are mixed."""
     return bool(args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None)
 
 
 def task_loss(args: argparse.Namespace) -> str:
-    """The task loss by the name that ``--loss`` has for it; older flags name two, and older scripts have them alone."""
+    """Return the task loss by its name in ``--loss``; older flags, all that older scripts have, select two of them."""
     older = 'jsd' if args.jsd_loss else 'bce' if args.bce_loss or is_multilabel(args) else 'ce'
     return getattr(args, 'loss', None) or older
 
 
 def _pick(args: argparse.Namespace, *same: str, **renamed: str) -> dict[str, Any]:
-    """Flags by the name that they have themselves, and by another: ``keyword='flag'``."""
+    """Pick flags under their own names, and under other ones: ``keyword='flag'``."""
     return {name: getattr(args, flag) for name, flag in {**{name: name for name in same}, **renamed}.items()}
 
 
@@ -44,7 +44,7 @@ MIXING_FLAGS = {
 
 
 def mixup_kwargs(args: argparse.Namespace) -> dict[str, Any] | None:
-    """Arguments of timm's ``Mixup``; ``None`` where nothing is mixed."""
+    """Return the arguments of timm's ``Mixup``; ``None`` if nothing is mixed."""
     draws = mixing_kwargs(args)
     if draws is None:
         return None
@@ -53,7 +53,7 @@ def mixup_kwargs(args: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def mixing_kwargs(args: argparse.Namespace) -> dict[str, Any] | None:
-    """Those of them that say how two images are mixed."""
+    """Return those of them that define how two images are mixed."""
     if not mixes(args):
         return None
     return _pick(args, 'cutmix_minmax', **MIXING_FLAGS)
@@ -73,7 +73,7 @@ TRANSFORM_FLAGS = {'re_prob': 'reprob', 're_mode': 'remode', 're_count': 'recoun
 
 
 def transform_kwargs(args: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of timm's ``create_transform`` that say how one image is augmented."""
+    """Return the arguments of timm's ``create_transform`` that define how one image is augmented."""
     return _pick(
         args, 'train_crop_mode', 'scale', 'ratio', 'hflip', 'vflip', 'color_jitter', 'color_jitter_prob',
         'grayscale_prob', 'gaussian_blur_prob', **TRANSFORM_FLAGS,
@@ -81,7 +81,7 @@ def transform_kwargs(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def train_loader_kwargs(args: argparse.Namespace, data_config: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of ``create_train_loader``; ``data_config`` is of ``timm.data.resolve_data_config``."""
+    """Return the arguments of ``create_train_loader``; ``data_config`` is from ``timm.data.resolve_data_config``."""
     picked = _pick(
         args, 'seed', 'batch_size', 'no_aug', 'worker_seeding', re_split='resplit', num_aug_repeats='aug_repeats',
         num_aug_splits='aug_splits',
@@ -100,7 +100,7 @@ def train_loader_kwargs(args: argparse.Namespace, data_config: dict[str, Any]) -
 
 
 def eval_loader_kwargs(args: argparse.Namespace, data_config: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of ``create_eval_loader``, as ``train_loader_kwargs``."""
+    """Return the arguments of ``create_eval_loader``, as in ``train_loader_kwargs``."""
     return {
         **_loader_kwargs(args, data_config),
         'batch_size': args.validation_batch_size or args.batch_size,
@@ -111,12 +111,12 @@ def eval_loader_kwargs(args: argparse.Namespace, data_config: dict[str, Any]) ->
 
 
 def amp_precision(args: argparse.Namespace) -> str:
-    """The precision of ``--amp`` and ``--amp-dtype`` as Accelerate names it."""
+    """Return the precision of ``--amp`` and ``--amp-dtype`` by Accelerate's name."""
     return {'float16': 'fp16', 'bfloat16': 'bf16'}[args.amp_dtype] if args.amp else 'no'
 
 
 def accelerator_kwargs(args: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of ``create_accelerator``."""
+    """Return the arguments of ``create_accelerator``."""
     return {
         **_pick(args, 'device', 'seed', 'fuser', 'fast_norm', sync_batch_norm='sync_bn'),
         'precision': amp_precision(args),
@@ -126,7 +126,7 @@ def accelerator_kwargs(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def batches_kwargs(args: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of ``Batches``."""
+    """Return the arguments of ``Batches``."""
     return {
         **_pick(args, 'seed', 'mixup_off_epoch', 'channels_last'),
         'mixup': mixup_kwargs(args) if args.no_prefetcher else None,
@@ -135,7 +135,7 @@ def batches_kwargs(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def suites_kwargs(args: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of ``SuitesHook``."""
+    """Return the arguments of ``SuitesHook``."""
     return {
         **_pick(args, 'workers', interval='eval_suites_interval'),
         'batch_size': args.validation_batch_size or args.batch_size,
@@ -145,7 +145,7 @@ def suites_kwargs(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def checkpoint_kwargs(args: argparse.Namespace, metric: str, num_processes: int, num_batches: int) -> dict[str, Any]:
-    """Arguments of ``Checkpoints``."""
+    """Return the arguments of ``Checkpoints``."""
     return {
         **_pick(args, 'recovery_interval', 'save_epochs', history='checkpoint_hist', accum_steps='grad_accum_steps'),
         'decreasing': metric == 'loss',
@@ -155,7 +155,7 @@ def checkpoint_kwargs(args: argparse.Namespace, metric: str, num_processes: int,
 
 
 def schedule_kwargs(args: argparse.Namespace, metric: str, updates_per_epoch: int) -> dict[str, Any]:
-    """Arguments of ``create_schedule``."""
+    """Return the arguments of ``create_schedule``."""
     return {
         **scheduler_kwargs(args, decreasing_metric=metric == 'loss'),
         **_pick(args, 'stop_epoch'),
@@ -164,7 +164,7 @@ def schedule_kwargs(args: argparse.Namespace, metric: str, updates_per_epoch: in
 
 
 def resume_kwargs(args: argparse.Namespace, num_processes: int) -> dict[str, Any]:
-    """Arguments of ``resume_training``."""
+    """Return the arguments of ``resume_training``."""
     return {
         **_pick(args, 'start_epoch', accum_steps='grad_accum_steps'),
         'images_per_batch': args.batch_size * num_processes,

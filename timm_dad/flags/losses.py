@@ -1,4 +1,4 @@
-"""``--loss`` and its settings: the task losses of timm, for one label an image or several."""
+"""``--loss`` and its settings: timm's task losses, for one label per image or several."""
 
 import argparse
 from typing import Any
@@ -42,24 +42,24 @@ OF_TASK_LOSS = ('loss', 'jsd_loss', 'bce_loss', *_ALL_SETTINGS, *_WEIGHTS, *_OF_
 
 
 def add_loss_args(group: Any) -> None:
-    """Add the flags to a group of a parser, by name, default and meaning those of timm's ``train.py``."""
+    """Add the flags to a group of a parser, with the names, defaults and meanings of timm's ``train.py``."""
     group.add_argument(
         '--loss', choices=('ce', 'bce', 'asl', 'poly', 'jsd', 'twoway', 'zlpr', 'db'),
         help='task loss: ce (default), bce, asl (asymmetric), poly (Poly-1; timm 1.0.31), jsd (with --aug-splits); '
         'with --task multilabel bce (default), asl, poly, twoway, zlpr or db (distribution-balanced)',
     )  # fmt: skip
-    group.add_argument('--class-stats', metavar='FILE', help="counts by class, of timm's class_weights.py, for weights")
+    group.add_argument('--class-stats', metavar='FILE', help="class counts from timm's class_weights.py, for weights")
     for kind, method in (('pos', 'neg_pos'), ('class', 'inv_freq, effective_num')):
         group.add_argument(
             f'--loss-{kind}-weight', metavar='WEIGHTS',
             help=f'{"weight of positives" if kind == "pos" else "weights of classes"} of bce: a number, numbers with '
-            f'commas between, a file, or of --class-stats {method}',
+            f'commas, a file, or with --class-stats {method}',
         )  # fmt: skip
     group.add_argument('--loss-weight-power', type=float, default=1.0, help='exponent of neg_pos and inv_freq')
     group.add_argument('--loss-weight-beta', type=float, default=0.999, help='beta of effective_num')
-    group.add_argument('--loss-weight-max', type=float, help='largest of the weights of --class-stats')
-    group.add_argument('--bce-sum', action='store_true', help='sum of bce over classes')
-    group.add_argument('--bce-target-thresh', type=float, help='threshold of bce for softened targets')
+    group.add_argument('--loss-weight-max', type=float, help='upper limit of the weights from --class-stats')
+    group.add_argument('--bce-sum', action='store_true', help='sum bce over classes')
+    group.add_argument('--bce-target-thresh', type=float, help='bce threshold for softened targets')
     group.add_argument('--asl-gamma-pos', type=float, default=1.0, help='focus of asl on the label')
     group.add_argument('--asl-gamma-neg', type=float, default=4.0, help='focus of asl on the other classes')
     group.add_argument('--poly-epsilon', type=float, default=2.0, help='coefficient of poly; with 0 it is ce')
@@ -80,10 +80,10 @@ def add_loss_args(group: Any) -> None:
 
 
 def check_loss_args(args: argparse.Namespace, chosen: set[str]) -> None:
-    """Check the flags before anything is built; ``chosen`` are those that differ from their default.
+    """Check the flags before anything is built; ``chosen`` are those that differ from their defaults.
 
     Raises:
-        ValueError: If the loss does not go with the data, a setting is of another loss, or timm is too old.
+        ValueError: If the loss does not fit the data, a setting belongs to another loss, or timm is too old.
     """
     loss, splits, multilabel = task_loss(args), args.aug_splits, is_multilabel(args)
     flag = written(f'{loss}_loss') if getattr(args, f'{loss}_loss', False) else f'--loss {loss}'
@@ -97,20 +97,20 @@ def check_loss_args(args: argparse.Namespace, chosen: set[str]) -> None:
     rules = (
         (len(older) < 2, '--jsd-loss and --bce-loss exclude each other: leave one out'),
         (not older or flag in older, f'{"".join(older)} and --loss {args.loss} exclude each other: leave one out'),
-        (loss in allowed, f'{flag} is of no use to --task {task}: use {", ".join(allowed[:-1])} or {allowed[-1]}'),
+        (loss in allowed, f'{flag} does not support --task {task}: use {", ".join(allowed[:-1])} or {allowed[-1]}'),
         (loss != 'jsd' or splits, f'{flag} needs --aug-splits 2 or more, got --aug-splits {splits}'),
         (loss != 'asl' or multilabel or not mixes(args),
-         '--loss asl takes one class an image, and mixed images have two: leave --mixup and --cutmix out'),
+         '--loss asl takes one class per image, but mixed images have two: leave --mixup and --cutmix out'),
         (loss not in _OF_BINARY_TARGETS or not (mixes(args) or args.smoothing),
-         f'{flag} takes targets of 0 and 1 alone: leave --mixup, --cutmix and --smoothing out'),
-        (loss != 'db' or args.class_stats, f"{flag} needs --class-stats, the counts of timm's class_weights.py"),
+         f'{flag} takes only targets of 0 and 1: leave --mixup, --cutmix and --smoothing out'),
+        (loss != 'db' or args.class_stats, f"{flag} needs --class-stats, the counts from timm's class_weights.py"),
         (loss != 'poly' or NEW_TIMM, needs_new_timm('--loss poly')),
-        *((False, f'{written(name)} is of --loss {of}, got {flag}: leave it out') for name, of in strange),
+        *((False, f'{written(name)} is for --loss {of}, got {flag}: leave it out') for name, of in strange),
         (not several, f'{"".join(several[:1])} needs --task multilabel: leave it out'),
         (not weights or loss in weighted,
-         f'{written((*weights, "")[0])} is of --loss {" or ".join(weighted)}, got {flag}: leave it out'),
+         f'{written((*weights, "")[0])} is for --loss {" or ".join(weighted)}, got {flag}: leave it out'),
         (not idle or {args.loss_pos_weight, args.loss_class_weight} & _BY_STATS,
-         f'{written((*idle, "")[0])} needs --loss-pos-weight or --loss-class-weight by the counts of --class-stats: '
+         f'{written((*idle, "")[0])} needs --loss-pos-weight or --loss-class-weight computed from --class-stats: '
          f'{", ".join(sorted(_BY_STATS))}'),
         (args.loss_pos_weight is None or args.bce_pos_weight is None,
          '--bce-pos-weight is the older name of --loss-pos-weight: leave one out'),
@@ -122,7 +122,7 @@ def check_loss_args(args: argparse.Namespace, chosen: set[str]) -> None:
 
 
 def _weights(args: argparse.Namespace) -> dict[str, Any]:
-    """Weights of positives and of classes for bce; those of --class-stats are computed by timm."""
+    """Return weights of positives and of classes for bce; timm computes those from --class-stats."""
     weights: dict[str, Any] = {'pos_weight': args.bce_pos_weight, 'weight': None}
     if args.loss_pos_weight is None and args.loss_class_weight is None:
         return weights
@@ -141,10 +141,10 @@ def _weights(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def create_criterion(args: argparse.Namespace) -> nn.Module:
-    """Create the task loss as timm's train.py chooses it.
+    """Create the task loss as timm's train.py does.
 
     Raises:
-        ValueError: If there are weights for another number of classes.
+        ValueError: If weights are given for another number of classes.
     """
     if is_multilabel(args):
         return _multilabel_criterion(args)

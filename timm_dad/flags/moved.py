@@ -1,4 +1,4 @@
-"""Files that the settings of a DAD set name: they are found from any folder, and where the set was moved with them."""
+"""Find the files that a DAD set's settings name, from any folder and after the set was moved with them."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from timm_dad.vqgan.presets import PRESETS
 
 
 def _split(value: str) -> tuple[str, str]:
-    """A SPEC or path in two: what stands before the path, and the path; empty where there is none."""
+    """Split a SPEC or path into the part before the path and the path, which may be empty."""
     kind, _, rest = value.partition(':')
     if value in ('demo', *PRESETS) or 'hf-hub:' in value or value.startswith(SCHEME):
         return value, ''
@@ -22,7 +22,7 @@ def _split(value: str) -> tuple[str, str]:
 
 
 def absolute(value: Any) -> Any:
-    """The value of a flag as a set keeps it: SPECs and paths that name a file here name it from everywhere."""
+    """Return a flag's value as a set stores it: SPECs and paths of existing files become absolute."""
     if isinstance(value, list):
         return [absolute(each) for each in value]
     if not isinstance(value, str):
@@ -34,7 +34,7 @@ def absolute(value: Any) -> Any:
 
 
 def without_folder(value: Any) -> Any:
-    """The value of a flag as strangers may see it: SPECs and absolute paths without the folder of their file."""
+    """Return a flag's value as it may be published: SPECs and absolute paths without the folder of their file."""
     if isinstance(value, list):
         return [without_folder(each) for each in value]
     if isinstance(value, str) and value.startswith(WISE):
@@ -44,13 +44,13 @@ def without_folder(value: Any) -> Any:
 
 
 def find_here(value: Any, root: Path, flag: str) -> Any:
-    """The value of a flag that a set keeps, with the path that its file has here.
+    """Return a flag's value from a set, with the path that its file has here.
 
-    Where it is not at its path, a file of the same last folders and name beside the set, or above it, is taken: weights
-    are compared with the set's by their hash anyway.
+    If the file is not at its path, one with the same last folders and name beside or above the set is used: weights are
+    compared with the set's by their hash anyway.
 
     Args:
-        value: The value, of ``absolute`` or as it was given once.
+        value: The value, from ``absolute`` or as it was originally given.
         root: Folder of the set.
         flag: The flag, such as ``--dad-teacher``.
 
@@ -71,4 +71,4 @@ def find_here(value: Any, root: Path, flag: str) -> Any:
                 return f'{before}{found}'
     if len(parts) == 1 and not Path(path).suffix:  # a tag of open_clip
         return value
-    raise ValueError(f'the set {root} was made with {flag} {value}, and {path} is not here: give {flag}')
+    raise ValueError(f'the set {root} was made with {flag} {value}, but {path} is not here: give {flag}')

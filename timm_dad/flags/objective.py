@@ -1,4 +1,4 @@
-"""timm's own distillation, a baseline of DAD."""
+"""timm's own distillation, a baseline for DAD."""
 
 import argparse
 from typing import Any
@@ -20,7 +20,7 @@ from timm_dad.flags.task import is_multilabel
 def create_plain_task(
     args: argparse.Namespace, student: nn.Module, criterion: nn.Module, device: torch.device
 ) -> TrainingTask:
-    """Create timm's classification, of one class an image or of several."""
+    """Create timm's classification task, single-label or multi-label."""
     if not is_multilabel(args):
         return ClassificationTask(student, criterion, device=device, verbose=False)
     from timm.task import MultiLabelClassificationTask  # which timm before 1.0.31 has not
@@ -33,7 +33,7 @@ def create_plain_task(
 def create_kd_task(
     args: argparse.Namespace, student: nn.Module, criterion: nn.Module, device: torch.device
 ) -> TrainingTask:
-    """Create timm's own distillation, the baseline that DAD is compared with."""
+    """Create timm's own distillation task, the baseline for DAD."""
     common: dict[str, Any] = {
         'student_model': student,
         'teacher_model': args.kd_model_name,

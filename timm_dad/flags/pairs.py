@@ -1,4 +1,4 @@
-"""The flags about where the extra view of an image comes from, and the pairs of images that they ask for."""
+"""The flags about the source of an image's extra view, and the pairs of images they describe."""
 
 import argparse
 from collections.abc import Iterator, Mapping
@@ -41,67 +41,67 @@ def add_pair_args(group: Any) -> None:
     """Add the flags to a group of a parser."""
     group.add_argument(
         '--dad-view', choices=('dad', 'random'), default='dad',
-        help='extra view that is distilled: DAD, or another random view (plain distillation at equal compute)',
+        help='extra view for distillation: DAD, or another random view (plain distillation at equal compute)',
     )  # fmt: skip
     group.add_argument(
         '--dad-cache', type=int, default=0, metavar='K',
         help='make K DAD views of every image (its validation crop) once, in a temporary folder, and draw from them '
-        '(default: a fresh view of every batch)',
+        '(default: fresh views for every batch)',
     )  # fmt: skip
     group.add_argument(
         '--dad-dir', metavar='DIR',
-        help='take the DAD views from a set that timm-dad generate made: a folder, or its URL '
+        help='take the DAD views from a set made by timm-dad generate: a folder or its URL '
         '(hf://USER/NAME[@REVISION], s3://BUCKET/NAME, ...)',
     )  # fmt: skip
     add_pairing_args(group)
     group.add_argument(
         '--dad-stored-logits', action='store_true',
-        help="take the teacher's logits from --dad-dir, and load no teacher: with --no-aug, or with the augmentation "
+        help="read the teacher's logits from --dad-dir and load no teacher: needs --no-aug, or the augmentation "
         'that the set was reinforced with',
     )  # fmt: skip
 
 
 def uses_cache(args: argparse.Namespace) -> bool:
-    """Whether the extra views are DAD views made once, before training."""
+    """Return whether the extra views are DAD views made once, before training."""
     return bool(args.dad and args.dad_view == 'dad' and args.dad_cache and not args.dad_dir)
 
 
 def uses_pairs(args: argparse.Namespace) -> bool:
-    """Whether batches hold two pictures of every image: it and its extra view, or what its DAD view is made of."""
+    """Return whether batches contain two pictures per image: it and its extra view, or the source of its DAD view."""
     return bool(args.dad and (args.dad_view_aug == 'base' or not makes_views(args)))
 
 
 def makes_views(args: argparse.Namespace) -> bool:
-    """Whether DAD views are made in the training step."""
+    """Return whether DAD views are made in the training step."""
     return bool(args.dad and args.dad_view == 'dad' and not args.dad_dir and not args.dad_cache)
 
 
 def check_pair_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
-    """Check the flags before anything is built; those ``given`` on the command line must not be ignored.
+    """Check the flags before anything is built; flags ``given`` on the command line must not be ignored.
 
     Raises:
-        ValueError: If a flag has a bad value, would be ignored, or the folder holds no DAD set.
+        ValueError: If a flag has a bad value, would be ignored, or the folder contains no DAD set.
     """
     view_flags = [written(name) for name in given if name in VIEW_FLAGS]
     rules = (
         (not args.dad or args.num_classes is None or args.num_classes >= 2,
-         f'--num-classes must be 2 or more with --dad, got {args.num_classes}: one class has no other to be taken for'),
+         f'--num-classes must be 2 or more with --dad, got {args.num_classes}: a single class has no other'),
         (args.dad_cache >= 0, f'--dad-cache must be 0 or more, got {args.dad_cache}'),
         (args.dad_view == 'dad' or not view_flags,
          f'{"".join(view_flags[:1])} shapes the DAD view and needs --dad-view dad'),
         (not args.dad_dir or args.dad_view == 'dad',
-         '--dad-dir brings DAD views: leave --dad-view random out, or --dad-dir'),
+         '--dad-dir provides DAD views: leave either --dad-view random or --dad-dir out'),
         (not args.dad_same_crop or args.dad_dir or uses_cache(args),
-         '--dad-same-crop is for DAD views that were made before: it needs --dad-dir or --dad-cache'),
+         '--dad-same-crop is for DAD views made before training: it needs --dad-dir or --dad-cache'),
         (not args.dad_stored_logits or args.dad_dir, '--dad-stored-logits needs --dad-dir'),
         ('dad_look' not in given or makes_views(args) or uses_cache(args),
-         '--dad-look looks at DAD views that are made here: leave it out with --dad-dir and --dad-view random'),
+         '--dad-look checks DAD views made in the training step: leave it out with --dad-dir and --dad-view random'),
         (args.dad_attack != DISAGREEMENT or makes_views(args),
-         '--dad-attack disagreement is made in the training step, where the student is: leave --dad-cache out'),
+         '--dad-attack disagreement needs the student, so it runs in the training step: leave --dad-cache out'),
         (not (args.resplit and args.dad_view_aug == 'base'),
          '--resplit spares the first view and --dad-view-aug base the last one: nothing would be erased; leave it out'),
         (not (uses_pairs(args) and args.aug_splits and args.resplit),
-         '--resplit counts the splits of --aug-splits alone, and here the batch holds an extra view too: leave one '
+         '--resplit counts only the splits of --aug-splits, but the batch also contains an extra view: leave one '
          'of them out'),
     )  # fmt: skip
     check_rules(rules)
@@ -109,16 +109,16 @@ def check_pair_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
         settings = check_set_args(args, given, loads_teacher=not args.dad_stored_logits)
         space = settings['attack'].get('space', 'pixels')
         if args.dad_recipe == 'latent' and space != 'latent':
-            raise ValueError(f'--dad-recipe latent is of an attack on latents, and {args.dad_dir} is of one on {space}')
+            raise ValueError(f'--dad-recipe latent is for attacks on latents, but {args.dad_dir} uses one on {space}')
         if args.dad_stored_logits:
             _check_stored_logits_args(args, given, settings)
 
 
 def check_set_args(args: argparse.Namespace, given: Mapping[str, Any], *, loads_teacher: bool = True) -> dict[str, Any]:
-    """Check the flags beside ``--dad-dir``, and return the set's settings; it brings its teacher where none is given.
+    """Check the flags against ``--dad-dir``, whose settings are returned; its teacher is used if none is given.
 
     Raises:
-        ValueError: If the folder holds no DAD set, or a flag of ``given`` would be ignored.
+        ValueError: If the folder contains no DAD set, or a flag in ``given`` would be ignored.
     """
     with under_flag('--dad-dir:', OSError):
         folder = set_folder(args.dad_dir)
@@ -132,8 +132,8 @@ def check_set_args(args: argparse.Namespace, given: Mapping[str, Any], *, loads_
         made, fix = ('with', 'add') if several else ('without', 'leave out')
         raise ValueError(f'--dad-dir {args.dad_dir} was made {made} --task multilabel: {fix} it, or make another set')
     reasons = {
-        '--dad-vqgan': f'is not used: {args.dad_dir} holds pictures; leave it out',
-        '--dad-cache': 'makes the DAD views that --dad-dir brings: give one of them',
+        '--dad-vqgan': f'is not used: {args.dad_dir} contains pictures; leave it out',
+        '--dad-cache': 'makes DAD views, which --dad-dir already provides: give only one of them',
     }
     fixed = 'was fixed when the DAD set was made: leave it out, or make another set'
     for flag in (written(name) for name in given if name in VIEW_FLAGS):
@@ -156,17 +156,17 @@ def _check_stored_logits_args(args: argparse.Namespace, given: Mapping[str, Any]
     teacher_flags = (*TEACHER_FLAGS, 'dad_precision', 'dad_compile', 'dad_micro_batch')
     unused = [written(name) for name in teacher_flags if name in given]
     augmented = [name for name in ('mixup', 'cutmix', 'cutmix_minmax', 'reprob', 'aug_splits') if getattr(args, name)]
-    as_they_are = '--dad-stored-logits are of the pictures as they are'
-    check_rules(((not unused, f'{"".join(unused[:1])} is about the teacher, and --dad-stored-logits loads none'),))
+    as_they_are = '--dad-stored-logits are for unaugmented pictures'
+    check_rules(((not unused, f'{"".join(unused[:1])} is about the teacher, but --dad-stored-logits loads none'),))
     if replaying:
         check_replay_args(args)
         return
     rules = (
         (logits is not None,
-         f'--dad-stored-logits: {args.dad_dir} has none; timm-dad generate --dad-store-logits makes a set with them'),
+         f'--dad-stored-logits: {args.dad_dir} has none; make a set with timm-dad generate --dad-store-logits'),
         (logits is None or logits['temperature'] == args.dad_temperature,
          f'--dad-temperature must be that of the stored logits, {logits and logits["temperature"]}, got '
-         f'{args.dad_temperature} (auto takes theirs)'),
+         f'{args.dad_temperature} (auto uses theirs)'),
         (args.no_aug, f'{as_they_are}: add --no-aug, or reinforce the set (timm-dad generate --reinforce N)'),
         (not augmented, f'{as_they_are}: leave {"".join(map(written, augmented[:1]))} out'),
     )  # fmt: skip
@@ -174,13 +174,13 @@ def _check_stored_logits_args(args: argparse.Namespace, given: Mapping[str, Any]
 
 
 def load_vqgan_by_spec(spec: str, strict_size: bool = False, *, flag: str = '--dad-vqgan') -> VQGAN:
-    """Load the VQGAN of ``--dad-vqgan``, or of another flag; ``ValueError`` names it."""
+    """Load the VQGAN of ``--dad-vqgan`` or another flag; ``ValueError`` names the flag."""
     with under_flag(f'{flag}:', FileNotFoundError):
         return load_vqgan(DEMO_VQGAN if spec == 'demo' else spec, strict_size=strict_size)
 
 
 def open_dad_set(args: argparse.Namespace, size: tuple[int, int]) -> DADSet | None:
-    """Open the set of ``--dad-dir``, if there is one to train with, as ``open_set`` does."""
+    """Open the set of ``--dad-dir``, if the training uses one, like ``open_set``."""
     return open_set(args, size) if args.dad and args.dad_dir else None
 
 
@@ -192,7 +192,7 @@ def open_set(args: argparse.Namespace, size: tuple[int, int]) -> DADSet:
         size: ``(height, width)`` of the student's input.
 
     Raises:
-        ValueError: If it is not whole or was made for another student; it says what differs.
+        ValueError: If it is unfinished or was made for another student; the message says what differs.
     """
     flag = f'--dad-dir {args.dad_dir}:'
     with under_flag(flag):
@@ -220,15 +220,15 @@ def pair_dataset(
     """Give the training data an extra view of every image, for timm's ``create_loader``.
 
     Args:
-        args: Flags, with ``uses_pairs``.
-        dataset: Training data, as timm creates it.
-        data_config: Of ``timm.data.resolve_data_config``.
-        dad_set: From ``open_dad_set`` or ``cached_set``: extra views are its views.
-        extra_views: Gives the extra views otherwise; by default they are the images themselves, augmented again, or, to
-            make DAD views of, cropped and flipped alike.
+        args: Flags for which ``uses_pairs`` is true.
+        dataset: Training data, as created by timm.
+        data_config: Result of ``timm.data.resolve_data_config``.
+        dad_set: From ``open_dad_set`` or ``cached_set``: the extra views come from it.
+        extra_views: Returns the extra views otherwise; by default they are the images themselves, augmented again or,
+            as the source of DAD views, cropped and flipped alike.
 
     Raises:
-        ValueError: If the data is not what the set was made of, or is a stream that cannot be had in this way, or
+        ValueError: If the set was made from other data, the data is a stream that does not support this, or
             ``extra_views`` would be ignored.
     """
     if extra_views is not None and not (args.dad and args.dad_view == 'random'):
@@ -259,13 +259,13 @@ def pair_dataset(
 
 
 def _frame(args: argparse.Namespace, dad_set: DADSet | None) -> Any:
-    """The part of an image that its DAD views show, where the image must show the same."""
+    """Return the frame of an image's DAD views, if the image must be framed in the same way."""
     as_it_is = args.dad_stored_logits and not replays(args)
     return dad_set.frame().transform() if dad_set is not None and (args.dad_same_crop or as_it_is) else None
 
 
 def training_frame(data_config: Mapping[str, Any]) -> Frame:
-    """The part of a training picture that validation would show, without a border."""
+    """Return the frame that validation would use for a training picture, without a border."""
     return Frame(
         size=tuple(data_config['input_size'][-2:]),
         interpolation=data_config['interpolation'],
@@ -281,7 +281,7 @@ def cached_set(
     data_config: Mapping[str, Any],
     accelerator: Accelerator,
 ) -> Iterator[DADSet]:
-    """Make the views of ``--dad-cache`` as ``timm-dad generate`` does, of the pictures that validation would show.
+    """Make the views of ``--dad-cache`` like ``timm-dad generate``, from the pictures as validation shows them.
 
     Raises:
         ValueError: If the data is a stream, or the temporary folder is full.

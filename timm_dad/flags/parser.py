@@ -1,4 +1,4 @@
-"""The parser of all commands: defaults in the help, one group of it by name, and errors of one line."""
+"""The parser of all commands: defaults in the help, help on one group by name, and one-line errors."""
 
 import argparse
 import difflib
@@ -13,13 +13,13 @@ _MOST = 2**63 - 1  # of the integers of torch
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:
-    """The nearest of the known words, as the end of an error line; empty where none is near."""
+    """Return the closest known word, as the end of an error line; empty if none is close."""
     close = difflib.get_close_matches(str(word), list(known), n=1)
     return f'; did you mean {close[0]}?' if close else ''
 
 
 def add_alias(group: Any, action: argparse.Action, *flags: str) -> None:
-    """Let a flag of a parser, or of a group of it, also have older names, which the help does not show."""
+    """Add older names for a flag of a parser, or of a group of it, which the help does not show."""
     group._option_string_actions.update(dict.fromkeys(flags, action))
 
 
@@ -38,7 +38,7 @@ def _values(default: Any) -> Sequence[Any]:
 
 
 class _Help(argparse.Action):
-    """``--help``, of everything or of the groups with a word in their title."""
+    """``--help``, for everything or for the groups with a word in their title."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         sys.stdout.write(parser.format_groups(values) if values else parser.format_help())
@@ -52,16 +52,16 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**{'formatter_class': _HelpFormatter, 'allow_abbrev': False, **kwargs, 'add_help': False})
         self.add_argument(
             '-h', '--help', nargs='?', action=_Help, default=argparse.SUPPRESS, metavar='GROUP',
-            help='show this message, or the groups of it with that word in their title, and exit',
+            help='show this message, or only the groups with a word in their title, and exit',
         )  # fmt: skip
 
     def format_groups(self, word: str) -> str:
-        """The help of the groups with a word in their title."""
+        """Return the help of the groups with a word in their title."""
         formatter = self._get_formatter()
         found = [group for group in self._action_groups if word.lower() in (group.title or '').lower()]
         if not found:
             titles = [str(group.title) for group in self._action_groups if group._group_actions]
-            self.error(f'--help {word}: no group is called so; there are {", ".join(titles)}')
+            self.error(f'--help {word}: there is no such group; the groups are {", ".join(titles)}')
         for group in found:
             formatter.start_section(group.title)
             formatter.add_text(group.description)
@@ -70,7 +70,7 @@ class Parser(argparse.ArgumentParser):
         return formatter.format_help()
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse; ``SystemExit`` on an unknown flag, with the nearest that there is."""
+        """Parse; raise ``SystemExit`` on an unknown flag, naming the closest known one."""
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             shown = [action for action in self._actions if action.help != argparse.SUPPRESS]
@@ -80,7 +80,7 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
     def error(self, message: str) -> NoReturn:
-        """End with one line, as all errors of the user's end."""
+        """Exit with one line, like all user errors."""
         with user_errors(self.prog):
             raise ValueError(message)
         raise AssertionError('user_errors ends the process')

@@ -1,4 +1,4 @@
-"""``--dad-recipe``: defaults of several flags at once, which any of these flags overrides."""
+"""``--dad-recipe``: defaults for several flags at once, each of which overrides it."""
 
 import argparse
 from collections.abc import Callable, Collection
@@ -31,7 +31,7 @@ def add_recipe_arg(group: Any) -> None:
     )
     group.add_argument(
         '--dad-recipe', choices=tuple(RECIPES), default='paper',
-        help=f'defaults of the flags below that are not given; {sets}',
+        help=f'defaults for the flags below that are not given; {sets}',
     )  # fmt: skip
 
 
@@ -41,13 +41,13 @@ def apply_recipe(
     given: Collection[str],
     configured: Collection[str] | None,
 ) -> None:
-    """Set the flags of the recipe: all but those of the command line, and those of the file that names the recipe.
+    """Set the flags of the recipe, except those on the command line and those in the file that names the recipe.
 
     Args:
         args: Flags, which are changed.
-        add_args: Adds all of them to a parser.
-        given: Flags of the command line.
-        configured: Flags of a config file; where these are not known, those that have not their default.
+        add_args: Adds all these flags to a parser.
+        given: Flags from the command line.
+        configured: Flags from a config file; if unknown, those that differ from their defaults.
 
     Raises:
         ValueError: If there is no such recipe.

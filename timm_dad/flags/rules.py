@@ -1,4 +1,4 @@
-"""Rules between flags, errors that name the flag, and which flags a command line gives."""
+"""Rules between flags, errors that name the flag, and the flags given on a command line."""
 
 import argparse
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def written(name: str) -> str:
-    """A flag as the command line has it, by the name that ``args`` has for it."""
+    """Return a flag as written on the command line, by its name in ``args``."""
     return f'--{name.replace("_", "-")}'
 
 
@@ -25,7 +25,7 @@ def check_values(args: argparse.Namespace, rules: Sequence[tuple[Sequence[str], 
 
     Args:
         args: Flags.
-        rules: Names of flags, what they must be, and whether a value is that.
+        rules: Names of flags, what they must be, and a function that checks a value.
     """
     for names, rule, holds in rules:
         for name in names:
@@ -35,13 +35,13 @@ def check_values(args: argparse.Namespace, rules: Sequence[tuple[Sequence[str], 
 
 
 def check_seed(args: argparse.Namespace) -> None:
-    """Raise ``ValueError`` where there is a ``--seed`` that numpy does not take."""
+    """Raise ``ValueError`` for a ``--seed`` that numpy does not accept."""
     if getattr(args, 'seed', 0) < 0:
         raise ValueError(f'--seed must be 0 or more, got {args.seed}')
 
 
 def check_file_args(args: argparse.Namespace, *names: str, what: str = 'a file') -> None:
-    """Raise ``ValueError`` where a flag that is given names no file."""
+    """Raise ``ValueError`` if a given flag names no file."""
     for name in names:
         path = getattr(args, name)
         if path and not os.path.isfile(path):  # which takes any text
@@ -49,26 +49,26 @@ def check_file_args(args: argparse.Namespace, *names: str, what: str = 'a file')
 
 
 def check_output(folder: Path) -> None:
-    """Raise ``ValueError`` where files cannot be written into a folder that may have to be made; nothing is made."""
+    """Raise ``ValueError`` unless a folder is writable or can be created; nothing is created."""
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir():
-        raise ValueError(f'--output: {folder} cannot be written: {nearest} is no folder; name another one')
+        raise ValueError(f'--output: {folder} cannot be written: {nearest} is not a folder; choose another one')
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise ValueError(f'--output: {folder} cannot be written: {nearest} is not yours to write; name another one')
+        raise ValueError(f'--output: {folder} cannot be written: you may not write to {nearest}; choose another one')
 
 
 def check_new_output(folder: Path) -> None:
-    """Raise ``ValueError`` where there is no room for a folder that is made as a whole: it is new, or empty."""
+    """Raise ``ValueError`` unless a folder that is written as a whole is new or empty."""
     check_output(folder)
     if folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f'--output: {folder} holds other files: name a new or an empty folder')
+        raise ValueError(f'--output: {folder} contains other files: choose a new or empty folder')
 
 
 @contextmanager
 def flag_errors(flags: str) -> Iterator[None]:
-    """Turn whatever a factory of timm or torch raises into a ``ValueError`` that names the flags it got.
+    """Convert whatever a factory of timm or torch raises to a ``ValueError`` that names the flags it got.
 
-    An ``ImportError`` passes, and a ``ValueError`` that names a flag already, as our own do.
+    An ``ImportError`` passes through, as does a ``ValueError`` that already names a flag, like our own.
     """
     try:
         yield
@@ -84,11 +84,11 @@ def flag_errors(flags: str) -> Iterator[None]:
 
 @contextmanager
 def naming_flag(flags: Mapping[str, str] | None = None, other: str = '') -> Iterator[None]:
-    """Put the flag before the ``ValueError`` of a config, which begins with the field.
+    """Prefix a config's ``ValueError`` (it starts with the field name) with the flag that sets the field.
 
     Args:
-        flags: Field to flag, by the name that ``args`` has for it; a field that is left out is called like its flag,
-            or is part of ``other``.
+        flags: Field to flag, by its name in ``args``; a missing field is called like its flag, or is part of
+            ``other``.
         other: The flag of all other fields.
     """
     try:
@@ -100,7 +100,7 @@ def naming_flag(flags: Mapping[str, str] | None = None, other: str = '') -> Iter
 
 @contextmanager
 def under_flag(flag: str, *errors: type[Exception]) -> Iterator[None]:
-    """Put a flag, such as ``--model:``, before a ``ValueError`` (or one of ``errors``) of code that knows no flags."""
+    """Prefix a ``ValueError`` (or one of ``errors``) of code that knows no flags with a flag, such as ``--model:``."""
     kinds: tuple[type[Exception], ...] = (ValueError, *errors)
     try:
         yield
@@ -109,7 +109,7 @@ def under_flag(flag: str, *errors: type[Exception]) -> Iterator[None]:
 
 
 def without_defaults(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Let a parser, which is changed, give the flags of the command line alone."""
+    """Make a parser, which is changed, return only the flags of the command line."""
     for action in parser._actions:
         action.default = argparse.SUPPRESS
     parser._defaults.clear()
@@ -117,5 +117,5 @@ def without_defaults(parser: argparse.ArgumentParser) -> argparse.ArgumentParser
 
 
 def given_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> dict[str, Any]:
-    """The flags of a command line alone, by name, of a parser that is changed for it."""
+    """Return only the flags of a command line, by name, from a parser that is changed for it."""
     return vars(without_defaults(parser).parse_args(argv))

@@ -17,14 +17,14 @@ from timm_dad.teachers.trained import read_flags, run_folder
 
 
 def trained_classes(flags: Mapping[str, Any]) -> list[str] | None:
-    """Class folders of a run's training data, where it is still there; without labels, of its validation data."""
+    """Return the class folders of a run's training data, if still there; without labels, of its validation data."""
     split = flags.get('val_split') if flags.get('no_labels') else flags.get('train_split') or 'train'
     dataset = _open_data(flags, split, is_training=True)
     return None if dataset is None else dataset_class_names(dataset)
 
 
 def validation_pictures(flags: Mapping[str, Any], count: int) -> tuple[str, list[Image.Image]]:
-    """Pictures of a run's validation data, spread evenly, and what they are; the demo's, where those are not here."""
+    """Return evenly spread pictures of a run's validation data, and their description; else the demo's."""
     dataset = _open_data(flags, flags.get('val_split', 'validation'))
     try:
         if dataset is not None:
@@ -39,9 +39,9 @@ def _some(dataset: Any, count: int) -> list[Image.Image]:
 
 
 def _open_data(flags: Mapping[str, Any], split: str | None, **options: Any) -> Any | None:
-    """Open a split of a run's data, where it is still there.
+    """Open a split of a run's data, if it is still there.
 
-    A run's folder may be a stranger's: data sets that are downloaded, or run code of a repository, are left alone.
+    A run's folder may be untrusted: data sets that are downloaded, or run code of a repository, are left alone.
     """
     parser = argparse.ArgumentParser()
     add_source_args(parser, 'train', '--train-split')
@@ -57,14 +57,14 @@ def _open_data(flags: Mapping[str, Any], split: str | None, **options: Any) -> A
 
 
 def check_run_task(flags: Mapping[str, Any], multi_label: bool) -> None:
-    """Raise ``ValueError`` where a run, by its flags, was not trained with ``multi_label``."""
+    """Raise ``ValueError`` if a run, by its flags, was trained with another ``multi_label``."""
     if (flags.get('task') == 'multilabel') == multi_label:
         return
     if multi_label:
-        raise ValueError('it was trained to choose one class: give a run of --task multilabel')
+        raise ValueError('it was trained on one class per image: give a run of --task multilabel')
     raise ValueError(
-        'it was trained with --task multilabel, and here one class an image is chosen and measured; mAP and F1 of its '
-        'validation stand in its summary.csv'
+        'it was trained with --task multilabel, but here one class per image is chosen and measured; mAP and F1 of its '
+        'validation are in its summary.csv'
     )
 
 
@@ -78,10 +78,10 @@ def create_spec_teacher(
     use_ema: bool = True,
     multi_label: bool = False,
 ) -> Teacher:
-    """Create the teacher of a SPEC, as ``create_teacher_by_spec``; of a run, its classes are known by its data.
+    """Create the teacher of a SPEC like ``create_teacher_by_spec``, with a run's classes taken from its data.
 
     Raises:
-        ValueError: If it cannot be made, or the run was not trained with ``multi_label``, several classes an image.
+        ValueError: If it cannot be created, or the run was trained with another ``multi_label``.
     """
 
     def labels_of(spec: str) -> list[str] | None:

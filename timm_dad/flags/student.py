@@ -1,4 +1,4 @@
-"""The student that the flags ask for: to train it, or to load a checkpoint of its run later."""
+"""The student that the flags describe: to train it, or to load a checkpoint of its run later."""
 
 import argparse
 from typing import Any
@@ -20,10 +20,10 @@ from timm_dad.teachers.trained import read_trained
 
 
 def create_student(args: argparse.Namespace) -> nn.Module:
-    """Create the student of a training on the CPU, with split batch norm where the flags ask for it.
+    """Create the student of a training on the CPU, with split batch norm if the flags ask for it.
 
     Raises:
-        ValueError: If timm does not know the model, its weights or arguments do not fit, or it does not take the size.
+        ValueError: If timm does not know the model, its weights or arguments do not fit, or it rejects the image size.
     """
     check_file_args(args, 'initial_checkpoint', 'pretrained_path', what='a checkpoint')
     if not args.model.startswith(('hf-hub:', 'hf_hub:', 'local-dir:')) and not timm.is_model(args.model.split('.')[0]):
@@ -66,11 +66,11 @@ def _load_weights(student: nn.Module, path: str) -> None:
         try:
             student.load_state_dict(state)
         except RuntimeError as error:
-            raise ValueError(f'the weights in {path} are of another network ({load_error(error)})') from error
+            raise ValueError(f'the weights in {path} belong to another network ({load_error(error)})') from error
 
 
 def _check_size(args: argparse.Namespace, student: nn.Module) -> None:
-    """Let an empty picture pass: timm's networks say only then whether they take a size."""
+    """Run an empty picture through the student: timm's networks reject a size only then."""
     shape = (num_channels(args), *resolve_data_config(vars(args), model=student)['input_size'][-2:])
     training = student.training
     try:
@@ -89,7 +89,7 @@ def _check_size(args: argparse.Namespace, student: nn.Module) -> None:
 
 
 def place_student(args: argparse.Namespace, student: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """Move the student to its device, precision and memory layout, with batch norm over processes if asked for."""
+    """Move the student to its device, precision and memory layout, with synchronized batch norm if requested."""
     student.to(device=accelerator.device, dtype=torch_dtype(args.model_dtype))
     if args.channels_last:
         student.to(memory_format=torch.channels_last)
@@ -101,14 +101,14 @@ def place_student(args: argparse.Namespace, student: nn.Module, accelerator: Acc
 def prepare_task(
     args: argparse.Namespace, task: TrainingTask, optimizer: Any, accelerator: Accelerator, resumed: str = ''
 ) -> Any:
-    """Track a moving average and compile the student if asked for, and give student and optimizer to Accelerate.
+    """Track a moving average and compile the student if requested, and pass student and optimizer to Accelerate.
 
     Args:
         args: Flags.
         task: The training task.
-        optimizer: Of the student.
+        optimizer: The student's optimizer.
         accelerator: Device, processes and precision.
-        resumed: The checkpoint whose moving average goes on, if there is one.
+        resumed: The checkpoint whose moving average is continued, if there is one.
 
     Returns:
         The optimizer, prepared.

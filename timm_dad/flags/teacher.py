@@ -1,4 +1,4 @@
-"""The flags about the teacher, and the teacher that they ask for."""
+"""The flags about the teacher, and the teacher they describe."""
 
 import argparse
 import logging
@@ -28,7 +28,7 @@ _logger = logging.getLogger(__name__)
 
 
 class _OneOrMore(argparse.Action):
-    """One value as it is, several as a list."""
+    """Store one value as it is, several as a list."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         setattr(namespace, self.dest, values[0] if len(values) == 1 else values)
@@ -38,53 +38,53 @@ def add_teacher_args(group: Any) -> None:
     """Add the flags to a group of a parser."""
     group.add_argument(
         '--dad-teacher', metavar='SPEC', nargs='+', action=_OneOrMore,
-        help='timm:MODEL (its pretrained weights) or timm:MODEL/FILE, open_clip:MODEL/PRETRAINED (a tag or a file), '
-        'both with hf-hub:ORG/REPO or local-dir:DIR in place of the model, run:FOLDER (a training of timm or of this '
-        'project), probe:FILE (of `timm-dad probe`), demo, or wise:A+B@ALPHA (WiSE-FT of two of these: '
+        help='timm:MODEL (with pretrained weights) or timm:MODEL/FILE, open_clip:MODEL/PRETRAINED (a tag or a file), '
+        'both with hf-hub:ORG/REPO or local-dir:DIR instead of the model, run:FOLDER (a training of timm or of this '
+        'project), probe:FILE (from `timm-dad probe`), demo, or wise:A+B@ALPHA (WiSE-FT of two of these: '
         'weights (1 - ALPHA) A + ALPHA B); '
-        f"several are averaged (default, for ImageNet's classes alone: {DEFAULT_TEACHER}, zero-shot; "
-        f'fine-tuned on ImageNet, as the paper has it: {FINE_TUNED_TEACHER})',
+        f"several are averaged (default, only for ImageNet's classes: {DEFAULT_TEACHER}, zero-shot; "
+        f'fine-tuned on ImageNet, as in the paper: {FINE_TUNED_TEACHER})',
     )  # fmt: skip
     group.add_argument(
         '--dad-teacher-weights', type=float, nargs='+', metavar='W', help='weights of several teachers (default: equal)'
     )
     group.add_argument(
         '--dad-teacher-temperatures', type=float, nargs='+', metavar='T',
-        help='temperatures of several teachers in their average, for logits that differ in scale (default: '
+        help='temperatures of several teachers in their average, for logits of different scales (default: '
         '--dad-temperature, or what auto finds for each)',
     )  # fmt: skip
     group.add_argument('--dad-teacher-checkpoint', metavar='PATH', help='weights of the teacher')
     group.add_argument(
         '--dad-teacher-img-size', type=int, metavar='N',
         help="side of the images of a timm: or run: teacher (default: that of its training, which the checkpoint's "
-        "args, args.yaml or config.json say, or else the model's own)",
+        "args, args.yaml or config.json state, or else the model's own)",
     )  # fmt: skip
     group.add_argument(
         '--dad-classnames', metavar='FILE',
-        help='class names for a zero-shot teacher: text (one a line), .json (a list, or a map from class folder), or '
-        ".csv (header name, maybe class); default: the data's folders, WordNet ids in words",
+        help='class names for a zero-shot teacher: text (one per line), .json (a list, or a map from class folder), or '
+        ".csv (header name, optionally class); default: the data's folders, with WordNet ids in words",
     )  # fmt: skip
     group.add_argument(
         '--dad-templates', metavar='FILE',
-        help="prompts for a zero-shot teacher, one a line, with {}; default: open_clip's for ImageNet's classes, else "
+        help="prompts for a zero-shot teacher, one per line with {}; default: open_clip's for ImageNet's classes, else "
         '"a photo of a {}."',
     )  # fmt: skip
     group.add_argument(
         '--dad-class-map', metavar='FILE',
-        help="the teacher's class, by index or name, of every class of the data, for a teacher with other classes: "
-        'text (one a line), .json (a list, or a map from class folder) or .csv (header teacher, maybe class); '
+        help="the teacher's class, by index or name, for every class of the data, if the teacher has other classes: "
+        'text (one per line), .json (a list, or a map from class folder) or .csv (header teacher, optionally class); '
         'default: looked up by class folder, such as a WordNet id',
     )  # fmt: skip
 
 
 def teacher_specs(args: argparse.Namespace) -> list[str]:
-    """SPECs of ``--dad-teacher``; empty where it was left out."""
+    """Return the SPECs of ``--dad-teacher``; empty if it is not given."""
     specs = args.dad_teacher or []
     return [specs] if isinstance(specs, str) else list(specs)
 
 
 def check_teacher_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
-    """Check the flags before anything is built; those ``given`` on the command line must not be ignored.
+    """Check the flags before anything is built; flags ``given`` on the command line must not be ignored.
 
     Raises:
         ValueError: If a flag has a bad value, is missing, or would be ignored.
@@ -121,7 +121,7 @@ def check_teacher_args(args: argparse.Namespace, given: Mapping[str, Any]) -> No
     for name, used, rule in (
         ('dad_classnames', zero_shot, 'is for zero-shot teachers'),
         ('dad_templates', zero_shot, 'is for zero-shot teachers'),
-        ('dad_class_map', own_head, 'is for teachers with a head of their own (timm:, run:, probe:)'),
+        ('dad_class_map', own_head, 'is for teachers with their own head (timm:, run:, probe:)'),
         (
             'dad_teacher_checkpoint',
             not specs or not specs[0].startswith(('probe:', 'run:', WISE)),
@@ -134,7 +134,7 @@ def check_teacher_args(args: argparse.Namespace, given: Mapping[str, Any]) -> No
 
 def _no_default(num_classes: int) -> str:
     return (
-        f"--dad-teacher must be given: its default, {DEFAULT_TEACHER}, is for ImageNet's 1000 classes, and the data "
+        f"--dad-teacher must be given: its default, {DEFAULT_TEACHER}, is for ImageNet's 1000 classes, but the data "
         f'has {num_classes} others'
     )
 
@@ -152,8 +152,8 @@ def create_teacher(
         args: Flags.
         num_classes: Classes of the student.
         class_names: Names of the data's classes (folders), if it has any.
-        device: Where a zero-shot head is computed, if it is not in the cache, and a temperature is found.
-        images: Of ``images_to_fit``, to find one; it is put into ``args``.
+        device: Device that computes a zero-shot head that is not in the cache, and finds a temperature.
+        images: From ``images_to_fit``, to find a temperature, which is stored in ``args``.
 
     Raises:
         ValueError: If the teacher is unknown, or its classes are not the student's.
@@ -179,23 +179,23 @@ def create_teacher(
         return teachers[0]
     temperature = args.dad_temperature
     if temperature == AUTO:
-        raise ValueError('--dad-temperature auto: several teachers are averaged at a temperature, give its number here')
+        raise ValueError('--dad-temperature auto: several teachers are averaged at one temperature: give a number')
     own = args.dad_teacher_temperatures
     return TeacherEnsemble(teachers, args.dad_teacher_weights, temperature, own, multi_label=multi_label)
 
 
 def _check_heads(args: argparse.Namespace, specs: Sequence[str], teachers: Sequence[Teacher]) -> None:
-    """Whether a model of open_clip has a head of its own is in its file: ``check_teacher_args`` cannot know it."""
+    """Check, from the files, whether open_clip models have heads: ``check_teacher_args`` cannot know it."""
     if not any(part.startswith('open_clip:') for spec in specs for part in members(spec)):
         return
     zero_shot = [own for teacher in teachers for own in are_zero_shot(teacher)]
     if (args.dad_classnames or args.dad_templates) and not any(zero_shot):
         raise ValueError(
-            f'--dad-classnames and --dad-templates are for zero-shot teachers, and {specs} have heads of their own'
+            f'--dad-classnames and --dad-templates are for zero-shot teachers, but {specs} have their own heads'
         )
     if args.dad_class_map and all(zero_shot):
         raise ValueError(
-            f'--dad-class-map is for teachers with a head of their own, and {specs} are zero-shot: they know the '
+            f'--dad-class-map is for teachers with their own head, but {specs} are zero-shot: they know the '
             'classes by name (--dad-classnames)'
         )
 

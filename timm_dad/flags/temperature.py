@@ -1,4 +1,4 @@
-"""``--dad-temperature auto``: where its number comes from, a set, a run that goes on, or the teacher's own answers."""
+"""``--dad-temperature auto``: its value comes from a set, a resumed run, or the teacher's own answers."""
 
 import argparse
 import copy
@@ -29,11 +29,11 @@ Images = Callable[[Teacher], Iterator[Tensor]]
 
 
 def take_auto(parser: argparse.ArgumentParser) -> None:
-    """Let the flag ``--dad-temperature`` of a parser take ``auto``, too."""
+    """Make the flag ``--dad-temperature`` of a parser accept ``auto``, too."""
     action = parser._option_string_actions['--dad-temperature']
     action.type = _number_or_auto
     action.help = (
-        f'{action.help}; auto: that at which the teacher, or each of several, has {TARGET:g} of the entropy of a '
+        f'{action.help}; auto: the one at which the teacher, or each of several, has {TARGET:g} of the entropy of a '
         f'uniform answer on {NUM_IMAGES} images'
     )
 
@@ -46,7 +46,7 @@ def _number_or_auto(text: str) -> float | str:
 
 
 def with_number(args: argparse.Namespace) -> argparse.Namespace:
-    """The flags with a number for a temperature, the default in place of ``auto``: for checks before it is known."""
+    """Return the flags with the default temperature in place of ``auto``, for checks before the value is known."""
     if args.dad_temperature != AUTO:
         return args
     changed = copy.copy(args)
@@ -55,12 +55,12 @@ def with_number(args: argparse.Namespace) -> argparse.Namespace:
 
 
 def images_to_fit(args: argparse.Namespace, source: Source, make_frame: Callable[[Teacher], Frame]) -> Images | None:
-    """The images of ``auto``: 1,000 drawn from the data, the same whatever ``--seed`` says; ``None`` without ``auto``.
+    """Return the images for ``auto``: 1,000 drawn from the data independently of ``--seed``; ``None`` without ``auto``.
 
     Args:
         args: Flags.
         source: The data.
-        make_frame: What is shown of an image, by the teacher.
+        make_frame: Returns the frame of an image for the teacher.
 
     Raises:
         ValueError: If the data are a stream.
@@ -69,8 +69,8 @@ def images_to_fit(args: argparse.Namespace, source: Source, make_frame: Callable
         return None
     if source.streams:
         raise ValueError(
-            '--dad-temperature auto draws images by index, and the data are a stream: give a number, such as one that '
-            'was found on a part of them'
+            '--dad-temperature auto draws images by index, but the data are a stream: give a number, such as one '
+            'found on a part of them'
         )
     count = len(source)
     drawn = np.random.default_rng(0).choice(count, min(count, NUM_IMAGES), replace=False).tolist()
@@ -87,14 +87,14 @@ def images_to_fit(args: argparse.Namespace, source: Source, make_frame: Callable
 def fit_temperatures(
     args: argparse.Namespace, specs: Sequence[str], teachers: Sequence[Teacher], images: Images, device: torch.device
 ) -> None:
-    """Put the temperature of ``auto`` into the flags, of several teachers one for each and their weighted mean.
+    """Store the temperature of ``auto`` in the flags; for several teachers, one for each and their weighted mean.
 
     Args:
         args: Flags, which are changed.
-        specs: What the teachers are called.
-        teachers: The teachers, which go to ``device`` to be asked.
-        images: Of ``images_to_fit``.
-        device: Where.
+        specs: Names of the teachers.
+        teachers: The teachers, which are moved to ``device``.
+        images: From ``images_to_fit``.
+        device: Device that computes the answers.
 
     Raises:
         ValueError: If a teacher has no such temperature.
@@ -117,12 +117,12 @@ def fit_temperatures(
 
 
 def take_set_temperature(args: argparse.Namespace, settings: Mapping[str, Any], name: str) -> None:
-    """Put what a set keeps in place of ``auto``, if it keeps a temperature.
+    """Replace ``auto`` by the temperature stored in a set, if it has one.
 
     Args:
         args: Flags, which are changed.
-        settings: Of the set.
-        name: What it is called in the log.
+        settings: Settings of the set.
+        name: Name of the set in the log.
     """
     teacher = settings.get('teacher', {})
     kept = (settings.get('logits') or {}).get('temperature') or teacher.get('temperature')
@@ -131,10 +131,10 @@ def take_set_temperature(args: argparse.Namespace, settings: Mapping[str, Any], 
 
 
 def keep_temperature(args: argparse.Namespace, before: Mapping[str, Any]) -> None:
-    """Put what a run that goes on with its teachers had in place of ``auto``; ``before`` are its flags, if known."""
+    """Replace ``auto`` by the value of a resumed run with its teachers; ``before`` are its flags, if known."""
     same = all(before.get(name) == getattr(args, name) for name in _DECIDES)
     if args.dad_temperature == AUTO and same and before.get('dad_temperature') not in (None, AUTO):
-        _take(args, before['dad_temperature'], before.get('dad_teacher_temperatures'), 'the run that goes on')
+        _take(args, before['dad_temperature'], before.get('dad_teacher_temperatures'), 'the resumed run')
 
 
 def _take(args: argparse.Namespace, temperature: Any, of_each: Any, name: str) -> None:
@@ -144,4 +144,4 @@ def _take(args: argparse.Namespace, temperature: Any, of_each: Any, name: str) -
             f'--dad-teacher-temperatures {" ".join(map(str, own))}: {name} has {of_each or temperature}; leave it out'
         )
     args.dad_temperature, args.dad_teacher_temperatures = temperature, of_each
-    _logger.info('--dad-temperature auto: %g, that of %s', temperature, name)
+    _logger.info('--dad-temperature auto: %g, from %s', temperature, name)

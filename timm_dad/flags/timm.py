@@ -1,6 +1,6 @@
-"""Flags of timm's ``train.py``, by name, default and meaning, and the trainer's own beside them.
+"""Flags with the names, defaults and meanings of timm's ``train.py``, and the trainer's own beside them.
 
-timm's own parser lives in a script that no wheel carries, so its flags are written down here; ``test_train_args.py``
+timm's own parser is in a script that no wheel contains, so its flags are repeated here; ``test_train_args.py``
 compares them with a checkout.
 """
 
@@ -16,9 +16,9 @@ from timm_dad.flags.rules import written
 from timm_dad.flags.schedule import add_schedule_args
 from timm_dad.flags.task import METRICS, add_task_args
 
-_NAFLEX = ('NaFlex batches are patches, and the DAD view is made from images', 'use --img-size')
+_NAFLEX = ('NaFlex batches are patches, but the DAD view is made from images', 'use --img-size')
 _RESOLUTION = (
-    'the image size is fixed during a training',
+    'the image size is fixed during training',
     "use --img-size, or timm's own train.py with `timm-dad run`, which takes several",
 )  # fmt: skip
 # timm's flags that make no sense here: their default, why, and what to do instead.
@@ -60,8 +60,8 @@ def _add_data_args(parser: argparse.ArgumentParser) -> None:
     add_source_args(group, 'train', '--train-split')
     add_task_args(group)
     group.add_argument('--val-split', metavar='NAME', default='validation', help='dataset validation split, or ""')
-    group.add_argument('--train-num-samples', type=int, metavar='N', help='training samples, for streams')
-    group.add_argument('--val-num-samples', type=int, metavar='N', help='validation samples, for streams')
+    group.add_argument('--train-num-samples', type=int, metavar='N', help='number of training samples, for streams')
+    group.add_argument('--val-num-samples', type=int, metavar='N', help='number of validation samples, for streams')
     group.add_argument('--input-img-mode', help='image conversion mode (default: RGB, or L for one channel)')
     group.add_argument(
         '--eval-suites', metavar='NAME=DATA', nargs='+', default=[],
@@ -70,7 +70,7 @@ def _add_data_args(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         '--eval-suites-interval', type=int, default=0, metavar='N',
-        help='epochs between two evaluations of the student on them (default: at the end alone)',
+        help='epochs between evaluations of the student on the suites (default: only at the end)',
     )  # fmt: skip
 
 
@@ -85,25 +85,25 @@ def _add_model_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--initial-checkpoint', metavar='PATH', default='', help='load this checkpoint into the model')
     group.add_argument(
         '--resume', metavar='PATH', default='',
-        help='resume a checkpoint, bit by bit; "auto": the newest of --output/--experiment, if there is one',
+        help='resume from a checkpoint, bit-exactly; "auto": from the newest in --output/--experiment, if any',
     )  # fmt: skip
     group.add_argument('--no-resume-opt', action='store_true', help='do not resume the optimizer')
-    group.add_argument('--num-classes', type=int, metavar='N', help='number of classes (default: of the model)')
+    group.add_argument('--num-classes', type=int, metavar='N', help='number of classes (default: that of the model)')
     group.add_argument('--gp', metavar='POOL', help='global pool type: fast, avg, max, avgmax, avgmaxc')
-    group.add_argument('--img-size', type=int, metavar='N', help='image size (default: of the model)')
+    group.add_argument('--img-size', type=int, metavar='N', help='image size (default: that of the model)')
     group.add_argument('--in-chans', type=int, metavar='N', help='image channels (default: 3)')
     group.add_argument('--input-size', nargs=3, type=int, metavar='N', help='input dimensions (d h w)')
     group.add_argument('--crop-pct', type=float, metavar='N', help='center crop fraction in validation')
     group.add_argument('--mean', type=float, nargs='+', metavar='MEAN', help='override mean pixel value')
     group.add_argument('--std', type=float, nargs='+', metavar='STD', help='override standard deviation')
     group.add_argument('--interpolation', default='', metavar='NAME', help='resize interpolation in validation')
-    group.add_argument('-b', '--batch-size', type=int, default=128, metavar='N', help='images a process and step')
+    group.add_argument('-b', '--batch-size', type=int, default=128, metavar='N', help='images per process and step')
     group.add_argument('-vb', '--validation-batch-size', type=int, metavar='N', help='the same, in validation')
     group.add_argument('--channels-last', action='store_true', help='channels_last memory layout')
     group.add_argument('--fuser', default='', help='jit fuser: te, old or nvfuser')
-    group.add_argument('--grad-accum-steps', type=int, default=1, metavar='N', help='batches an update')
+    group.add_argument('--grad-accum-steps', type=int, default=1, metavar='N', help='batches per update')
     group.add_argument('--grad-checkpointing', action='store_true', help='trade compute for memory')
-    group.add_argument('--fast-norm', action='store_true', help='norm layers in the low precision of --amp')
+    group.add_argument('--fast-norm', action='store_true', help='run norm layers in the low precision of --amp')
     group.add_argument('--model-kwargs', nargs='*', default={}, action=_KeyValues, help='arguments of the model')
     group.add_argument('--head-init-scale', type=float, help='scale of the initial head')
     group.add_argument('--head-init-bias', type=float, help='initial bias of the head')
@@ -116,48 +116,48 @@ def _add_model_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--model-dtype', choices=('float32', 'float16', 'bfloat16'), help='precision of the weights')
     group.add_argument('--no-ddp-bb', action='store_true', help='do not broadcast buffers between processes')
     group.add_argument('--synchronize-step', action='store_true', help='wait for the device after each step')
-    group.add_argument('--local_rank', default=0, type=int, help='set by old launchers; must be what they say')
+    group.add_argument('--local_rank', default=0, type=int, help='set by old launchers; must match them')
 
 
 def _add_optimizer_args(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('Optimizer')
     group.add_argument('--opt', default='sgd', metavar='OPTIMIZER', help='optimizer')
-    group.add_argument('--opt-eps', type=float, metavar='EPSILON', help='its epsilon')
-    group.add_argument('--opt-betas', type=float, nargs='+', metavar='BETA', help='its betas')
-    group.add_argument('--momentum', type=float, default=0.9, metavar='M', help='its momentum')
+    group.add_argument('--opt-eps', type=float, metavar='EPSILON', help='epsilon of the optimizer')
+    group.add_argument('--opt-betas', type=float, nargs='+', metavar='BETA', help='betas of the optimizer')
+    group.add_argument('--momentum', type=float, default=0.9, metavar='M', help='momentum of the optimizer')
     group.add_argument('--weight-decay', type=float, default=2e-5, help='weight decay')
     group.add_argument('--clip-grad', type=float, metavar='NORM', help='clip gradients')
     group.add_argument('--clip-mode', default='norm', choices=('norm', 'value', 'agc'), help='how to clip')
     group.add_argument('--layer-decay', type=float, help='layer-wise learning rate decay')
-    group.add_argument('--layer-decay-min-scale', type=float, default=0, help='its lowest scale')
+    group.add_argument('--layer-decay-min-scale', type=float, default=0, help='lowest scale of --layer-decay')
     group.add_argument('--layer-decay-no-opt-scale', type=float, help='layers below this scale are not trained')
     group.add_argument('--opt-kwargs', nargs='*', default={}, action=_KeyValues, help='arguments of the optimizer')
     add_schedule_args(parser.add_argument_group('Learning rate schedule'))
 
 
 def add_transform_args(group: Any) -> None:
-    """Add the flags of what is done to one image to a group of a parser."""
+    """Add the flags about augmenting one image to a group of a parser."""
     group.add_argument('--train-crop-mode', metavar='NAME', help='rrc (random resized crop), rkrc or rkrr')
-    group.add_argument('--scale', type=float, nargs='+', default=[0.08, 1.0], metavar='PCT', help='area of crops')
-    group.add_argument('--ratio', type=float, nargs='+', default=[3 / 4, 4 / 3], metavar='RATIO', help='their aspect')
+    group.add_argument('--scale', type=float, nargs='+', default=[0.08, 1.0], metavar='PCT', help='area range of crops')
+    group.add_argument('--ratio', type=float, nargs='+', default=[3 / 4, 4 / 3], metavar='RATIO', help='aspect ratio')
     group.add_argument('--hflip', type=float, default=0.5, help='probability of a horizontal flip')
     group.add_argument('--vflip', type=float, default=0.0, help='probability of a vertical flip')
     group.add_argument('--color-jitter', type=float, default=0.4, metavar='PCT', help='color jitter')
-    group.add_argument('--color-jitter-prob', type=float, metavar='PCT', help='its probability')
+    group.add_argument('--color-jitter-prob', type=float, metavar='PCT', help='probability of color jitter')
     group.add_argument('--grayscale-prob', type=float, metavar='PCT', help='probability of grayscale')
     group.add_argument('--gaussian-blur-prob', type=float, metavar='PCT', help='probability of blur')
-    group.add_argument('--aa', metavar='NAME', help='AutoAugment, RandAugment or AugMix policy, rand-m9-mstd0.5-inc1')
+    group.add_argument('--aa', metavar='NAME', help='AutoAugment, RandAugment or AugMix policy (rand-m9-mstd0.5-inc1)')
     group.add_argument('--reprob', type=float, default=0.0, metavar='PCT', help='probability of random erasing')
-    group.add_argument('--remode', default='pixel', choices=('const', 'rand', 'pixel'), help='what it fills in')
-    group.add_argument('--recount', type=int, default=1, help='its regions')
+    group.add_argument('--remode', default='pixel', choices=('const', 'rand', 'pixel'), help='fill of erased regions')
+    group.add_argument('--recount', type=int, default=1, help='number of erased regions')
     group.add_argument('--train-interpolation', default='random', help='random, bilinear, bicubic')
 
 
 def add_mixing_args(group: Any) -> None:
-    """Add the flags of how two images are mixed to a group of a parser."""
+    """Add the flags about mixing two images to a group of a parser."""
     group.add_argument('--mixup', type=float, default=0.0, help='mixup alpha')
     group.add_argument('--cutmix', type=float, default=0.0, help='cutmix alpha')
-    group.add_argument('--cutmix-minmax', type=float, nargs='+', help='cutmix ratio from and to, in place of alpha')
+    group.add_argument('--cutmix-minmax', type=float, nargs='+', help='minimum and maximum cutmix ratio, not alpha')
     group.add_argument('--mixup-prob', type=float, default=1.0, help='probability of mixup or cutmix')
     group.add_argument('--mixup-switch-prob', type=float, default=0.5, help='probability of cutmix if both are on')
 
@@ -181,24 +181,24 @@ def _add_augmentation_args(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('Batch norm')
     group.add_argument('--bn-momentum', type=float, help='momentum')
     group.add_argument('--bn-eps', type=float, help='epsilon')
-    group.add_argument('--sync-bn', action='store_true', help='statistics over all processes (GPU only)')
+    group.add_argument('--sync-bn', action='store_true', help='compute statistics over all processes (GPU only)')
     group.add_argument(
         '--dist-bn', default='reduce', choices=('broadcast', 'reduce', ''),
         help='distribute statistics over processes after each epoch',
     )  # fmt: skip
-    group.add_argument('--split-bn', action='store_true', help='batch norm of its own for each split and the DAD view')
+    group.add_argument('--split-bn', action='store_true', help='separate batch norm for each split and the DAD view')
     group = parser.add_argument_group('Model exponential moving average')
     group.add_argument('--model-ema', action='store_true', help='track a moving average, and evaluate it')
     group.add_argument('--model-ema-force-cpu', action='store_true', help='keep it on the CPU, and do not evaluate it')
     group.add_argument('--model-ema-force-fp32', action='store_true', help='keep it in fp32 for a bfloat16 model')
-    group.add_argument('--model-ema-decay', type=float, default=0.9998, help='its decay')
-    group.add_argument('--model-ema-warmup', action='store_true', help='warm its decay up')
+    group.add_argument('--model-ema-decay', type=float, default=0.9998, help='decay of the moving average')
+    group.add_argument('--model-ema-warmup', action='store_true', help='warm up the decay')
 
 
 def _add_kd_args(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("timm's knowledge distillation", 'Without --dad.')
     group.add_argument('--kd-model-name', metavar='MODEL', help='name of the timm teacher')
-    group.add_argument('--kd-distill-type', default='logit', choices=['logit', 'feature', 'token'], help='what of it')
+    group.add_argument('--kd-distill-type', default='logit', choices=['logit', 'feature', 'token'], help='what to use')
     group.add_argument('--kd-loss-type', default='kl', help='loss on logits: kl')
     group.add_argument('--distill-loss-weight', type=float, help='weight of the distillation loss')
     group.add_argument('--task-loss-weight', type=float, help='weight of the task loss')
@@ -212,13 +212,13 @@ def _add_misc_args(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('Miscellaneous')
     group.add_argument('--seed', type=int, default=42, metavar='S', help='random seed')
     group.add_argument('--worker-seeding', default='all', choices=('all', 'part'), help='worker seed mode')
-    group.add_argument('--log-interval', type=int, default=50, metavar='N', help='updates between two log lines')
-    group.add_argument('--val-interval', type=int, default=1, metavar='N', help='epochs between two validations')
+    group.add_argument('--log-interval', type=int, default=50, metavar='N', help='updates between log lines')
+    group.add_argument('--val-interval', type=int, default=1, metavar='N', help='epochs between validations')
     group.add_argument('--recovery-interval', type=int, default=0, metavar='N', help='updates between recovery files')
     group.add_argument(
-        '--save-epochs', type=int, nargs='+', default=[], metavar='N', help='keep milestone-N after these many epochs'
+        '--save-epochs', type=int, nargs='+', default=[], metavar='N', help='keep milestone-N after these epochs'
     )
-    group.add_argument('--checkpoint-hist', type=int, default=10, metavar='N', help='checkpoints to keep')
+    group.add_argument('--checkpoint-hist', type=int, default=10, metavar='N', help='number of checkpoints to keep')
     group.add_argument('-j', '--workers', type=int, default=WORKERS, metavar='N', help='data loading processes')
     group.add_argument('--save-images', action='store_true', help='save a batch as a picture every --log-interval')
     group.add_argument('--pin-mem', action='store_true', help='pin memory in the data loader')
@@ -229,17 +229,17 @@ def _add_misc_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--experiment', default='', metavar='NAME', help='its sub-folder (default: time and model)')
     group.add_argument(
         '--eval-metric', default='top1', choices=('top1', 'top5', *METRICS, 'loss'),
-        help='what "best" means (default: %(default)s; with --task multilabel map)',
+        help='metric that defines the best checkpoint (default: %(default)s; with --task multilabel map)',
     )  # fmt: skip
-    group.add_argument('--use-multi-epochs-loader', action='store_true', help='loader processes live over epochs')
+    group.add_argument('--use-multi-epochs-loader', action='store_true', help='keep loader processes between epochs')
     group.add_argument(
         '--persistent-workers', action=argparse.BooleanOptionalAction, default=False,
-        help='the same, in any loader; the samples are those of new processes',
+        help='the same, in any loader; samples are as with new processes',
     )  # fmt: skip
-    group.add_argument('--log-wandb', action='store_true', help='the same as --log-with wandb')
+    group.add_argument('--log-wandb', action='store_true', help='same as --log-with wandb')
     group.add_argument('--wandb-project', help='wandb project (default: timm-dad)')
     group.add_argument('--wandb-tags', default=[], nargs='+', help='wandb tags')
-    group.add_argument('--wandb-resume-id', default='', metavar='ID', help='wandb run to go on with, with --resume')
+    group.add_argument('--wandb-resume-id', default='', metavar='ID', help='wandb run to continue, with --resume')
     group.add_argument('--log-with', default='', metavar='NAMES', help='trackers of Accelerate: tensorboard,wandb')
 
 
@@ -252,7 +252,7 @@ class _KeyValues(ParseKwargs):  # type: ignore[misc]  # timm is not typed
 
 
 def _add_refused_args(parser: argparse.ArgumentParser) -> None:
-    """Flags of timm that end with an error; here so that they do not end as unknown, and a config may name them."""
+    """Add timm's flags that are refused, so that they are not reported as unknown and a config may name them."""
     for name, (default, *_) in REFUSED.items():
         aliases = ['--train-steps-per-epoch'] if name == 'train_batches_per_epoch' else []
         values: dict[str, Any] = {'action': 'store_true'} if default is False else {'nargs': '*', 'default': default}

@@ -1,4 +1,4 @@
-"""The command line of ``timm-dad train``: parser, config file, checks, and where the run goes."""
+"""The command line of ``timm-dad train``: parser, config file, checks, and the run's folder."""
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
@@ -24,12 +24,12 @@ PROGRAM = 'timm-dad train'
 
 
 def create_parser(program: str = PROGRAM) -> Parser:
-    """The parser of ``timm-dad train``, or of a program that takes its flags."""
+    """Create the parser of ``timm-dad train``, or of a program that takes its flags."""
     parser = Parser(
         prog=program,
         usage='%(prog)s [--data-dir DIR] [--model MODEL] [--dad ...] [flags]',
-        description='timm training with Discrete Adversarial Distillation. Without data, the embedded demo. '
-        '--help dad shows the flags of DAD alone.',
+        description='timm training with Discrete Adversarial Distillation. Without data, it runs the embedded demo. '
+        '--help dad shows only the flags of DAD.',
     )
     add_config_arg(parser)
     add_dad_args(parser)
@@ -39,27 +39,27 @@ def create_parser(program: str = PROGRAM) -> Parser:
 
 
 def _add_own_args(group: Any) -> None:
-    """Add what timm's train.py with the flags of DAD has not."""
+    """Add the flags that timm's train.py with the flags of DAD lacks."""
     group.add_argument(
         '--dad-overlap', action='store_true',
-        help='make the DAD views of the next batch on a CUDA stream of their own, while the student is at this one',
+        help='make the DAD views of the next batch on a separate CUDA stream while the student trains on this one',
     )  # fmt: skip
     group.add_argument(
         '--dad-preview-interval', type=int, default=0, metavar='N',
-        help='epochs between two preview sheets of DAD views, to folder and trackers (default: one at the end)',
+        help='epochs between preview sheets of DAD views, for folder and trackers (default: one at the end)',
     )  # fmt: skip
 
 
 def parse_args(
     argv: Sequence[str] | None = None, *, create_parser: Callable[[], Parser] = create_parser
 ) -> argparse.Namespace:
-    """Parse, check what needs no data, and fill in the demo when there is no data set.
+    """Parse, check everything that needs no data, and fill in the demo if there is no data set.
 
-    Values come from the command line (``sys.argv[1:]`` by default), then ``--config``, then the defaults.
+    Values come from the command line (``sys.argv[1:]`` by default), then from ``--config``, then from the defaults.
 
     Args:
         argv: The command line.
-        create_parser: Makes the parser: that of this module, which may have more flags.
+        create_parser: Creates the parser: this module's, which may have more flags.
 
     Raises:
         SystemExit: On a bad flag, with one line that names flag, rule, value and fix.
@@ -83,7 +83,7 @@ def _demo_without_data(given: Mapping[str, Any]) -> str:
 
 
 def run_path(args: argparse.Namespace) -> Path:
-    """Folder of a run: ``--output``/``--experiment``, named as timm names them."""
+    """Return the folder of a run: ``--output``/``--experiment``, with timm's naming."""
     name: str = args.experiment
     if not name:
         cfg = timm.get_pretrained_cfg(args.model, allow_unregistered=True)
@@ -93,7 +93,7 @@ def run_path(args: argparse.Namespace) -> Path:
 
 
 def init_trackers(args: argparse.Namespace, accelerator: Accelerator, run_name: str) -> None:
-    """Begin a run in the trackers, if there are any; they keep the flags."""
+    """Start a run in the trackers, if any; they record the flags."""
     if not accelerator.log_with:
         return
     wandb = {'name': run_name, 'tags': args.wandb_tags}
@@ -104,7 +104,7 @@ def init_trackers(args: argparse.Namespace, accelerator: Accelerator, run_name: 
 
 
 def learning_rate(args: argparse.Namespace, num_processes: int) -> float:
-    """``--lr`` or, without it, ``--lr-base`` scaled with the images of an update, as timm's train.py scales it."""
+    """Return ``--lr`` or, without it, ``--lr-base`` scaled by the images per update like timm's train.py."""
     ratio = args.batch_size * num_processes * args.grad_accum_steps / args.lr_base_size
     adaptive = any(name in args.opt.lower() for name in ('ada', 'lamb'))
     scale = args.lr_base_scale or ('sqrt' if adaptive else 'linear')

@@ -1,4 +1,4 @@
-"""The flags about how a DAD view is made, and what they build: VQGAN, attack, and the models in their precision."""
+"""The flags about making a DAD view, and what they build: VQGAN, attack, and the models in their precision."""
 
 import argparse
 from collections.abc import Sequence
@@ -23,57 +23,57 @@ NO_VQGAN = f'--dad-vqgan must name the weights of a VQGAN, demo, or one of {", "
 
 
 def add_view_args(parser: argparse.ArgumentParser) -> None:
-    """Add what makes a DAD view, in groups: teacher and VQGAN, and the attack."""
+    """Add the flags about making a DAD view, in groups: teacher and VQGAN, and the attack."""
     group = parser.add_argument_group('DAD: teacher and VQGAN')
     add_teacher_args(group)
     group.add_argument(
         '--dad-vqgan', metavar='SPEC',
         help='weights of a VQGAN of taming, latent-diffusion, MoVQGAN, LlamaGen or SEED-Voken (.safetensors, .ckpt, '
-        '.pth or .pt, with the .yaml beside), a folder of a diffusers VQModel, either of them on the hub '
+        '.pth or .pt, with the .yaml beside it), a folder of a diffusers VQModel, either of them on the hub '
         f'(hf://USER/NAME[@REVISION][/PATH]), demo, or one of {", ".join(PRESETS)}',
     )  # fmt: skip
     group.add_argument(
         '--dad-strict-size', action='store_true',
-        help='refuse image sizes that the factor of the VQGAN does not divide (default: pad them by reflection)',
+        help='reject image sizes that the factor of the VQGAN does not divide (default: pad them by reflection)',
     )  # fmt: skip
     group = parser.add_argument_group('DAD: attack')
     add_attack_args(group)
     group.add_argument(
         '--dad-keep-label',
         action='store_true',
-        help='take Q(x) where the teacher loses the label, or with --no-labels its answer; with --task multilabel, '
-        'where it predicts another set of classes than on the image',
+        help='use Q(x) if the teacher loses the label or, with --no-labels, its own answer; with --task multilabel, '
+        'if it predicts another set of classes than on the image',
     )
     add_labels_arg(group)
 
 
 def add_speed_args(parser: argparse.ArgumentParser) -> None:
-    """Add how teacher and VQGAN run, in a group."""
+    """Add the flags about running teacher and VQGAN, in a group."""
     group = parser.add_argument_group('DAD: speed')
     group.add_argument(
         '--dad-precision', choices=(*PRECISIONS, 'auto'), default='fp32',
-        help='precision of teacher and VQGAN; auto: the faster one of fp32 and bf16, measured at the start',
+        help='precision of teacher and VQGAN; auto: the faster of fp32 and bf16, measured at the start',
     )  # fmt: skip
     group.add_argument(
-        '--dad-compile', action='store_true', help='torch.compile teacher and VQGAN (faster on GPUs; minutes to begin)'
+        '--dad-compile', action='store_true', help='torch.compile teacher and VQGAN (faster on GPUs; slow to start)'
     )
     group.add_argument(
         '--dad-micro-batch', type=int, default=0, metavar='N',
-        help='images that teacher and VQGAN take at a time (default: what fits in memory)',
+        help='images per forward of teacher and VQGAN (default: as many as fit in memory)',
     )  # fmt: skip
 
 
 def check_view_args(args: argparse.Namespace, *, has_student: bool = False) -> None:
     """Check the flags that need no model, and fill in the attack's defaults; ``ValueError`` names the flag."""
     if args.dad_attack == DISAGREEMENT and not has_student:
-        raise ValueError('--dad-attack disagreement needs the student: it is for the training step alone')
+        raise ValueError('--dad-attack disagreement needs the student: it is only for the training step')
     fill_in_attack(args)
     with naming_flag({'micro_batch': 'dad_micro_batch'}):
         Chunked(args.dad_micro_batch)
 
 
 def create_vqgan(args: argparse.Namespace, image_size: tuple[int, int]) -> VQGAN:
-    """Load the VQGAN of ``--dad-vqgan``, and check that it takes the image size and those of ``--train-img-sizes``.
+    """Load the VQGAN of ``--dad-vqgan``, and check that it accepts the image size and those of ``--train-img-sizes``.
 
     Raises:
         ValueError: If it is missing or broken, or a size is too small or, with ``--dad-strict-size``, not a multiple
@@ -96,7 +96,7 @@ def prepare_models(
     device: torch.device,
     batch_size: int,
 ) -> None:
-    """Freeze teacher and VQGAN, in the precision of the flags; ``auto`` becomes what the main process measures.
+    """Freeze teacher and VQGAN in the precision of the flags; ``auto`` is resolved by measuring in the main process.
 
     Raises:
         ValueError: If they cannot be compiled.
@@ -113,7 +113,7 @@ def prepare_models(
 
 
 def create_gradient_vqgan(args: argparse.Namespace) -> VQGAN | None:
-    """Load the VQGAN of ``--dad-gradient-vqgan``, if it is given."""
+    """Load the VQGAN of ``--dad-gradient-vqgan``, if given."""
     spec = args.dad_gradient_vqgan
     return load_vqgan_by_spec(spec, flag='--dad-gradient-vqgan') if spec else None
 
@@ -126,9 +126,9 @@ def create_augment(
     std: Sequence[float] = (1, 1, 1),
     gradient_vqgan: VQGAN | None = None,
 ) -> DADAugment:
-    """The augmentation that makes DAD views, of [0, 1] pixels by default; its models are prepared.
+    """Create the augmentation that makes DAD views, from [0, 1] pixels by default; its models are prepared.
 
-    ``gradient_vqgan`` is what ``create_gradient_vqgan`` gave, if it was asked before.
+    ``gradient_vqgan`` is the result of ``create_gradient_vqgan``, if it was called before.
 
     Raises:
         ValueError: If the VQGANs do not fit the attack.
