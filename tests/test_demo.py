@@ -200,4 +200,4 @@ def test_bad_flags_of_one_arm_end_the_demo_before_the_first_training(tmp_path, c
 def test_what_the_demo_sets_itself_is_refused(flag, capsys):
     with pytest.raises(SystemExit):
         run.main([flag, 'x'])
-    assert f'{flag} is what the demo itself sets' in capsys.readouterr().err
+    assert f'{flag} is set by the demo itself' in capsys.readouterr().err

@@ -172,7 +172,7 @@ def test_a_run_of_several_labels_says_so(tmp_path, caplog, capsys):
     torch.testing.assert_close(model(x), student(x))
     assert json.loads(facts['config.json'])['task'] == 'multilabel'
     assert 'label_names' not in facts['config.json']
-    assert 'the model gets no names of its classes' in caplog.text
+    assert 'the model gets no class names' in caplog.text
     assert '32 pictures of the demo: largest difference of logits 0' in capsys.readouterr().out
 
 
@@ -234,7 +234,7 @@ def test_a_network_of_other_logits_leaves_nothing(pictures, tmp_path, capsys, mo
     monkeypatch.setitem(export._WRITERS, 'torch', write)
     line = refused(capsys, tmp_path / 'run', 'torch')
     assert 'model_best.pth.tar: 12 pictures of the validation data: largest difference of logits' in line
-    assert 'no more than 0.001 is taken, so nothing was written' in line
+    assert 'the limit is 0.001, so nothing was written' in line
 
 
 @needs_new_timm

@@ -170,5 +170,5 @@ def test_the_demo_takes_flags_of_its_arms_from_a_file(tmp_path, capsys):
     path.write_text('seed: 5\n')
     with pytest.raises(SystemExit):
         demo.main(['--config', str(path)])
-    assert '--seed is what the demo itself sets' in capsys.readouterr().err
+    assert '--seed is set by the demo itself' in capsys.readouterr().err
     assert not Path('mine').exists()

@@ -878,7 +878,7 @@ def test_other_pictures_never_mix_in_one_folder(tmp_path, kind):
 
 def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path, source):
     (tmp_path / 'thesis.tex').write_text('x')
-    with pytest.raises(ValueError, match=r'holds other files \(thesis\.tex\): choose an empty folder'):
+    with pytest.raises(ValueError, match=r'contains other files \(thesis\.tex\): choose an empty folder'):
         make(source, tmp_path)
     assert (tmp_path / 'thesis.tex').read_text() == 'x'
 

@@ -313,7 +313,7 @@ def test_a_machine_that_cannot_compile_says_so_before_work_starts(files, tmp_pat
 
 def test_the_precision_of_a_set_is_named(files, tmp_path, capsys):
     message = error_of(capsys, flags(files, tmp_path / 'set', '--dad-precision', 'auto'))
-    assert '--dad-precision decides the bytes of a set' in message
+    assert '--dad-precision auto is not supported here, because the precision changes the files' in message
 
 
 @pytest.mark.slow
@@ -358,7 +358,7 @@ def test_size_is_224_by_default(files):
 def test_the_number_of_images_of_a_stream_may_be_given(files, tmp_path, capsys):
     root = files / 'wds'
     more = ('--dataset', 'wds/', '--data-dir', root, '--num-classes', '4', '--train-split')
-    assert '--train-num-samples must say how many images the stream holds' in error_of(
+    assert '--train-num-samples must give the number of images' in error_of(
         capsys, flags(files, tmp_path / 'set', *more, '{{000..002}}.tar')
     )
     main(flags(files, tmp_path / 'set', *more, '{{000..002}}.tar', '--train-num-samples', '12'))
@@ -457,7 +457,7 @@ def test_words_of_a_zero_shot_teacher_change_the_views(files, tmp_path, flag):
         (('--shards', 'a/b'), "--shards must be I/N, such as 0/4 for the first of 4 parts, or auto, got 'a/b'"),
         (('--shards',), '--shards auto needs SLURM_ARRAY_TASK_ID or RANK, but neither is set: give I/N'),
         (('--shards', '0/2', '--claim', 'lease'), '--claim is for processes that share all shards: leave it out'),
-        (('--shards', '0/2', '--repair'), '--repair looks at the whole set: leave --shards out'),
+        (('--shards', '0/2', '--repair'), '--repair checks the whole set: leave --shards out'),
         (('--claim', 'flock'), "argument --claim: invalid choice: 'flock'"),
         (('--engine', 'slurm'), "argument --engine: invalid choice: 'slurm'"),
         (
@@ -591,7 +591,7 @@ def test_repair_makes_again_what_is_damaged(files, tmp_path, base, capsys, monke
     main(flags(files, tmp_path / 'set', '--repair'))
     assert content(tmp_path / 'set') == base
     monkeypatch.setenv('WORLD_SIZE', '2')
-    assert '--repair looks for damage in one process' in error_of(capsys, flags(files, tmp_path / 'set', '--repair'))
+    assert '--repair finds damage in one process' in error_of(capsys, flags(files, tmp_path / 'set', '--repair'))
 
 
 @pytest.mark.parametrize('claim', ['lock', 'lease'])
@@ -617,7 +617,9 @@ def test_a_part_says_that_others_are_to_make_the_rest_and_the_last_one_finishes(
 ):
     output = tmp_path / 'set'
     assert main(flags(files, output, '--shards', '0/2')) is None
-    assert f'{output}: part 0/2 is done, 2 of 3 shards are. The last of the other parts, or' in capsys.readouterr().out
+    assert (
+        f'{output}: part 0/2 is done; 2 of 3 shards exist. The last of the other parts, or' in capsys.readouterr().out
+    )
     for name, value in {'ID': 8, 'COUNT': 1, 'MIN': 8, 'MAX': 8, 'STEP': 1}.items():
         monkeypatch.setenv(f'SLURM_ARRAY_TASK_{name}', str(value))
     monkeypatch.setenv('RANK', '1')

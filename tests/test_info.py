@@ -143,7 +143,7 @@ def test_shares_of_batches_follow_the_schedule(schedule, shares):
 def test_the_text_says_what_the_json_says(cached, online):
     text = format_report(online)
     for words in ('test_resnet at 3x32x32, teacher and VQGAN in fp32, 1000000 images, on CPU', 'student ', 'vqgan ',
-                  'a batch with views of its own (12.5 % of all)', 'that sees views again (37.5 % of all)',
+                  'a batch with its own views (12.5 % of all)', 'with replayed views (37.5 % of all)',
                   'without views (50 % of all)', 'of work for 8 images', 'an upper bound', 'an epoch on this device',
                   '10 epochs: '):  # fmt: skip
         assert words in text
@@ -162,7 +162,7 @@ def test_the_precision_is_the_one_that_was_measured():
     ('flags', 'parts', 'kind', 'title'),
     [
         (['--no-dad'], {'student'}, 'training', 'a batch: '),
-        (['--dad-view', 'random'], {'student', 'teacher'}, 'view', 'a batch with views of its own: '),
+        (['--dad-view', 'random'], {'student', 'teacher'}, 'view', 'a batch with its own views: '),
     ],
 )
 def test_other_trainings(flags, parts, kind, title, capsys):

@@ -77,7 +77,7 @@ def test_lines_go_beside_their_calls_and_out_again_to_the_very_bytes(script, ver
         assert after.count(b'\n') == after.count(b'\r\n')
     compile(after, version, 'exec')
     assert script.stat().st_mode & 0o777 == 0o755
-    assert 'the lines of timm-train.patch are out again' in patch_file(script, revert=True)
+    assert 'the lines of timm-train.patch are removed' in patch_file(script, revert=True)
     assert script.read_bytes() == before
     assert script.stat().st_mode & 0o777 == 0o755
     assert [path.name for path in script.parent.iterdir()] == ['train.py']
@@ -142,11 +142,11 @@ def test_a_script_without_the_place_of_a_line_is_left_alone_and_the_place_named(
     assert old in SCRIPT
     content = SCRIPT.replace(old, new).encode()
     script.write_bytes(content)
-    with pytest.raises(ValueError, match=f'is left as it is: .*{message}') as error:
+    with pytest.raises(ValueError, match=f'is unchanged: .*{message}') as error:
         patch_file(script)
     assert script.read_bytes() == content
     assert str(error.value).startswith(str(script))
-    assert str(error.value).endswith(f'put the lines of {PATCHES / "timm-train.patch"} in by hand')
+    assert str(error.value).endswith(f'add the lines of {PATCHES / "timm-train.patch"} by hand')
     assert 'nothing to do' in patch_file(script, revert=True)
 
 

@@ -270,7 +270,7 @@ def test_a_stream_gives_its_first_images(files, tmp_path, capsys):
     error = error_of(capsys, flags(files, tmp_path, *stream, '--index', '1', images=None))
     assert '--index needs data with an index, not a stream (wds/): use --images' in error
     error = error_of(capsys, flags(files, tmp_path, *stream, images=9))
-    assert '--images must be at most 8, the images of the data, got 9' in error
+    assert '--images must be at most 8, the size of the data, got 9' in error
 
 
 def test_wordnet_ids_are_shown_in_words(files, tmp_path):
@@ -286,9 +286,9 @@ def test_wordnet_ids_are_shown_in_words(files, tmp_path):
 @pytest.mark.parametrize(
     ('more', 'message'),
     [
-        (('--index', '12', '3'), '--index must be from 0 to 11, the images of the data, got 12'),
+        (('--index', '12', '3'), '--index must be from 0 to 11, the indices of the data, got 12'),
         (('--index', '-1'), '--index must be 0 or more, got [-1]'),
-        (('--images', '13'), '--images must be at most 12, the images of the data, got 13'),
+        (('--images', '13'), '--images must be at most 12, the size of the data, got 13'),
         (('--images', '0'), '--images must be 1 or more, got 0'),
         (('--images', '2', '--index', '1'), 'not allowed with argument'),
         (('--seed', '-1'), '--seed must be 0 or more, got -1'),

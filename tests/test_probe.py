@@ -99,7 +99,7 @@ def test_the_regularization_is_the_one_of_the_least_held_out_loss():
 
 
 def test_a_class_without_pictures_is_refused():
-    with pytest.raises(ValueError, match=r'every class needs pictures to fit on, the labels \[1, 3\] have none'):
+    with pytest.raises(ValueError, match=r'every class needs pictures to fit on, but the labels \[1, 3\] have none'):
         fit_probe(torch.randn(6, 2), torch.tensor([0, 0, 0, 2, 2, 2]), 4)
 
 

@@ -125,7 +125,7 @@ def test_a_dry_run_writes_the_set_and_its_card_and_asks_nobody(made, tmp_path, n
     (made / 'plain/notes.txt').write_text('a stranger')
     push(made / 'plain', '--dry-run', '--output', str(tmp_path / 'out'))
     (made / 'plain/notes.txt').unlink()
-    assert capsys.readouterr().out.endswith('out is what would be uploaded to ada/greys; nothing was\n')
+    assert capsys.readouterr().out.endswith('out contains what would be uploaded to ada/greys; nothing was uploaded\n')
     files = tree(tmp_path / 'out')
     files.pop('README.md')
     assert files == tree(made / 'plain')
@@ -190,7 +190,7 @@ def test_a_stopped_upload_goes_on_and_private_is_for_a_new_one(made, hub, capsys
     assert hub.calls[1] == ('create', 'ada/greys', 'dataset', True)
     (hub.folder / 'index.json').unlink()
     (hub.folder / '.gitattributes').write_text('of the hub')
-    assert '--private is for a repository that is made' in refused(capsys, made / 'plain', '--private')
+    assert '--private is for a new repository' in refused(capsys, made / 'plain', '--private')
     push(made / 'plain')
     assert (hub.folder / 'index.json').exists()
 
@@ -199,10 +199,10 @@ def test_a_repository_of_something_else_is_left_alone(made, hub, capsys):
     hub.folder.mkdir()
     (hub.folder / 'thesis.tex').write_text('...')
     line = refused(capsys, made / 'plain')
-    assert line.endswith('--repo ada/greys holds other files (thesis.tex): name another repository, or empty it')
+    assert line.endswith('--repo ada/greys contains other files (thesis.tex): choose another one, or empty it')
     (hub.folder / 'thesis.tex').unlink()
     shutil.copy(made / 'codes/dad_set.json', hub.folder)
-    assert 'holds another set (dad_set.json differs): name another repository' in refused(capsys, made / 'plain')
+    assert 'contains another set (dad_set.json differs): choose another repository' in refused(capsys, made / 'plain')
     assert [call for call in hub.calls if call[0] != 'list'] == []
 
 
@@ -234,7 +234,7 @@ def test_a_path_out_of_the_set_is_refused(made, tmp_path, no_hub, capsys):
 
 def test_without_a_token_or_a_network_it_ends_before_it_compares(made, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(upload, 'get_token', lambda: None)
-    assert 'there is no token to write to the hub with: log in with hf auth login' in refused(capsys, made / 'plain')
+    assert 'there is no token for writing to the hub: log in with hf auth login' in refused(capsys, made / 'plain')
     monkeypatch.setattr(upload, 'get_token', lambda: 'hf_token')
     use_cache(monkeypatch, tmp_path)
     assert '--repo ada/greys: HF_HUB_OFFLINE is set' in refused(capsys, made / 'plain')
@@ -348,7 +348,7 @@ def test_class_names_are_those_of_the_training_data_or_none(made, tmp_path, no_h
         shutil.rmtree(tmp_path / 'data/train/cat')  # other classes than it was trained on
     write_run(tmp_path / 'run', data, **STUDENTS['resnet'])
     push(f'run:{tmp_path / "run"}', '--dry-run', '--output', str(tmp_path / 'out'))
-    assert 'the model gets no names of its classes' in caplog.text
+    assert 'the model gets no class names' in caplog.text
     assert 'label_names' not in read_json(tmp_path / 'out/config.json')
 
 
@@ -357,7 +357,7 @@ def test_a_student_that_timm_would_make_otherwise_is_not_uploaded(made, tmp_path
     write_run(tmp_path / 'run', made / 'pictures', **STUDENTS['resnet'])
     other = timm.create_model('test_resnet', num_classes=4)
     monkeypatch.setattr('timm_dad.commands.student.timm', SimpleNamespace(create_model=lambda *_, **__: other))
-    assert 'makes a network of other logits' in refused(capsys, f'run:{tmp_path / "run"}')
+    assert 'builds a network with other logits' in refused(capsys, f'run:{tmp_path / "run"}')
     assert [call[0] for call in hub.calls] == ['list']
 
 

@@ -205,7 +205,7 @@ def test_no_more_than_three_differences_are_named(tmp_path):
 def test_other_files_are_refused_and_named(tmp_path):
     for name in 'dcba':
         (tmp_path / name).write_text('')
-    with pytest.raises(ValueError, match=r'holds other files \(a, b, c\): choose an empty folder'):
+    with pytest.raises(ValueError, match=r'contains other files \(a, b, c\): choose an empty folder'):
         open_folder(tmp_path)
 
 

@@ -581,7 +581,7 @@ def test_parts_of_the_launcher_say_what_is_left(memory, tmp_path, capsys, monkey
             monkeypatch.setenv(f'SLURM_ARRAY_TASK_{name}', str(value))
         assert (generate(flags) is not None) == whole
     said = capsys.readouterr().out
-    assert 'simple://set: part 1/2 is done, 2 of 4 shards are. The last of the other parts' in said
+    assert 'simple://set: part 1/2 is done; 2 of 4 shards exist. The last of the other parts' in said
     assert 'simple://set: 4 DAD views of 4 images' in said
 
 

@@ -226,11 +226,13 @@ def test_verify_says_that_a_set_is_whole_damaged_unfinished_or_none(capsys, cach
     verify([url])
     assert capsys.readouterr().out == f'{url} is whole\n'
     Store(url).remove(['index.json'])
-    with pytest.raises(SystemExit, match=f'{url} is not finished: what is there is whole'):
+    with pytest.raises(SystemExit, match=f'{url} is not finished, but what exists is intact'):
         verify([url])
     view = next(name for name in contents(url) if name.startswith('view0'))
     Store(url).write(view, b'x')
-    with pytest.raises(SystemExit, match=r'1 damaged\. To make them again: the same timm-dad generate, with --repair'):
+    with pytest.raises(
+        SystemExit, match=r'1 damaged\. To make them again: run the same timm-dad generate with --repair'
+    ):
         verify([url])
     assert capsys.readouterr().out == f'truncated: {view}\n'
     with pytest.raises(SystemExit) as caught:

@@ -425,7 +425,7 @@ def test_run_refuses_a_script_without_the_place_of_a_line(script, capsys):
         main(['run', path, *DAD])
     error = capsys.readouterr().err
     assert stop.value.code == 2
-    assert error.startswith(f'train.py: error: {path} is left as it is: found no call of train_one_epoch')
+    assert error.startswith(f'train.py: error: {path} is unchanged: found no call of train_one_epoch')
     assert error.count('\n') == 1
 
 

@@ -60,7 +60,7 @@ def _run(root, capsys):
 
 def _repair(source, root, format, output):
     """Do as the advice says."""
-    assert 'damaged. To make them again: the same timm-dad generate, with --repair' in output, output
+    assert 'damaged. To make them again: run the same timm-dad generate with --repair' in output, output
     _make(source, root, format, repair=True)
 
 
@@ -286,13 +286,13 @@ def test_a_set_that_is_not_finished_is_checked_as_far_as_it_is(damaged, source, 
     (damaged / 'manifest' / '000002.jsonl').unlink()
     code, output = _run(damaged, capsys)
     assert code == 1
-    assert f'{damaged} is not finished: what is there is whole; the same timm-dad generate goes on' in output
+    assert f'{damaged} is not finished, but what exists is intact; run the same timm-dad generate to continue' in output
     path = _first(damaged, ITEMS[format])
     path.write_bytes(b'')
     code, output = _run(damaged, capsys)
     assert code == 1
     assert f'truncated: {path.relative_to(damaged)}' in output
-    assert 'not finished: what is there is whole' not in output
+    assert 'not finished, but what exists is intact' not in output
 
 
 def test_every_byte_of_a_small_set_counts(sets, source, tmp_path):
@@ -345,7 +345,7 @@ def test_command_exits_with_its_code(sets, tmp_path):
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stdout == 'truncated: view0/dog/0.png\n'
-    assert '1 damaged. To make them again: the same timm-dad generate, with --repair' in done.stderr
+    assert '1 damaged. To make them again: run the same timm-dad generate with --repair' in done.stderr
     assert 'Traceback' not in done.stderr
 
 
@@ -360,7 +360,7 @@ def test_a_shard_that_is_being_made_again_is_not_whole(sets, source, tmp_path):
 
 def test_what_is_refused_leaves_nothing_behind(sets, source, tmp_path):
     (tmp_path / 'train').mkdir()
-    with pytest.raises(ValueError, match=r'holds other files \(train\): choose an empty folder'):
+    with pytest.raises(ValueError, match=r'contains other files \(train\): choose an empty folder'):
         _make(source, tmp_path, 'folder')
     assert [path.name for path in tmp_path.iterdir()] == ['train']
     root = shutil.copytree(sets / 'folder', tmp_path / 'set')

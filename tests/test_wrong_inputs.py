@@ -446,7 +446,7 @@ row('set-missing', f'{PLAIN} --dad --dad-dir gone', '--dad-dir', 'gone', 'timm-d
 row('set-of-pictures', f'{PLAIN} --dad --dad-dir pictures', '--dad-dir', 'pictures', 'timm-dad generate')
 row('set-is-a-file', f'{PLAIN} --dad --dad-dir set/dad_set.json', '--dad-dir', r'dad_set\.json',
     'folder|timm-dad generate')  # fmt: skip
-row('set-not-finished', FROM_SET, '--dad-dir', r'\bset\b', 'finished|goes on',
+row('set-not-finished', FROM_SET, '--dad-dir', r'\bset\b', 'finished|continue',
     change=lambda root: (root / 'set/index.json').unlink())  # fmt: skip
 row('set-settings-cut', FROM_SET, '--dad-dir', r'dad_set\.json', r'damaged|altered|read|json',
     change=lambda root: shorten(root / 'set/dad_set.json'))  # fmt: skip
@@ -600,7 +600,7 @@ row('verify-nothing', 'verify', 'DIR', 'DIR', 'required|needs')
 row('verify-missing', 'verify gone', 'gone', 'gone', 'timm-dad generate|' + ABSENT)
 row('verify-file', 'verify set/dad_set.json', r'dad_set\.json', 'dad_set', 'timm-dad generate|folder')
 row('verify-pictures', 'verify pictures', 'pictures', 'pictures', 'timm-dad generate')
-row('verify-not-finished', 'verify set', r'\bset\b', 'finished', 'goes on',
+row('verify-not-finished', 'verify set', r'\bset\b', 'finished', 'continue',
     change=lambda root: (root / 'set/index.json').unlink())  # fmt: skip
 row('verify-view-renamed', 'verify set', 'damaged', '1', 'timm-dad generate',
     change=lambda root: (root / 'set/view0/cat/0.png').rename(root / 'set/view0/cat/one.png'))  # fmt: skip
@@ -623,7 +623,12 @@ row('push-pictures', PUSH.replace(' set', ' pictures'), 'pictures', 'pictures', 
 row('push-of-the-hub', PUSH.replace(' set', ' hf://ada/greys'), 'DIR', 'hf://ada/greys', 'folder')
 row('push-of-a-store', PUSH.replace(' set', ' s3://ada/greys'), 'DIR', 's3://ada/greys', 'folder')
 row(
-    'push-not-finished', PUSH, r'\bset\b', 'finished', 'goes on', change=lambda root: (root / 'set/index.json').unlink()
+    'push-not-finished',
+    PUSH,
+    r'\bset\b',
+    'finished',
+    'continue',
+    change=lambda root: (root / 'set/index.json').unlink(),
 )
 row('push-damaged', PUSH, r'\bset\b', r'missing: view0/cat/0\.png', '--repair',
     change=lambda root: (root / 'set/view0/cat/0.png').unlink())  # fmt: skip
@@ -847,10 +852,10 @@ row('patch-nothing', 'patch', 'path', 'path', 'required|needs')
 row('patch-missing', 'patch gone/train.py', r'gone', r'train\.py', ABSENT)
 row('patch-folder-without-script', 'patch pictures', 'pictures', r'train\.py', ABSENT)
 row('patch-other-suffix', 'patch notes.md', r'notes\.md', r'notes\.md', r'train\.py', files={'notes.md': '#\n'})
-row('patch-foreign', 'patch train.py', r'train\.py', r'train\.py', 'left as it is|lines',
+row('patch-foreign', 'patch train.py', r'train\.py', r'train\.py', 'is unchanged|lines',
     files={'train.py': 'print(1)\n'})  # fmt: skip
-row('patch-empty', 'patch train.py', r'train\.py', r'train\.py', 'left as it is|lines', files={'train.py': b''})
-row('patch-revert-foreign', 'patch train.py --revert', r'train\.py', r'train\.py', 'left as it is|lines',
+row('patch-empty', 'patch train.py', r'train\.py', r'train\.py', 'is unchanged|lines', files={'train.py': b''})
+row('patch-revert-foreign', 'patch train.py --revert', r'train\.py', r'train\.py', 'is unchanged|lines',
     files={'train.py': 'from timm_dad import timm_train as dad\n'})  # fmt: skip
 row('patch-script-is-a-folder', 'patch checkout', r'train\.py', r'train\.py', 'director|folder|file',
     files={'checkout/train.py': None})  # fmt: skip
@@ -859,7 +864,7 @@ row('patch-unknown-flag', 'patch train.py --undo', '--undo', '--undo', 'unrecogn
 row('run-nothing', 'run', 'script', 'script', 'required|needs')
 row('run-missing', 'run gone/train.py --dad', r'gone/train\.py', 'gone', ABSENT + '|must be')
 row('run-folder', 'run pictures --dad', 'pictures', 'pictures', 'file')
-row('run-foreign', 'run train.py --dad', r'train\.py', r'train\.py', 'left as it is|lines',
+row('run-foreign', 'run train.py --dad', r'train\.py', r'train\.py', 'is unchanged|lines',
     files={'train.py': 'print(1)\n'})  # fmt: skip
 row('run-flag-first', 'run --dad train.py', '--dad|script', '--dad|script', 'required|path',
     files={'train.py': 'print(1)\n'})  # fmt: skip

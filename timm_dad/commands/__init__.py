@@ -1,1 +1,1 @@
-"""The commands of ``timm-dad``: flags, one call into the package, and what is printed."""
+"""The commands of ``timm-dad``: each has flags, one call into the package, and printed output."""

@@ -11,19 +11,19 @@ PROGRAM = 'timm-dad convert'
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run ``timm-dad convert`` with a command line from there on."""
+    """Run ``timm-dad convert`` with its command line."""
     parser = Parser(
         prog=PROGRAM,
         description='Write NAME.safetensors, and NAME.yaml if there is none, beside the checkpoint NAME of a VQGAN.',
     )
     parser.add_argument(
-        'checkpoint', type=Path, metavar='CKPT', help='.ckpt, .pth or .pt of a library that --dad-vqgan reads'
+        'checkpoint', type=Path, metavar='CKPT', help='.ckpt, .pth or .pt of a library that --dad-vqgan supports'
     )
     parser.add_argument(
-        '--config', metavar='YAML', help='its YAML if that is not beside it, or the preset whose architecture it has'
+        '--config', metavar='YAML', help='its YAML if not beside it, or the preset with the same architecture'
     )
     parser.add_argument(
-        '--trust', action='store_true', help='run whatever code the checkpoint asks for: only if you trust its source'
+        '--trust', action='store_true', help='run any code in the checkpoint: only if you trust its source'
     )
     args = parser.parse_args(argv)
     with user_errors(PROGRAM):

@@ -1,4 +1,4 @@
-"""``timm-dad demo``: plain training, distillation and DAD side by side, by the same trainer."""
+"""``timm-dad demo``: plain training, distillation and DAD side by side, with the same trainer."""
 
 import argparse
 import json
@@ -47,7 +47,7 @@ def run_arms(output: Path, seed: int, extra: Sequence[str]) -> dict[str, Top1]:
 
     Args:
         output: Folder of the runs.
-        seed: Random seed of all three.
+        seed: Random seed of all arms.
         extra: More flags for ``train_dad.py``.
 
     Returns:
@@ -64,7 +64,7 @@ def run_arms(output: Path, seed: int, extra: Sequence[str]) -> dict[str, Top1]:
 
 
 def arm_flags(arm: str, extra: Sequence[str]) -> list[str]:
-    """Flags of an arm: its own, and what it can use of the extra ones, with their values."""
+    """Return the flags of an arm: its own, and the extra ones that it can use, with their values."""
     kept = list(ARMS[arm])
     skipping = False
     for flag in extra:
@@ -77,19 +77,19 @@ def arm_flags(arm: str, extra: Sequence[str]) -> list[str]:
 
 
 def half_width(values: Sequence[float]) -> float:
-    """Half of the 95 % t-interval of the mean, of 2 to 10 values."""
+    """Return half of the 95 % t-interval of the mean, for 2 to 10 values."""
     return _T95[len(values)] * stdev(values) / math.sqrt(len(values))
 
 
 def interval(values: Sequence[float]) -> str:
-    """Mean, with the half width of its 95 % t-interval where there are several values."""
+    """Format the mean, with the half width of its 95 % t-interval for several values."""
     if len(values) < 2:
         return f'{values[0]:.1f}'
     return f'{mean(values):.1f} ± {half_width(values):.1f}'
 
 
 def format_table(by_seed: dict[int, dict[str, Top1]]) -> str:
-    """Styles down, arms across; the last two columns are paired differences."""
+    """Format a table: styles down, arms across; the last two columns are paired differences."""
     runs = list(by_seed.values())
     rows: dict[str, tuple[str, ...]] = {**{style: (style,) for style in STYLES}, **MEANS}
     marks = {style: '' if style in UNSEEN_STYLES else ' (seen by the teacher)' for style in STYLES}
@@ -108,19 +108,19 @@ def format_table(by_seed: dict[int, dict[str, Top1]]) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON, to a temporary name first."""
+    """Write JSON, under a temporary name first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, json.dumps(content, indent=2) + '\n')
 
 
 def _parse_own(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    """The demo's own flags, and those of the arms, the ones of ``--config`` first."""
+    """Split the demo's own flags from those of the arms, which start with the ones of ``--config``."""
     parser = Parser(
         prog=PROGRAM,
         usage='%(prog)s [--output DIR] [--seeds S ...] [flags of timm-dad train]',
         description='Plain training, distillation and DAD side by side on the embedded pictures, by the same trainer.',
-        epilog='Other flags are those of timm-dad train: --dad-... go to the arms that distil, those of these that '
-        'shape the DAD view to dad alone, the rest to all.',
+        epilog='Other flags are those of timm-dad train: --dad-... go to the arms that distil, except those that '
+        'shape the DAD view, which go only to dad; the rest go to all.',
     )
     add_config_arg(parser)
     parser.add_argument('--output', metavar='DIR', help='folder to write (default: output/demo/TIME)')
@@ -140,7 +140,7 @@ def _parse_own(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
 
 def _add_seeds_arg(parser: Parser) -> None:
     parser.add_argument(
-        '--seeds', type=int, nargs='+', metavar='S', default=[42], help='random seeds; several give 95 %% intervals'
+        '--seeds', type=int, nargs='+', metavar='S', default=[42], help='random seeds; several yield 95 %% intervals'
     )
 
 
@@ -156,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _fail(f'--seeds takes up to {max(_T95)} different seeds, got {args.seeds}')
     own = [flag for flag in extra if flag.split('=')[0] in _OWN_FLAGS]
     if own:
-        _fail(f'{own[0]} is what the demo itself sets; use timm-dad train for a run of your own')
+        _fail(f'{own[0]} is set by the demo itself; use timm-dad train for your own run')
     for arm in ARMS:  # ends on a bad flag, before the first training
         parse_args(arm_flags(arm, extra), create_parser=partial(create_parser, PROGRAM))
     output = Path(args.output or f'output/demo/{datetime.now().strftime("%Y%m%d-%H%M%S")}')

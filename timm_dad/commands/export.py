@@ -30,27 +30,27 @@ _CHECKPOINTS = {'best': BEST, 'last': LAST}
 
 
 def create_parser() -> Parser:
-    """The parser of ``timm-dad export``."""
+    """Create the parser of ``timm-dad export``."""
     parser = Parser(
         prog=PROGRAM,
         usage='%(prog)s RUN --output DIR --format timm|onnx|torch [flags]',
         description='Write the student of a run for use elsewhere, with a model card. Its logits on pictures are '
-        "compared with those of the run's checkpoint; where they differ nothing is written.",
+        "compared with those of the run's checkpoint; if they differ, nothing is written.",
     )
-    parser.add_argument('run', metavar='RUN', help='folder of a training, or a checkpoint in it; also as run:RUN')
+    parser.add_argument('run', metavar='RUN', help='folder of a training, or a checkpoint in it; run:RUN works, too')
     parser.add_argument('--output', required=True, metavar='DIR', help='folder to write, new or empty')
     parser.add_argument(
         '--format', required=True, choices=tuple(_WRITERS),
         help="timm: weights and config for timm.create_model('local-dir:DIR'); onnx: for ONNX Runtime (extra export); "
         'torch: a program that torch.export.load reads without timm',
     )  # fmt: skip
-    parser.add_argument('--checkpoint', choices=tuple(_CHECKPOINTS), help='which one of the folder (default: best)')
+    parser.add_argument('--checkpoint', choices=tuple(_CHECKPOINTS), help='checkpoint in the folder (default: best)')
     add_ema_arg(parser)
     return parser
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run ``timm-dad export`` with a command line from there on."""
+    """Run ``timm-dad export`` with its command line."""
     args = create_parser().parse_args(argv)
     setup_logging()
     with user_errors(PROGRAM):
@@ -68,15 +68,15 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _checkpoint(args: argparse.Namespace) -> str:
-    """The run, or the checkpoint in it that the flags name."""
+    """Return the run, or the checkpoint in it that the flags name."""
     run: str = args.run.removeprefix(_RUN)
     if args.checkpoint is None:
         return run
     path = Path(run, _CHECKPOINTS[args.checkpoint])
     rules = (
-        (not Path(run).is_file(), f'--checkpoint {args.checkpoint} is for a folder, and {run} is a checkpoint: leave '
+        (not Path(run).is_file(), f'--checkpoint {args.checkpoint} is for a folder, but {run} is a checkpoint: leave '
          'it out'),
-        (path.is_file(), f'--checkpoint {args.checkpoint}: {run} has no {path.name}: name another one'),
+        (path.is_file(), f'--checkpoint {args.checkpoint}: {run} has no {path.name}: choose another one'),
     )  # fmt: skip
     check_rules(rules)
     return str(path)
@@ -87,10 +87,10 @@ def check(student: Student, network: Network) -> str:
     """Compare the logits of a network with the student's on pictures, the first one alone and the others together.
 
     Returns:
-        How alike they are, in words.
+        A description of how close they are.
 
     Raises:
-        ValueError: If they differ by more than ``TOLERANCE`` of the largest logit, or of 1 where all are smaller.
+        ValueError: If they differ by more than ``TOLERANCE`` of the largest logit, or of 1 if all are smaller.
     """
     what, pictures = validation_pictures(student.flags, _PICTURES)
     transform = create_transform(**student.images, is_training=False)
@@ -101,7 +101,7 @@ def check(student: Student, network: Network) -> str:
     same = int((found.argmax(dim=1) == expected.argmax(dim=1)).sum())
     told = f'{len(x)} pictures of {what}: largest difference of logits {difference:.2g}, same top-1 on {same} of them'
     if not difference <= most:  # true of NaN, too
-        raise ValueError(f'{told}; no more than {most:.2g} is taken, so nothing was written')
+        raise ValueError(f'{told}; the limit is {most:.2g}, so nothing was written')
     return told
 
 

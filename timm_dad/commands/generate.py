@@ -1,4 +1,4 @@
-"""``timm-dad generate``: the flags, named as timm names them."""
+"""``timm-dad generate``: the flags, with timm's names."""
 
 import argparse
 import os
@@ -39,7 +39,7 @@ PROGRAM = 'timm-dad generate'
 
 
 def create_parser() -> Parser:
-    """The parser of ``timm-dad generate``."""
+    """Create the parser of ``timm-dad generate``."""
     parser = Parser(
         prog=PROGRAM,
         usage='%(prog)s --data-dir DIR --dad-teacher SPEC --dad-vqgan SPEC --output DIR [flags]',
@@ -54,13 +54,13 @@ def create_parser() -> Parser:
     group = parser.add_argument_group('DAD: the set')
     group.add_argument(
         '--output', metavar='DIR', required=True,
-        help='folder of the set, or its URL in an object store, such as s3://BUCKET/NAME; the same one to go on, or to '
+        help='folder of the set, or its URL in an object store, such as s3://BUCKET/NAME; the same one to resume or to '
         '--repair',
     )  # fmt: skip
     group.add_argument(
         '--repair', action='store_true',
-        help='compare every byte of the set with its manifests first, as timm-dad verify does, and make again what is '
-        'missing or altered (one process; takes the flags that made the set)',
+        help='compare every byte of the set with its manifests first, as timm-dad verify does, and remake what is '
+        'missing or altered (in one process; needs the flags that made the set)',
     )  # fmt: skip
     add_fields(group, FormatConfig, FILES)
     parser.set_defaults(format=None)
@@ -71,35 +71,35 @@ def create_parser() -> Parser:
     add_reinforce_args(parser)
     group = add_data_args(parser, split='train', alias='--train-split')
     add_task_args(group)
-    group.add_argument('--train-num-samples', type=int, metavar='N', help='images of the split, for a stream')
+    group.add_argument('--train-num-samples', type=int, metavar='N', help='number of images of the split, for a stream')
     add_execution_args(parser.add_argument_group('Execution'), GenerateConfig.batch_size)
     return parser
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse and check; ``SystemExit`` on a bad flag."""
+    """Parse and check; raise ``SystemExit`` on a bad flag."""
     return parse_checked(create_parser, argv, _check_args)
 
 
 def _check_args(args: argparse.Namespace, given: dict[str, Any]) -> None:
     check_rules((
         (not args.output.startswith(SCHEME),
-         f'--output must be a folder to make or --repair a set in, got {args.output}: timm-dad push brings it there'),
+         f'--output must be a folder to make or --repair a set in, got {args.output}: upload it with timm-dad push'),
     ))  # fmt: skip
     args.format = args.format or format_of(as_root(args.output))
     lossy = args.format != 'codes' and args.image_format != 'png'
     rules = (
-        (args.data_dir or args.dataset, '--data-dir must name a folder with a sub-folder a class (or give --dataset)'),
+        (args.data_dir or args.dataset, '--data-dir must name a folder with a folder per class (or give --dataset)'),
         ('quality' not in given or lossy, '--quality is for --image-format jpeg and webp'),
         ('image_format' not in given or args.format != 'codes', '--image-format is not for --format codes'),
         *frame_rules(args, given),
         (args.dad_precision != 'auto',
-         '--dad-precision decides the bytes of a set, in every process that works on it: give fp32, bf16 or fp16 '
-         '(timm-dad info --dad-precision auto says which is faster here)'),
+         '--dad-precision auto is not supported here, because the precision changes the files: give fp32, bf16 or fp16 '
+         '(timm-dad info --dad-precision auto tells which is faster here)'),
         *engine_rules(args, given),
-        (not args.repair or args.shards is None, '--repair looks at the whole set: leave --shards out'),
+        (not args.repair or args.shards is None, '--repair checks the whole set: leave --shards out'),
         (not args.repair or int(os.environ.get('WORLD_SIZE', 1)) == 1,
-         '--repair looks for damage in one process: leave the launcher out (others may join once views are made)'),
+         '--repair finds damage in one process: leave the launcher out (others may join once views are made)'),
         (args.workers >= 0, f'--workers must be 0 or more, got {args.workers}'),
         (args.dad_vqgan, NO_VQGAN),
         device_rule(args.device),
@@ -119,7 +119,7 @@ def _check_args(args: argparse.Namespace, given: dict[str, Any]) -> None:
 
 
 def create_claims(args: argparse.Namespace) -> Callable[[Any], Claims]:
-    """Who makes what; ``ValueError`` names the flag."""
+    """Return a function that creates the claims; ``ValueError`` names the flag."""
     if args.shards is None:
         return partial(store_claims if is_url(args.output) else open_claims, kind=args.claim)
     with under_flag('--shards'):
@@ -128,7 +128,7 @@ def create_claims(args: argparse.Namespace) -> Callable[[Any], Claims]:
 
 
 def main(argv: Sequence[str]) -> dict[str, Any] | None:
-    """Run ``timm-dad generate`` with a command line from there on; returns the summary of the set, if it is whole."""
+    """Run ``timm-dad generate`` with its command line; return the summary of the set if it is finished."""
     args = parse_args(argv)
     setup_logging()
     with user_errors(PROGRAM):
@@ -166,10 +166,10 @@ def _make_with_ray(args: argparse.Namespace, source: Source) -> dict[str, Any]:
 
 
 def format_part(args: argparse.Namespace, num_images: int) -> str:
-    """What a run of one part ends with while there are others."""
+    """Format the final message of a run of one part while others remain."""
     done, count = len(done_shards(as_root(args.output))), -(-num_images // args.shard_size)
     part = Part.parse(args.shards or 'auto', os.environ)
     return (
-        f'{args.output}: part {part} is done, {done} of {count} shards are. The last of the other parts, or the same '
-        'command without --shards, finishes the set'
+        f'{args.output}: part {part} is done; {done} of {count} shards exist. The last of the other parts, or the same '
+        'command without --shards, completes the set'
     )

@@ -1,4 +1,4 @@
-"""What makes a DAD set in one process, by the flags of ``timm-dad generate``: data, models, and what a set keeps."""
+"""Build and run the making of a DAD set in one process, from the flags of ``timm-dad generate``."""
 
 import argparse
 import contextlib
@@ -42,15 +42,15 @@ SET = {'shard_size': 'shard_size', 'top_k': 'dad_store_logits', 'temperature': '
 
 @dataclass(frozen=True)
 class Job:
-    """What makes a set in one process.
+    """Everything needed to make a set in one process.
 
     Args:
         args: The flags, with ``num_classes``.
         source: The data set.
         augment: Makes the views; its models are on ``device``.
-        config: How.
-        settings: What else decides the bytes of the set.
-        device: Where the models are.
+        config: Settings of the generation.
+        settings: Everything else that affects the files of the set.
+        device: Device of the models.
     """
 
     args: argparse.Namespace
@@ -69,14 +69,14 @@ class Job:
         return cls(args, source, augment, config, settings, device)
 
     def make(self, claims: Callable[[Any], Claims], **more: Any) -> dict[str, Any] | None:
-        """``generate`` the set, with ``more`` of its arguments."""
+        """Run ``generate`` for the set, with ``more`` of its arguments."""
         return generate(
             self.source, self.augment, self.args.output, self.config, self.settings,
             device=self.device, workers=self.args.workers, claims=claims, **more,
         )  # fmt: skip
 
     def answer(self, claims: Callable[[Any], Claims], *, progress: bool) -> Reinforcement | None:
-        """``reinforce`` the set, which is whole."""
+        """Run ``reinforce`` for the finished set."""
         dad_set = DADSet(set_folder(self.args.output))
         if dad_set.format == 'codes':
             # Not the one that made them: processes of the loader decode, in fp32 on the CPU as those of a training do.
@@ -89,7 +89,7 @@ class Job:
 
 
 def create_config(args: argparse.Namespace) -> GenerateConfig:
-    """How the flags want the set; ``ValueError`` names the flag."""
+    """Return the settings of the set from the flags; ``ValueError`` names the flag."""
     frame, files = create_frame(args), from_flags(FormatConfig, args, FILES)
     flags = {**VIEWS, **SET, 'batch_size': 'batch_size'}
     if args.reinforce:
@@ -98,7 +98,7 @@ def create_config(args: argparse.Namespace) -> GenerateConfig:
 
 
 def open_source(args: argparse.Namespace, *, check: bool = True) -> Source:
-    """Open the data, count its classes, and decode some images of it (``check``) before anything large is built."""
+    """Open the data, count its classes, and decode some images (``check``) before anything large is built."""
     dataset = create_dataset(
         args, args.split, split_flag='--split', num_samples=args.train_num_samples,
         batch_size=args.batch_size, seed=args.seed, labels=not args.no_labels,
@@ -108,7 +108,7 @@ def open_source(args: argparse.Namespace, *, check: bool = True) -> Source:
     source = Source(dataset)
     source.class_names = find_class_names(args, source.class_names)
     if not len(source):
-        raise ValueError('--train-num-samples must say how many images the stream holds: its info does not')
+        raise ValueError('--train-num-samples must give the number of images: the info of the stream does not')
     args.num_classes = number_of_classes(args, source.class_names)
     encode_targets(args, dataset)
     return source
@@ -117,7 +117,7 @@ def open_source(args: argparse.Namespace, *, check: bool = True) -> Source:
 def build_models(
     args: argparse.Namespace, source: Source, config: GenerateConfig, device: torch.device
 ) -> tuple[DADAugment, dict[str, Any]]:
-    """Teacher, VQGAN and attack, and what of them the set keeps."""
+    """Build teacher, VQGAN and attack, and what the set records about them."""
     needs_temperature = args.dad_store_logits or args.reinforce or len(teacher_specs(args)) > 1
     images = temperature_images(args, source, config) if needs_temperature else None
     teacher = create_teacher(args, args.num_classes, source.class_names, device, images)
@@ -150,7 +150,7 @@ def build_models(
 
 
 def temperature_images(args: argparse.Namespace, source: Source, config: GenerateConfig) -> Images | None:
-    """The images of ``--dad-temperature auto``, unless the set that goes on keeps its number, which is taken."""
+    """Return the images for ``--dad-temperature auto``, unless an existing set stores the value, which is then used."""
     root = as_root(args.output)
     for name in (SETTINGS, f'{REINFORCED}/{SETTINGS}'):
         with contextlib.suppress(ImportError, OSError, ValueError, KeyError):  # there is none yet
@@ -160,7 +160,7 @@ def temperature_images(args: argparse.Namespace, source: Source, config: Generat
 
 
 def _other_rounding(args: argparse.Namespace) -> dict[str, Any]:
-    """What else decides the bytes of a set, where it is not as sets were always made."""
+    """Return rounding-related settings that affect a set's files, if they differ from the original ones."""
     return {
         **({'attack_from': args.dad_attack_from} if args.dad_attack_from != 'reconstruction' else {}),
         **({'micro_batch': args.dad_micro_batch} if args.dad_micro_batch else {}),
@@ -169,7 +169,7 @@ def _other_rounding(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def describe_data(args: argparse.Namespace, source: Source) -> dict[str, Any]:
-    """What the set keeps of its data."""
+    """Return what the set records about its data."""
     return {
         **{name: getattr(args, name) for name in ('dataset', 'input_key', 'target_key', 'num_classes')},
         'split': args.split,

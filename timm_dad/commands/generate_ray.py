@@ -1,4 +1,4 @@
-"""``timm-dad generate --engine ray``: what the command does itself, and what its tasks do."""
+"""``timm-dad generate --engine ray``: the work of the command itself, and that of its tasks."""
 
 import argparse
 import pickle
@@ -19,7 +19,7 @@ from timm_dad.data.images import Source
 
 
 def make_with_ray(args: argparse.Namespace, source: Source) -> dict[str, Any]:
-    """Make a set, and its answers, by tasks of a Ray cluster; returns the summary."""
+    """Make a set, and its answers, with tasks of a Ray cluster; return the summary."""
     root = Path(args.output).absolute()
     job = Job.open(args, source, torch.device('cpu'))  # the GPUs are for the tasks
     request = pickle.dumps(argparse.Namespace(**{**vars(args), 'output': str(root)}))  # with the temperature found
@@ -44,6 +44,6 @@ def _answer_shards(request: bytes, device: str, claims: Callable[[Path], Claims]
 
 @lru_cache(maxsize=1)
 def _open_job(request: bytes, device: str) -> Job:
-    """Data and models, which a process keeps for the tasks that follow."""
+    """Open data and models, which a process keeps for later tasks."""
     args = pickle.loads(request)
     return Job.open(args, open_source(args, check=False), torch.device(device))

@@ -1,4 +1,4 @@
-"""The command ``timm-dad info``: what a training with these flags would use, counted and measured on this machine."""
+"""The command ``timm-dad info``: measure what a training with the given flags would use on this machine."""
 
 import argparse
 import contextlib
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> Report:
         argv: Command line without ``info``.
 
     Returns:
-        What ``--json`` prints.
+        The content that ``--json`` prints.
     """
     args = parse_args(argv, create_parser=create_parser)
     setup_logging(logging.WARNING)
@@ -78,15 +78,15 @@ def main(argv: Sequence[str]) -> Report:
 
 
 def create_parser() -> Parser:
-    """The parser of ``timm-dad info``: that of ``timm-dad train``, with flags of its own."""
+    """Create the parser of ``timm-dad info``: that of ``timm-dad train``, with its own flags."""
     parser = create_train_parser(PROGRAM)
     parser.usage = '%(prog)s [--gpus N] [--images N] [--batches N] [--json] [flags of timm-dad train]'
     parser.description = (
         'Print what a training with these flags would use: models, multiply-adds, memory and time. --help estimate '
-        'shows the flags beside those of timm-dad train.'
+        'shows the flags that timm-dad train lacks.'
     )
     group = parser.add_argument_group('Estimate')
-    group.add_argument('--gpus', type=int, default=1, metavar='N', help='estimate for N of this device')
+    group.add_argument('--gpus', type=int, default=1, metavar='N', help='estimate for N devices of this kind')
     group.add_argument('--images', type=int, metavar='N', help='training images (default: those of the data set)')
     group.add_argument('--batches', type=int, default=5, metavar='N', help='optimizer steps to measure, of each kind')
     group.add_argument('--json', action='store_true', help='print JSON')
@@ -94,17 +94,17 @@ def create_parser() -> Parser:
 
 
 def make_report(args: argparse.Namespace, gpus: int = 1, images: int | None = None, batches: int = 5) -> Report:
-    """Build what the flags ask for as ``train_dad.main`` does, count it, and measure some steps of it.
+    """Build what the flags describe like ``train_dad.main``, count it, and measure some steps of it.
 
     Args:
         args: Flags of ``train_dad.py``.
-        gpus: Devices to estimate for.
-        images: Training images to estimate for; those of the data set by default.
-        batches: Optimizer steps to measure, of each kind.
+        gpus: Number of devices to estimate for.
+        images: Number of training images to estimate for; that of the data set by default.
+        batches: Number of optimizer steps to measure, of each kind.
 
     Returns:
         ``configuration``, ``parts`` (parameters, multiply-adds), ``making`` (with ``--dad-cache``), ``batches``
-        (each kind of batch: its share, seconds), ``peak_memory`` in bytes, and ``estimate``, as plain values.
+        (share and seconds of each kind of batch), ``peak_memory`` in bytes, and ``estimate``, as plain values.
     """
     vars(args).update(log_with='', log_wandb=False, save_images=False, recovery_interval=0)
     accelerator = create_accelerator(Path(), **kwargs.accelerator_kwargs(args))
@@ -168,13 +168,13 @@ def make_report(args: argparse.Namespace, gpus: int = 1, images: int | None = No
 
 
 def count_parts(task: TrainingTask, augment: DADAugment | None, x_norm: Tensor) -> Report:
-    """Count the parameters, and the multiply-adds of one image forward and backward, of each network.
+    """Count the parameters of each network, and its multiply-adds for one image forward and backward.
 
     Args:
         task: The training task, before its student is compiled.
-        augment: Makes DAD views, if any are made; the teacher's backward is its gradient at the input then, and
-            ``DAD view`` is all that is computed for one, with the gradients of its attack.
-        x_norm: An image ``[1, C, H, W]`` as the student takes it.
+        augment: Makes DAD views, if any are made; the teacher's backward is then its gradient at the input, and
+            ``DAD view`` covers everything computed for one view, with the gradients of its attack.
+        x_norm: An image ``[1, C, H, W]`` as input of the student.
     """
     networks = {
         'student': task.get_eval_model(),
@@ -200,14 +200,14 @@ def count_parts(task: TrainingTask, augment: DADAugment | None, x_norm: Tensor) 
 
 
 def some_target(augment: DADAugment, x_pix: Tensor) -> Tensor:
-    """Targets of images ``[B, 3, H, W]``, of one class or several, whatever they are."""
+    """Return arbitrary targets for images ``[B, 3, H, W]``, single-label or multi-label."""
     return augment.targets.answer(x_pix.new_zeros(len(x_pix), augment.teacher.num_classes))
 
 
 def _create_training(
     args: argparse.Namespace, task: TrainingTask, accelerator: Accelerator, num_batches: int
 ) -> tuple[Callable[[Any], None], int]:
-    """The trainer's epoch as a function of its batches, and how many epochs there will be."""
+    """Return the trainer's epoch as a function of its batches, and the number of epochs."""
     args.lr = learning_rate(args, 1)
     with flag_errors('--opt, --opt-kwargs'):
         optimizer = create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=args), **args.opt_kwargs)
@@ -228,26 +228,26 @@ def _create_training(
 
 
 def clock(device: torch.device) -> float:
-    """Seconds, once the device has done all that it was given."""
+    """Return the time in seconds, once the device has finished all queued work."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: torch's peak on a GPU; on a CPU the largest resident set of the process."""
+    """Return bytes: torch's peak on a GPU; on a CPU, the largest resident set of the process."""
     if device.type == 'cuda':
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 
 class TimedBatches:
-    """The first batches of an epoch, over again if it has fewer, with the seconds that they take.
+    """The first batches of an epoch, repeated if it has fewer, with the seconds they take.
 
     Args:
-        batches: ``Batches`` of the trainer.
-        count: How many.
-        device: Waited for before the clock is read.
+        batches: The trainer's ``Batches``.
+        count: Number of batches.
+        device: Device to wait for before the clock is read.
     """
 
     def __init__(self, batches: Any, count: int, device: torch.device) -> None:
@@ -255,11 +255,11 @@ class TimedBatches:
         self.times: list[tuple[float, float]] = []  # seconds that each batch was worked on and waited for
 
     def __len__(self) -> int:
-        """Batches that there will be."""
+        """Return the number of batches."""
         return self.count
 
     def of_epoch(self, epoch: int, _: int = 0) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Yield place, input and target of batches, as ``Batches`` does."""
+        """Yield place, input and target of batches, like ``Batches``."""
         again = itertools.chain.from_iterable(self.batches.of_epoch(epoch) for _ in itertools.count())
         for place in range(self.count):
             asked = clock(self.device)
@@ -269,13 +269,13 @@ class TimedBatches:
             self.times.append((clock(self.device) - got, got - asked))
 
     def means(self, skipped: int) -> dict[str, float]:
-        """Mean seconds of ``work`` and ``wait`` for data by batch, but for the first ``skipped`` batches."""
+        """Return the mean seconds of ``work`` and ``wait`` for data per batch, except the first ``skipped`` ones."""
         work, wait = (mean(seconds) for seconds in zip(*self.times[skipped:], strict=True))
         return {'work': work, 'wait': wait}
 
 
 def estimate(report: Report) -> Report:
-    """Estimate an epoch and a training on ``gpus`` devices: linear, which no interconnect quite is.
+    """Estimate an epoch and a training on ``gpus`` devices with linear scaling, which no interconnect fully reaches.
 
     Args:
         report: ``configuration``, ``batches`` and, if views are made before training, ``making``.

@@ -1,18 +1,18 @@
-"""The report of ``timm-dad info`` as text."""
+"""Format the report of ``timm-dad info`` as text."""
 
 from collections.abc import Mapping
 from typing import Any
 
 _BATCHES = {
     'training': 'a batch',
-    'view': 'a batch with views of its own',
-    'replayed': 'a batch that sees views again',
+    'view': 'a batch with its own views',
+    'replayed': 'a batch with replayed views',
     'none': 'a batch without views',
 }
 
 
 def format_report(report: Mapping[str, Any]) -> str:
-    """Lay out the models, what a step takes and what a training will take.
+    """Describe the models, the cost of a step and the cost of a training.
 
     Args:
         report: From ``timm_dad.commands.info.make_report``.

@@ -1,4 +1,4 @@
-"""``timm-dad patch`` puts the lines of ``patches/`` into timm's ``train.py``; ``timm-dad run`` runs it with them."""
+"""``timm-dad patch`` adds the lines of ``patches/`` to timm's ``train.py``; ``timm-dad run`` runs it with them."""
 
 import linecache
 import os
@@ -22,10 +22,10 @@ _EXTRA = re.compile(rb"^dad = \['timm-dad'\]\r?\n", re.MULTILINE)
 
 
 def with_lines(path: Path, *, revert: bool = False) -> bytes:
-    """The content of timm's ``train.py`` or ``pyproject.toml`` with DAD's lines, or without them (``revert``).
+    """Return the content of timm's ``train.py`` or ``pyproject.toml`` with or without (``revert``) DAD's lines.
 
     Raises:
-        ValueError: If the places of the lines are not there, or not once, or the file has other lines of DAD.
+        ValueError: If the places of the lines are missing or not unique, or the file has other lines of DAD.
         OSError: If the file cannot be read.
     """
     kind = _kind(path)
@@ -33,15 +33,15 @@ def with_lines(path: Path, *, revert: bool = False) -> bytes:
     has_lines = kind.has_lines(source)
     if revert and not has_lines:
         return source
-    by_hand = f'put the lines of {PATCHES / kind.patch} in by hand'
+    by_hand = f'add the lines of {PATCHES / kind.patch} by hand'
     plain = kind.remove_lines(source)
     try:
         changed = kind.add_lines(plain)
     except ValueError as error:
-        raise ValueError(f'{path} is left as it is: {error}; {by_hand}') from error
+        raise ValueError(f'{path} is unchanged: {error}; {by_hand}') from error
     if has_lines and changed != source:
         raise ValueError(
-            f'{path} is left as it is: its lines of timm_dad are not those of this version; take them out by hand'
+            f'{path} is unchanged: its lines of timm_dad are not those of this version; remove them by hand'
         )
     return plain if revert else changed
 
@@ -65,7 +65,7 @@ def _kind(path: Path) -> _Kind:
 
 
 def _add_extra(source: bytes) -> bytes:
-    """Add the extra to a ``pyproject.toml``: to those that it has, or before the table that follows ``[project]``."""
+    """Add the extra to a ``pyproject.toml``: to its existing extras, or before the table that follows ``[project]``."""
     extras = re.search(rb'^\[project\.optional-dependencies\](\r?\n)', source, re.MULTILINE)
     place = extras or re.search(rb'^\[project\](\r?\n)(?:[^\[\n].*\n|\n|\r\n)*(?=\[)', source, re.MULTILINE)
     if place is None:
@@ -75,19 +75,19 @@ def _add_extra(source: bytes) -> bytes:
 
 
 def _remove_extra(source: bytes) -> bytes:
-    """Take out of a ``pyproject.toml`` what ``_add_extra`` adds."""
+    """Remove from a ``pyproject.toml`` what ``_add_extra`` adds."""
     return re.sub(rb'^\[project\.optional-dependencies\]\r?\n\r?\n', b'', _EXTRA.sub(b'', source), flags=re.MULTILINE)
 
 
 def patch_file(path: Path, *, revert: bool = False) -> str:
-    """Patch ``train.py`` (or ``pyproject.toml``) of a timm checkout, or take the lines out again (``revert``).
+    """Patch ``train.py`` (or ``pyproject.toml``) of a timm checkout, or remove the lines again (``revert``).
 
     Returns:
-        What was done, and how to undo it.
+        A message about what was done, and how to undo it.
 
     Raises:
         ValueError: If the lines have no place in the file.
-        OSError: If it cannot be read or written; it is as it was then.
+        OSError: If it cannot be read or written; it is then unchanged.
     """
     path = Path(os.path.realpath(path / 'train.py' if path.is_dir() else path))
     content, name = with_lines(path, revert=revert), _kind(path).patch
@@ -95,8 +95,8 @@ def patch_file(path: Path, *, revert: bool = False) -> str:
         return f'{path} has {"none of" if revert else "already"} the lines of {name}: nothing to do'
     write_file(path, content)
     if revert:
-        return f'{path}: the lines of {name} are out again'
-    return f'{path}: the lines of {name} are in\nundo: timm-dad patch {path} --revert'
+        return f'{path}: the lines of {name} are removed'
+    return f'{path}: the lines of {name} are added\nundo: timm-dad patch {path} --revert'
 
 
 def main(argv: Sequence[str]) -> None:
@@ -106,7 +106,7 @@ def main(argv: Sequence[str]) -> None:
         description="Add the flags --dad to timm's train.py (or the extra to its pyproject.toml).",
     )
     parser.add_argument('path', type=Path, help="timm's checkout, or the file")
-    parser.add_argument('--revert', action='store_true', help='take the lines out again')
+    parser.add_argument('--revert', action='store_true', help='remove the lines again')
     args = parser.parse_args(argv)
     with user_errors('timm-dad patch'):
         try:
@@ -117,23 +117,23 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Run a ``train.py`` as ``python train.py`` does, patched in memory alone.
+    """Run a ``train.py`` as ``python train.py`` does, patched only in memory.
 
     Args:
         argv: Path of the script, then its flags and ``--dad ...``.
 
     Raises:
-        SystemExit: If the patch does not fit the script, or on a bad flag; the message says why.
+        SystemExit: If the patch does not fit the script, or on a bad flag, with a message.
     """
     parser = Parser(
         prog='timm-dad run',
         usage='%(prog)s path/to/train.py [its flags] [--dad ...]',
-        description="timm's train.py with the flags --dad, its file unchanged. After the path, --help is the script's.",
+        description="timm's train.py with the flags --dad, the file unchanged. After its path, --help is the script's.",
     )
     parser.add_argument('script', type=Path, help="timm's train.py")
     script = parser.parse_args(argv[:1]).script.resolve()
     if not script.is_file():
-        parser.error(f'the script must be a file, got {argv[0]!r}, which is none')
+        parser.error(f'the script must be a file, got {argv[0]!r}')
     with user_errors(script.name):
         source = with_lines(script)
     sys.argv = list(argv)

@@ -48,12 +48,12 @@ _DEFAULT_IMAGES = 8
 
 
 def create_parser() -> Parser:
-    """The parser of ``timm-dad preview``."""
+    """Create the parser of ``timm-dad preview``."""
     parser = Parser(
         prog=PROGRAM,
         usage='%(prog)s [--data-dir DIR --dad-teacher SPEC --dad-vqgan SPEC] [flags]',
-        description='Show the DAD views of a few images. Without data, of the embedded demo; the demo brings its '
-        'teacher, VQGAN and size, where they are not given.',
+        description='Show the DAD views of a few images. Without data, it uses the embedded demo, which provides '
+        'teacher, VQGAN and size unless they are given.',
     )
     add_config_arg(parser)
     add_view_args(parser)
@@ -65,14 +65,14 @@ def create_parser() -> Parser:
     which = group.add_mutually_exclusive_group()
     which.add_argument(
         '--images', type=int, metavar='N',
-        help=f'how many, spread evenly over the data set, of a stream the first ones (default: {_DEFAULT_IMAGES}, '
-        'or all where there are fewer)',
+        help=f'how many, spread evenly over the data set, or the first of a stream (default: {_DEFAULT_IMAGES}, '
+        'or all if there are fewer)',
     )  # fmt: skip
     which.add_argument('--index', type=int, nargs='+', metavar='I', help='these images, counted from 0')
-    add_frame_args(group, size_help='size of the views (default: 224; of the demo 32)')
+    add_frame_args(group, size_help='size of the views (default: 224; 32 for the demo)')
     group.add_argument(
         '--seed', type=int, default=GenerateConfig.seed, metavar='S',
-        help='random seed; with the seed of timm-dad generate, the first view that it makes (default: %(default)s, in '
+        help='random seed; with the seed of timm-dad generate, its first view is shown (default: %(default)s, in '
         'both)',
     )  # fmt: skip
     group.add_argument('--output', metavar='DIR', default='output/preview', help=f'folder of {" and ".join(FILES)}')
@@ -81,7 +81,7 @@ def create_parser() -> Parser:
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse, fill in the demo where there is no data set, and check; ``SystemExit`` on a bad flag."""
+    """Parse, fill in the demo if there is no data set, and check; raise ``SystemExit`` on a bad flag."""
     return parse_checked(create_parser, argv, _check_args)
 
 
@@ -111,7 +111,7 @@ def _check_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
 
 
 def main(argv: Sequence[str]) -> list[PreviewImage]:
-    """Run ``timm-dad preview`` with a command line from there on; returns the images with their views."""
+    """Run ``timm-dad preview`` with its command line; return the images with their views."""
     args = parse_args(argv)
     setup_logging()
     with user_errors(PROGRAM):
@@ -149,19 +149,19 @@ def choose_images(args: argparse.Namespace, source: Source) -> list[tuple[int, S
             raise ValueError(f'--index needs data with an index, not a stream ({args.dataset}): use --images')
         read = list(source.some(args.images or _DEFAULT_IMAGES).items())
         if len(read) < (args.images or 1):
-            raise ValueError(f'--images must be at most {len(read)}, the images of the data, got {args.images}')
+            raise ValueError(f'--images must be at most {len(read)}, the size of the data, got {args.images}')
         return read
     count = len(source)
     if args.index and max(args.index) >= count:
-        raise ValueError(f'--index must be from 0 to {count - 1}, the images of the data, got {max(args.index)}')
+        raise ValueError(f'--index must be from 0 to {count - 1}, the indices of the data, got {max(args.index)}')
     if args.images and args.images > count:
-        raise ValueError(f'--images must be at most {count}, the images of the data, got {args.images}')
+        raise ValueError(f'--images must be at most {count}, the size of the data, got {args.images}')
     indices = args.index or spread(count, args.images or _DEFAULT_IMAGES)
     return [(index, source.read(index)) for index in indices]
 
 
 def build_augment(args: argparse.Namespace, source: Source) -> DADAugment:
-    """Teacher, VQGAN and attack, prepared."""
+    """Build teacher, VQGAN and attack, prepared."""
     device, frame = pick_device(args.device), create_frame(args)
     images = images_to_fit(args, source, lambda _: frame) if len(teacher_specs(args)) > 1 else None
     teacher = create_teacher(args, args.num_classes, source.class_names, device, images)
@@ -173,7 +173,7 @@ def build_augment(args: argparse.Namespace, source: Source) -> DADAugment:
 def make_previews(
     args: argparse.Namespace, augment: DADAugment, source: Source, chosen: Sequence[tuple[int, SourceImage]]
 ) -> list[PreviewImage]:
-    """The views of the images, each with the random start of its first view in ``timm-dad generate``."""
+    """Make the views of the images, each with the random start of its first view in ``timm-dad generate``."""
     transform = create_frame(args).transform()
     images = []
     for index, image in chosen:

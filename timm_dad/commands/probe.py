@@ -1,8 +1,8 @@
 """The command ``timm-dad probe``: fit a linear head on the features of an image tower.
 
 Zero-shot is weak off ImageNet (Radford et al. 2021, arXiv:2103.00020, section 3.1.5); a linear probe needs the training
-labels and one pass over the pictures. The fit is torch's LBFGS: the problem is convex and a few lines long, it runs
-where the features are, on a GPU too, and needs no package that the rest does not.
+labels and one pass over the pictures. The fit uses torch's LBFGS: the problem is convex and a few lines long, it runs
+on the device of the features, including a GPU, and needs no additional package.
 """
 
 import argparse
@@ -41,7 +41,7 @@ L2_GRID = tuple(10.0**exponent for exponent in range(0, -9, -1))
 def fit_head(
     features: Tensor, labels: Tensor, l2: float, start: tuple[Tensor, Tensor] | None = None, num_classes: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Multinomial logistic regression: the minimum of ``mean cross-entropy + l2 / 2 * ||weight||^2``.
+    """Fit multinomial logistic regression: the minimum of ``mean cross-entropy + l2 / 2 * ||weight||^2``.
 
     Args:
         features: ``[N, D]``.
@@ -76,11 +76,11 @@ def split_held_out(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, 
 
     Args:
         labels: Class indices ``[N]``.
-        fraction: Part of each class that is held out; of a class of one picture none.
+        fraction: Fraction of each class that is held out; none of a class with one picture.
         seed: Seed.
 
     Returns:
-        Indices to fit on, and held out.
+        Indices to fit on, and held-out ones.
 
     Raises:
         ValueError: If nothing is held out.
@@ -94,33 +94,33 @@ def split_held_out(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, 
         held_out.append(index[:count])
         kept.append(index[count:])
     if not sum(map(len, held_out)):
-        raise ValueError('every class has one picture: a part to choose the regularization on needs two of some')
+        raise ValueError('every class has one picture: choosing the regularization needs two pictures of some classes')
     return torch.cat(kept), torch.cat(held_out)
 
 
 def fit_probe(
     features: Tensor, labels: Tensor, num_classes: int, held_out: float = 0.1, seed: int = 0
 ) -> tuple[Tensor, Tensor, dict[str, float]]:
-    """Fit a head whose regularization is chosen on a held-out part, then refit on everything.
+    """Fit a head with its regularization chosen on a held-out part, then refit on everything.
 
-    The choice is by cross-entropy, not by accuracy: the probabilities are what is distilled.
+    The choice is by cross-entropy, not by accuracy, because the probabilities are distilled.
 
     Args:
         features: Features of unit length ``[N, D]``.
         labels: Class indices ``[N]``.
         num_classes: ``K``.
-        held_out: Part of each class that is held out.
+        held_out: Fraction of each class that is held out.
         seed: Seed of the split.
 
     Returns:
-        Weight ``[K, D]``, bias ``[K]`` and what was found: ``l2``, ``held_out_loss``, ``held_out_top1`` in percent.
+        Weight ``[K, D]``, bias ``[K]`` and the results ``l2``, ``held_out_loss`` and ``held_out_top1`` in percent.
 
     Raises:
         ValueError: If a class has no picture.
     """
     empty = sorted(set(range(num_classes)) - set(labels.tolist()))
     if empty:
-        raise ValueError(f'every class needs pictures to fit on, the labels {empty[:5]} have none')
+        raise ValueError(f'every class needs pictures to fit on, but the labels {empty[:5]} have none')
     # Features of unit length lie in a narrow cone: centred and scaled, the same problem is well conditioned.
     mean = features.mean(dim=0)
     scale = (features - mean).square().mean().sqrt().clamp_min(1e-12)
@@ -144,7 +144,7 @@ def fit_probe(
 
 @torch.no_grad()
 def extract_features(tower: Teacher, loader: DataLoader[tuple[Tensor, Tensor]], device: torch.device) -> list[Tensor]:
-    """Features ``[N, D]`` of unit length and labels ``[N]`` of a loader's pictures in [0, 1]; on the CPU."""
+    """Extract features ``[N, D]`` of unit length and labels ``[N]`` of a loader's pictures in [0, 1]; on the CPU."""
     features, labels = [], []
     for x_pix, label in progress(loader, desc='Features', leave=False):
         features.append(unit_features(tower, x_pix.to(device)).cpu())
@@ -153,7 +153,7 @@ def extract_features(tower: Teacher, loader: DataLoader[tuple[Tensor, Tensor]], 
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run ``timm-dad probe`` with a command line from there on."""
+    """Run ``timm-dad probe`` with its command line."""
     args = parse_checked(create_parser, argv, _check)
     setup_logging()
     with user_errors(PROGRAM):
@@ -166,7 +166,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def create_parser() -> Parser:
-    """The parser of ``timm-dad probe``."""
+    """Create the parser of ``timm-dad probe``."""
     parser = Parser(
         prog=PROGRAM,
         usage='%(prog)s --data-dir DIR --dad-teacher SPEC --output FILE [flags]',
@@ -180,13 +180,13 @@ def create_parser() -> Parser:
         help='timm:MODEL, timm:MODEL/FILE or open_clip:MODEL/PRETRAINED',
     )  # fmt: skip
     precision = group.add_argument(
-        '--dad-precision', choices=tuple(PRECISIONS), default='fp32', help='precision of the tower'
+        '--dad-precision', choices=tuple(PRECISIONS), default='fp32', help='precision of the image tower'
     )
     add_alias(group, spec, '--teacher')
     add_alias(group, precision, '--precision')
     group = parser.add_argument_group('Head')
     group.add_argument('--output', metavar='FILE', required=True, help='safetensors file to write')
-    group.add_argument('--held-out', type=float, default=0.1, metavar='PART', help='of each class, to choose the l2 on')
+    group.add_argument('--held-out', type=float, default=0.1, metavar='PART', help='part of each class to choose l2 on')
     group.add_argument('--seed', type=int, default=0, metavar='S', help='seed of the held-out part')
     add_execution_args(parser.add_argument_group('Execution'), 128)
     return parser
@@ -207,7 +207,7 @@ def _check(args: argparse.Namespace, _: dict[str, Any]) -> None:
 
 
 def make_probe(args: argparse.Namespace) -> LinearHead:
-    """Fit the head that the flags ask for; ``ValueError`` where data or tower cannot be used."""
+    """Fit the head that the flags describe; raise ``ValueError`` if data or tower cannot be used."""
     dataset = create_dataset(args, args.split, split_flag='--split')
     check_images(dataset, data_flag(args))
     check_class_names(dataset_class_names(dataset), data_flag(args))

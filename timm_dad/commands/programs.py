@@ -1,4 +1,4 @@
-"""The student of a training as a program of torch.export or ONNX, which needs neither timm nor timm-dad."""
+"""The student of a training as a torch.export or ONNX program, which needs neither timm nor timm-dad."""
 
 import json
 from collections.abc import Callable
@@ -20,13 +20,13 @@ Network = Callable[[Tensor], Tensor]
 
 
 def check_packages() -> None:
-    """Raise ``ImportError`` where a package that ONNX needs is missing."""
+    """Raise ``ImportError`` if a package that ONNX needs is missing."""
     for name in _PACKAGES:
         require_extra(name, 'export')
 
 
 def write_torch(student: Student, folder: Path) -> Network:
-    """Write a program of torch.export, with its facts in the extra file ``config.json``; returns it, read again."""
+    """Write a torch.export program, with its metadata in the extra file ``config.json``; return it, read again."""
     path = folder / PT2
     torch.export.save(_trace(student), path, extra_files={'config.json': json.dumps(facts(student))})
     network: Network = torch.export.load(path).module()
@@ -34,7 +34,7 @@ def write_torch(student: Student, folder: Path) -> Network:
 
 
 def write_onnx(student: Student, folder: Path) -> Network:
-    """Write ONNX, with its facts as metadata, each in JSON; returns what ONNX Runtime reads."""
+    """Write ONNX, with its metadata in JSON; return what ONNX Runtime reads."""
     path = folder / ONNX
     program: Any = torch.onnx.export(
         _trace(student), (), dynamo=True, input_names=[INPUT], output_names=[OUTPUT], dynamic_shapes=({0: 'N'},),
@@ -51,7 +51,7 @@ def write_onnx(student: Student, folder: Path) -> Network:
 
 
 def _trace(student: Student) -> torch.export.ExportedProgram:
-    """The student's program for any number of images of its size."""
+    """Trace the student for any number of images of its size."""
     x = torch.zeros(2, *student.images['input_size'])
     with torch.no_grad():
         program = torch.export.export(student.model, (x,), dynamic_shapes=({0: torch.export.Dim('N')},), strict=False)
@@ -62,14 +62,14 @@ def _trace(student: Student) -> torch.export.ExportedProgram:
 
 
 def facts(student: Student) -> dict[str, Any]:
-    """What a program does not say of itself: model, task, how images must look, and classes where they are known."""
+    """Return the metadata of a program: model, task, image format, and classes if they are known."""
     task = 'multilabel' if student.flags.get('task') == 'multilabel' else 'classification'
     names = {'label_names': student.class_names} if student.class_names else {}
     return {'model': student.name, 'task': task, **student.images, **names}
 
 
 def torch_use(student: Student) -> str:
-    """Lines of Python that classify pictures with what ``write_torch`` wrote."""
+    """Return lines of Python that classify pictures with the output of ``write_torch``."""
     return f"""import torch
 
 model = torch.export.load('{PT2}').module()
@@ -79,7 +79,7 @@ logits = model(x)  # [N, K]
 
 
 def onnx_use(student: Student) -> str:
-    """Lines of Python that classify pictures with what ``write_onnx`` wrote."""
+    """Return lines of Python that classify pictures with the output of ``write_onnx``."""
     return f"""import numpy as np
 import onnxruntime
 

@@ -1,4 +1,4 @@
-"""``timm-dad push``: bring a DAD set, or the student of a run, to the Hugging Face Hub, with a card."""
+"""``timm-dad push``: upload a DAD set, or the student of a run, to the Hugging Face Hub, with a card."""
 
 import argparse
 import logging
@@ -33,29 +33,29 @@ _logger = logging.getLogger(__name__)
 
 
 def create_parser() -> Parser:
-    """The parser of ``timm-dad push``."""
+    """Create the parser of ``timm-dad push``."""
     parser = Parser(
         prog=PROGRAM,
         usage='%(prog)s DIR|run:FOLDER --repo USER/NAME --license ID --data-license TEXT [flags]',
-        description='Bring a DAD set, or the student of a run, to the Hugging Face Hub, with a card. Every byte of a '
-        'set is compared with its manifests before, and the logits of a student with those of what timm loads.',
+        description='Upload a DAD set, or the student of a run, to the Hugging Face Hub, with a card. Every byte of a '
+        'set is first compared with its manifests, the logits of a student with those of the model that timm loads.',
     )
     parser.add_argument(
         'source', metavar='DIR|run:FOLDER',
-        help='folder of a finished DAD set; run:FOLDER, the best checkpoint of a training; or run:FILE, another one',
+        help='folder of a finished DAD set; run:FOLDER for the best checkpoint of a training; run:FILE for another one',
     )  # fmt: skip
-    parser.add_argument('--repo', required=True, metavar='USER/NAME', help='the repository, made where there is none')
+    parser.add_argument('--repo', required=True, metavar='USER/NAME', help='the repository, created if missing')
     parser.add_argument(
         '--license', required=True, metavar='ID',
-        help='licence under which you give it, by the identifier of the hub, such as cc-by-4.0, mit or other',
+        help='licence under which you publish it, as an identifier of the hub, such as cc-by-4.0, mit or other',
     )  # fmt: skip
     parser.add_argument(
         '--data-license', required=True, nargs='+', metavar='TEXT',
-        help='licences of the pictures that it was made of or trained on, in your words; the card says them',
+        help='licences of the pictures it was made from or trained on, in your words; the card states them',
     )  # fmt: skip
-    parser.add_argument('--private', action='store_true', help='make the repository a private one')
-    parser.add_argument('--dry-run', action='store_true', help='write what would be uploaded into --output')
-    parser.add_argument('--output', metavar='DIR', help='folder that --dry-run writes, new or empty')
+    parser.add_argument('--private', action='store_true', help='make the repository private')
+    parser.add_argument('--dry-run', action='store_true', help='write what would be uploaded to --output')
+    parser.add_argument('--output', metavar='DIR', help='folder for --dry-run to write, new or empty')
     return parser
 
 
@@ -66,9 +66,9 @@ def _check_args(args: argparse.Namespace) -> None:
         (re.fullmatch('[a-z0-9][a-z0-9.-]*', args.license),
          f'--license must be an identifier of the hub, such as cc-by-4.0, mit or other, got {args.license!r}'),
         (all(text.strip() for text in args.data_license),
-         f'--data-license must say the licences of the pictures, got {args.data_license}'),
-        (not args.dry_run or args.output, '--dry-run needs --output, the folder that it writes'),
-        (args.dry_run or not args.output, '--output is for --dry-run, and without it nothing is written here'),
+         f'--data-license must state the licences of the pictures, got {args.data_license}'),
+        (not args.dry_run or args.output, '--dry-run needs --output, the folder to write'),
+        (args.dry_run or not args.output, '--output is for --dry-run: without it, no folder is written'),
         (not (args.dry_run and args.private), '--private is for an upload: leave it out with --dry-run'),
         (not is_url(args.source), f'DIR must be a folder of this machine, got {args.source}'),
     )  # fmt: skip
@@ -78,7 +78,7 @@ def _check_args(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run ``timm-dad push`` with a command line from there on."""
+    """Run ``timm-dad push`` with its command line."""
     args = create_parser().parse_args(argv)
     setup_logging()
     with user_errors(PROGRAM):
@@ -109,7 +109,7 @@ def _push_set(args: argparse.Namespace, dad_set: DADSet, repository: Repository 
     paths, address = set_files(dad_set), f'{SCHEME}{args.repo}'
     if len(paths) > _MOST_FILES:
         _logger.warning(
-            '%d files: the hub recommends fewer than %d in a repository; --format wds and codes have one a shard',
+            '%d files: the hub recommends fewer than %d per repository; --format wds and codes have one per shard',
             len(paths), _MOST_FILES,
         )  # fmt: skip
     if repository:
@@ -147,11 +147,11 @@ def _finish(
 
 @contextmanager
 def _folder(args: argparse.Namespace) -> Iterator[Path]:
-    """A folder to fill: a temporary one, or one that gets the name ``--output`` once it is whole."""
+    """Yield a folder to fill: a temporary one, or one that is renamed to ``--output`` once it is complete."""
     if not args.dry_run:
         with tempfile.TemporaryDirectory(prefix='timm_dad-push-') as name:
             yield Path(name)
         return
     with filling_folder(Path(args.output)) as work:
         yield work
-    print(f'{args.output} is what would be uploaded to {args.repo}; nothing was')
+    print(f'{args.output} contains what would be uploaded to {args.repo}; nothing was uploaded')

@@ -1,4 +1,4 @@
-"""The command lines that make a DAD set and train from it, from what the set says of itself."""
+"""Reconstruct the command lines that make a DAD set and train from it, from the set's own records."""
 
 import shlex
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ _MIXING = {**MIXING_FLAGS, 'cutmix_minmax': 'cutmix_minmax'}
 
 
 def generate_command(dad_set: DADSet, output: str) -> str:
-    """The ``timm-dad generate`` that makes a set; the folder of its data is ``DIR``, models have no folder."""
+    """Return the ``timm-dad generate`` that makes a set; its data folder is ``DIR``, models have no folder."""
     settings = dad_set.settings
     attack, logits = settings['attack'], settings['logits'] or {}
     flags = {
@@ -54,7 +54,7 @@ def generate_command(dad_set: DADSet, output: str) -> str:
 
 
 def train_command(dad_set: DADSet, dad_dir: str) -> str:
-    """A ``timm-dad train`` from the set: without a teacher where it is reinforced, else naming models of files."""
+    """Return a ``timm-dad train`` from the set: without a teacher if it is reinforced, else naming model files."""
     settings, replayed = dad_set.settings, _reinforce_flags(dad_set)
     for name in ('reinforce', 'reinforce_top_k'):
         replayed.pop(name, None)
@@ -76,7 +76,7 @@ def train_command(dad_set: DADSet, dad_dir: str) -> str:
 
 
 def _reinforce_flags(dad_set: DADSet) -> dict[str, Any]:
-    """The flags of the augmentations that a set has answers on; empty where there are none."""
+    """Return the flags of the augmentations that a set has answers on; empty if there are none."""
     if not is_reinforced(dad_set.root):
         return {}
     settings = Reinforcement(dad_set).settings
@@ -94,7 +94,7 @@ def _reinforce_flags(dad_set: DADSet) -> dict[str, Any]:
 
 
 def teacher_flags(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags of a set's teacher, files without the folders of the machine that made it."""
+    """Return the flags of a set's teacher, with files stripped of the folders of the machine that made it."""
     return {name: without_folder(value) for name, value in settings['teacher']['flags'].items()}
 
 

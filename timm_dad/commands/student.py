@@ -28,11 +28,11 @@ _logger = logging.getLogger(__name__)
 
 
 class Student:
-    """What a training has trained; a warning where its classes get no names.
+    """The result of a training; warns if its class names are unknown.
 
     Args:
-        run: The folder of the run, whose best checkpoint is taken, or a checkpoint in it.
-        use_ema: Take the moving average of the weights, if there is one.
+        run: The folder of the run, whose best checkpoint is used, or a checkpoint in it.
+        use_ema: Use the moving average of the weights, if there is one.
 
     Raises:
         ValueError: If there is none, or its weights do not fit.
@@ -48,7 +48,7 @@ class Student:
             self.class_names = None  # the folder holds other data now
         if self.class_names is None:
             _logger.warning(
-                '%s: the model gets no names of its classes, for the data of its training is not here, or does not '
+                '%s: the model gets no class names, because its training data is not here, or does not '
                 'name them', run,
             )  # fmt: skip
 
@@ -59,18 +59,18 @@ class Student:
 
     @property
     def images(self) -> dict[str, Any]:
-        """How images must look, as ``timm.data.create_transform`` takes it."""
+        """The image format, as arguments of ``timm.data.create_transform``."""
         return dict(resolve_data_config({}, model=self.model))
 
     @torch.no_grad()
     def write(self, folder: Path, license: str = '') -> nn.Module:
-        """Write configuration and weights, and compare the logits of what timm makes of them.
+        """Write configuration and weights, and compare the logits of the model that timm loads from them.
 
         Returns:
-            What timm makes of them.
+            The model that timm loads.
 
         Raises:
-            ValueError: If timm does not load them, or to other logits, or is too old to be told size and normalization.
+            ValueError: If timm does not load them, gets other logits, or is too old to read size and normalization.
         """
         if not NEW_TIMM:  # its config.json would not tell size and normalization
             raise ValueError(needs_new_timm('the model of a run in the layout of timm'))
@@ -90,8 +90,8 @@ class Student:
         x = torch.rand(2, *self.model.pretrained_cfg['input_size'], generator=torch.Generator().manual_seed(0))
         if not torch.equal(loaded(x), self.model(x)):
             raise ValueError(
-                f'{self.checkpoint}: timm.create_model makes a network of other logits from {CONFIG} and {WEIGHTS}: '
-                f'{self.flags["model"]} with {model_kwargs(self.flags)} is not told by them'
+                f'{self.checkpoint}: timm.create_model builds a network with other logits from {CONFIG} and {WEIGHTS}: '
+                f'{self.flags["model"]} with {model_kwargs(self.flags)} is not described by them'
             )
         return loaded  # type: ignore[no-any-return]
 
@@ -104,13 +104,13 @@ class Student:
         rows: Sequence[tuple[str, str]] = (),
         licenses: tuple[str, Sequence[str]] | None = None,
     ) -> str:
-        """The model card.
+        """Return the model card.
 
         Args:
             title: Its heading.
             use: Lines of Python that classify pictures.
-            library: The hub's name of the library that they use.
-            rows: What else is to be said, after what is known of the training.
+            library: The hub's name of the library they use.
+            rows: Additional rows, after those about the training.
             licenses: That of the repository, by the hub's identifier, and those of the pictures.
         """
         data = ModelCardData(
@@ -159,7 +159,7 @@ class Student:
 
 
 def timm_use(address: str) -> str:
-    """Lines of Python that classify a picture with a model that timm finds at an address."""
+    """Return lines of Python that classify a picture with a model that timm finds at an address."""
     return f"""import timm
 
 model = timm.create_model('{address}', pretrained=True).eval()
@@ -200,7 +200,7 @@ def _given(flags: Mapping[str, Any], *names: str) -> str:
 
 
 def _metric_rows(checkpoint: str, flags: Mapping[str, Any], use_ema: bool) -> list[tuple[str, str]]:
-    """What the checkpoint says of its validation, which is of the moving average where there is one."""
+    """Return the validation result in the checkpoint, which is the moving average's if there is one."""
     content = read_checkpoint(checkpoint, mmap=True) if not checkpoint.endswith('.safetensors') else {}
     of_others = not use_ema and any(name in content for name in AVERAGED)
     if content.get('metric') is None or of_others:

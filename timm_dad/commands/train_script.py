@@ -1,4 +1,4 @@
-"""Where DAD's lines go in timm's ``train.py``: beside the calls that they belong to, whatever stands around these."""
+"""Find the places of DAD's lines in timm's ``train.py``: beside the calls they belong to, whatever surrounds these."""
 
 import ast
 import re
@@ -19,7 +19,7 @@ def add_lines(source: bytes) -> bytes:
     """Add DAD's lines to a ``train.py`` that has none.
 
     Raises:
-        ValueError: If a place of theirs is missing, or there are several; all such are named.
+        ValueError: If places are missing or ambiguous; the message names them all.
     """
     script = _Script(source)
     for edit in (_import, _flags, _data, _task, _epoch):
@@ -33,17 +33,17 @@ def add_lines(source: bytes) -> bytes:
 
 
 def remove_lines(source: bytes) -> bytes:
-    """Take out of a ``train.py`` what ``add_lines`` adds."""
+    """Remove from a ``train.py`` what ``add_lines`` adds."""
     return re.sub(_TASK, rb'\1', re.sub(_LINES, b'', source, flags=re.MULTILINE))
 
 
 def has_lines(source: bytes) -> bool:
-    """Whether a ``train.py`` has lines of DAD."""
+    """Return whether a ``train.py`` has lines of DAD."""
     return re.search(rb'^%s\r?$' % _IMPORT, source, re.MULTILINE) is not None
 
 
 class _MissingError(Exception):
-    """The place of an edit is not there, or not once."""
+    """The place of an edit is missing or not unique."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class _Found:
 
     @property
     def target(self) -> str:
-        """What the result is assigned to: a name, or the first of several; empty if to nothing."""
+        """The name that the result is assigned to, or the first of several; empty if there is none."""
         targets = getattr(self.statement, 'targets', [])
         target = targets[-1] if targets else None
         first = target.elts[0] if isinstance(target, ast.Tuple) and target.elts else target
@@ -63,16 +63,16 @@ class _Found:
 
     @property
     def given(self) -> set[str]:
-        """Names of the variables that the call gets."""
+        """Names of the variables passed to the call."""
         return {_name(value) for value in (*self.call.args, *(keyword.value for keyword in self.call.keywords))}
 
     def keyword(self, name: str) -> ast.expr | None:
-        """What the call gets by a keyword."""
+        """Return the value of a keyword in the call."""
         return next((keyword.value for keyword in self.call.keywords if keyword.arg == name), None)
 
 
 class _Script:
-    """A ``train.py``: its statements, the lines that are to be added, and the places that are missing."""
+    """A ``train.py``: its statements, the lines to add, and the missing places."""
 
     def __init__(self, source: bytes) -> None:
         try:
@@ -84,7 +84,7 @@ class _Script:
         self.missing: list[str] = []
 
     def text(self) -> bytes:
-        """The script with the added lines."""
+        """Return the script with the added lines."""
         return b''.join(self.added.get(index, b'') + line for index, line in enumerate(self.lines))
 
     def add(self, statement: ast.stmt, text: str, *, after: bool = False) -> None:
@@ -98,7 +98,7 @@ class _Script:
         self.added[place] = self.added.get(place, b'') + indent + text.encode() + end  # type: ignore[index, arg-type]
 
     def find(self, scope: ast.AST, function: str) -> list[_Found]:
-        """Statements inside ``scope`` that call a function and do nothing else."""
+        """Find statements inside ``scope`` that only call a function."""
         found = []
         for node in ast.walk(scope):
             value = node.value if isinstance(node, ast.Assign | ast.Expr) else None
@@ -123,7 +123,7 @@ class _Script:
 
     @property
     def loader(self) -> _Found:
-        """The call that makes the training loader."""
+        """The call that creates the training loader."""
         what = '`loader = create_loader(dataset, input_size=config[...], collate_fn=collate, ...)` for train_one_epoch'
         found = [each for each in self.find(self.flags[0], 'create_loader') if each.target in self.epoch.given]
         found = [each for each in found if all(_loader_names(each))]
@@ -131,7 +131,7 @@ class _Script:
 
     @property
     def task(self) -> _Found:
-        """The call that makes timm's plain task."""
+        """The call that creates timm's plain task."""
         found = [each for each in self.find(self.flags[0], 'ClassificationTask') if each.target in self.epoch.given]
         return _one(found, '`task = ClassificationTask(...)` for train_one_epoch')
 
@@ -188,12 +188,12 @@ def _one(found: Sequence[_Place], what: str) -> _Place:
 
 
 def _name(node: ast.AST | None) -> str:
-    """Name of a variable or function, without the module that it is of; empty for anything else."""
+    """Return the name of a variable or function, without its module; empty for anything else."""
     return str(getattr(node, 'id', getattr(node, 'attr', '')))
 
 
 def _modules(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
-    """Modules that a statement imports, or imports from."""
+    """Yield the modules that a statement imports, or imports from."""
     if isinstance(node, ast.ImportFrom):
         yield node.module or ''
     else:
@@ -201,7 +201,7 @@ def _modules(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
 
 
 def _loader_names(loader: _Found) -> tuple[str, str, str]:
-    """Variables of data set, data config and collate in a call of ``create_loader``; empty where it has none."""
+    """Return the variables of data set, data config and collate in a call of ``create_loader``; empty if missing."""
     dataset = loader.call.args[0] if loader.call.args else loader.keyword('dataset')
     size = loader.keyword('input_size')
     config = size.value if isinstance(size, ast.Subscript) else None

@@ -15,10 +15,10 @@ PROGRAM = 'timm-dad verify'
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run ``timm-dad verify`` with a command line from there on.
+    """Run ``timm-dad verify`` with its command line.
 
     Raises:
-        SystemExit: With 1 if anything is wrong, or the set is not finished; with 2 if there is no set.
+        SystemExit: With 1 if anything is damaged, or the set is not finished; with 2 if there is no set.
     """
     parser = Parser(prog=PROGRAM, description='Compare every byte of a DAD set with its manifests.')
     parser.add_argument(
@@ -33,8 +33,8 @@ def main(argv: Sequence[str]) -> None:
         finished = is_finished(root)
     if damages:
         repo = cached_repo(root) if isinstance(root, Path) else None
-        fix = f'remove {repo}' if repo else 'the same timm-dad generate, with --repair'
+        fix = f'remove {repo}' if repo else 'run the same timm-dad generate with --repair'
         sys.exit(f'{len(damages)} damaged. To {"fetch" if repo else "make"} them again: {fix}')
     if not finished:
-        sys.exit(f'{args.root} is not finished: what is there is whole; the same timm-dad generate goes on')
+        sys.exit(f'{args.root} is not finished, but what exists is intact; run the same timm-dad generate to continue')
     print(f'{args.root} is whole')
