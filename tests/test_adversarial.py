@@ -297,7 +297,7 @@ def test_an_unknown_attack_is_refused(images, labels, teacher):
     ('shape', 'labels', 'index'), [((3, 8, 8), 3, None), ((2, 3, 8, 8), 3, None), ((2, 3, 8, 8), 2, [0, 1, 2])]
 )
 def test_shapes_that_do_not_fit_are_refused(shape, labels, index):
-    with pytest.raises(ValueError, match=r'an attack needs images \[B, 3, H, W\], one label and one index an image'):
+    with pytest.raises(ValueError, match=r'an attack needs images \[B, 3, H, W\], one label and one index per image'):
         run_attack(
             'fgsm', linear_teacher(5), torch.rand(shape), torch.zeros(labels).long(), EvalAttackConfig(), index=index
         )

@@ -50,7 +50,7 @@ def test_start_epoch_is_taken_whatever_the_position_of_the_checkpoint(monkeypatc
 def test_a_place_where_no_update_begins_is_refused(images_per_batch, accum_steps):
     update = images_per_batch * accum_steps
     message = (
-        f'--resume: run/recovery.pth.tar was written after 48 images of epoch 3, and an update here takes {update} '
+        f'--resume: run/recovery.pth.tar was written after 48 images of epoch 3, but an update here takes {update} '
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         resumed(images=48).position(images_per_batch, accum_steps)
@@ -151,7 +151,7 @@ def test_no_path_is_no_checkpoint_and_a_wrong_one_is_named(tmp_path):
     with pytest.raises(ValueError, match=r'--resume must be a checkpoint, got .nowhere., which does not exist'):
         open_checkpoint('nowhere')
     torch.save({'state_dict': {}}, tmp_path / 'weights.pth')
-    with pytest.raises(ValueError, match=r'--resume must be a training checkpoint, got .* holds no optimizer'):
+    with pytest.raises(ValueError, match=r'--resume must be a training checkpoint, got .* contains no optimizer'):
         open_checkpoint(str(tmp_path / 'weights.pth'))
 
 

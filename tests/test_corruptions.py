@@ -433,7 +433,7 @@ def test_sizes(name, size, capfd):
 @pytest.mark.parametrize('size', [(MIN_SIZE - 1, 64), (64, MIN_SIZE - 1)])
 def test_small_images_are_refused(name, size):
     found = rf'\({size[1]}, {size[0]}\)'
-    with pytest.raises(ValueError, match=f'corruptions are defined from 32 pixels a side on, got {found}'):
+    with pytest.raises(ValueError, match=f'corruptions need at least 32 pixels per side, got {found}'):
         corrupt(picture(*size), name, 1, 0)
 
 

@@ -315,7 +315,7 @@ def test_what_does_not_go_with_a_set(root, dad_set, capsys, flags, message):
         ('--dad-micro-batch -1', '--dad-micro-batch'),
         ('--ood twemoji', "--ood must be NAME=PATH or demo/STYLE, got 'twemoji'"),
         ('--ood odd=/nowhere', '--ood odd=/nowhere'),
-        ('--ood demo/twemoji demo/twemoji', '--ood: every set needs a name of its own'),
+        ('--ood demo/twemoji demo/twemoji', '--ood: every set needs its own name'),
         ('--ood DAD=demo/twemoji', 'OOD sets need names of their own'),
         ('--student probe:nothing', '--student'),
         ('--student timm:nothing', 'timm has no model'),

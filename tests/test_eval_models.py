@@ -78,8 +78,8 @@ def test_names_and_specs(text, expected, slug):
 @pytest.mark.parametrize(
     ('texts', 'message'),
     [
-        (['resnet50', 'timm:resnet50'], r'every model needs a name of its own, got resnet50 twice; write NAME=SPEC'),
-        (['a b=resnet50', 'a-b=resnet18'], r'every model needs a name of its own, got a b twice'),
+        (['resnet50', 'timm:resnet50'], r'every model needs its own name, got resnet50 twice; write NAME=SPEC'),
+        (['a b=resnet50', 'a-b=resnet18'], r'every model needs its own name, got a b twice'),
         (['clip:ViT-L-14/openai'], r'a model is SPEC or NAME=SPEC, .* timm:\.\.\., .* or demo, got .clip:ViT'),
         (['timm:'], r'a model is SPEC'),
         (['a='], r'a model is SPEC'),
@@ -190,7 +190,7 @@ def test_class_names_and_maps_are_by_suite():
     assert data.spoken == ['dog', 'cat']
     assert data.class_map == ['5', '6']
     for bad, what in (({'class_names': ['cat']}, 'class names'), ({'class_map': {'a': '1'}}, 'class map')):
-        with pytest.raises(ValueError, match=rf'suite suite: .*{what} .*in a call of their own'):
+        with pytest.raises(ValueError, match=rf'suite suite: .*{what} .*in a separate call'):
             suite_classes(suite(('b', 'a')), ModelOptions(**bad))
 
 

@@ -134,7 +134,7 @@ def test_a_data_root_gives_what_is_there(files, tmp_path, caplog):
     assert 'imagenet-c' in missing
     assert 'does not hold imagenet, ' in caplog.text
     args = parse_args(flags(files, tmp_path, suite=f'imagenet-a={files}/no', data_root=files / 'root'))
-    with pytest.raises(ValueError, match=r'nothing to evaluate on, there is no data of imagenet-a, imagenet, '):
+    with pytest.raises(ValueError, match=r'nothing to evaluate on, there is no data for imagenet-a, imagenet, '):
         collect_suites(args)  # what --suite names is not looked for in the root
 
 
@@ -280,7 +280,7 @@ def test_size_workers_and_device_of_the_work_change_nothing(files, tmp_path):
 @pytest.mark.parametrize(
     ('more', 'changes', 'message'),
     [
-        ((), {'suite': None}, r'--suite must name a data set as NAME=PATH (or give --data-root)'),
+        ((), {'suite': None}, r'--suite must be a data set as NAME=PATH (or give --data-root)'),
         ((), {'output': '{files}/map.txt'}, r'map.txt is no folder'),
         (('--severity', '3'), {}, r'--severity is for --corrupt: add it'),
         (('--attack-images', '3'), {}, r'--attack-... needs --attack: add it'),
@@ -290,21 +290,21 @@ def test_size_workers_and_device_of_the_work_change_nothing(files, tmp_path):
         (('--bootstrap', '-1'), {}, r'--bootstrap must be 0 or more, got -1'),
         (('--dad-classnames', '{files}/names.txt'), {}, r'--dad-classnames is for zero-shot models'),
         (('--dad-templates', '{files}/templates.txt'), {}, r'--dad-templates is for zero-shot models'),
-        (('--dad-class-map', '{files}/map.txt'), {'model': 'demo'}, r'--dad-class-map is for models with a head'),
+        (('--dad-class-map', '{files}/map.txt'), {'model': 'demo'}, r'--dad-class-map is for models with their own'),
         (('--device', 'tpu'), {}, r"--device must be cuda or cpu, got 'tpu'"),
         (('--dad-class-map', 'nowhere.txt'), {}, r"--dad-class-map must be a file, got 'nowhere.txt', which"),
         (('--dad-templates', '{files}/names.txt'), {'model': 'demo'}, r'--dad-templates: a template needs {}'),
         (('--dad-class-map', '{files}/templates.txt'), {}, r'there are 1 entries of the class map for 4 classes'),
         (('--batch-size', '0'), {}, r'--batch-size: batch_size must be 1 or more, got 0'),
-        (('--model', 'a=demo'), {}, r'--model: every model needs a name of its own, got a twice'),
-        (('--model', 'run:b\udcff'), {}, r"--model: the name of a model must be printable text, got ['b\udcff']"),
-        (('--model', 'b\nc=demo'), {}, r"--model: the name of a model must be printable text, got ['b\nc']: write"),
+        (('--model', 'a=demo'), {}, r'--model: every model needs its own name, got a twice'),
+        (('--model', 'run:b\udcff'), {}, r"--model: a model name must be printable text, got ['b\udcff']"),
+        (('--model', 'b\nc=demo'), {}, r"--model: a model name must be printable text, got ['b\nc']: write"),
         (('--data-root', 'nowhere'), {}, r'--data-root: there is no data root nowhere'),
         (('--timm-results', '{files}'), {}, r"--timm-results must be the folder results of timm's repository"),
-        (('--suite', 'val-corrupted={files}/data/train', '--corrupt', 'fog'), {}, r'val-corrupted is also what'),
-        (('--suite', 'mean-ood={files}/data/train'), {}, r'mean-ood is also what'),
-        (('--clean', 'train'), {}, r'--clean must name suites of your own (here val), got train'),
-        ((), {'suite': 'a=nowhere'}, r'--suite: nothing to evaluate on, there is no data of a'),
+        (('--suite', 'val-corrupted={files}/data/train', '--corrupt', 'fog'), {}, r'val-corrupted is also the name of'),
+        (('--suite', 'mean-ood={files}/data/train'), {}, r'mean-ood is also the name of'),
+        (('--clean', 'train'), {}, r'--clean must name your own suites (here val), got train'),
+        ((), {'suite': 'a=nowhere'}, r'--suite: nothing to evaluate on, there is no data for a'),
         ((), {'suite': 'demo/noto'}, r'a: timm:test_resnet/'),
     ],
 )  # fmt: skip

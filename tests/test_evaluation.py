@@ -128,7 +128,7 @@ def test_an_error_that_does_not_name_the_file_gets_its_name():
             return Image.new('RGB', (20, 40)), 0
 
     part = CorruptedPart(name='fog/1', dataset=TooSmall(1), corruption='fog', severity=1)
-    with pytest.raises(ValueError, match=r'suite colours: class0/0.png: corruptions are defined from 32 pixels'):
+    with pytest.raises(ValueError, match=r'suite colours: class0/0.png: corruptions need at least 32 pixels'):
         run(TooSmall(1), part=part, resize=False)
 
 
@@ -276,7 +276,7 @@ def test_models_are_checked_before_work_starts():
     check_model(model(), corrupted, 6)
     with pytest.raises(
         ValueError,
-        match=r'suite colours-corrupted: corruptions need images of 32 pixels a side .*, and net takes 32 x 24',
+        match=r'suite colours-corrupted: corruptions need images of at least 32 pixels .*, but net takes 32 x 24',
     ):
         check_model(model(size=(24, 32)), corrupted, 6)
     made, _ = attacked(Colours(1), 'autoattack')
@@ -287,7 +287,7 @@ def test_models_are_checked_before_work_starts():
 def test_only_networks_of_one_other_size_resize_what_goes_in_as_it_is():
     uncut = suite(Colours(1), resize=False)
     assert resize_note(model(), uncut) == (
-        'net takes images of 32 x 32 alone: those of colours, 40 x 36, are resized for it.'
+        'net takes only images of 32 x 32: those of colours, 40 x 36, are resized for it.'
     )
     assert resize_note(model(size=(36, 40)), uncut) is None
     assert resize_note(model(), suite(Colours(1))) is None
@@ -498,7 +498,7 @@ def test_stored_predictions_that_changed_are_made_again(harm, twemoji, tmp_path,
     paths = [tmp_path / model / 'twemoji' / 'test.npz' for model in facts]
     harm(*paths)
     assert store.load('a', 'twemoji', 'test', facts['a']) is None
-    assert f'{paths[0]} is not what was saved' in caplog.text
+    assert f'{paths[0]} does not match its' in caplog.text
 
 
 @pytest.mark.parametrize('content', [b'', b'PK\x03\x04', b'nonsense', None])
@@ -506,7 +506,7 @@ def test_what_holds_no_predictions_is_named(content, tmp_path):
     path = tmp_path / 'test.npz'
     random_predictions(0).save(path)
     path.write_bytes(path.read_bytes()[:300] if content is None else content)
-    with pytest.raises(ValueError, match=r'test\.npz holds no predictions: .*; remove it to make it again'):
+    with pytest.raises(ValueError, match=r'test\.npz contains no predictions: .*; remove it to make them again'):
         Predictions.load(path)
 
 
@@ -538,7 +538,7 @@ def test_models_are_opened_at_most_twice_for_the_same_classes(twemoji, tmp_path,
     assert list(found.results) == ['demo', 'other']
     assert [sorted(of_model) for of_model in found.results.values()] == [list(names)] * 2
     assert len(found.notes) == 8
-    assert found.notes[0].startswith('demo takes images of 32 x 32 alone: those of a, 40 x 36')
+    assert found.notes[0].startswith('demo takes only images of 32 x 32: those of a, 40 x 36')
     opened.clear()
     evaluate(models, suites, config, ModelOptions(), tmp_path, CPU)  # nothing is left to do
     assert opened == [('demo', 6), ('demo', 3), ('other', 6), ('other', 3)]

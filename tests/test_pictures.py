@@ -115,7 +115,7 @@ def test_a_pipe_named_png_and_a_dangling_link_do_not_hang(tmp_path):
     dataset = open_dataset('', str(root), '', '--data-dir')
     with pytest.raises(ValueError, match=r'--data-dir: images must decode, .*1\.png does not: it is not a file'):
         check_images(dataset, '--data-dir')
-    for index, reason in ((1, 'it is no file'), (2, 'No such file')):
+    for index, reason in ((1, 'it is not a file'), (2, 'No such file')):
         with pytest.raises(DataError, match=rf'{index}\.png does not decode: .*{reason}'):
             Source(dataset).read(index)
         with pytest.raises(DataError, match=rf'{index}\.png does not: .*{reason}'):

@@ -15,7 +15,7 @@ from timm_dad.training.run_folder import RunFolder, changed_flags, check_resumed
 def test_what_cannot_change_is_refused_with_its_flag(name):
     before = {'model': 'resnet18', 'num_classes': 4, 'in_chans': 3, 'opt': 'sgd', 'lr': 0.1}
     flag = f'--{name.replace("_", "-")}'
-    with pytest.raises(ValueError, match=rf'{flag} must be what the resumed run has, {before[name]}, got other'):
+    with pytest.raises(ValueError, match=rf'{flag} must be {before[name]}, as in the resumed run, got other'):
         check_resumed_flags(before, {**before, name: 'other'})
     if name != 'opt':
         check_resumed_flags(before, {**before, name: None})  # left to the model
@@ -26,7 +26,7 @@ def test_what_cannot_change_is_refused_with_its_flag(name):
 def test_another_optimizer_begins_anew_with_no_resume_opt():
     before, now = {'opt': 'sgd', 'weight_decay': 0.1}, {'opt': 'adamw', 'weight_decay': 0.2}
     check_resumed_flags(before, now, keep_optimizer=False)
-    with pytest.raises(ValueError, match=r'--weight-decay must be .* has, 0.1, got 0.2: .*, or give --no-resume-opt'):
+    with pytest.raises(ValueError, match=r'--weight-decay must be 0.1, as .*, got 0.2: .*, or give --no-resume-opt'):
         check_resumed_flags(before, {**now, 'opt': 'sgd'})
     check_resumed_flags({'opt_betas': None}, {'opt_betas': None})
 
@@ -76,7 +76,7 @@ def test_a_folder_that_another_run_makes_meanwhile_is_refused(tmp_path):
             with pytest.raises(ValueError, match='is in use by another run'):
                 folder.start({}, 0)
         newest[0] = 'last.pth.tar'
-        with pytest.raises(ValueError, match='holds an older run'):
+        with pytest.raises(ValueError, match='contains an older run'):
             folder.start({}, 0)
 
 
@@ -88,7 +88,7 @@ def test_a_folder_that_is_there_is_held_from_the_beginning(tmp_path):
         folder.start({}, 0)
     with RunFolder(tmp_path, Accelerator(), lambda _: '', resume=True):
         pass
-    with pytest.raises(ValueError, match='holds an older run; name another folder, or --resume auto'):
+    with pytest.raises(ValueError, match='contains an older run; choose another folder, or --resume auto'):
         RunFolder(tmp_path, Accelerator(), lambda _: 'last.pth.tar', resume=False).__enter__()
 
 
@@ -97,7 +97,7 @@ def test_a_folder_of_damaged_checkpoints_is_no_new_one(tmp_path):
         raise ValueError('no checkpoint is whole')
 
     with (
-        pytest.raises(ValueError, match='holds an older run; name another folder'),
+        pytest.raises(ValueError, match='contains an older run; choose another folder'),
         RunFolder(tmp_path, Accelerator(), all_damaged, resume=False),
     ):
         pass
@@ -132,7 +132,7 @@ def test_a_summary_that_is_none_is_named(tmp_path, content):
     (tmp_path / 'summary.csv').write_bytes(content)
     with (
         RunFolder(tmp_path, Accelerator(), lambda _: '', resume=True) as folder,
-        pytest.raises(ValueError, match=r'summary\.csv is no table of epochs .*: move it away'),
+        pytest.raises(ValueError, match=r'summary\.csv is not a table of epochs .*: move it away'),
     ):
         folder.start({}, 1)
 
@@ -141,6 +141,6 @@ def test_flags_that_are_no_yaml_are_named(tmp_path):
     (tmp_path / 'args.yaml').write_text('a: [1')
     with (
         RunFolder(tmp_path, Accelerator(), lambda _: '', resume=True) as folder,
-        pytest.raises(ValueError, match=r'args\.yaml is no YAML \(.*\): move it away'),
+        pytest.raises(ValueError, match=r'args\.yaml is not YAML \(.*\): move it away'),
     ):
         folder.start({}, 1)

@@ -110,14 +110,16 @@ def test_a_damaged_checkpoint_is_left_out_for_the_next_one(tmp_path, caplog, how
     damage(tmp_path / 'last.pth.tar', how)
     assert find_newest(tmp_path) == str(tmp_path / 'checkpoint-3.pth.tar')
     assert 'last.pth.tar is ' in caplog.text
-    assert 'left out for checkpoint-3.pth.tar' in caplog.text
+    assert 'using checkpoint-3.pth.tar' in caplog.text
     (tmp_path / 'recovery-4-7.pth.tar').write_bytes((tmp_path / 'last.pth.tar').read_bytes())
     assert find_newest(tmp_path) == str(tmp_path / 'checkpoint-3.pth.tar')
     with pytest.raises(ValueError, match=r'--resume: .*last.pth.tar is .*(damaged|truncated)'):
         open_checkpoint(str(tmp_path / 'last.pth.tar'))
     for path in tmp_path.glob('checkpoint-*'):
         path.unlink()
-    with pytest.raises(ValueError, match=r'no checkpoint in .* is whole, remove them to start anew: .*last.pth.tar is'):
+    with pytest.raises(
+        ValueError, match=r'no checkpoint in .* is intact; remove them to start over: .*last.pth.tar is'
+    ):
         find_newest(tmp_path)
 
 
@@ -130,7 +132,7 @@ def test_a_best_checkpoint_that_is_not_whole_is_made_again(tmp_path, caplog, how
     damage(best, how) if how != 'missing' else best.unlink()
     saver(tmp_path).restore()
     assert content(tmp_path) == before
-    assert 'model_best.pth.tar is made again from' in caplog.text
+    assert 'model_best.pth.tar is recreated from' in caplog.text
 
 
 def test_what_a_disk_says_names_the_file(tmp_path):

@@ -505,7 +505,7 @@ def test_a_folder_in_use_and_a_folder_of_an_older_run_are_refused(pictures, tmp_
     before = (tmp_path / 'run' / 'last.pth.tar').read_bytes()
     with pytest.raises(SystemExit):
         train_dad.main(flags(pictures, tmp_path))
-    assert 'holds an older run' in capsys.readouterr().err
+    assert 'contains an older run' in capsys.readouterr().err
     assert (tmp_path / 'run' / 'last.pth.tar').read_bytes() == before
 
 
@@ -1188,7 +1188,7 @@ def test_previews_show_the_attack_of_their_epoch_in_folder_and_trackers(pictures
     assert [(name, step, kwargs) for name, _, step, kwargs in shown] == [('wandb', 0, {}), ('wandb', 1, {})]
     for (_, values, _, _), sheet in zip(shown, sheets, strict=True):
         assert (values['preview'][0] == sheet).all()  # wandb takes a list of pictures
-    assert '--dad-preview-interval: mlflow takes no pictures' in caplog.text
+    assert '--dad-preview-interval: mlflow accepts no pictures' in caplog.text
 
 
 def test_a_set_has_no_previews(pictures, dad_set, tmp_path, capsys):

@@ -151,7 +151,7 @@ def uncut(**more):
     return suite(None, 4, name='imagenet-c', parts=(Part(name='fog/1', dataset=Squares([0, 1])),), resize=False, **more)
 
 
-NOTE = 'student takes images of 32 x 32 alone: those of imagenet-c, 48 x 40, are resized for it.'
+NOTE = 'student takes only images of 32 x 32: those of imagenet-c, 48 x 40, are resized for it.'
 
 
 @pytest.mark.parametrize(('name', 'cfg', 'resized'), [
@@ -202,7 +202,7 @@ def test_the_report_is_that_of_evaluate_with_a_note_on_sizes(tmp_path, monkeypat
     report = json.loads((tmp_path / 'report.json').read_text())
     assert report['figures']['teacher']['val']['*']['top1']['value'] == 75.0
     assert report['differences']['teacher']['a']['*']['top1']['value'] == 0.0
-    assert 'student takes images of 8 x 8 alone: those of imagenet-c, 48 x 40, are resized for it.' in report['notes']
+    assert 'student takes only images of 8 x 8: those of imagenet-c, 48 x 40, are resized for it.' in report['notes']
     monkeypatch.setitem(sys.modules, 'matplotlib', None)
     writer._write_report(predictions)
     assert 'No plots: matplotlib is missing' in caplog.text
@@ -229,7 +229,9 @@ def test_rows_of_an_epoch_are_replaced(tmp_path):
 def test_a_suite_that_is_not_there():
     with pytest.raises(ValueError, match=r'--eval-suites a: no images for split validation: there is no folder now'):
         open_eval_suites(['demo/noto', 'a=nowhere'])
-    with pytest.raises(ValueError, match=r'--eval-suites: the report calls its mean mean-ood: give another NAME'):
+    with pytest.raises(
+        ValueError, match=r'--eval-suites: the report uses the name mean-ood for its mean: give another NAME'
+    ):
         open_eval_suites(['mean-ood=nowhere'])
 
 

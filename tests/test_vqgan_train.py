@@ -248,7 +248,7 @@ def test_a_vqgan_of_other_than_nearest_codes_is_not_trained(vqgan_config, pictur
 def test_a_folder_with_an_older_run_is_refused(trained, pictures, capsys):
     with pytest.raises(SystemExit):
         main(flags(pictures, trained[0], '--epochs', '3'))
-    assert 'holds an older run; name another folder, or --resume auto' in capsys.readouterr().err
+    assert 'contains an older run; choose another folder, or --resume auto' in capsys.readouterr().err
 
 
 def test_a_run_is_not_resumed_with_other_flags(trained, pictures, capsys):
@@ -276,7 +276,7 @@ def test_a_broken_file_is_not_resumed(pictures, tmp_path, capsys):
 def test_a_folder_in_use_is_refused(pictures, tmp_path, capsys):
     with FileLock(tmp_path / '.lock'), pytest.raises(SystemExit):
         main(flags(pictures, tmp_path))
-    assert f'--output: {tmp_path} is in use by another run; name another folder' in capsys.readouterr().err
+    assert f'--output: {tmp_path} is in use by another run; choose another folder' in capsys.readouterr().err
 
 
 def test_an_infinite_loss_stops_the_run(pictures, tmp_path, monkeypatch, capsys):

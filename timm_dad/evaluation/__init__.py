@@ -1,1 +1,1 @@
-"""``timm-dad evaluate``: models on robustness suites, corruptions and attacks, and the figures that papers report."""
+"""``timm-dad evaluate``: models on robustness suites, corruptions and attacks, with the figures that papers report."""

@@ -26,7 +26,7 @@ PROGRAM = 'timm-dad evaluate'
 
 
 def _number(text: str) -> float:
-    """``0.0157`` or ``4/255``."""
+    """Parse ``0.0157`` or ``4/255``."""
     numerator, _, denominator = text.partition('/')
     try:
         return float(numerator) / float(denominator or 1)
@@ -35,57 +35,57 @@ def _number(text: str) -> float:
 
 
 def create_parser() -> Parser:
-    """The parser of ``timm-dad evaluate``."""
+    """Create the parser of ``timm-dad evaluate``."""
     config, attack = EvalConfig(), EvalAttackConfig()
     parser = Parser(
         prog=PROGRAM,
         usage='%(prog)s --model SPEC ... --suite NAME=PATH ... --output DIR [flags]',
-        description='Measure how right models are, on clean, shifted, corrupted and attacked images.',
+        description='Measure the accuracy of models on clean, shifted, corrupted and attacked images.',
     )
     add_config_arg(parser)
     parser.add_argument(
         '--model', metavar='SPEC', nargs='+', action='extend', required=True,
-        help="models, compared with the first one, each with a name or without (NAME=SPEC): a name of timm, "
+        help="models, compared with the first one, optionally named (NAME=SPEC): a name of timm, "
         "timm:MODEL/FILE, open_clip:MODEL/PRETRAINED (zero-shot), probe:FILE, run:FOLDER (the student of a "
         "`timm-dad train`), teacher:FOLDER (that run's teacher), demo or wise:A+B@ALPHA (weights between those of two)",
     )  # fmt: skip
-    parser.add_argument('--output', metavar='DIR', required=True, help='folder of the results; the same one to go on')
+    parser.add_argument('--output', metavar='DIR', required=True, help='folder of the results; the same one to resume')
     group = parser.add_argument_group('Suites')
     group.add_argument(
         '--suite', metavar='NAME=PATH', nargs='+', action='extend', default=[],
-        help=f'data sets: of the NAMEs {", ".join(PUBLISHED)} in the layout they are published in; of other names any '
-        'folder with a folder a class, hfds/SET or torch/SET; or demo/STYLE',
+        help=f'data sets: with the NAMEs {", ".join(PUBLISHED)} in their published layout; with other names any '
+        'folder with one sub-folder per class, hfds/SET or torch/SET; or demo/STYLE',
     )  # fmt: skip
-    group.add_argument('--data-root', metavar='DIR', help='folder with published ones: all that are there')
+    group.add_argument('--data-root', metavar='DIR', help='folder with published data sets: use all that exist there')
     group.add_argument(
         '--clean', metavar='NAME', nargs='+', action='extend', default=[],
-        help='suites of your own that are no shift and do not count in mean OOD; those called clean, val or validation '
-        'are so anyway',
+        help='your own suites without a shift, which do not count in mean OOD; those named clean, val or validation '
+        'are treated so anyway',
     )  # fmt: skip
     group.add_argument(
         '--corrupt', metavar='NAME', nargs='*', choices=CORRUPTIONS,
-        help='also corrupt every suite that is not of corrupted images: all of ImageNet-C, or these of them',
+        help='also corrupt every suite without corruptions: by all of ImageNet-C, or only by these',
     )  # fmt: skip
     group.add_argument(
-        '--severity', type=int, nargs='+', choices=SEVERITIES, default=list(SEVERITIES), help='of --corrupt'
+        '--severity', type=int, nargs='+', choices=SEVERITIES, default=list(SEVERITIES), help='severities of --corrupt'
     )
     group.add_argument('--attack', nargs='+', choices=ATTACKS, default=[], help='also attack these suites')
     group.add_argument(
         '--attack-eps', type=_number, default=attack.eps, metavar='E',
         help='radius of the attack, in [0, 1] pixel units, such as 4/255 (the default)',
     )  # fmt: skip
-    group.add_argument('--attack-norm', choices=NORMS, default=attack.norm, help='its norm')
-    group.add_argument('--attack-images', type=int, metavar='N', help='attack N images of a part, spread evenly')
+    group.add_argument('--attack-norm', choices=NORMS, default=attack.norm, help='norm of the attack')
+    group.add_argument('--attack-images', type=int, metavar='N', help='attack N images per part, spread evenly')
     group = parser.add_argument_group('Models')
     add_ema_arg(group)
     group.add_argument(
-        '--use-train-size', action='store_true', help="the size that timm's models were trained at, not tested at"
+        '--use-train-size', action='store_true', help='use the training size of timm models, not their test size'
     )
     named = [
         group.add_argument('--dad-classnames', metavar='FILE', help='class names for zero-shot models'),
         group.add_argument('--dad-templates', metavar='FILE', help='prompts for zero-shot models'),
         group.add_argument(
-            '--dad-class-map', metavar='FILE', help="the model's class of every class of the data, of other classes"
+            '--dad-class-map', metavar='FILE', help="the model's class for every class of the data, if they differ"
         ),
         group.add_argument(
             '--dad-precision', choices=tuple(PRECISIONS), default='fp32', help='precision of the models'
@@ -98,16 +98,16 @@ def create_parser() -> Parser:
         '--bootstrap', type=int, default=RESAMPLES, metavar='N', help='resamples for 95 %% intervals; 0: no intervals'
     )
     group.add_argument(
-        '--timm-results', metavar='DIR', help="the folder results of timm's repository, to compare with its numbers"
+        '--timm-results', metavar='DIR', help="folder results of timm's repository, to compare with its numbers"
     )
     group = parser.add_argument_group('Execution')
     add_execution_args(group, config.batch_size)
-    group.add_argument('--seed', type=int, default=config.seed, metavar='S', help='of corruptions, attacks, resamples')
+    group.add_argument('--seed', type=int, default=config.seed, metavar='S', help='seed of all random numbers')
     return parser
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse, and check what needs no data; ``SystemExit`` on a bad flag, with one line that names it."""
+    """Parse, and check everything that needs no data; raise ``SystemExit`` on a bad flag, with one line naming it."""
     return parse_checked(create_parser, argv, _check_args)
 
 
@@ -120,8 +120,8 @@ def _check_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
     zero_shot = any(part.startswith(('open_clip:', 'demo')) for model in models for part in members(model.spec))
     own_head = any(not model.spec.startswith(('demo', 'teacher:')) for model in models)
     rules = (
-        (args.suite or args.data_root, '--suite must name a data set as NAME=PATH (or give --data-root)'),
-        (not odd, f'--model: the name of a model must be printable text, got {odd[:1]}: write NAME=SPEC'),
+        (args.suite or args.data_root, '--suite must be a data set as NAME=PATH (or give --data-root)'),
+        (not odd, f'--model: a model name must be printable text, got {odd[:1]}: write NAME=SPEC'),
         ('severity' not in given or args.corrupt is not None, '--severity is for --corrupt: add it'),
         (args.attack or not any(name in given for name in attack_flags), '--attack-... needs --attack: add it'),
         (linf or 'attack_eps' in given,
@@ -130,11 +130,11 @@ def _check_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
          f'--attack-images must be 1 or more, got {args.attack_images}'),
         (args.bootstrap >= 0, f'--bootstrap must be 0 or more, got {args.bootstrap}'),
         (zero_shot or not args.dad_classnames,
-         '--dad-classnames is for zero-shot models (open_clip:, demo), and there is none'),
+         '--dad-classnames is for zero-shot models (open_clip:, demo), but there is none'),
         (zero_shot or not args.dad_templates,
-         '--dad-templates is for zero-shot models (open_clip:, demo), and there is none'),
+         '--dad-templates is for zero-shot models (open_clip:, demo), but there is none'),
         (own_head or not args.dad_class_map,
-         '--dad-class-map is for models with a head of their own, and there is none'),
+         '--dad-class-map is for models with their own head, but there is none'),
         device_rule(args.device),
     )  # fmt: skip
     check_rules(rules)
@@ -144,13 +144,13 @@ def _check_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
 
 
 def create_config(args: argparse.Namespace) -> EvalConfig:
-    """How the flags want models evaluated; ``ValueError`` names the flag."""
+    """Return the evaluation settings from the flags; ``ValueError`` names the flag."""
     attack = from_flags(EvalAttackConfig, args, {'eps': 'attack_eps', 'norm': 'attack_norm'})
     return from_flags(EvalConfig, args, {name: name for name in ('batch_size', 'workers', 'seed')}, attack=attack)
 
 
 def create_options(args: argparse.Namespace) -> ModelOptions:
-    """What the flags say of all models; ``ValueError`` if a file cannot be read."""
+    """Return the flags' options for all models; raise ``ValueError`` if a file cannot be read."""
 
     def read(path: str | None, column: str, flag: str) -> Any:
         with under_flag(f'{flag}:'):

@@ -33,10 +33,10 @@ class EvalAttackConfig:
     """Threat model and PGD's settings, in [0, 1] pixel units.
 
     Args:
-        eps: Radius of the ball around the image; for ``l2`` over the whole ``[3, H, W]`` tensor. The default is that of
-            RobustBench for ImageNet.
+        eps: Radius of the ball around the image; for ``l2`` over the whole ``[3, H, W]`` tensor. The default is
+            RobustBench's for ImageNet.
         norm: ``linf`` or ``l2``.
-        num_steps: Steps of ``pgd``.
+        num_steps: Number of steps of ``pgd``.
         step_size: Length of a step of ``pgd``, in the same norm; a quarter of ``eps`` by default.
 
     Raises:
@@ -54,13 +54,13 @@ class EvalAttackConfig:
     def __post_init__(self) -> None:
         check_types(self)
         if not self.eps > 0:
-            raise ValueError(f'eps of an attack must be above 0, got {self.eps}; without attack, leave it out')
+            raise ValueError(f'eps of an attack must be above 0, got {self.eps}; without attacks, leave it out')
         if self.num_steps < 1:
             raise ValueError(f'num_steps of pgd must be 1 or more, got {self.num_steps}')
         self.ascent('pgd')  # checks the rest
 
     def ascent(self, name: str) -> AttackConfig:
-        """How ``ascend`` does ``fgsm`` (one step of ``eps`` from the image) or ``pgd`` (from a random point)."""
+        """Return the ascent of ``fgsm`` (one step of ``eps`` from the image) or ``pgd`` (from a random point)."""
         if name == 'fgsm':
             return AttackConfig(eps=self.eps, step_size=self.eps, num_steps=1, norm=self.norm, random_start=0.0)
         step_size = self.eps / 4 if self.step_size is None else self.step_size
@@ -79,11 +79,11 @@ def run_attack(
     *,
     index: Sequence[int] | None = None,
 ) -> Tensor:
-    """Attack the images that ``model`` gets right.
+    """Attack the images that ``model`` classifies correctly.
 
-    ``fgsm`` and ``pgd`` draw for each image from a generator of its own, seeded by ``seed`` and its ``index``: its
-    result does not depend on its batch. AutoAttack draws for all that is left of a batch: another batch size may change
-    single images.
+    ``fgsm`` and ``pgd`` use a separate generator for each image, seeded by ``seed`` and its ``index``: the result does
+    not depend on the batch. AutoAttack draws for all remaining images of a batch: another batch size may change single
+    images.
 
     Args:
         name: ``fgsm`` (Goodfellow et al. 2015, arXiv:1412.6572), ``pgd`` (Madry et al. 2018, arXiv:1706.06083) or
@@ -92,23 +92,23 @@ def run_attack(
         x_pix: Images ``[B, 3, H, W]``, range [0, 1].
         target: Labels ``[B]``.
         config: Threat model and steps.
-        seed: Source of all randomness, 0 or more; torch's global one is left as it was.
-        index: Number of each image in its data set ``[B]``; from 0 on by default.
+        seed: Source of all randomness, 0 or more; torch's global generator is left unchanged.
+        index: Number of each image in its data set ``[B]``; from 0 by default.
 
     Returns:
-        Images of the same shape and range, fp32: the adversarial ones where the attack changed a right answer into a
-        wrong one, all others unchanged. The accuracy on them is the robust accuracy, and never above the clean one.
+        Images of the same shape and range, fp32: the adversarial ones if the attack turned a right answer into a wrong
+        one, all others unchanged. The accuracy on them is the robust accuracy, and never above the clean one.
 
     Raises:
-        ValueError: If the name is unknown, the shapes do not fit, or AutoAttack is asked with fewer than 4 classes.
-        ImportError: If AutoAttack is asked and the extra ``eval`` is not installed.
+        ValueError: If the name is unknown, the shapes do not fit, or AutoAttack is requested with fewer than 4 classes.
+        ImportError: If AutoAttack is requested and the extra ``eval`` is not installed.
     """
     if name not in ATTACKS:
         raise ValueError(f'attack must be one of {", ".join(ATTACKS)}, got {name!r}')
     index = range(len(x_pix)) if index is None else index
     if x_pix.ndim != 4 or target.shape != (len(x_pix),) or len(index) != len(x_pix):
         raise ValueError(
-            f'an attack needs images [B, 3, H, W], one label and one index an image, got shapes {tuple(x_pix.shape)}, '
+            f'an attack needs images [B, 3, H, W], one label and one index per image, got shapes {tuple(x_pix.shape)}, '
             f'{tuple(target.shape)} and {len(index)} indices'
         )
     x_pix = x_pix.detach().float()
@@ -134,7 +134,7 @@ def run_attack(
 
 
 def check_classes(name: str, num_classes: int) -> None:
-    """Raise a ``ValueError`` if an attack is not defined for so many classes."""
+    """Raise a ``ValueError`` if an attack is not defined for this number of classes."""
     if name == 'autoattack' and num_classes < _MIN_AUTOATTACK_CLASSES:
         raise ValueError(
             f'autoattack needs {_MIN_AUTOATTACK_CLASSES} classes or more (its targeted DLR loss compares as many '
@@ -149,7 +149,7 @@ def _image_seed(seed: int, name: str, index: int) -> int:
 def _autoattack(
     model: Classifier, x_pix: Tensor, target: Tensor, config: EvalAttackConfig, seed: int, num_classes: int
 ) -> Tensor:
-    """AutoAttack's standard version: APGD-CE, targeted APGD-DLR, targeted FAB and Square, each on what is left."""
+    """Run AutoAttack's standard version: APGD-CE, targeted APGD-DLR, targeted FAB and Square, each on what is left."""
     library = require_extra('pyautoattack', 'eval')
     with _undisturbed(x_pix.device):
         norm = _AUTOATTACK_NORMS[config.norm]
@@ -165,9 +165,9 @@ def _autoattack(
 
 @contextmanager
 def _undisturbed(device: torch.device) -> Iterator[None]:
-    """Undo what AutoAttack does to its process: it seeds torch, takes the trace function and logs for every batch.
+    """Undo AutoAttack's effects on its process: it seeds torch, takes the trace function and logs every batch.
 
-    Its warnings are of whole data sets, such as that Square found 0.2 % more: on a batch, one image is more than that.
+    Its warnings concern whole data sets, such as that Square found 0.2 % more: in a batch, one image is more than that.
     """
     logger, trace = logging.getLogger('auto-attack'), sys.gettrace()
     level = logger.level

@@ -31,7 +31,7 @@ _logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
-    """Run ``timm-dad evaluate`` with flags ``argv``; returns the report, empty but in the main process."""
+    """Run ``timm-dad evaluate`` with flags ``argv``; return the report, which is empty except in the main process."""
     args = parse_args(argv)
     setup_logging()
     with user_errors(PROGRAM):
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def collect_suites(args: argparse.Namespace) -> tuple[list[Suite], list[str]]:
-    """The suites that the flags ask for, with those made of them, and the names of those that are not there."""
+    """Return the suites that the flags ask for, including derived ones, and the names of missing ones."""
     texts, missing = list(args.suite), []
     if args.data_root:
         with under_flag('--data-root:'):
@@ -59,13 +59,13 @@ def collect_suites(args: argparse.Namespace) -> tuple[list[Suite], list[str]]:
     with under_flag('--suite'):
         suites, not_there = open_suites(texts)
     if missing:
-        _logger.warning('--data-root %s does not hold %s', args.data_root, ', '.join(missing))
+        _logger.warning('--data-root %s does not contain %s', args.data_root, ', '.join(missing))
     if not_there:
         _logger.warning('--suite: there is no folder for %s', ', '.join(not_there))
     missing = [*(parse_suite(text)[0] for text in not_there), *missing]
     if not suites:
         flag = f'--data-root {args.data_root}' if args.data_root else '--suite'
-        raise ValueError(f'{flag}: nothing to evaluate on, there is no data of {", ".join(missing)}')
+        raise ValueError(f'{flag}: nothing to evaluate on, there is no data for {", ".join(missing)}')
     with under_flag('--clean'):
         suites = mark_clean(suites, [name for name in args.clean if name not in missing])
     made = list(clean_counterparts(suites))
@@ -77,7 +77,7 @@ def collect_suites(args: argparse.Namespace) -> tuple[list[Suite], list[str]]:
     names = [suite.name for suite in (*suites, *made)]
     taken = [name for name in names if names.count(name) > 1 or name == MEAN_OOD]
     if taken:
-        raise ValueError(f'--suite: {taken[0]} is also what a suite or mean made here is called: give another NAME')
+        raise ValueError(f'--suite: {taken[0]} is also the name of a suite or mean made here: give another NAME')
     return [*suites, *made], missing
 
 
@@ -95,7 +95,7 @@ def write_all(
     evaluation: Evaluation,
     published: TimmResults | None,
 ) -> dict[str, Any]:
-    """Report and plots, into files and on the terminal."""
+    """Write report and plots to files, and the report to the terminal."""
     report = build_report(
         evaluation.results, suites,
         resamples=args.bootstrap, seed=args.seed, missing=missing, timm_results=published,

@@ -1,6 +1,6 @@
 """The 15 corruptions of ImageNet-C on any image, seeded (Hendrycks & Dietterich 2019, arXiv:1903.12261, section 3.2).
 
-Thirteen are the library's, ``imagecorruptions`` in the release that runs on numpy 2. Two, in which it departs from
+Thirteen are from the library ``imagecorruptions``, in the release that runs on numpy 2. Two, for which it departs from
 ImageNet-C, are ours: ``elastic_transform`` (the library's has no random affine map, and other fields) and ``frost``
 (the library's enlarges the pictures of frost by 1.1, and has one more of them).
 
@@ -32,14 +32,14 @@ def corrupt(image: Pixels, name: str, severity: int, seed: int) -> Pixels:
     """Corrupt an image.
 
     Args:
-        image: Pixels ``[H, W, 3]``, uint8, 32 or more on each side.
+        image: Pixels ``[H, W, 3]``, uint8, at least 32 on each side.
         name: One of ``CORRUPTIONS``.
         severity: 1 to 5.
         seed: Source of all randomness, 0 to 2^32 - 1; equal seeds give equal bits.
 
     Returns:
-        Pixels of the same shape, uint8. Lengths are ImageNet-C's, in pixels and made for images of 224 px; only those
-        of ``elastic_transform`` scale with the image.
+        Pixels of the same shape, uint8. Lengths are ImageNet-C's, in pixels and designed for images of 224 px; only
+        those of ``elastic_transform`` scale with the image.
 
     Raises:
         ValueError: If name, severity, shape or size is out of range.
@@ -52,7 +52,7 @@ def corrupt(image: Pixels, name: str, severity: int, seed: int) -> Pixels:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f'corruptions take uint8 pixels [H, W, 3], got {image.dtype} {list(image.shape)}')
     if min(image.shape[:2]) < MIN_SIZE:
-        raise ValueError(f'corruptions are defined from {MIN_SIZE} pixels a side on, got {image.shape[1::-1]}')
+        raise ValueError(f'corruptions need at least {MIN_SIZE} pixels per side, got {image.shape[1::-1]}')
     library = require_extra('imagecorruptions', 'eval')
     if name in _OWN:
         return _OWN[name](image, severity, np.random.RandomState(seed))
@@ -67,14 +67,14 @@ def corrupt(image: Pixels, name: str, severity: int, seed: int) -> Pixels:
 
 
 class SeededCorruption:
-    """A corruption whose randomness is of ``seed`` and the image's number alone."""
+    """A corruption whose randomness depends only on ``seed`` and the image's number."""
 
     def __init__(self, name: str, severity: int, seed: int = 0) -> None:
         self.name, self.severity = name, severity
         self.seed = zlib.crc32(f'{seed} {name} {severity}'.encode())
 
     def __call__(self, image: Image.Image, index: int) -> Image.Image:
-        """Corrupt the image of this number."""
+        """Corrupt the image with this number."""
         seed = np.random.SeedSequence([self.seed, index]).generate_state(1)[0]
         return Image.fromarray(corrupt(np.asarray(image.convert('RGB')), self.name, self.severity, int(seed)))
 
@@ -115,7 +115,7 @@ _FROST_WEIGHTS = ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))
 
 
 def _frost(image: Pixels, severity: int, random: np.random.RandomState) -> Pixels:
-    """Add a random crop of a random picture of frost, enlarged only where it would not cover the image."""
+    """Add a random crop of a random picture of frost, enlarged only if it would not cover the image."""
     cv2 = require_extra('cv2', 'eval')
     height, width = image.shape[:2]
     with resources.as_file(resources.files('imagecorruptions') / 'frost' / _FROST[random.randint(len(_FROST))]) as file:

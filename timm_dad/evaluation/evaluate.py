@@ -1,4 +1,4 @@
-"""Evaluate models on suites, and keep every part as soon as it is whole."""
+"""Evaluate models on suites, and store every part as soon as it is complete."""
 
 import logging
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What ``evaluate`` found."""
+    """The result of ``evaluate``."""
 
     # By model, suite and part.
     results: dict[str, dict[str, dict[str, Predictions]]] = field(default_factory=dict)
@@ -58,10 +58,10 @@ def evaluate(
     output: Path,
     device: torch.device,
 ) -> Evaluation:
-    """Evaluate all models on all suites; parts that are in ``output`` already, made the same way, are taken from there.
+    """Evaluate all models on all suites; parts already in ``output``, made the same way, are reused.
 
-    A model is opened for the suites of the same classes to check them and, where something is left to do, once more:
-    ``ValueError``, if it cannot do one, comes before the first is evaluated.
+    A model is opened for suites with the same classes to check them and, if something is left to do, once more:
+    a ``ValueError`` for a suite it cannot handle comes before the first evaluation.
     """
     store, opener, evaluation = PredictionStore(output / 'predictions'), _Opener(options, device), Evaluation()
     classes = {suite.name: suite_classes(suite, options) for suite in suites}
@@ -91,14 +91,14 @@ def evaluate(
 
 
 def check_model(model: EvalModel, suite: Suite, num_classes: int) -> None:
-    """Check that a model's input is large enough for a suite's corruptions, its classes enough for its attack."""
+    """Check that a model's input is large enough for a suite's corruptions, and its classes enough for its attack."""
     height, width = model.frame.size
     part = suite.parts[0]
     if isinstance(part, CorruptedPart):
         require_extra('imagecorruptions', 'eval')
         if min(height, width) < MIN_SIZE:
             raise ValueError(
-                f'suite {suite.name}: corruptions need images of {MIN_SIZE} pixels a side or more, and {model.name} '
+                f'suite {suite.name}: corruptions need images of at least {MIN_SIZE} pixels per side, but {model.name} '
                 f'takes {width} x {height}: leave one of them out'
             )
     if isinstance(part, AttackedPart):
@@ -109,7 +109,7 @@ def check_model(model: EvalModel, suite: Suite, num_classes: int) -> None:
 
 
 def resize_note(model: EvalModel, suite: Suite) -> str | None:
-    """What a reader must know where images that should go in as they are do not: the network's size is another one."""
+    """Return a note if images that should not be resized are, because the network has another size."""
     height, width = model.frame.size
     if suite.resize or model.uncut_network is not None:
         return None
@@ -117,7 +117,7 @@ def resize_note(model: EvalModel, suite: Suite) -> str | None:
     if size == (width, height):
         return None
     return (
-        f'{model.name} takes images of {width} x {height} alone: those of {suite.name}, {size[0]} x {size[1]}, are '
+        f'{model.name} takes only images of {width} x {height}: those of {suite.name}, {size[0]} x {size[1]}, are '
         'resized for it.'
     )
 
@@ -131,12 +131,12 @@ def _evaluate_suite(
     store: PredictionStore,
     config: EvalConfig,
 ) -> dict[str, Predictions]:
-    """Predictions of all parts; the main process, which has the facts, takes and keeps those in the store."""
+    """Return predictions of all parts; the main process, which has the facts, loads and stores them."""
     kept: list[Any] = [{part: store.load(spec.slug, suite.name, part, of) for part, of in facts.items()}]
     broadcast_object_list(kept)
     there = sum(predictions is not None for predictions in kept[0].values())
     if there:
-        _logger.info('%s on %s: %d of %d parts are there', spec.name, suite.name, there, len(suite.parts))
+        _logger.info('%s on %s: %d of %d parts exist', spec.name, suite.name, there, len(suite.parts))
     found: dict[str, Predictions] = {}
     for part in suite.parts:
         predictions = kept[0][part.name]

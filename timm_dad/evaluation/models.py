@@ -1,4 +1,4 @@
-"""The models to evaluate: their SPECs, the classes they must tell apart, and how each wants its images framed."""
+"""The models to evaluate: their SPECs, the classes they must distinguish, and the framing of their images."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ _SUMS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """A model, and what it is called in the report.
+    """A model, and its name in the report.
 
     A SPEC is ``timm:MODEL``, ``timm:MODEL/FILE``, ``open_clip:MODEL/PRETRAINED``, ``probe:FILE``, ``demo``,
     ``run:FOLDER`` (the student of a training run), ``run:FILE`` (a checkpoint in it), ``teacher:FOLDER`` (that run's
@@ -52,20 +52,20 @@ class ModelSpec:
 
     @property
     def slug(self) -> str:
-        """The name as a folder's."""
+        """The name in a form fit for a folder."""
         return re.sub(r'[^\w.-]+', '-', self.name).strip('-.')
 
 
 def parse_models(texts: Sequence[str]) -> tuple[ModelSpec, ...]:
-    """Read models given as ``SPEC`` or ``NAME=SPEC``; a SPEC without a colon is one of timm's names.
+    """Parse models given as ``SPEC`` or ``NAME=SPEC``; a SPEC without a colon is one of timm's names.
 
-    ``ValueError`` if a SPEC is none, or two models have one name.
+    Raise ``ValueError`` if a SPEC is malformed, or two models have the same name.
     """
     models = tuple(_parse_model(text) for text in texts)
     slugs = [model.slug for model in models]
     twice = sorted({model.name for model in models if slugs.count(model.slug) > 1})
     if twice:
-        raise ValueError(f'every model needs a name of its own, got {twice[0]} twice; write NAME=SPEC')
+        raise ValueError(f'every model needs its own name, got {twice[0]} twice; write NAME=SPEC')
     return models
 
 
@@ -80,7 +80,7 @@ def _parse_model(text: str) -> ModelSpec:
         raise ValueError(f'NAME=SPEC needs a name, got {text!r}')
     if spec != 'demo' and (source not in SOURCES or not rest):
         raise ValueError(
-            f'a model is SPEC or NAME=SPEC, SPEC being a name of timm, {", ".join(f"{s}:..." for s in SOURCES)} or '
+            f'a model is SPEC or NAME=SPEC, where SPEC is a name of timm, {", ".join(f"{s}:..." for s in SOURCES)} or '
             f'demo, got {text!r}'
         )
     if source == 'wise':
@@ -112,13 +112,13 @@ class EvalModel:
     uncut_network: Callable[[Tensor], Tensor] | None = None  # without resizing; None where it takes one size alone
 
     def network_for(self, suite: Suite) -> Callable[[Tensor], Tensor]:
-        """The network for a suite's images: where they go in as they are it does not resize them, if it can."""
+        """Return the network for a suite's images; where these must not be resized, one that does not, if possible."""
         return self.network if suite.resize or self.uncut_network is None else self.uncut_network
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """What holds for all models; names and map as ``read_class_file`` gives them."""
+    """The options for all models; names and map as ``read_class_file`` returns them."""
 
     use_ema: bool = True  # take the moving average of the weights where a checkpoint has one
     use_train_size: bool = False  # the size that a timm model was trained at where it is tested at another one
@@ -129,7 +129,7 @@ class ModelOptions:
 
 
 def suite_classes(suite: Suite, options: ModelOptions) -> DataClasses:
-    """The classes that a model must tell apart for a suite: ImageNet's 1000 where the suite groups them."""
+    """Return the classes that a model must distinguish for a suite: ImageNet's 1000 if the suite groups them."""
     names, count = (suite.class_names, suite.num_classes) if suite.groups is None else (imagenet_wnids(), 1000)
 
     def by_class(content: list[str] | dict[str, str] | None, what: str) -> list[str] | None:
@@ -137,8 +137,8 @@ def suite_classes(suite: Suite, options: ModelOptions) -> DataClasses:
             return None if content is None else in_label_order(content, names, count, what)
         except ValueError as error:
             raise ValueError(
-                f'suite {suite.name}: {error} (suites of other classes: give a map from class folder, or evaluate them '
-                'in a call of their own)'
+                f'suite {suite.name}: {error} (suites with other classes: give a map from class folder, or evaluate '
+                'them in a separate call)'
             ) from error
 
     return DataClasses(
@@ -155,7 +155,7 @@ def open_model(
 ) -> EvalModel:
     """Load a model for the classes of a suite, and prepare it on ``device``, by default the CPU.
 
-    ``ValueError`` if it cannot be loaded, or its classes are not those of the suite.
+    Raise ``ValueError`` if it cannot be loaded, or its classes are not those of the suite.
     """
     device = device or torch.device('cpu')
     with under_flag(f'{model.name}:'):
@@ -192,10 +192,10 @@ def _load(model: ModelSpec, data: DataClasses, options: ModelOptions, device: to
 
 
 def frame_of(teacher: Teacher, use_train_size: bool = False) -> Frame:
-    """How a teacher of timm or open_clip wants its images framed.
+    """Return the framing that a teacher from timm or open_clip needs.
 
-    Of several teachers the one with the largest input decides; the others resize what it gets. The default size of a
-    timm model is the one that timm's ``validate.py`` tests it at, which is larger for some than ``use_train_size``.
+    For several teachers, the one with the largest input decides; the others resize its images. The default size of a
+    timm model is the one that timm's ``validate.py`` tests it at, which for some is larger than ``use_train_size``.
     """
     if isinstance(teacher, TeacherEnsemble):
         members: list[Any] = list(teacher.teachers)
@@ -213,7 +213,7 @@ def frame_of(teacher: Teacher, use_train_size: bool = False) -> Frame:
 
 
 def uncut_network(teacher: Teacher) -> Callable[[Tensor], Tensor] | None:
-    """A teacher without its resizing, where its network takes images of any size (open_clip's, and several, do not)."""
+    """Return a teacher without its resizing, if its network takes any size (open_clip's, and several, do not)."""
     if not takes_any_size(getattr(teacher.model, 'visual', teacher.model)):
         return None
 
@@ -225,10 +225,10 @@ def uncut_network(teacher: Teacher) -> Callable[[Tensor], Tensor] | None:
 
 
 def text_sketch(teacher: Teacher) -> list[float]:
-    """Some sums of the text features of zero-shot heads, which tell one text tower from another.
+    """Return some sums of zero-shot heads' text features, which tell one text tower from another.
 
-    ``Teacher.fingerprint`` takes the prompts alone, since features of two machines differ in the last bits; but two
-    CLIPs may share the image tower and not the text tower (LiT). NOTE: of a million rounded features some always lie
+    ``Teacher.fingerprint`` covers only the prompts, since features of two machines differ in the last bits; but two
+    CLIPs may share the image tower and not the text tower (LiT). NOTE: of a million rounded features, some always lie
     on a rounding boundary; a few sums hardly ever do, and if one does, its parts are recomputed.
     """
     sketch: list[float] = []

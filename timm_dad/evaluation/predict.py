@@ -1,4 +1,4 @@
-"""What a model says of one part of a suite: each image once, in any number of processes."""
+"""A model's predictions on one part of a suite: each image once, in any number of processes."""
 
 import itertools
 import zlib
@@ -29,7 +29,7 @@ from timm_dad.evaluation.suites.suite import Part, Suite
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """One model on the ``N`` images of one part of a suite, in the order of the data."""
+    """One model's predictions on the ``N`` images of one part of a suite, in the order of the data."""
 
     label: NDArray[np.int64]  # [N], indices among the suite's classes, as are those predicted
     predicted: NDArray[np.int64]  # class of the largest logit; -1 where it is none of the suite's
@@ -38,7 +38,7 @@ class Predictions:
     correct5: NDArray[np.bool_]  # whether one of the five largest is
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.label)
 
     def save(self, path: Path) -> None:
@@ -48,12 +48,12 @@ class Predictions:
 
     @classmethod
     def load(cls, path: Path) -> 'Predictions':
-        """Read what ``save`` wrote; ``ValueError`` if the file holds something else."""
+        """Read the output of ``save``; raise ``ValueError`` if the file contains something else."""
         try:
             with np.load(path, allow_pickle=False) as file:
                 return cls(**{field.name: file[field.name] for field in fields(cls)})
         except (OSError, EOFError, KeyError, ValueError, BadZipFile, zlib.error) as error:
-            raise ValueError(f'{path} holds no predictions: {error}; remove it to make it again') from error
+            raise ValueError(f'{path} contains no predictions: {error}; remove it to make them again') from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +61,8 @@ class EvalConfig:
     """How models are evaluated.
 
     Args:
-        batch_size: Images at a time, in one process.
-        workers: Data loading processes of one process.
+        batch_size: Images per batch, in one process.
+        workers: Number of data loading processes per process.
         seed: Source of all randomness of corruptions and attacks.
         attack: Threat model of attacks.
 
@@ -83,10 +83,10 @@ class EvalConfig:
 
 
 def evaluate_part(model: EvalModel, suite: Suite, part: Part, config: EvalConfig, device: torch.device) -> Predictions:
-    """What a model says of every image of a part, in the order of the data; all processes take part, and all get it.
+    """Predict every image of a part, in the order of the data; all processes take part, and all get the result.
 
-    Batches, not images, are shared out: a batch holds the same images in any number of processes, and the answers are
-    the same to the bit. ``ValueError`` if an image cannot be used, or logits are not finite.
+    Batches, not images, are distributed: a batch contains the same images with any number of processes, so the
+    predictions are bit-identical. Raise ``ValueError`` if an image cannot be used, or logits are not finite.
     """
     state = PartialState()
     starts = range(0, len(part.dataset), config.batch_size)
@@ -122,7 +122,7 @@ def evaluate_part(model: EvalModel, suite: Suite, part: Part, config: EvalConfig
 
 
 def _counting(network: Classifier, bar: Any) -> Classifier:
-    """Show how often an attack asks the network: AutoAttack does some thousand times a batch."""
+    """Show how often an attack calls the network: AutoAttack does so some thousand times per batch."""
     passes = itertools.count(1)
 
     def ask(x_pix: Tensor) -> Tensor:
@@ -135,14 +135,14 @@ def _counting(network: Classifier, bar: Any) -> Classifier:
 
 
 def part_images(model: EvalModel, suite: Suite, part: Part, seed: int) -> FramedImages:
-    """Images of a part, framed for a model unless they go in as they are, then corrupted if the part says so."""
+    """Return the images of a part, framed for a model unless they must not be, then corrupted if the part says so."""
     corruption = SeededCorruption(part.corruption, part.severity, seed) if isinstance(part, CorruptedPart) else None
     return FramedImages(part.dataset, model.frame if suite.resize else None, corruption)
 
 
 @torch.inference_mode()
 def _answer(model: EvalModel, suite: Suite, x_pix: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The five largest logits' classes ``[B, 5]``, and the probability of the first ``[B]``."""
+    """Return the classes of the five largest logits ``[B, 5]``, and the probability of the first ``[B]``."""
     logits = model.network_for(suite)(x_pix).float().cpu()
     if not logits.isfinite().all():
         raise ValueError(f'{model.name}: its logits on {suite.name} are not finite; use precision fp32')
@@ -157,11 +157,11 @@ def judge(
     confidence: NDArray[np.float32],
     label: NDArray[np.int64],
 ) -> Predictions:
-    """Compare with labels ``[N]`` the classes ``top`` of the five largest logits ``[N, 5]``, the largest first.
+    """Compare the classes ``top`` of the five largest logits ``[N, 5]``, largest first, with labels ``[N]``.
 
-    Where a suite groups ImageNet's classes, an answer counts as the group that it is in, and as none elsewhere
-    (abarbu/objectnet-template-pytorch, ``objectnet_eval.py`` and ``validate_and_score.py``). Where an image has several
-    right labels, each of them is right (Beyer et al. 2020, arXiv:2006.07159, section 3; timm's ``RealLabelsImagenet``).
+    If a suite groups ImageNet's classes, an answer counts as the group that contains it, and as none otherwise
+    (abarbu/objectnet-template-pytorch, ``objectnet_eval.py`` and ``validate_and_score.py``). If an image has several
+    right labels, any of them is right (Beyer et al. 2020, arXiv:2006.07159, section 3; timm's ``RealLabelsImagenet``).
     """
     if suite.groups is not None:
         group_of = {wnid: group for group, wnids in enumerate(suite.groups) for wnid in wnids}

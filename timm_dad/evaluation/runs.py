@@ -15,7 +15,7 @@ from timm_dad.teachers.trained import read_flags, run_folder
 
 
 def read_run(path: str) -> argparse.Namespace:
-    """Flags of a run, by its folder or a file in it: its ``args.yaml``, and defaults of flags that this lacks."""
+    """Return the flags of a run from its folder or a file in it: its ``args.yaml``, completed by defaults."""
     file = run_folder(path) / 'args.yaml'
     flags, parser = read_flags(file), create_parser()
     with under_flag(f'{file}:'):
@@ -23,7 +23,7 @@ def read_run(path: str) -> argparse.Namespace:
 
 
 def create_run_teacher(path: str, data: DataClasses, device: torch.device | None = None) -> Teacher:
-    """The frozen teacher of a run, for the classes of the data; ``ValueError`` if it has none, or for others."""
+    """Create the frozen teacher of a run for the data's classes; ``ValueError`` if it has none, or other classes."""
     args = read_run(path)
     if not args.dad:
         raise ValueError(f'{path} was trained without --dad: it has no teacher')

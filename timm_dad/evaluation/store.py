@@ -1,4 +1,4 @@
-"""Predictions on disk, with what they were made of: a rerun takes those that it would make the same way."""
+"""Predictions on disk, with the facts they depend on: a rerun reuses those that it would make the same way."""
 
 import hashlib
 import json
@@ -37,7 +37,7 @@ class PredictionStore:
         self._data: dict[int, str] = {}
 
     def facts(self, fingerprint: str, suite: Suite, part: Part, config: EvalConfig, precision: str) -> dict[str, Any]:
-        """All that predictions of a part depend on, but the number of processes, the device and the batch size."""
+        """Return all facts that a part's predictions depend on, except number of processes, device and batch size."""
         facts: dict[str, Any] = {
             'schema': SCHEMA,
             'model': fingerprint,
@@ -69,7 +69,7 @@ class PredictionStore:
         return self.folder / model / suite / f'{part.replace("/", "-")}.npz'
 
     def load(self, model: str, suite: str, part: str, facts: dict[str, Any]) -> Predictions | None:
-        """What was saved, if it was made of the same facts and has not changed; ``ValueError`` if folders are there."""
+        """Load saved predictions if intact and with the same facts; raise ``ValueError`` if folders block the path."""
         path = self._path(model, suite, part)
         for place in (path, path.with_suffix('.json')):
             check_no_folder(place)
@@ -81,14 +81,12 @@ class PredictionStore:
         if not isinstance(known, dict) or {**known, _HASH: None} != {**facts, _HASH: None}:
             return None
         if known.get(_HASH) != found:
-            _logger.warning(
-                '%s is not what was saved with its .json (changed, damaged or older): it is made again', path
-            )
+            _logger.warning('%s does not match its .json (changed, damaged or older): it is computed again', path)
             return None
         return Predictions.load(path)
 
     def save(self, model: str, suite: str, part: str, predictions: Predictions, facts: dict[str, Any]) -> None:
-        """Write predictions, then what they were made of: whoever finds the second finds the first."""
+        """Write predictions, then their facts: whoever finds the second finds the first."""
         path = self._path(model, suite, part)
         known = path.with_suffix('.json')
         known.unlink(missing_ok=True)
@@ -102,13 +100,13 @@ def _file_hash(path: Path) -> str:
 
 @cache
 def _version(module: str) -> str | None:
-    """Name and version of the package that a module is of, whichever of its forks is installed."""
+    """Return name and version of a module's package, whichever of its forks is installed."""
     names = packages_distributions().get(module)
     return f'{names[0]} {version(names[0])}' if names else None
 
 
 def _listing(dataset: Any) -> Iterator[tuple[str, int | None]]:
-    """Names (class folder and file) of the files, where there are any, and sizes of some; the root may have moved."""
+    """Yield names (class folder and file) of the files, if any, and sizes of some; the root may have moved."""
     count = len(dataset) if hasattr(dataset, 'filename') else 0
     sized = set(spread(count, _SIZES))
     for index in range(count):

@@ -207,7 +207,7 @@ def _check_classes(own: Sequence[str] | None, of_training: Sequence[str] | None,
     if own is None:
         return
     if len(own) != num_classes:
-        raise ValueError(f'{flag}: data must have --num-classes {num_classes} classes, got {len(own)}')
+        raise ValueError(f'{flag}: data must have as many classes as --num-classes, {num_classes}, got {len(own)}')
     if of_training is not None and list(own) != list(of_training):
         other = sorted(set(own) ^ set(of_training))[:4]
         raise ValueError(f'{flag}: data must have the classes of the training data in the same order; {other} differ')

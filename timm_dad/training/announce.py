@@ -1,4 +1,4 @@
-"""What a training says while it goes on, and at its end."""
+"""Log lines of a training while it runs, and at its end."""
 
 import argparse
 import logging
@@ -19,14 +19,14 @@ _logger = logging.getLogger(__name__)
 
 
 def epoch_notes(batches: Batches, checkpoints: Checkpoints, epoch: int, metric: float, name: str) -> list[str]:
-    """Seconds and images a second of the pass that is over, and the best metric so far."""
+    """Return the duration and images per second of the last pass, and the best metric so far."""
     best_metric, best_epoch = checkpoints.best_with(epoch, metric)
     speed = batches.passed * checkpoints.images_per_batch / max(batches.seconds, 1e-9)
     return [f'{batches.seconds:.3g} s', f'{speed:.3g} images/s', f'best {name} {best_metric:.4g} (epoch {best_epoch})']
 
 
 def log_best(args: argparse.Namespace, folder: Path, results: Mapping[str, Any], name: str) -> None:
-    """Log where the best checkpoint is, and the command that evaluates it on the validation data."""
+    """Log the path of the best checkpoint, and the command that evaluates it on the validation data."""
     if results.get('best_metric') is None:
         return
     words = ['timm-dad', 'evaluate', '--model', f'run:{folder}', '--suite', _suite(args)]
@@ -39,7 +39,7 @@ def log_best(args: argparse.Namespace, folder: Path, results: Mapping[str, Any],
 
 
 def _suite(args: argparse.Namespace) -> str:
-    """The validation data of a training, as ``--suite`` of ``timm-dad evaluate`` takes it."""
+    """Return the validation data of a training, as ``--suite`` of ``timm-dad evaluate`` takes it."""
     kind, split = args.dataset.split('/')[0], args.val_split
     if args.dataset.startswith(PREFIX):
         return str(args.dataset)

@@ -1,4 +1,4 @@
-"""Batches of an epoch: on the device, mixed, each with seeds of its own, from any batch on."""
+"""Batches of an epoch: on the device, mixed, each with its own seeds, starting at any batch."""
 
 import copy
 import time
@@ -22,21 +22,21 @@ from timm_dad.training.loaders import create_mixup, set_epoch, unwrapped
 class Batches:
     """The training batches of one process.
 
-    A batch depends on the seed, the epoch and its place in it, never on how it was reached: samples are seeded one by
-    one, and what is drawn for the batch (mixing here, dropout and attacks in the task) under seeds of the batch.
+    A batch depends only on the seed, the epoch and its place in it, never on how it was reached: samples are seeded one
+    by one, and draws for the batch (mixing here, dropout and attacks in the task) use seeds of the batch.
 
     Args:
-        loader: Of ``create_train_loader``.
+        loader: From ``create_train_loader``.
         accelerator: Device and processes.
         seed: Seed of the run.
-        mixup: Arguments of timm's ``Mixup`` for mixing here, where the loader does not mix.
-        mixup_off_epoch: No mixing from this epoch on, whoever does it; 0 for never.
-        dtype: Of the images, where the loader does not bring them to the device.
+        mixup: Arguments of timm's ``Mixup`` for mixing here, if the loader does not mix.
+        mixup_off_epoch: Epoch from which there is no mixing, here or in the loader; 0 for never.
+        dtype: Dtype of the images, if the loader does not bring them to the device.
         channels_last: Memory format of the images.
 
     Attributes:
-        seconds: Since the last pass began, when its latest batch was done.
-        passed: Batches of it that are done.
+        seconds: Time from the start of the last pass to the end of its latest batch.
+        passed: Number of batches done in it.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Batches:
         self.streams = isinstance(loader.dataset, IterableDataset)
 
     def __len__(self) -> int:
-        """Batches of an epoch; a stream may have fewer."""
+        """Return the number of batches of an epoch; a stream may have fewer."""
         return len(self.loader)
 
     def stop_mixup(self) -> None:
@@ -68,9 +68,9 @@ class Batches:
             self.loader.mixup_enabled = False
 
     def of_epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Yield place, input and target of the batches of an epoch, from batch ``start`` on.
+        """Yield place, input and target of an epoch's batches, from batch ``start`` on.
 
-        Batches before it are not decoded; those of a stream are, for it has no index.
+        Earlier batches are not decoded, except those of a stream, which has no index.
         """
         rank, device = self.accelerator.process_index, self.accelerator.device
         if self.mixup_off_epoch and epoch >= self.mixup_off_epoch:

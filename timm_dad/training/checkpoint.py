@@ -1,4 +1,4 @@
-"""Checkpoints by timm's saver, and what an exact resume needs beside them: the position in the epoch."""
+"""Checkpoints by timm's saver, with what an exact resume needs in addition: the position in the epoch."""
 
 import argparse
 from collections.abc import Collection
@@ -18,37 +18,37 @@ from timm_dad.training.saver import Saver
 
 
 class _TaskWithProgress:
-    """A task as timm's saver sees it, with ``progress`` beside its own state."""
+    """A task as timm's saver sees it, with ``progress`` added to its own state."""
 
     def __init__(self, task: TrainingTask) -> None:
         self.task = task
         self.progress: dict[str, Any] = {}
 
     def get_checkpoint_state(self, ema: bool = False, **kwargs: Any) -> dict[str, Any]:
-        """Entries of the checkpoint; timm's saver asks for them."""
+        """Return the entries of the checkpoint for timm's saver."""
         state: dict[str, Any] = self.task.get_checkpoint_state(ema=ema, **kwargs)
         return state if ema else {**state, 'progress': self.progress}
 
 
 @dataclass
 class Checkpoints:
-    """Write checkpoints of a training, and give a run what one holds beside model, average and optimizer.
+    """Write checkpoints of a training, and restore a run's state beyond model, average and optimizer.
 
-    All processes call it; the main one writes.
+    All processes call it; only the main one writes.
 
     Args:
         task: The training task.
-        optimizer: Of Accelerate.
-        scheduler: timm's schedule; the state of ``plateau`` is kept.
+        optimizer: Accelerate's optimizer.
+        scheduler: timm's schedule; the state of ``plateau`` is stored.
         accelerator: Processes, and the loss scaler.
-        folder: Where they go.
-        flags: Flags of the run, kept in every checkpoint.
+        folder: Folder to write to.
+        flags: Flags of the run, stored in every checkpoint.
         decreasing: Whether a lower metric is better.
-        history: Checkpoints to keep.
-        images_per_batch: Images a batch, of all processes.
-        num_batches: Batches of an epoch.
-        accum_steps: Batches an update.
-        recovery_interval: Updates between two recovery files; 0 for none.
+        history: Number of checkpoints to keep.
+        images_per_batch: Images per batch, over all processes.
+        num_batches: Number of batches per epoch.
+        accum_steps: Batches per update.
+        recovery_interval: Updates between recovery files; 0 for none.
         save_epochs: Epochs after which the checkpoint is kept, whatever its metric.
     """
 
@@ -98,7 +98,7 @@ class Checkpoints:
         return {'best_metric': best_metric, 'best_epoch': best_epoch}
 
     def best_with(self, epoch: int, metric: float) -> tuple[float, int]:
-        """Best metric and its epoch once an epoch is counted, which is not saved yet."""
+        """Return the best metric and its epoch, counting an epoch that is not saved yet."""
         if self.saver is None or self.saver.best_metric is None or self.saver.cmp(metric, self.saver.best_metric):
             return metric, epoch
         return self.saver.best_metric, self.saver.best_epoch
@@ -128,7 +128,7 @@ class Checkpoints:
         return {prefix: utils.unwrap_model(module) for prefix, module in modules.items() if module is not None}
 
     def _buffers(self) -> dict[str, Tensor]:
-        """Buffers of student and moving average: statistics of batch norm, of which every process has its own."""
+        """Return buffers of student and moving average: batch norm statistics, which differ between processes."""
         return {
             prefix + name: buffer.cpu()
             for prefix, module in self._modules().items()
@@ -136,11 +136,11 @@ class Checkpoints:
         }
 
     def restore(self, resumed: Resumed | None, state: TrainState) -> None:
-        """Give a run what a checkpoint holds of loss scaler, batch norm and meters, and its folder's history.
+        """Restore loss scaler, batch norm and meters from a checkpoint, and the history of its folder.
 
         Args:
             resumed: The checkpoint, if there is one.
-            state: Its meters are set if an epoch is under way.
+            state: Its meters are set if the checkpoint is within an epoch.
         """
         if resumed is None:
             return
@@ -161,7 +161,7 @@ class Checkpoints:
 
 
 def _sums_and_count(meters: Any) -> tuple[dict[str, float], int]:
-    """Sums and count of a process; version 0.1 kept a count for every part."""
+    """Return sums and count of a process; version 0.1 stored a count for every part."""
     if not isinstance(meters, dict):
         return meters[0], meters[1]
     counts = [count for _, count in meters.values()]

@@ -1,4 +1,4 @@
-"""timm's data loaders, as its ``train.py`` builds them, sharded over processes by Accelerate."""
+"""timm's data loaders, built as in its ``train.py`` and sharded over processes by Accelerate."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,15 +18,16 @@ Settings = Mapping[str, Any]
 
 
 class PairMixup(Mixup):  # type: ignore[misc]
-    """Mixup / CutMix of a batch of two views: both views of an image get one partner, weight and box.
+    """Mixup / CutMix of a batch of two views: both views of an image get the same partner, weight and box.
 
-    Clean images are mixed with clean ones and extra views with extra ones; with ``base_alone`` these are not mixed.
+    Clean images are mixed with clean ones and extra views with extra ones; with ``base_alone`` the latter are not
+    mixed.
     """
 
     base_alone = coded = False
 
     def __call__(self, input: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mix ``[2B, 3, H, W]`` and labels ``[2B]`` or ``[2B, K]`` to as many and soft targets ``[2B, K]``."""
+        """Mix ``[2B, 3, H, W]`` and labels ``[2B]`` or ``[2B, K]`` to images and soft targets ``[2B, K]``."""
         (clean, extra), label = input.chunk(2), target[: len(target) // 2]
         given = mixable(self, label)
         if self.base_alone:
@@ -58,7 +59,7 @@ class PairCollateMixup(FastCollateMixup):  # type: ignore[misc]
 
 
 def mixable(mixup: Any, label: torch.Tensor) -> torch.Tensor:
-    """What timm is to mix as class indices ``[B]``: labels, or of coded targets their places in the batch."""
+    """Return what timm mixes as class indices ``[B]``: labels or, for coded targets, their places in the batch."""
     if not mixup.coded:
         return label
     mixup.num_classes, mixup.label_smoothing = len(label), 0.0
@@ -66,12 +67,12 @@ def mixable(mixup: Any, label: torch.Tensor) -> torch.Tensor:
 
 
 def as_targets(mixup: Any, soft: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """Targets of mixed images, of what timm made of ``mixable``."""
+    """Return the targets of mixed images, from what timm made of ``mixable``."""
     return mix_targets(soft, label) if mixup.coded else soft
 
 
 def unmixed(mixup: Any, label: torch.Tensor) -> torch.Tensor:
-    """Targets of images that are not mixed, as those are that are: soft ones ``[B, K]`` of labels."""
+    """Return targets of unmixed images in the format of mixed ones: soft targets ``[B, K]`` for labels."""
     if mixup.coded:
         return mix_targets(torch.eye(len(label), device=label.device), label)
     several = {'multi_label': True} if getattr(mixup, 'multi_label', False) else {}  # timm before 1.0.31 has no such
@@ -80,23 +81,23 @@ def unmixed(mixup: Any, label: torch.Tensor) -> torch.Tensor:
 
 
 def create_mixup(mixup: Settings | None, pairs: PairTransform | None) -> Mixup | None:
-    """Create what mixes batches, where the loader does not.
+    """Create the object that mixes batches, if the loader does not.
 
     Args:
         mixup: Arguments of timm's ``Mixup``; ``None`` for no mixing.
-        pairs: How pairs of views are augmented, where batches hold them.
+        pairs: How pairs of views are augmented, if batches contain them.
     """
     return _create(Mixup, PairMixup, mixup, pairs)
 
 
 def create_collate(mixup: Settings | None, pairs: PairTransform | None, *, views: bool, prefetcher: bool) -> Any:
-    """Create what collates training images where timm's default does not: mixing, or several views of an image.
+    """Create the collate function if timm's default does not suffice: for mixing, or several views of an image.
 
     Args:
         mixup: Arguments of timm's ``Mixup``; ``None`` for no mixing.
-        pairs: How pairs of views are augmented, where samples are such.
-        views: Whether samples are several views, pairs among them.
-        prefetcher: Whether timm's prefetcher takes the batches; without it mixing comes after collating.
+        pairs: How pairs of views are augmented, if samples are pairs.
+        views: Whether samples consist of several views, such as pairs.
+        prefetcher: Whether timm's prefetcher takes the batches; without it, mixing comes after collating.
     """
     if not prefetcher:
         return collate_views if views else None
@@ -124,24 +125,25 @@ def create_train_loader(
     use_prefetcher: bool = True,
     **settings: Any,
 ) -> Any:
-    """Create timm's training loader, whose samples are seeded by (seed, epoch, index).
+    """Create timm's training loader, with samples seeded by (seed, epoch, index).
 
     Args:
-        dataset: Training data, of ``pair_dataset`` where batches are to hold pairs; its ``transform`` is set.
+        dataset: Training data, from ``pair_dataset`` if batches are to contain pairs; its ``transform`` is set.
         accelerator: Processes and device.
         seed: Seed of the run.
         mixup: Arguments of timm's ``Mixup``, which mixes in the loader; ``None`` for no mixing there.
-        num_aug_repeats: Copies of each sample in an epoch (several processes only).
-        num_aug_splits: Augmentation splits of each sample.
-        use_prefetcher: Normalize and erase on the device.
+        num_aug_repeats: Number of copies of each sample in an epoch (several processes only).
+        num_aug_splits: Number of augmentation splits of each sample.
+        use_prefetcher: Whether to normalize and erase on the device.
         **settings: Passed on to timm's ``create_loader``.
 
     Returns:
-        The loader. With several processes each has the batches of its own; together they are the batches that one
-        process with as many times the batch size has.
+        The loader. Each of several processes gets its own batches; together they equal the batches of one process
+        with as many times the batch size.
 
     Raises:
-        ValueError: If the data cannot give one batch, or an argument does not fit the data or the number of processes.
+        ValueError: If the data has less than one batch, or an argument does not fit the data or the number of
+            processes.
     """
     streams = isinstance(dataset, IterableDataset)
     pairs = pair_views(dataset)
@@ -189,21 +191,21 @@ def create_train_loader(
 
 
 def create_eval_loader(dataset: Any, accelerator: Accelerator, **settings: Any) -> Any:
-    """Create timm's evaluation loader; each process has every ``num_processes``-th image. ``None`` without data."""
+    """Create timm's evaluation loader; each process gets every ``num_processes``-th image. ``None`` without data."""
     if dataset is None:
         return None
     return create_loader(dataset, distributed=accelerator.num_processes > 1, device=accelerator.device, **settings)
 
 
 def unwrapped(loader: Any) -> Any:
-    """The loader inside timm's prefetcher, or the loader itself."""
+    """Return the loader inside timm's prefetcher, or the loader itself."""
     return getattr(loader, 'loader', loader)
 
 
 def _shard(accelerator: Accelerator, loader: Any) -> Any:
     """Let Accelerate order and shard the loader, inside timm's prefetcher if there is one.
 
-    NOTE: timm's train.py takes torch's DistributedSampler, whose order is another one than that of one process.
+    NOTE: timm's train.py uses torch's DistributedSampler, whose order differs from that of one process.
     """
     if hasattr(loader, 'loader'):
         loader.loader = accelerator.prepare_data_loader(loader.loader, device_placement=False)
@@ -212,7 +214,7 @@ def _shard(accelerator: Accelerator, loader: Any) -> Any:
 
 
 def set_epoch(loader: Any, epoch: int) -> None:
-    """Tell whatever orders the data which epoch it is."""
+    """Tell the object that orders the data which epoch it is."""
     inner = unwrapped(loader)
     parts: list[Any] = [loader.dataset, inner, getattr(inner, 'sampler', None), inner.batch_sampler]
     for part in parts:

@@ -1,4 +1,4 @@
-"""Means of the parts of a loss over an epoch, read from the device once an update."""
+"""Means of the loss parts over an epoch, read from the device once per update."""
 
 import math
 from collections import OrderedDict
@@ -16,14 +16,14 @@ class NonFiniteLossError(RuntimeError):
 
 
 class Meters:
-    """Sums of the parts of a loss, by image, in this process.
+    """Sums of the loss parts over images, in this process.
 
     Args:
         accelerator: Device and processes.
 
     Attributes:
-        sums: Sum over images of each part that was read.
-        count: Images whose parts were read.
+        sums: Sum over images of each part read so far.
+        count: Number of images whose parts were read.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -31,22 +31,22 @@ class Meters:
         self.reset()
 
     def reset(self, sums: Mapping[str, float] | None = None, count: int = 0) -> None:
-        """Begin an epoch, or go on with one."""
+        """Begin or continue an epoch."""
         self.sums, self.count = dict(sums or {}), count
         self._waiting: list[tuple[Tensor, int, str]] = []
 
     @property
     def means(self) -> dict[str, float]:
-        """Mean of each part over the images of this process that were read."""
+        """Mean of each part over this process's images read so far."""
         return {name: value / self.count for name, value in self.sums.items()} if self.count else {}
 
     def add(self, result: Mapping[str, Tensor], count: int, where: str) -> None:
-        """Take what a task returned for a batch; the host does not wait for the device.
+        """Take the result of a task for a batch, without waiting for the device.
 
         Args:
             result: ``output`` and the parts of the loss, scalars.
             count: Images of the batch.
-            where: What an error calls the batch.
+            where: Name of the batch in errors.
         """
         parts = {name: value.detach().float() for name, value in result.items() if name != 'output'}
         self._names = tuple(parts)
@@ -57,7 +57,7 @@ class Meters:
 
         Raises:
             NonFiniteLossError: If a part of a batch's loss is not finite, here or in another process; the message is
-                empty where it was another one, which says it.
+                empty if it was another process, which reports it.
         """
         if not self._waiting:
             return
@@ -79,7 +79,7 @@ class Meters:
             raise NonFiniteLossError
 
     def reduce(self) -> Metrics:
-        """Mean of each part over all processes."""
+        """Return the mean of each part over all processes."""
         totals = torch.tensor([*self.sums.values(), self.count], dtype=torch.float64, device=self.accelerator.device)
         *sums, count = self.accelerator.reduce(totals, reduction='sum').tolist()
         return OrderedDict((name, value / count) for name, value in zip(self.sums, sums, strict=True))
@@ -88,12 +88,12 @@ class Meters:
 def merged(
     states: Sequence[tuple[Mapping[str, float], int]], rank: int, num_processes: int
 ) -> tuple[dict[str, float], int]:
-    """What the meters of a process go on with, from those of all processes of the run before.
+    """Return the state with which a process's meters continue, from those of all processes of the previous run.
 
     Args:
         states: Sums and counts by process.
         rank: This process.
-        num_processes: Processes of this run; if it is another number, the first one takes all sums.
+        num_processes: Number of processes of this run; if it changed, the first one takes all sums.
     """
     if len(states) == num_processes:
         sums, count = states[rank]

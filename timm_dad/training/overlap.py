@@ -1,4 +1,4 @@
-"""DAD views of the next batch on a CUDA stream of their own, while the student is at this one."""
+"""Make the DAD views of the next batch on a separate CUDA stream while the student trains on this one."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,13 +14,13 @@ Batch = tuple[int, Tensor, Tensor]
 
 
 def prepared_ahead(batches: Iterator[Batch], task: DADTask) -> Iterator[tuple[int, Tensor, Tensor, Prepared]]:
-    """Batches with what the task needs of teacher and VQGAN, made one batch ahead.
+    """Yield batches with what the task needs from teacher and VQGAN, made one batch ahead.
 
-    Whoever takes a batch finds the random generators as they were after its views were made, so nothing that is drawn
-    depends on whether this function is used.
+    The consumer of a batch finds the random generators as they were after its views were made, so no draw depends on
+    whether this function is used.
 
     Args:
-        batches: Index, input and target of each batch, on the device; whoever yields them seeds for each.
+        batches: Index, input and target of each batch, on the device; their producer seeds for each.
         task: Makes the views, with ``task.prepare``.
 
     Yields:
@@ -40,7 +40,7 @@ def prepared_ahead(batches: Iterator[Batch], task: DADTask) -> Iterator[tuple[in
 
 
 def _prepare(task: DADTask, input: Tensor, target: Tensor, stream: Any) -> tuple[Prepared, Any]:
-    """Start to make the views; on a GPU what is returned may not be there yet."""
+    """Start to make the views; on a GPU the result may still be pending."""
     if stream is None:
         return task.prepare(input, target), None
     stream.wait_stream(torch.cuda.current_stream())  # the batch is copied and mixed there
@@ -54,7 +54,7 @@ def _prepare(task: DADTask, input: Tensor, target: Tensor, stream: Any) -> tuple
 
 
 def _ready(batch: tuple[int, Tensor, Tensor, Prepared], generators: Any, done: Any, stream: Any) -> Any:
-    """The batch, once its views are there, with the random generators as they were left."""
+    """Return the batch once its views exist, with the random generators as they were left."""
     of_cpu, of_cuda = generators
     set_random_states(of_cpu)
     if stream is not None:

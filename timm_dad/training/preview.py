@@ -1,4 +1,4 @@
-"""Preview sheets of DAD views while training: in the run's folder, and in trackers that take pictures."""
+"""Preview sheets of DAD views during training: in the run's folder, and in trackers that accept pictures."""
 
 import logging
 from collections.abc import Sequence
@@ -32,17 +32,17 @@ PICTURE_TRACKERS: dict[str, dict[str, str]] = {'tensorboard': {'dataformats': 'N
 
 
 class PreviewHook:
-    """Write a sheet of DAD views every so many epochs, and one at the end.
+    """Write a sheet of DAD views at an interval of epochs, and one at the end.
 
     Args:
         augment: Makes the views.
-        loader: Validation data, of which a few images are shown.
+        loader: Validation data, from which a few images are shown.
         task: Sets the attack of an epoch.
         accelerator: Processes and trackers; the main process writes.
-        folder: Where to.
-        num_epochs: Epochs of the training.
+        folder: Folder to write to.
+        num_epochs: Number of epochs of the training.
         seed: Seed of the random starts.
-        interval: Epochs between two sheets; 0 for the one at the end alone.
+        interval: Epochs between sheets; 0 for only the one at the end.
         class_names: Names of the classes, if they have any.
     """
 
@@ -64,7 +64,7 @@ class PreviewHook:
         self.seed, self.interval, self.num_epochs, self.class_names = seed, interval, num_epochs, class_names
         blind = [tracker.name for tracker in accelerator.trackers if tracker.name not in PICTURE_TRACKERS]
         if interval and blind:
-            _logger.warning('--dad-preview-interval: %s takes no pictures, see the output folder', ', '.join(blind))
+            _logger.warning('--dad-preview-interval: %s accepts no pictures, see the output folder', ', '.join(blind))
 
     def __call__(self, epoch: int) -> None:
         """Write the sheet of an epoch, if it is due."""
@@ -77,7 +77,7 @@ class PreviewHook:
                 tracker.log_images({'preview': pixels[None]}, step=epoch, **PICTURE_TRACKERS[tracker.name])
 
     def at_end(self) -> dict[str, Any]:
-        """Write ``preview.png`` of the last epoch; returns its path as ``preview``."""
+        """Write ``preview.png`` of the last epoch; return its path as ``preview``."""
         if self.accelerator.is_main_process:
             self._write(max(0, self.num_epochs - 1), 'preview.png')
         return {'preview': str(self.folder / 'preview.png')}
@@ -96,7 +96,7 @@ class PreviewHook:
 
     @cached_property
     def images(self) -> list[tuple[Tensor, int | Tensor, str]]:
-        """A few validation images in [0, 1], spread evenly (over the first batch of a stream), labels and titles."""
+        """A few validation images in [0, 1], spread evenly (or from a stream's first batch), with labels and titles."""
         dataset, to_pixels = self.loader.dataset, self.augment.norm.to_pixels
         if isinstance(dataset, IterableDataset):
             with torch.random.fork_rng(devices=[]):  # loaders draw seeds for their workers

@@ -1,4 +1,4 @@
-"""Where a training goes on: the checkpoint that ``--resume`` names, and the position in it."""
+"""Resume a training: the checkpoint that ``--resume`` names, and the position in it."""
 
 import contextlib
 import logging
@@ -26,14 +26,14 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Resumed:
-    """A training checkpoint that a run goes on from.
+    """A training checkpoint that a run resumes from.
 
     Args:
         path: The file.
-        epoch: Epoch that comes next, or is under way.
-        flags: Flags of the run that wrote it; empty where the file does not say.
-        progress: Position and states beside model, moving average and optimizer; empty for a checkpoint of timm's own.
-        metric: What the validation after its last epoch said; ``None`` within an epoch.
+        epoch: Next epoch, or the one under way.
+        flags: Flags of the run that wrote it; empty if the file does not contain them.
+        progress: Position and states besides model, moving average and optimizer; empty for timm's own checkpoints.
+        metric: Result of the validation after its last epoch; ``None`` within an epoch.
     """
 
     path: str
@@ -43,14 +43,15 @@ class Resumed:
     metric: float | None = None
 
     def position(self, images_per_batch: int, accum_steps: int) -> tuple[int, int]:
-        """Epoch, and how many batches of it are done, counted in batches of this run.
+        """Return the epoch, and the number of its finished batches, in batches of this run.
 
         Args:
-            images_per_batch: Images a batch, of all processes.
-            accum_steps: Batches an update.
+            images_per_batch: Images per batch, over all processes.
+            accum_steps: Batches per update.
 
         Raises:
-            ValueError: If that is no whole number of updates: no batch of this run begins where the other one stopped.
+            ValueError: If that is not a whole number of updates: no batch of this run begins where the other one
+                stopped.
         """
         images = self.progress.get('images')
         if images is None:  # of version 0.1: batches a process, and meters of every process
@@ -60,9 +61,9 @@ class Resumed:
         unit = images_per_batch * (1 if self.progress.get('epoch_done') else accum_steps)
         if images % unit:
             raise ValueError(
-                f'--resume: {self.path} was written after {images} images of epoch {self.epoch}, and an update here '
-                f'takes {unit} (--batch-size x processes x --grad-accum-steps), so none '
-                'begins there: choose them so that the images divide, or resume a checkpoint of a whole epoch'
+                f'--resume: {self.path} was written after {images} images of epoch {self.epoch}, but an update here '
+                f'takes {unit} (--batch-size x processes x --grad-accum-steps), so no update '
+                'begins there: choose them so that the images divide evenly, or resume from the end of an epoch'
             )
         return self.epoch, int(images // images_per_batch)
 
@@ -71,7 +72,7 @@ def open_checkpoint(path: str) -> Resumed | None:
     """Open a training checkpoint, without its weights; ``None`` for an empty path.
 
     Raises:
-        ValueError: If there is none, or it is no training checkpoint.
+        ValueError: If there is none, or it is not a training checkpoint.
     """
     if not path:
         return None
@@ -82,7 +83,7 @@ def open_checkpoint(path: str) -> Resumed | None:
     except ValueError as error:
         raise ValueError(f'--resume: {error}') from error
     if not isinstance(checkpoint, dict) or 'optimizer' not in checkpoint:
-        raise ValueError(f'--resume must be a training checkpoint, got {path!r}, which holds no optimizer')
+        raise ValueError(f'--resume must be a training checkpoint, got {path!r}, which contains no optimizer')
     progress = checkpoint.get('progress', {})
     under_way = bool(progress.get('batches') or progress.get('images'))
     done = 'epoch' in checkpoint and checkpoint.get('version', 1) > 1  # before version 2 timm counted what comes next
@@ -93,10 +94,10 @@ def open_checkpoint(path: str) -> Resumed | None:
 
 
 def find_newest(folder: Path) -> str:
-    """The checkpoint that is furthest in training, of those that are whole; ``''`` if there is none.
+    """Find the intact checkpoint that is furthest in training; return ``''`` if there is none.
 
     Raises:
-        ValueError: If all are damaged: a new run would take their place.
+        ValueError: If all are damaged: a new run would overwrite them.
     """
     found = [(_place(path), path.name == LAST, path) for path in folder.glob('*.pth.tar')]
     problems = []
@@ -107,15 +108,15 @@ def find_newest(folder: Path) -> str:
             problems.append(str(error))
             continue
         for problem in problems:
-            _logger.warning('%s; left out for %s', problem, path.name)
+            _logger.warning('%s; using %s instead', problem, path.name)
         return str(path)
     if problems:
-        raise ValueError(f'no checkpoint in {folder} is whole, remove them to start anew: {problems[0]}')
+        raise ValueError(f'no checkpoint in {folder} is intact; remove them to start over: {problems[0]}')
     return ''
 
 
 def _place(path: Path) -> tuple[int, int] | None:
-    """Epoch and batch after which a checkpoint was written; ``None`` for other files."""
+    """Return the epoch and batch after which a checkpoint was written; ``None`` for other files."""
     if path.name == LAST:
         try:
             return read_checkpoint(path, mmap=True)['epoch'] + 1, 0
@@ -129,14 +130,14 @@ def _place(path: Path) -> tuple[int, int] | None:
 
 @contextlib.contextmanager
 def advising_where_to_go_on(folder: Path, find_run: Callable[[Path], str] = find_newest) -> Iterator[None]:
-    """Let the error of a loss that is not finite say where to go on from.
+    """Add to the error of a non-finite loss where to resume from.
 
     Args:
         folder: Folder of the run.
-        find_run: Names the file in it to go on from; empty if there is none.
+        find_run: Returns the file in it to resume from; empty if there is none.
 
     Raises:
-        OwnError: In the processes where the loss was not finite.
+        OwnError: In the processes with the non-finite loss.
         SystemExit: In the others.
     """
     try:
@@ -145,20 +146,20 @@ def advising_where_to_go_on(folder: Path, find_run: Callable[[Path], str] = find
         if not str(error):
             sys.exit(2)  # another process says why
         kept = find_run(folder)
-        advice = f'go on from {kept} with --resume auto' if kept else 'start again (there is no checkpoint yet)'
+        advice = f'resume from {kept} with --resume auto' if kept else 'start again (there is no checkpoint yet)'
         raise OwnError(f'{error}; lower --lr or set --clip-grad, and {advice}') from error
 
 
 @dataclass
 class TrainState:
-    """Where a training is.
+    """The position of a training.
 
     Args:
-        meters: Sums of the parts of the loss in the epoch.
+        meters: Sums of the loss parts in the epoch.
         epoch: Epoch, from 0.
-        batch: Batches of it that are done.
-        rates: Learning rates of the resumed optimizer's groups, and by what factor ``--lr`` changed since; empty where
-            it begins anew.
+        batch: Number of its finished batches.
+        rates: Learning rates of the resumed optimizer's groups, and the factor by which ``--lr`` changed since; empty
+            if the optimizer starts fresh.
     """
 
     meters: Meters
@@ -182,16 +183,16 @@ def resume_training(
 
     Args:
         task: The training task.
-        optimizer: Of the student.
+        optimizer: The student's optimizer.
         state: Its position is set.
         resumed: The checkpoint, if there is one.
-        images_per_batch: Images a batch, of all processes.
-        accum_steps: Batches an update.
-        start_epoch: Where to begin, whatever the checkpoint says.
-        keep_optimizer: Load the state of the optimizer.
+        images_per_batch: Images per batch, over all processes.
+        accum_steps: Batches per update.
+        start_epoch: Epoch to start at, whatever the checkpoint says.
+        keep_optimizer: Whether to load the state of the optimizer.
 
     Raises:
-        ValueError: If no update of this run begins where the checkpoint was written, or it is of another model or
+        ValueError: If no update of this run begins where the checkpoint was written, or it belongs to another model or
             optimizer.
     """
     if start_epoch is not None:
@@ -207,7 +208,7 @@ def resume_training(
         reason = ' '.join(str(error).split())
         raise ValueError(
             f'--resume: {resumed.path} does not fit model and optimizer: {textwrap.shorten(reason, 160)}; give the '
-            'flags of its run, or take its weights alone with --initial-checkpoint'
+            'flags of its run, or load only its weights with --initial-checkpoint'
         ) from error
     if keep_optimizer:
         for group, rate in zip(optimizer.param_groups, rates, strict=True):

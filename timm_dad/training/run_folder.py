@@ -1,4 +1,4 @@
-"""The folder of a run: held by one run at a time, with its flags and its summary."""
+"""The folder of a run: locked by one run at a time, with its flags and its summary."""
 
 import argparse
 import csv
@@ -36,17 +36,17 @@ _OPTIMIZER = ('opt', 'opt_eps', 'opt_betas', 'opt_kwargs', 'momentum', 'weight_d
 
 
 class RunFolder:
-    """The folder of a run, held against other runs: from ``with`` on if it is there, else from ``start`` on.
+    """The folder of a run, locked against other runs: from ``with`` on if it exists, else from ``start`` on.
 
     Args:
         path: The folder.
-        accelerator: Processes and trackers; the main process holds the folder and writes to it.
-        find_run: Names a file of an older run in a folder; empty if there is none.
-        resume: Whether an older run is to go on.
+        accelerator: Processes and trackers; the main process locks the folder and writes to it.
+        find_run: Returns a file of an older run in a folder; empty if there is none.
+        resume: Whether to continue an older run.
         flag: The flag that names the folder, for errors.
 
     Raises:
-        ValueError: If another run holds the folder, or an older run is in it that is not to go on; in all processes.
+        ValueError: If another run uses the folder, or it contains an older run not to be continued; in all processes.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class RunFolder:
         self._lock = FileLock(self.path / '.lock')
 
     def __enter__(self) -> 'RunFolder':
-        """Hold the folder, if it is there."""
+        """Lock the folder, if it exists."""
         self._hold(only_if=self.path.is_dir(), resume=self._resume)
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        """Let go of it; a ``KeyboardInterrupt`` gets the flags to go on with."""
+        """Release it; a ``KeyboardInterrupt`` gets the flags for resuming."""
         self._lock.release()
         if isinstance(error, KeyboardInterrupt):
             names = self.flag.split('/')  # of the folder alone, or of the folder that it is in and its name
@@ -78,7 +78,7 @@ class RunFolder:
             error.args = (*itertools.chain(*zip(names, values, strict=True)), '--resume', 'auto')
 
     def _hold(self, *, only_if: bool, resume: bool) -> None:
-        """Take the lock, and make the folder for it; raises in all processes if it cannot be had."""
+        """Take the lock, and create the folder for it; raise in all processes if it is not available."""
         refusal = ['']
         if self.accelerator.is_main_process and only_if:
             try:
@@ -86,12 +86,12 @@ class RunFolder:
                 self._lock.acquire(timeout=0)
                 if not resume and self._find_run(self.path):
                     self._lock.release()
-                    refusal = ['holds an older run; name another folder, or --resume auto']
+                    refusal = ['contains an older run; choose another folder, or --resume auto']
             except ValueError:  # damaged checkpoints alone
                 self._lock.release()
-                refusal = ['holds an older run; name another folder']
+                refusal = ['contains an older run; choose another folder']
             except Timeout:
-                refusal = ['is in use by another run; name another folder']
+                refusal = ['is in use by another run; choose another folder']
             except OSError as error:
                 refusal = [f'cannot be written: {error}']
         broadcast_object_list(refusal)  # no process waits for one that stopped
@@ -99,7 +99,7 @@ class RunFolder:
             raise ValueError(f'{self.flag}: {self.path} {refusal[0]}')
 
     def resolve(self, resume: str) -> str:
-        """Path of ``--resume``; ``auto`` is the newest checkpoint of this folder, if there is one, in all processes."""
+        """Return the path of ``--resume``; ``auto`` is the newest checkpoint here, if any, for all processes."""
         if resume != 'auto':
             return resume
         found = ['', '']
@@ -116,13 +116,13 @@ class RunFolder:
         return newest
 
     def start(self, flags: Mapping[str, Any], epoch: int) -> None:
-        """Write the flags, and cut the summaries where the run begins; the main process does.
+        """Write the flags, and cut the summaries where the run begins, in the main process.
 
-        Flags of an older run stay beside the new ones, and what changed is logged in one line.
+        Flags of an older run are kept beside the new ones, and changes are logged in one line.
 
         Args:
             flags: Plain values by name.
-            epoch: Epoch from which on it is trained.
+            epoch: First epoch to be trained.
         """
         self._hold(only_if=not self._lock.is_locked, resume=False)  # what another run made meanwhile is its own
         if not self.accelerator.is_main_process:
@@ -148,16 +148,16 @@ class RunFolder:
         notes: Sequence[str] = (),
         hidden: Sequence[str] = (),
     ) -> None:
-        """Give an epoch's metrics and learning rate to the trackers, the summary and the terminal.
+        """Write an epoch's metrics and learning rate to the trackers, the summary and the terminal.
 
         Args:
             epoch: The epoch.
-            train_metrics: Means of the parts of the loss.
-            eval_metrics: Of the validation: the moving average's, if there is one.
-            optimizer: Of the student.
-            plain: The student's own, if those are the moving average's; not in the summary.
-            notes: More for the terminal.
-            hidden: Metrics that the terminal does not show.
+            train_metrics: Means of the loss parts.
+            eval_metrics: Validation metrics: the moving average's, if there is one.
+            optimizer: The student's optimizer.
+            plain: The student's own metrics, if the others are the moving average's; not in the summary.
+            notes: Additional text for the terminal.
+            hidden: Metrics not shown on the terminal.
         """
         own = {f'val_plain_{name}': value for name, value in (plain or {}).items()}
         rates = [group['lr'] for group in optimizer.param_groups]
@@ -185,12 +185,12 @@ def _read_flags(path: Path) -> dict[str, Any]:
     try:
         flags = read_yaml(path)
     except ValueError as error:
-        raise ValueError(f'{path} is no YAML ({error}): move it away') from error
+        raise ValueError(f'{path} is not YAML ({error}): move it away') from error
     return flags if isinstance(flags, dict) else {}
 
 
 def changed_flags(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What changed between the flags of two runs, as ``--flag old -> new``."""
+    """List the changes between the flags of two runs, as ``--flag old -> new``."""
     return [
         f'{written(name)} {before[name]} -> {now[name]}'
         for name in sorted(before.keys() & now.keys() - _INCIDENTAL)
@@ -199,26 +199,26 @@ def changed_flags(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
 
 
 def check_resumed_flags(before: Mapping[str, Any], now: Mapping[str, Any], *, keep_optimizer: bool = True) -> None:
-    """Refuse to resume a run with what cannot change.
+    """Raise an error if a run is resumed with changes that are not allowed.
 
     Args:
         before: Flags of the run that wrote the checkpoint, empty without one; unknown flags are not compared.
-        now: Flags of this run; those that are ``None`` are left to the model.
+        now: Flags of this run; those that are ``None`` are taken from the model.
         keep_optimizer: Whether the optimizer's state is resumed.
 
     Raises:
-        ValueError: If model, classes, channels, or optimizer and its settings are others.
+        ValueError: If model, classes, channels, or optimizer and its settings differ.
     """
     for name in (*_FIXED, *(_OPTIMIZER if keep_optimizer else ())):
         old, new = before.get(name), now.get(name)
         if (None in (old, new) and name in _FIXED) or old == new or name not in before:
             continue
-        fix = 'leave it as it was, or ' + ('start another run' if name in _FIXED else 'give --no-resume-opt')
-        raise ValueError(f'{written(name)} must be what the resumed run has, {old}, got {new}: {fix}')
+        fix = 'leave it unchanged, or ' + ('start another run' if name in _FIXED else 'give --no-resume-opt')
+        raise ValueError(f'{written(name)} must be {old}, as in the resumed run, got {new}: {fix}')
 
 
 def take_over_flags(args: argparse.Namespace, before: Mapping[str, Any]) -> None:
-    """Keep the temperature that a run found before it goes on, and refuse what cannot change, as above.
+    """Take over the temperature found by a run before it is resumed, and reject changes as above.
 
     Args:
         args: Flags of this run.
@@ -230,7 +230,7 @@ def take_over_flags(args: argparse.Namespace, before: Mapping[str, Any]) -> None
 
 @contextmanager
 def appending(path: Path) -> Iterator[Path]:
-    """Yield a copy of a file, if there is one, for a writer that appends to it, and put it in its place afterwards."""
+    """Yield a copy of a file, if it exists, for a writer that appends to it, and replace the file afterwards."""
     before = path.read_bytes() if path.exists() else b''
     with replacing(path) as temporary:
         temporary.write_bytes(before)
@@ -241,7 +241,7 @@ def cut_summary(path: Path, epoch: int) -> None:
     """Drop the rows of epochs that will be trained again.
 
     Raises:
-        ValueError: If it is no table of epochs.
+        ValueError: If it is not a table of epochs.
     """
     if not path.exists():
         return
@@ -251,6 +251,6 @@ def cut_summary(path: Path, epoch: int) -> None:
         kept = [line for line, row in zip(lines[1:], rows, strict=True) if int(row['epoch']) < epoch]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f'{path} is no table of epochs ({type(error).__name__}: {error}), so no rows can be added: move it away'
+            f'{path} is not a table of epochs ({type(error).__name__}: {error}), so no rows can be added: move it away'
         ) from error
     write_file(path, ''.join([*lines[:1], *kept]))

@@ -1,4 +1,4 @@
-"""timm's saver of checkpoints, for disks that fill up and machines that fail."""
+"""timm's checkpoint saver, made safe for full disks and failing machines."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Saver(CheckpointSaver):  # type: ignore[misc]
-    """Write every file to the disk before it gets its name, and finish what a killed run began.
+    """Write every file to disk before it gets its name, and finish what a killed run started.
 
     Attributes:
         save_epochs: Epochs after which ``milestone-N`` is kept, whatever its metric.
@@ -26,7 +26,7 @@ class Saver(CheckpointSaver):  # type: ignore[misc]
     save_epochs: Collection[int] = ()
 
     def save_checkpoint(self, epoch: int, metric: float | None = None) -> tuple[float | None, int | None]:
-        """Write ``last``, by its metric a numbered checkpoint, and a milestone where one is due.
+        """Write ``last``, a numbered checkpoint depending on its metric, and a milestone if one is due.
 
         Returns:
             Best metric and its epoch.
@@ -52,7 +52,7 @@ class Saver(CheckpointSaver):  # type: ignore[misc]
         os.replace(src, dst)  # timm's removes dst before
 
     def restore(self) -> None:
-        """Take the ranking of the checkpoints in the folder, and link those that a killed run had no time to link.
+        """Restore the ranking of the checkpoints in the folder, and create links that a killed run did not.
 
         timm 1.0.31 can restore the ranking from what it saves; 1.0.28 cannot. Reading the files serves both.
         """
@@ -71,7 +71,7 @@ class Saver(CheckpointSaver):  # type: ignore[misc]
             kept = [entry for entry in found if (str(entry[2]), entry[1]) in self.checkpoint_files]
             self._rank([*kept, (epoch, metric, path)])
         if self.best_epoch is not None and _epoch_and_metric(folder / BEST)[0] != self.best_epoch:
-            _logger.info('%s is made again from %s', folder / BEST, self.checkpoint_files[0][0])
+            _logger.info('%s is recreated from %s', folder / BEST, self.checkpoint_files[0][0])
             self._duplicate(self.checkpoint_files[0][0], str(folder / BEST))
 
     def _earns_a_place(self, metric: float) -> bool:
@@ -79,7 +79,7 @@ class Saver(CheckpointSaver):  # type: ignore[misc]
         return free or bool(self.cmp(metric, self.checkpoint_files[-1][1]))
 
     def _rank(self, found: list[tuple[int, float, Path]]) -> None:
-        """Order checkpoints from the best to the worst, and equals by epoch."""
+        """Order checkpoints from best to worst, and equal ones by epoch."""
         ranked = sorted(found, key=lambda entry: (entry[1] if self.decreasing else -entry[1], entry[0]))
         self.checkpoint_files = [(str(path), metric) for _, metric, path in ranked]
         if ranked:
@@ -87,12 +87,12 @@ class Saver(CheckpointSaver):  # type: ignore[misc]
 
 
 def _epoch_and_metric(path: Path) -> tuple[Any, Any]:
-    """What a checkpoint says of itself; twice ``None``, with a warning, where it is damaged."""
+    """Return epoch and metric stored in a checkpoint; twice ``None``, with a warning, if it is damaged."""
     if not path.exists():
         return None, None
     try:
         checkpoint = read_checkpoint(path, mmap=True)
     except ValueError as error:
-        _logger.warning('%s; it is left out', error)
+        _logger.warning('%s; it is skipped', error)
         return None, None
     return checkpoint.get('epoch'), checkpoint.get('metric')

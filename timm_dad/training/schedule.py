@@ -1,4 +1,4 @@
-"""What is due when: epochs by an interval, and timm's schedules, stepped as its train.py steps them."""
+"""Decide what is due when: epochs at an interval, and timm's schedules, stepped as in its train.py."""
 
 from collections.abc import Collection
 from typing import Any
@@ -10,7 +10,7 @@ from timm_dad.training.resume import Resumed, TrainState
 
 
 def is_due(epoch: int, interval: int, num_epochs: int, also: Collection[int] = ()) -> bool:
-    """Tell whether an epoch, from 0, is one of every ``interval``, the last, or the last of ``also`` many."""
+    """Return whether an epoch, from 0, completes an ``interval``, is the last, or is the last of ``also`` many."""
     return epoch + 1 == num_epochs or (epoch + 1) % interval == 0 or epoch + 1 in also
 
 
@@ -18,15 +18,15 @@ def create_schedule(optimizer: Any, *, stop_epoch: int | None, **settings: Any) 
     """Create timm's schedule.
 
     Args:
-        optimizer: Of the student.
-        stop_epoch: Epochs to train of those that the schedule has; all by default.
+        optimizer: The student's optimizer.
+        stop_epoch: Number of the schedule's epochs to train; all by default.
         **settings: Passed on to ``create_scheduler_v2``.
 
     Returns:
-        The schedule, and how many epochs to train.
+        The schedule, and the number of epochs to train.
 
     Raises:
-        ValueError: If timm refuses the settings.
+        ValueError: If timm rejects the settings.
     """
     with flag_errors('--sched and its flags'):
         scheduler, num_epochs = create_scheduler_v2(optimizer, **settings)
@@ -43,14 +43,14 @@ def step_schedule(scheduler: Any, epoch: int, metric: float | None) -> None:
 def fast_forward(
     scheduler: Any, state: TrainState, resumed: Resumed | None, updates_per_epoch: int, accum_steps: int
 ) -> None:
-    """Bring the schedule to where a resumed training is.
+    """Advance the schedule to the position of a resumed training.
 
     Args:
         scheduler: timm's, new.
-        state: Where the training is.
+        state: Position of the training.
         resumed: The checkpoint, if there is one.
-        updates_per_epoch: Updates of an epoch.
-        accum_steps: Batches an update.
+        updates_per_epoch: Number of updates per epoch.
+        accum_steps: Batches per update.
     """
     if hasattr(scheduler, 'lr_scheduler'):
         _resume_plateau(scheduler, state, resumed)
@@ -60,7 +60,7 @@ def fast_forward(
 
 
 def _resume_plateau(scheduler: Any, state: TrainState, resumed: Resumed | None) -> None:
-    """Bring plateau to where it was: the only schedule whose rate is no function of the epoch."""
+    """Restore plateau, the only schedule whose rate is not a function of the epoch."""
     progress = resumed.progress if resumed is not None else {}
     if progress.get('plateau'):
         scheduler.lr_scheduler.load_state_dict(progress['plateau'])

@@ -15,7 +15,7 @@ def _check_device(device: str) -> None:
     for kind in ('FSDP', 'DEEPSPEED', 'MEGATRON_LM', 'PARALLELISM_CONFIG'):
         if os.environ.get(f'ACCELERATE_USE_{kind}', '').lower() in ('1', 'true'):
             raise ValueError(
-                f"Accelerate's configuration asks for {kind}, and the student is trained with data parallelism alone: "
+                f"Accelerate's configuration asks for {kind}, but the student is trained only with data parallelism: "
                 'run `accelerate config` and choose multi-GPU, without it'
             )
     if device.startswith('cuda') and not torch.cuda.is_available():
@@ -42,13 +42,13 @@ def create_accelerator(
         precision: The student's: ``no``, ``fp16`` or ``bf16``.
         trackers: Names of trackers.
         seed: Seed of the order of the data.
-        sync_batch_norm: Whether batch norm is to be synchronized, which a CPU cannot.
-        broadcast_buffers: Whether processes share the buffers of the student at each forward.
+        sync_batch_norm: Whether to synchronize batch norm, which a CPU cannot.
+        broadcast_buffers: Whether processes share the student's buffers at each forward.
         fuser: TorchScript fuser to select.
-        fast_norm: Switch on timm's fast normalization layers.
+        fast_norm: Whether to use timm's fast normalization layers.
 
     Raises:
-        ValueError: If the device is missing, or Accelerate is configured for what this trainer does not do.
+        ValueError: If the device is missing, or Accelerate is configured for something this trainer does not support.
     """
     _check_device(device)
     if torch.cuda.is_available():
@@ -70,9 +70,9 @@ def create_accelerator(
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=broadcast_buffers)],
         )
     except ValueError as error:
-        raise ValueError(f'--log-with / --amp: Accelerate says: {error}') from error
+        raise ValueError(f'--log-with / --amp: Accelerate reports: {error}') from error
     if sync_batch_norm and accelerator.device.type == 'cpu':
-        raise ValueError('--sync-bn needs GPUs: PyTorch synchronizes batch norm on them alone')
+        raise ValueError('--sync-bn needs GPUs: PyTorch synchronizes batch norm only on GPUs')
     missing = {name for name in trackers if name not in {tracker.value for tracker in accelerator.log_with}}
     if missing:
         raise ValueError(f'--log-with: {", ".join(sorted(missing))} is not installed, or no tracker of Accelerate')

@@ -1,4 +1,4 @@
-"""The suites of ``--eval-suites``, and how a student in training takes their images and classes."""
+"""The suites of ``--eval-suites``, and how a student in training handles their images and classes."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -29,10 +29,10 @@ def open_eval_suites(texts: Sequence[str]) -> list[Suite]:
     """Open the suites of ``--eval-suites``.
 
     Raises:
-        ValueError: If one is not there, not as it should be, or called as the report calls its mean.
+        ValueError: If one is missing, malformed, or has the name that the report uses for its mean.
     """
     if MEAN_OOD in (text.partition('=')[0] for text in texts):
-        raise ValueError(f'{FLAG}: the report calls its mean {MEAN_OOD}: give another NAME')
+        raise ValueError(f'{FLAG}: the report uses the name {MEAN_OOD} for its mean: give another NAME')
     with under_flag(FLAG):
         suites, missing = open_suites(texts)
     if missing:
@@ -42,26 +42,26 @@ def open_eval_suites(texts: Sequence[str]) -> list[Suite]:
 
 
 def match_suite(suite: Suite, num_classes: int, class_names: Sequence[str] | None) -> list[int] | None:
-    """Which of a student's classes the suite's are.
+    """Find the student's classes that the suite's classes correspond to.
 
     Args:
         suite: The suite.
-        num_classes: Classes of the student.
+        num_classes: Number of classes of the student.
         class_names: Names of its training data's classes, if they have any; 1000 without names are ImageNet's.
 
     Returns:
-        The student's output of each class of the suite; ``None`` if they are the same.
+        The student's output for each class of the suite; ``None`` if they are the same.
 
     Raises:
-        ValueError: If the student does not know them.
+        ValueError: If the student lacks any of them.
     """
     imagenet = list(ImageNetInfo().label_names())
     names = imagenet if suite.groups is not None else suite.class_names
     count = num_classes if names is None else len(names)
     known = class_names or (imagenet if num_classes == len(imagenet) else None)
     wrong_count = ValueError(
-        f'{FLAG} {suite.name}: data must have as many classes as --num-classes, {num_classes}, got {count} (or classes '
-        'of the training data alone)'
+        f'{FLAG} {suite.name}: data must have as many classes as --num-classes, {num_classes}, got {count} (or only '
+        'classes of the training data)'
     )
     if names is None or known is None:
         if count != num_classes:
@@ -72,20 +72,20 @@ def match_suite(suite: Suite, num_classes: int, class_names: Sequence[str] | Non
     if missing and count != num_classes:
         raise wrong_count
     if missing:
-        raise ValueError(f'{FLAG} {suite.name}: data must have classes of the training data; {missing[:4]} are none')
+        raise ValueError(f'{FLAG} {suite.name}: data must have classes of the training data; not {missing[:4]}')
     index = [position[name] for name in names]
     return None if index == list(range(num_classes)) else index
 
 
 class OnPixels(nn.Module):
-    """A network in training, on [0, 1] pixels; nothing of it is changed or frozen.
+    """A network in training, applied to [0, 1] pixels; it is neither changed nor frozen.
 
     Args:
         network: Maps normalized images to logits.
         mean: Its normalization.
         std: Its normalization.
-        size: Height and width that images of another size get, as a teacher's do; by default they go in as they are.
-        interpolation: How they get it: ``bilinear``, all else is ``bicubic``.
+        size: Height and width that images of another size are resized to, as for a teacher; by default they are not
+            resized. interpolation: How they are resized: ``bilinear``, or ``bicubic`` for any other value.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class OnPixels(nn.Module):
         self.norm = PixelNorm(mean, std)
 
     def forward(self, x_pix: Tensor) -> Tensor:
-        """Logits ``[B, K]`` of images ``[B, 3, H, W]`` in [0, 1]."""
+        """Return logits ``[B, K]`` of images ``[B, 3, H, W]`` in [0, 1]."""
         dtype = next(self.network.parameters()).dtype
         if self.size is not None and tuple(x_pix.shape[-2:]) != self.size:
             x_pix = F.interpolate(x_pix, self.size, mode=self.interpolation, antialias=True).clamp(0, 1)
@@ -111,20 +111,20 @@ class OnPixels(nn.Module):
 
 
 class StudentSuites:
-    """Suites, and how a student takes them.
+    """Suites, and how a student handles them.
 
     Args:
-        suites: Of ``open_eval_suites``.
+        suites: From ``open_eval_suites``.
         student: The student, on its device.
-        data_config: Size, crop and normalization of validation, of ``timm.data.resolve_data_config``.
-        num_classes: Classes of the student.
+        data_config: Size, crop and normalization of validation, from ``timm.data.resolve_data_config``.
+        num_classes: Number of classes of the student.
         class_names: Names of its training data's classes, if they have any.
 
     Attributes:
-        notes: Sentences on suites whose pictures go in as they are elsewhere, and are resized here.
+        notes: Sentences on suites whose pictures are resized here, but not elsewhere.
 
     Raises:
-        ValueError: If the student does not know the classes of a suite.
+        ValueError: If the student lacks classes of a suite.
     """
 
     def __init__(
@@ -157,9 +157,9 @@ class StudentSuites:
 
         Args:
             student: Maps normalized images to logits; it is put into evaluation mode.
-            teacher: The same classes, on [0, 1] pixels; ``None`` for the student alone.
+            teacher: The same classes, on [0, 1] pixels; ``None`` to evaluate only the student.
             config: Batches and workers.
-            device: Where they are to be.
+            device: Device to evaluate on.
 
         Returns:
             Predictions by model (``student``, ``teacher``), suite and part.
@@ -180,5 +180,5 @@ class StudentSuites:
 
 
 def select_outputs(network: nn.Module, index: list[int] | None) -> Any:
-    """The network with these of its outputs; all of them by default."""
+    """Return the network with only these outputs; all of them by default."""
     return network if index is None else lambda x_pix: network(x_pix)[:, index]

@@ -1,4 +1,4 @@
-"""The hook of ``--eval-suites``: evaluate the student while it is trained, and student and teacher at the end."""
+"""The hook of ``--eval-suites``: evaluate the student during training, and student and teacher at the end."""
 
 import csv
 import logging
@@ -24,18 +24,18 @@ _logger = logging.getLogger(__name__)
 
 
 class SuitesHook:
-    """Evaluate a student on suites every so many epochs, and student and teacher at the end.
+    """Evaluate a student on suites at an interval of epochs, and student and teacher at the end.
 
     Args:
         suites: The suites.
         task: The training task.
         accelerator: Processes and trackers.
-        folder: Where figures and report go.
-        num_epochs: Epochs of the training.
-        batch_size: Images a batch.
-        workers: Processes that load images.
-        interval: Epochs between two evaluations; 0 for the one at the end alone.
-        use_ema: Evaluate the moving average, if there is one.
+        folder: Folder for figures and report.
+        num_epochs: Number of epochs of the training.
+        batch_size: Images per batch.
+        workers: Number of processes that load images.
+        interval: Epochs between evaluations; 0 for only the one at the end.
+        use_ema: Whether to evaluate the moving average, if there is one.
         seen: Suites that the teacher was trained on, for the table.
     """
 
@@ -58,7 +58,7 @@ class SuitesHook:
         self.config = EvalConfig(batch_size=batch_size, workers=workers)
 
     def __call__(self, epoch: int) -> None:
-        """Evaluate the student after an epoch, if it is due; after the last one ``at_end`` does."""
+        """Evaluate the student after an epoch, if due; ``at_end`` covers the last one."""
         if self.interval and (epoch + 1) % self.interval == 0 and epoch + 1 < self.num_epochs:
             self._log(epoch, self._evaluate())
 
@@ -81,7 +81,7 @@ class SuitesHook:
         return self.suites.evaluate(student, teacher, self.config, self.accelerator.device)
 
     def _log(self, epoch: int, predictions: Results) -> dict[str, dict[str, dict[str, float]]]:
-        """Give top-1 and top-5 to ``suites.csv``, the trackers and the log; returns them by model and suite."""
+        """Write top-1 and top-5 to ``suites.csv``, the trackers and the log; return them by model and suite."""
         figures = build_report(predictions, self.suites.suites, resamples=0)['figures']
         found = {
             model: {
@@ -112,7 +112,7 @@ class SuitesHook:
         return found
 
     def _write_report(self, predictions: Results) -> None:
-        """Write the report of ``timm-dad evaluate``, and its plots where matplotlib is installed."""
+        """Write the report of ``timm-dad evaluate``, and its plots if matplotlib is installed."""
         report = build_report(predictions, self.suites.suites)
         report['notes'] += self.suites.notes
         write_report(report, self.folder)
@@ -134,7 +134,7 @@ def format_suites(results: Mapping[str, Mapping[str, float]], seen: Sequence[str
 
 
 def format_results(results: Mapping[str, Any]) -> str:
-    """Format what hooks found at the end: that table, and where report and preview are."""
+    """Format the results of the hooks at the end: that table, and the paths of report and preview."""
     lines = [results['table']] if 'table' in results else []
     lines += [f'{name.capitalize()}: {results[name]}' for name in ('report', 'preview') if name in results]
     return '\n'.join(lines)

@@ -1,4 +1,4 @@
-"""Validation: top-1, top-5 and loss, or mAP and F1 of several labels, over all processes, each image counted once."""
+"""Validation: top-1, top-5 and loss, or mAP and F1 for multi-label, over all processes, each image counted once."""
 
 from collections import OrderedDict
 from typing import Any
@@ -16,11 +16,11 @@ from timm_dad.training.meters import Metrics
 
 
 def eval_model(task: TrainingTask, *, use_ema: bool = True) -> nn.Module:
-    """The model to evaluate: the moving average, if there is one, else the student; without its distributed wrapper.
+    """Return the model to evaluate: the moving average, if there is one, else the student; without distributed wrapper.
 
     Args:
         task: The training task.
-        use_ema: Take the moving average.
+        use_ema: Whether to use the moving average.
     """
     model: nn.Module = task.get_eval_model(ema=use_ema and task.has_ema())
     return model.module if isinstance(model, DistributedDataParallel) else model
@@ -29,13 +29,13 @@ def eval_model(task: TrainingTask, *, use_ema: bool = True) -> nn.Module:
 def validate_task(
     task: TrainingTask, loader: Any, accelerator: Accelerator, *, use_ema: bool = True
 ) -> tuple[Metrics | None, Metrics | None]:
-    """Measure the model to evaluate and, where that is the moving average, the student itself; ``None`` if neither.
+    """Measure the model to evaluate and, if that is the moving average, the student itself; ``None`` without either.
 
     Args:
         task: The training task.
-        loader: Of ``create_eval_loader``; ``None`` without validation data.
+        loader: From ``create_eval_loader``; ``None`` without validation data.
         accelerator: Device and processes.
-        use_ema: Take the moving average, if there is one.
+        use_ema: Whether to use the moving average, if there is one.
     """
     if loader is None:
         return None, None
@@ -51,7 +51,7 @@ def validate_task(
 
 
 class Accuracy:
-    """Loss (cross-entropy), top-1 and top-5 of one class an image, as timm's evaluators give it, of any timm."""
+    """Loss (cross-entropy), top-1 and top-5 with one class per image, like timm's evaluators, for any timm version."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
@@ -65,7 +65,7 @@ class Accuracy:
         self.totals += torch.stack([count, correct[:, 0].sum(), correct.sum(), loss]).to(self.totals)
 
     def compute(self, distributed: bool = False) -> Metrics:
-        """``loss``, and ``top1`` and ``top5`` in percent, over all processes."""
+        """Return ``loss``, and ``top1`` and ``top5`` in percent, over all processes."""
         count, top1, top5, loss = self.accelerator.reduce(self.totals, reduction='sum').tolist()
         return OrderedDict(loss=loss / count, top1=100 * top1 / count, top5=100 * top5 / count)
 
@@ -76,12 +76,12 @@ def validate(model: nn.Module, loader: Any, accelerator: Accelerator, evaluator:
 
     Args:
         model: Maps normalized images to logits.
-        loader: Of ``create_eval_loader``.
+        loader: From ``create_eval_loader``.
         accelerator: Device and processes.
         evaluator: ``Accuracy``, by default, or one of timm's.
 
     Returns:
-        What it computes: ``loss``, and metrics in percent.
+        The evaluator's result: ``loss``, and metrics in percent.
     """
     model.eval()
     dtype = next(model.parameters()).dtype
@@ -102,13 +102,13 @@ def validate(model: nn.Module, loader: Any, accelerator: Accelerator, evaluator:
 
 
 def distribute_batch_norm(task: TrainingTask, num_processes: int, mode: str, *, ema: bool = True) -> None:
-    """Make the running statistics of all processes one, as timm does after every epoch.
+    """Unify the running statistics of all processes, as timm does after every epoch.
 
     Args:
         task: The training task.
-        num_processes: How many there are.
-        mode: ``reduce`` (their mean), ``broadcast`` (those of the first) or empty (leave them).
-        ema: Do so for the moving average, too.
+        num_processes: Number of processes.
+        mode: ``reduce`` (their mean), ``broadcast`` (those of the first) or empty (unchanged).
+        ema: Whether to include the moving average.
     """
     if num_processes == 1 or not mode:
         return

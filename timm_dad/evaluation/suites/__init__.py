@@ -1,1 +1,1 @@
-"""The suites that models are evaluated on: published benchmarks, own data sets, and what is made of them."""
+"""The suites that models are evaluated on: published benchmarks, own data sets, and suites derived from them."""

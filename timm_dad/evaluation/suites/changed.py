@@ -1,4 +1,4 @@
-"""Suites made of others: corrupted, attacked, and ImageNet val with fewer classes."""
+"""Suites derived from others: corrupted, attacked, and ImageNet val with fewer classes."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class MadePart(Part):
-    """A part made of another one's images."""
+    """A part derived from another one's images."""
 
     image_set: str | None = None  # their name, one for all that is made of them: the bootstrap draws them together
 
@@ -33,14 +33,14 @@ class AttackedPart(MadePart):
 
 
 def image_set(suite: str, part: str) -> str:
-    """Name of the images of a part."""
+    """Return the name of a part's images."""
     return f'{suite}/{part}'
 
 
 def corrupted_suites(suite: Suite, names: Sequence[str], severities: Sequence[int]) -> Iterator[Suite]:
-    """``NAME-corrupted`` with the parts ``CORRUPTION/SEVERITY``; of a suite of several parts one suite each.
+    """Yield ``NAME-corrupted`` with the parts ``CORRUPTION/SEVERITY``; one suite for each part of a suite with several.
 
-    Not ``NAME-c``: ``imagenet-c`` is the published one, whose files are others.
+    Not ``NAME-c``: ``imagenet-c`` is the published one, whose files differ.
     """
     for part in suite.parts:
         name = suite.name if len(suite.parts) == 1 else f'{suite.name}-{part.name}'
@@ -56,13 +56,13 @@ def corrupted_suites(suite: Suite, names: Sequence[str], severities: Sequence[in
 
 
 def attacked_suites(suite: Suite, attacks: Sequence[str], max_images: int | None = None) -> Iterator[Suite]:
-    """``NAME-ATTACK`` with the suite's own parts.
+    """Yield ``NAME-ATTACK`` with the suite's own parts.
 
-    An attack needs one label an image, among the model's own classes: suites with several labels, or with groups of
-    classes, are left out, and named. ``max_images`` of a part are attacked, spread evenly; all by default.
+    An attack needs one label per image, among the model's own classes: suites with several labels, or with groups of
+    classes, are skipped with a warning. ``max_images`` of a part are attacked, spread evenly; all by default.
     """
     if attacks and (suite.groups is not None or any(part.multi_labels is not None for part in suite.parts)):
-        _logger.warning('%s is not attacked, its images have no one label of the model', suite.name)
+        _logger.warning('%s is not attacked: its images do not have exactly one label of the model', suite.name)
         return
     for attack in attacks:
         parts = tuple(_attacked_part(suite, part, attack, max_images) for part in suite.parts)
@@ -77,9 +77,9 @@ def _attacked_part(suite: Suite, part: Part, attack: str, max_images: int | None
 
 
 def clean_counterparts(suites: Sequence[Suite]) -> Iterator[Suite]:
-    """``imagenet-a-clean`` and ``imagenet-r-clean``: ImageNet val with the 200 classes of A or R, where both are there.
+    """Yield ``imagenet-a-clean`` and ``imagenet-r-clean``: ImageNet val with A's or R's 200 classes, if both exist.
 
-    What accuracy on A and R is held against; the files are those of ``imagenet``.
+    They are the reference for the accuracy on A and R; the files are those of ``imagenet``.
 
     Source: huggingface/pytorch-image-models, results/README.md.
     """

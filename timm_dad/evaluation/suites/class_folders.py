@@ -1,4 +1,4 @@
-"""Class folders named by WordNet ids, and what an error in a published layout says."""
+"""Class folders named by WordNet ids, and errors about published layouts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,19 +16,19 @@ class Place:
     root: Path
 
     def error(self, expected: str, found: str, fix: str) -> ValueError:
-        """What an error in the layout says."""
+        """Create an error about the layout."""
         return ValueError(f'{self.name}={self.root}: {expected}, {found}: {fix}')
 
 
 def imagenet_wnids() -> tuple[str, ...]:
-    """ImageNet-1k's 1000 WordNet ids, in the order of the labels."""
+    """Return ImageNet-1k's 1000 WordNet ids, in the order of the labels."""
     return tuple(ImageNetInfo().label_names())
 
 
 def subset_wnids(letter: str) -> tuple[str, ...]:
-    """The 200 WordNet ids of ImageNet-A (``a``) or ImageNet-R (``r``), in the order of ImageNet's labels.
+    """Return the 200 WordNet ids of ImageNet-A (``a``) or ImageNet-R (``r``), in the order of ImageNet's labels.
 
-    Source: timm, ``data/_info/imagenet_a_synsets.txt`` and ``imagenet_r_synsets.txt``; they are those of
+    Source: timm, ``data/_info/imagenet_a_synsets.txt`` and ``imagenet_r_synsets.txt``; they equal those of
     hendrycks/natural-adv-examples ``eval.py`` and hendrycks/imagenet-r ``eval.py``.
     """
     text = (files('timm.data') / '_info' / f'imagenet_{letter}_synsets.txt').read_text()
@@ -36,9 +36,9 @@ def subset_wnids(letter: str) -> tuple[str, ...]:
 
 
 def class_folders(place: Place, root: Path, wnids: Sequence[str], *, may_lack: bool = False) -> dict[str, int]:
-    """Label of each class folder of ``root``, where ``wnids`` are the classes in the order of the labels.
+    """Return the label of each class folder of ``root``, given the classes ``wnids`` in the order of the labels.
 
-    Other folders are an error, as are missing ones (all of them, if it ``may_lack`` some).
+    Other folders are an error, as are missing ones (only if all are missing, with ``may_lack``).
     """
     names = {path.name for path in folders(root)}
     lacking, unknown = sorted(set(wnids) - names), sorted(names - set(wnids))
@@ -53,20 +53,20 @@ def class_folders(place: Place, root: Path, wnids: Sequence[str], *, may_lack: b
 
 
 def inner(root: Path, names: Sequence[str]) -> Path:
-    """The first of these folders in ``root``, or ``root``."""
+    """Return the first of these folders in ``root``, or ``root``."""
     return next((root / name for name in names if (root / name).is_dir()), root)
 
 
 def folders(root: Path) -> list[Path]:
-    """Folders in ``root`` by name; hidden ones are left out."""
+    """List the folders in ``root`` by name; hidden ones are skipped."""
     return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith('.'))
 
 
 def some(root: Path) -> str:
-    """The first names in ``root``."""
+    """Return the first names in ``root``."""
     return first(sorted(path.name for path in root.iterdir()))
 
 
 def first(names: Sequence[str]) -> str:
-    """Three names in brackets, and dots where there are more."""
+    """Format up to three names in brackets, with dots if there are more."""
     return f'({", ".join(names[:3])}{", ..." if len(names) > 3 else ""})' if names else '(nothing)'

@@ -1,6 +1,6 @@
-"""The layouts of ImageNet-C and its like, ``CORRUPTION/SEVERITY/WNID/*``: images go in as they are.
+"""The layouts of ImageNet-C and similar sets, ``CORRUPTION/SEVERITY/WNID/*``: images are not resized.
 
-Where parts or classes are missing the rest is read, with a warning: subsets are in use, but their means are others.
+If parts or classes are missing, the rest is read with a warning: subsets are in use, but their means differ.
 """
 
 import logging
@@ -26,9 +26,9 @@ THREE_D_CORRUPTIONS = (
 
 
 def read_corruptions(place: Place, names: Sequence[str], normalizer: str | None = None) -> Suite:
-    """Read ``[GROUP/]CORRUPTION/SEVERITY/WNID/*`` of the corruptions ``names``; ImageNet-C's ``extra`` is not read.
+    """Read ``[GROUP/]CORRUPTION/SEVERITY/WNID/*`` of the corruptions ``names``; ImageNet-C's ``extra`` is ignored.
 
-    Severities are 1 to 5, or five numbers with two decimals, as ``make_imagenet_c_bar.py`` writes them.
+    Severities are 1 to 5, or five numbers with two decimals, as written by ``make_imagenet_c_bar.py``.
     """
     parts: list[Part] = []
     absent: list[str] = []
@@ -44,17 +44,19 @@ def read_corruptions(place: Place, names: Sequence[str], normalizer: str | None 
         absent += lacking if severities else [name]
     if not parts:
         raise place.error(
-            f'it must hold a folder a corruption ({", ".join(names[:3])}, ...) with severities 1 to 5',
+            f'it must contain one folder per corruption ({", ".join(names[:3])}, ...) with severities 1 to 5',
             f'it has {some(place.root)}',
             'unpack the archives here',
         )
     if absent:
         _logger.warning(
-            '%s: %d of %d parts are there; means are of these, not comparable with published ones; absent: %s',
+            '%s: %d of %d parts exist; means cover only these and are not comparable with published ones; missing: %s',
             place.name, len(parts), len(names) * len(SEVERITIES), ', '.join(absent),
         )  # fmt: skip
     if fewest < len(wnids):
-        _logger.warning('%s: parts have down to %d of %d classes; numbers are of these', place.name, fewest, len(wnids))
+        _logger.warning(
+            '%s: parts have as few as %d of %d classes; numbers cover these', place.name, fewest, len(wnids)
+        )
     return Suite(
         name=place.name, kind='corruption', parts=tuple(parts), resize=False, normalizer=normalizer,
         class_names=wnids, num_classes=len(wnids),
@@ -64,7 +66,7 @@ def read_corruptions(place: Place, names: Sequence[str], normalizer: str | None 
 def _corruption_folder(place: Place, name: str) -> Path:
     found = [path for path in (place.root / name, *(place.root / group / name for group in C_GROUPS)) if path.is_dir()]
     if len(found) > 1:
-        raise place.error(f'{name} must be there once', f'got {found[0]} and {found[1]}', 'remove one')
+        raise place.error(f'{name} must exist once', f'got {found[0]} and {found[1]}', 'remove one')
     return found[0] if found else place.root / name
 
 

@@ -1,6 +1,6 @@
-"""The layouts that ImageNet's variants are published in, each read into a suite whose labels are WordNet ids.
+"""The published layouts of ImageNet's variants, each read into a suite whose labels are WordNet ids.
 
-Sources are named at each layout, as repository and file.
+Each layout states its source, as repository and file.
 """
 
 import json
@@ -33,7 +33,7 @@ _VAL_FILE = re.compile(r'ILSVRC2012_val_(\d{8})\.JPEG', re.IGNORECASE)
 
 
 def read_real(place: Place) -> Suite:
-    """ReaL: ImageNet's validation set with all right labels; images without one are left out.
+    """Read ReaL: ImageNet's validation set with all right labels; images without one are left out.
 
     Source: Beyer et al. 2020, arXiv:2006.07159; google-research/reassessed-imagenet ``README.md``. The labels are
     timm's copy of its ``real.json``: a list for each file of the validation set, in the order of their names.
@@ -46,21 +46,21 @@ def read_real(place: Place) -> Suite:
         number = int(match[1]) if match else 0
         if not 1 <= number <= len(real):
             raise place.error(
-                'files must have their own names (ILSVRC2012_val_00000001.JPEG to 00050000), which ReaL goes by',
+                'files must have their original names (ILSVRC2012_val_00000001.JPEG to 00050000), which ReaL refers to',
                 f'got {dataset.filename(index)}',
-                'sort the original files into class folders, with their names',
+                'sort the original files into class folders, keeping their names',
             )
         if real[number - 1]:
             kept.append(index)
             labels.append(tuple(real[number - 1]))
     if not kept:
-        raise place.error('it must hold images that ReaL labels', f'none of {len(dataset)} is one', 'give all of them')
+        raise place.error('it must have images that ReaL labels', f'none of {len(dataset)} is one', 'give all of them')
     part = Part(name='val', dataset=Chosen(dataset, kept), multi_labels=labels)
     return Suite(name=place.name, kind='clean', parts=(part,), class_names=imagenet_wnids(), num_classes=1000)
 
 
 def read_v2(place: Place) -> Suite:
-    """ImageNet-V2: three variants with class folders ``0`` to ``999``, to be read as numbers and never sorted as text.
+    """Read ImageNet-V2: three variants with class folders ``0`` to ``999``, sorted as numbers, never as text.
 
     Source: modestyachts/ImageNetV2 ``README.md``, ``code/make_imagenet_folders.py``; names of the folders in
     modestyachts/ImageNetV2_pytorch ``imagenetv2_pytorch/ImageNetV2_dataset.py``.
@@ -72,7 +72,7 @@ def read_v2(place: Place) -> Suite:
     absent = [name for name in V2_VARIANTS if name not in found]
     parts = [Part(name=name, dataset=FolderImages(folder, _numbered(place, folder))) for name, folder in found.items()]
     if absent:
-        _logger.warning('%s: %s is there; absent: %s', place.name, ', '.join(found), ', '.join(absent))
+        _logger.warning('%s: %s exists; missing: %s', place.name, ', '.join(found), ', '.join(absent))
     return Suite(name=place.name, kind='ood', parts=tuple(parts), class_names=imagenet_wnids(), num_classes=1000)
 
 
@@ -80,16 +80,16 @@ def _numbered(place: Place, folder: Path) -> dict[str, int]:
     numbers = {int(path.name): path.name for path in folders(folder) if path.name.isdecimal()}
     if sorted(numbers) != list(range(1000)):
         raise place.error(
-            'it must hold imagenetv2-matched-frequency-format-val, imagenetv2-threshold0.7-format-val or '
+            'it must contain imagenetv2-matched-frequency-format-val, imagenetv2-threshold0.7-format-val or '
             'imagenetv2-top-images-format-val, or be one of them, each with folders 0 to 999',
-            f'{folder} has {len(set(numbers) & set(range(1000)))} of these and holds {some(folder)}',
+            f'{folder} has {len(set(numbers) & set(range(1000)))} of these and contains {some(folder)}',
             'unpack the archives of huggingface.co/datasets/vaishaal/ImageNetV2 here',
         )
     return {numbers[label]: label for label in range(1000)}
 
 
 def _v2_variant(folder: str) -> str:
-    """``top-images`` of ``imagenetv2-top-images-format-val`` and its other spellings; empty for other folders."""
+    """Return ``top-images`` for ``imagenetv2-top-images-format-val`` and other spellings; empty for other folders."""
     plain = re.sub(r'[-_.]', '', folder.lower()).removesuffix('formatval').removeprefix('imagenetv2')
     return next((name for name in V2_VARIANTS if re.sub(r'[-.]', '', name) == plain), '')
 
@@ -97,7 +97,7 @@ def _v2_variant(folder: str) -> str:
 def _read_class_folders(
     place: Place, part: str, letter: str = '', inside: Sequence[str] = (), *, kind: str = 'ood', resize: bool = True
 ) -> Suite:
-    """One part, ``WNID/*``, maybe in a folder; of all classes or of the subset ``letter``."""
+    """Read one part, ``WNID/*``, maybe in a folder; with all classes or only the subset ``letter``."""
     wnids = subset_wnids(letter) if letter else imagenet_wnids()
     root = inner(place.root, inside)
     parts = (Part(name=part, dataset=FolderImages(root, class_folders(place, root, wnids))),)

@@ -1,4 +1,4 @@
-"""ObjectNet: the classes that ImageNet has too, by the mappings that come with it, red border cut off.
+"""ObjectNet: the classes shared with ImageNet, by the mappings that come with it, with the red border cut off.
 
 Source: Barbu et al. 2019, objectnet.dev; abarbu/objectnet-template-pytorch ``README.md`` and
 ``objectnet_pytorch_dataloader.py`` (border of 2 pixels); mlfoundations/model-soups ``datasets/objectnet.py`` (how the
@@ -20,21 +20,21 @@ _FIX = 'unpack objectnet-1.0.zip of objectnet.dev again'
 
 
 def read_objectnet(place: Place) -> Suite:
-    """ObjectNet, ``images/CLASS/*.png`` and ``mappings/``, or in a folder ``objectnet-1.0``; 113 of its 313 classes.
+    """Read ObjectNet, ``images/CLASS/*.png`` and ``mappings/``, maybe in ``objectnet-1.0``; 113 of its 313 classes.
 
-    The suite's ``groups`` are the ImageNet classes of each of its classes.
+    The suite's ``groups`` are the ImageNet classes for each of its classes.
     """
     root = inner(place.root, ('objectnet-1.0',))
     if not (root / 'images').is_dir() or not (root / 'mappings').is_dir():
-        raise place.error('it must have folders images and mappings', f'{root} holds {some(root)}', _FIX)
+        raise place.error('it must have folders images and mappings', f'{root} contains {some(root)}', _FIX)
     groups = _imagenet_classes(place, root / 'mappings')
     labels = _read_json(place, root / 'mappings' / _FOLDERS)
     by_folder = {folder: name for folder, name in sorted(labels.items()) if name in groups}
     lacking = sorted(set(by_folder) - {path.name for path in folders(root / 'images')})
     if lacking or len(by_folder) < len(groups):
         raise place.error(
-            f'images must have the {len(groups)} class folders that are in ImageNet, too',
-            f'{len(by_folder) - len(lacking)} are there, {first(lacking)} lack',
+            f'images must have the {len(groups)} class folders that ImageNet has, too',
+            f'{len(by_folder) - len(lacking)} exist, {first(lacking)} are missing',
             _FIX,
         )
     dataset = FolderImages(root / 'images', {folder: label for label, folder in enumerate(by_folder)}, border=BORDER)
@@ -46,10 +46,10 @@ def read_objectnet(place: Place) -> Suite:
 
 
 def _imagenet_classes(place: Place, mappings: Path) -> dict[str, tuple[str, ...]]:
-    """WordNet ids of each ObjectNet class that ImageNet has.
+    """Return the WordNet ids of each ObjectNet class that ImageNet has.
 
-    ``objectnet_to_imagenet_1k.json`` names ImageNet's classes in words, ``imagenet_to_label_2012_v2`` has these words,
-    one class a line, and ``pytorch_to_imagenet_2012_id.json`` gives the line, from 0, of each of ImageNet's labels.
+    ``objectnet_to_imagenet_1k.json`` describes ImageNet's classes in words, ``imagenet_to_label_2012_v2`` has these
+    words, one class per line, and ``pytorch_to_imagenet_2012_id.json`` has the line, from 0, of each ImageNet label.
     """
     wnids = imagenet_wnids()
     by_line = {line: wnids[int(label)] for label, line in _read_json(place, mappings / _NUMBERS).items()}

@@ -1,4 +1,4 @@
-"""The suites of ``timm-dad evaluate``: published ones by name and folder, and any data set under a name of its own."""
+"""The suites of ``timm-dad evaluate``: published ones by name and folder, and any other data set under its own name."""
 
 import re
 from collections.abc import Sequence
@@ -32,14 +32,14 @@ _STREAMS = ('tfds/', 'wds/', 'hfids/')
 
 
 def parse_suite(text: str) -> tuple[str, str]:
-    """Name and path of ``NAME=PATH`` or ``demo/STYLE``; ``ValueError`` if NAME cannot be a folder's."""
+    """Return name and path of ``NAME=PATH`` or ``demo/STYLE``; ``ValueError`` if NAME cannot name a folder."""
     if text.startswith(DEMO):
         return text.removeprefix(DEMO), text
     name, separator, path = text.partition('=')
     if not separator or not path:
         raise ValueError(f'must be NAME=PATH or demo/STYLE, got {text!r} (published NAMEs: {", ".join(PUBLISHED)})')
     if not re.fullmatch(r'[A-Za-z0-9][\w.-]*', name):
-        raise ValueError(f'NAME must be of letters, digits, ".", "-" and "_", got {name!r}')
+        raise ValueError(f'NAME must consist of letters, digits, ".", "-" and "_", got {name!r}')
     return name, path
 
 
@@ -48,11 +48,11 @@ def open_suite(name: str, path: str) -> Suite:
 
     Args:
         name: A published one (``PUBLISHED``), whose layout is then expected, or any other.
-        path: Its folder; for other names also a ``.tar``, ``demo/STYLE``, or timm's ``hfds/SET`` and ``torch/SET`` with
-            ``,root=DIR`` and ``,split=NAME`` behind it.
+        path: Its folder; for other names also a ``.tar``, ``demo/STYLE``, or timm's ``hfds/SET`` and ``torch/SET``
+            followed by ``,root=DIR`` and ``,split=NAME``.
 
     Raises:
-        ValueError: If there is nothing there, or it is not in the layout.
+        ValueError: If there is nothing, or it does not have the layout.
     """
     if name in LAYOUTS:
         if not Path(path).is_dir():
@@ -62,7 +62,7 @@ def open_suite(name: str, path: str) -> Suite:
     source = Source(dataset)
     class_names = source.class_names or getattr(dataset, 'classes', None)
     if not class_names or '' in class_names:  # '': timm's class of pictures that lie beside the class folders
-        raise ValueError(f'{name}={path}: pictures must lie in one folder a class, or the data name its classes')
+        raise ValueError(f'{name}={path}: pictures must lie in one folder per class, or the data must name its classes')
     check_names_are_text(class_names, f'{name}={path}')
     kind = 'clean' if name in CLEAN_NAMES or path == CLEAN_DEMO else 'ood'
     parts = (Part(name='test', dataset=source),)
@@ -70,15 +70,15 @@ def open_suite(name: str, path: str) -> Suite:
 
 
 def open_suites(texts: Sequence[str]) -> tuple[list[Suite], list[str]]:
-    """Open ``NAME=PATH`` or ``demo/STYLE`` and decode some pictures of each; texts without a folder come second.
+    """Open ``NAME=PATH`` or ``demo/STYLE`` and decode some pictures of each; return texts without a folder second.
 
-    ``ValueError`` if a name comes twice, or a folder that exists is not in the layout or has broken pictures.
+    Raise ``ValueError`` if a name is repeated, or an existing folder has another layout or broken pictures.
     """
     named = [parse_suite(text) for text in texts]
     names = [name for name, _ in named]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f'takes every NAME once, got {", ".join(twice)} more often')
+        raise ValueError(f'takes every NAME once, got {", ".join(twice)} more than once')
     suites, missing = [], []
     for text, (name, path) in zip(texts, named, strict=True):
         if not Path(path).exists() and (name in LAYOUTS or not path.startswith((DEMO, *_READ_BY_INDEX, *_STREAMS))):
@@ -90,19 +90,19 @@ def open_suites(texts: Sequence[str]) -> tuple[list[Suite], list[str]]:
 
 
 def mark_clean(suites: Sequence[Suite], names: Sequence[str]) -> list[Suite]:
-    """The same suites, where those of the user's own that ``names`` holds (``ValueError`` on others) are ``clean``."""
+    """Return the suites with the user's own ones in ``names`` marked as ``clean``; ``ValueError`` for other names."""
     own = [suite.name for suite in suites if suite.name not in LAYOUTS]
     for name in names:
         if name not in own:
-            raise ValueError(f'must name suites of your own (here {", ".join(own) or "there are none"}), got {name}')
+            raise ValueError(f'must name your own suites (here {", ".join(own) or "there are none"}), got {name}')
     return [replace(suite, kind='clean') if suite.name in names else suite for suite in suites]
 
 
 def find_suites(root: str | Path) -> dict[str, Path]:
-    """Published suites in the folders of one data root, in the order of ``PUBLISHED``, by the names they unpack to.
+    """Find published suites in the folders of a data root, in the order of ``PUBLISHED``, by their unpacked names.
 
-    Case, "-" and "_" do not matter; ReaL is where ImageNet is, if its files have their own names. ``ValueError`` if
-    there is no such root, or two folders are the same suite.
+    Case, "-" and "_" do not matter; ReaL is found where ImageNet is, if its files have their original names. Raise
+    ``ValueError`` if there is no such root, or two folders are the same suite.
     """
     root = Path(root)
     if not root.is_dir():
@@ -112,7 +112,7 @@ def find_suites(root: str | Path) -> dict[str, Path]:
         plain = re.sub('[-_]', '', folder.name.lower())
         name = _FOLDER_NAMES.get(plain)
         if name in found:
-            raise ValueError(f'{found[name]} and {folder} are both {name}: keep one, or name it as {name}=PATH')
+            raise ValueError(f'{found[name]} and {folder} are both {name}: keep one, or give {name}=PATH')
         if name:
             found[name] = folder
         if re.match(r'imagenetv2(matched|threshold|top)', plain):
@@ -124,12 +124,12 @@ def find_suites(root: str | Path) -> dict[str, Path]:
 
 def _open_custom(path: str, place: str) -> Any:
     if path.startswith(_STREAMS):
-        raise ValueError(f'{place}: images are read by index, which a stream cannot: unpack it, or use hfds/SET')
+        raise ValueError(f'{place}: images are read by index, which a stream lacks: unpack it, or use hfds/SET')
     if path.startswith(_READ_BY_INDEX):
         dataset, *options = path.split(',')
         given = dict(option.split('=', 1) for option in options if option.startswith(('root=', 'split=')))
         if len(given) < len(options):
-            raise ValueError(f'{place}: behind the data set come ,root=DIR and ,split=NAME, each once')
+            raise ValueError(f'{place}: the data set may be followed by ,root=DIR and ,split=NAME, each once')
         return open_dataset(dataset, given.get('root'), given.get('split', 'validation'), place, is_training=False)
     if path.startswith(DEMO):
         return open_dataset(path, None, 'validation', place)
@@ -149,7 +149,7 @@ def _check_split(root: Path, place: str) -> None:
     names = {path.name for path in folders(root)}
     if names & {'train', 'training'} and not names & {'val', 'valid', 'validation', 'eval', 'evaluation'}:
         raise ValueError(
-            f'{place}: it has a folder of training pictures and none named val or validation: give its path'
+            f'{place}: it has a folder of training pictures but none named val or validation: give its path'
         )
 
 

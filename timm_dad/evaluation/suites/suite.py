@@ -1,4 +1,4 @@
-"""What ``timm-dad evaluate`` reads: suites, their parts, and pictures that say which file they are."""
+"""The input of ``timm-dad evaluate``: suites, their parts, and pictures that know their file."""
 
 import os
 import stat
@@ -34,7 +34,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """A benchmark: parts with the same classes, one or more, each with a name of its own."""
+    """A benchmark: one or more parts with the same classes and different names."""
 
     name: str  # a published one, or the user's
     kind: str  # clean, ood, corruption or adversarial
@@ -49,8 +49,8 @@ class Suite:
 class FolderImages(Dataset[tuple[Image.Image, int]]):
     """Pictures in class folders of ``root``, listed at first use, in the order of ``labels`` and then by name.
 
-    ``border`` pixels are cut off on each side. NOTE: timm's data set takes the next picture for one that cannot be
-    read; this one raises, the number would differ.
+    ``border`` pixels are cut off on each side. NOTE: timm's data set replaces an unreadable picture by the next one;
+    this one raises an error, because the number would change.
     """
 
     def __init__(self, root: Path, labels: dict[str, int], border: int = 0) -> None:
@@ -64,17 +64,17 @@ class FolderImages(Dataset[tuple[Image.Image, int]]):
         for folder in self._folders:
             found = sorted(map(intern, picture_names(self.root / folder)))  # the 75 parts of ImageNet-C share names
             if not found:
-                raise ValueError(f'{self.root / folder} holds no pictures: unpack the data set again')
+                raise ValueError(f'{self.root / folder} contains no pictures: unpack the data set again')
             names += found
             counts.append(len(found))
         return names, np.repeat(np.arange(len(counts)), counts)
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Return the number of pictures."""
         return len(self._files[0])
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        """One picture in RGB and its label."""
+        """Return a picture in RGB and its label."""
         path = self.filename(index, absolute=True)
         image = open_picture(path, path)
         if self.border:
@@ -83,7 +83,7 @@ class FolderImages(Dataset[tuple[Image.Image, int]]):
         return image, self._folder_labels[self._files[1][index]]
 
     def filename(self, index: int, *, absolute: bool = False) -> str:
-        """File of a picture, from the root on or with it."""
+        """Return the file of a picture, relative to the root or absolute."""
         path = Path(self._folders[self._files[1][index]], self._files[0][index])
         return str(self.root / path) if absolute else path.as_posix()
 
@@ -92,12 +92,12 @@ class Chosen(Subset[Any]):
     """Some images of a data set, by index, in this order."""
 
     def filename(self, index: int, *, absolute: bool = False) -> str:
-        """The image's file, as the data set names it."""
+        """Return the image's file, as the data set names it."""
         return str(self.dataset.filename(self.indices[index], absolute=absolute))  # type: ignore[attr-defined]
 
 
 def picture_names(folder: Path) -> list[str]:
-    """Names of the pictures in a folder, unsorted; hidden files are none."""
+    """Return the names of the pictures in a folder, unsorted; hidden files are ignored."""
     extensions, names = tuple(get_img_extensions()), [path.name for path in folder.iterdir()]
     return [name for name in names if name.lower().endswith(extensions) and not name.startswith('.')]
 
@@ -106,16 +106,16 @@ def open_picture(file: Any, name: str) -> Image.Image:
     """Decode a picture to RGB, or raise a ``DataError`` that names it by ``name``."""
     try:
         if not stat.S_ISREG(os.stat(file).st_mode):
-            raise OSError('it is no file')
+            raise OSError('it is not a file')
         return decode(file)
     except Exception as error:  # Pillow raises what it likes: a bomb, a broken chunk
-        raise DataError(f'pictures must decode, {name} does not: {error}') from error
+        raise DataError(f'pictures must decode, but {name} does not: {error}') from error
 
 
 def check_pictures(suite: Suite) -> None:
     """Decode pictures of a suite before work starts: all of them, or about 1000 spread evenly over its parts.
 
-    ``ValueError`` if one cannot be decoded, or those that go in as they are have not all the same size.
+    Raise ``ValueError`` if one cannot be decoded, or if pictures that must not be resized differ in size.
     """
     sizes: dict[tuple[int, int], str] = {}
     count = max(2, _MAX_CHECKED // len(suite.parts))
@@ -127,6 +127,6 @@ def check_pictures(suite: Suite) -> None:
     if not suite.resize and len(sizes) > 1:
         (size, file), (other, other_file) = list(sizes.items())[:2]
         raise ValueError(
-            f'{suite.name}: its pictures go in as they are and must be of one size, got {size} ({file}) and '
+            f'{suite.name}: its pictures are not resized and must have one size, got {size} ({file}) and '
             f'{other} ({other_file}); to resize and crop them give the folder as MYNAME=DIR'
         )
