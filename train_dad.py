@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Train a timm model with Discrete Adversarial Distillation (Zhou et al. 2023, arXiv:2311.01441).
 
-A recipe on Accelerate and timm's factories, to be read downwards. Flags are those of timm's ``train.py`` plus the group
-``--dad ...``; without ``--dad`` it is plain timm training. Without data it trains the embedded demo.
+A recipe on Accelerate and timm's factories, to be read from top to bottom. Flags are those of timm's ``train.py`` plus
+the group ``--dad ...``; without ``--dad`` it is plain timm training. Without data it trains the embedded demo.
 """
 
 import argparse
@@ -57,7 +57,7 @@ from timm_dad.training.validate import distribute_batch_norm, validate_task
 def create_task(
     args: argparse.Namespace, student: nn.Module, device: torch.device, **dad: Any
 ) -> tuple[TrainingTask, DADAugment | None]:
-    """Create plain classification, timm's distillation, or DAD; and what makes DAD views, if any are made."""
+    """Create plain classification, timm's distillation, or DAD, and the object that makes DAD views, if any."""
     criterion = create_criterion(args).to(device)
     if args.dad:
         return build_task(args, student, criterion=criterion, device=device, **dad)
@@ -74,14 +74,14 @@ def main(
     create_task: Callable[..., tuple[TrainingTask, DADAugment | None]] = create_task,
     hooks: Sequence[Callable[[int], None]] = (),
 ) -> dict[str, Any]:
-    """Train as the command line says.
+    """Train as specified by the command line.
 
     Args:
         argv: Command line without the program; ``sys.argv[1:]`` by default.
-        program: What errors begin with.
-        extra_views: Gives the extra view of each image, with ``--dad-view random``; the image itself by default.
-        create_task: Creates the task, as ``create_task`` of this module does.
-        hooks: Called with each epoch, from 0, once it is trained and before it is saved.
+        program: Start of error lines.
+        extra_views: Returns the extra view of each image, with ``--dad-view random``; the image itself by default.
+        create_task: Creates the task, like ``create_task`` of this module.
+        hooks: Called with each epoch, from 0, after it is trained and before it is saved.
 
     Returns:
         ``best_metric``, ``output_dir``, and top-1 by data set in ``student`` and ``teacher`` (with ``--eval-suites``).
@@ -186,7 +186,7 @@ def train_one_epoch(
     state: TrainState,
     args: argparse.Namespace,
 ) -> Metrics:
-    """Train for one pass over the data, from ``state.batch`` on; returns the means of all parts of the loss."""
+    """Train for one pass over the data, from ``state.batch`` on; return the means of all parts of the loss."""
     accelerator, meters = checkpoints.accelerator, state.meters
     if isinstance(task, DADTask):
         task.set_epoch(epoch, state.batch)
@@ -232,7 +232,7 @@ def update(
     loss: float,
     args: argparse.Namespace,
 ) -> None:
-    """Clip, step, and what follows a step: moving average and schedule."""
+    """Clip, step, and update moving average and schedule."""
     if args.clip_grad is not None:
         if accelerator.scaler is not None:  # there is none for fp16 on a CPU
             accelerator.unscale_gradients(optimizer)

@@ -317,7 +317,7 @@ def test_models_of_another_kind_are_refused(teacher, vqgan):
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (lambda x: (255 * x).byte(), r'normalized images must be of floating point, got torch\.uint8'),
+        (lambda x: (255 * x).byte(), r'normalized images must be floating-point, got torch\.uint8'),
         (lambda x: 255 * x, r'images must be normalized, .* got values from .* to .* \(pixels from 0 to 255\?'),
         (lambda x: x * float('nan'), 'images must be normalized, .* got values from nan to nan'),
         (lambda x: x[:, :1], r'must be \[B, 3, H, W\], got shape \(4, 1, 16, 16\) \(of grey images: expand'),

@@ -118,4 +118,4 @@ def test_ctrl_c_ends_a_process_with_one_line_and_a_call_as_it_is(monkeypatch, ca
     monkeypatch.setattr('sys.argv', ['timm-dad', 'verify', 'a b'])
     with pytest.raises(SystemExit, match='130'):
         main()
-    assert capsys.readouterr().err == "\nInterrupted. Go on with: timm-dad verify 'a b'\n"
+    assert capsys.readouterr().err == "\nInterrupted. Resume with: timm-dad verify 'a b'\n"

@@ -137,7 +137,7 @@ def test_ctrl_c_says_how_to_go_on(capsys, monkeypatch, flags, more):
     def stopped():
         raise KeyboardInterrupt(*flags)
 
-    for rank, said in (('1', ''), ('0', f"\nInterrupted. Go on with: timm-dad train 'a b' --output out{more}\n")):
+    for rank, said in (('1', ''), ('0', f"\nInterrupted. Resume with: timm-dad train 'a b' --output out{more}\n")):
         monkeypatch.setenv('RANK', rank)
         with pytest.raises(SystemExit, match='130'):
             run_command(stopped, ['timm-dad', 'train', 'a b', '--output', 'out'])

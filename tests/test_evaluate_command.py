@@ -132,7 +132,7 @@ def test_a_data_root_gives_what_is_there(files, tmp_path, caplog):
     suites, missing = collect_suites(args)
     assert [suite.name for suite in suites] == ['imagenet-a']
     assert 'imagenet-c' in missing
-    assert 'does not hold imagenet, ' in caplog.text
+    assert 'does not contain imagenet, ' in caplog.text
     args = parse_args(flags(files, tmp_path, suite=f'imagenet-a={files}/no', data_root=files / 'root'))
     with pytest.raises(ValueError, match=r'nothing to evaluate on, there is no data for imagenet-a, imagenet, '):
         collect_suites(args)  # what --suite names is not looked for in the root

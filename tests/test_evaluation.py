@@ -513,7 +513,7 @@ def test_what_holds_no_predictions_is_named(content, tmp_path):
 @pytest.mark.parametrize('suffix', ['.npz', '.json'])
 def test_a_folder_in_the_place_of_predictions_is_named(suffix, tmp_path):
     (tmp_path / 'a/val/test').with_suffix(suffix).mkdir(parents=True)
-    with pytest.raises(ValueError, match=rf'test\{suffix} must be a file, and it is a folder: move it away'):
+    with pytest.raises(ValueError, match=rf'test\{suffix} must be a file, but it is a folder: move it away'):
         PredictionStore(tmp_path).load('a', 'val', 'test', {})
 
 

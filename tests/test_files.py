@@ -60,7 +60,7 @@ def test_after_an_error_the_old_file_is_there_and_nothing_else(tmp_path, monkeyp
 
 def test_a_folder_in_the_place_of_a_file_is_named(tmp_path):
     (tmp_path / 'report.md').mkdir()
-    with pytest.raises(ValueError, match=r'report\.md must be a file, and it is a folder: move it away'):
+    with pytest.raises(ValueError, match=r'report\.md must be a file, but it is a folder: move it away'):
         write_file(tmp_path / 'report.md', '')
     assert os.listdir(tmp_path) == ['report.md']
 

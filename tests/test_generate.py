@@ -666,7 +666,7 @@ def test_an_image_that_a_stream_leaves_out_moves_no_other_ones_view(tmp_path, ta
     _wds(tmp_path / 'bad', names, labels)
     data = (tmp_path / 'bad' / tar).read_bytes()
     (tmp_path / 'bad' / tar).write_bytes(data.replace(b'IHDR', b'XXXX', 1))
-    with pytest.raises(ValueError, match=r'it has 19 that decode: mend it, .* and choose an empty folder'):
+    with pytest.raises(ValueError, match=r'it has 19 that decode: fix it, .* and choose an empty folder'):
         make(open_source(tmp_path / 'bad', 'wds/x'), tmp_path / 'set', shard_size=2)
     (tmp_path / 'bad' / tar).write_bytes(data)
     with pytest.raises(ValueError, match=refused):

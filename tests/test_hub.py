@@ -94,14 +94,14 @@ def _hub_error(kind, status, text):
         (_hub_error(errors.RepositoryNotFoundError, 404, 'gone'), r'^it: there is no such repository.*hf auth login'),
         (_hub_error(errors.GatedRepoError, 403, 'gated'), 'hf auth login'),
         (_hub_error(errors.HfHubHTTPError, 401, 'no'), 'HF_TOKEN'),
-        (_hub_error(errors.RevisionNotFoundError, 404, 'gone'), 'no such revision: name a branch, a tag or a commit'),
+        (_hub_error(errors.RevisionNotFoundError, 404, 'gone'), 'no such revision: give a branch, a tag or a commit'),
         (
             _hub_error(errors.HfHubHTTPError, 503, 'down\nfor today'),
-            r'does not do it now \(HfHubHTTPError: down; for today\): start',
+            r'cannot do it now \(HfHubHTTPError: down; for today\): start',
         ),
-        (_hub_error(errors.HfHubHTTPError, 429, 'too many'), 'does not do it now'),
+        (_hub_error(errors.HfHubHTTPError, 429, 'too many'), 'cannot do it now'),
         (_hub_error(errors.HfHubHTTPError, 400, 'license is none'), r'refuses it \(HfHubHTTPError: license is none\)$'),
-        (errors.LocalEntryNotFoundError('no way'), 'cannot be reached, and the cache does not hold it'),
+        (errors.LocalEntryNotFoundError('no way'), 'cannot be reached, and the cache does not contain it'),
     ],
 )
 def test_what_the_hub_says_is_one_line_with_the_fix(error, message):

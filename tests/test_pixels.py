@@ -47,8 +47,8 @@ def test_a_std_that_is_not_positive_is_refused(std):
 @pytest.mark.parametrize(
     ('mean', 'std', 'message'),
     [
-        (0.5, STD, r'mean must be 3 numbers, one a channel, such as \(0\.5, 0\.5, 0\.5\), got 0\.5'),
-        (MEAN, (0.2,), r'std must be 3 numbers, one a channel, .*, got \(0\.2,\)'),
+        (0.5, STD, r'mean must be 3 numbers, one per channel, such as \(0\.5, 0\.5, 0\.5\), got 0\.5'),
+        (MEAN, (0.2,), r'std must be 3 numbers, one per channel, .*, got \(0\.2,\)'),
         ((123.7, 116.3, 103.5), STD, r'mean must be from 0 to 1 .*\(of pixels from 0 to 255\? divide it by 255\)'),
         (MEAN, (58.4, 57.1, 57.4), 'std must be positive, up to 1'),
         ((math.nan,) * 3, STD, 'mean must be from 0 to 1'),

@@ -296,7 +296,7 @@ def test_a_file_of_a_whole_clip_has_no_head(tmp_path):
 
 @pytest.mark.parametrize(
     ('name', 'match'),
-    [('junk.pt', r'junk\.pt is no checkpoint of PyTorch'), ('junk.safetensors', 'is not a file of weights')],
+    [('junk.pt', r'junk\.pt is not a PyTorch checkpoint'), ('junk.safetensors', 'is not a file of weights')],
 )
 def test_a_file_that_holds_no_weights_is_refused(tmp_path, name, match):
     (tmp_path / name).write_text('junk')
@@ -310,7 +310,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path):
             return (open, (str(tmp_path / 'owned'), 'w'))
 
     torch.save({'head.weight': Payload()}, tmp_path / 'evil.pt')
-    with pytest.raises(ValueError, match=r'evil\.pt holds more than weights'):
+    with pytest.raises(ValueError, match=r'evil\.pt contains more than weights'):
         read_head(tmp_path / 'evil.pt')
     assert not (tmp_path / 'owned').exists()
 

@@ -297,7 +297,7 @@ def test_ctrl_c_ends_all_tasks_and_says_how_to_go_on(files, local, ray_environme
     finally:
         process.kill()
     assert process.returncode == 130
-    assert 'Interrupted. Go on with: timm-dad generate' in said
+    assert 'Interrupted. Resume with: timm-dad generate' in said
     assert 'Traceback' not in said
     assert psutil.wait_procs(children, timeout=20)[1] == []
     main(many(files, tmp_path / 'set'))

@@ -269,7 +269,7 @@ def test_verify_takes_no_failure_of_a_store_for_damage(memory):
 
 
 def test_there_is_no_set_to_verify(memory):
-    with pytest.raises(ValueError, match=r'memory://set contains no DAD set (no dad_set.json)'):
+    with pytest.raises(ValueError, match=r'memory://set contains no DAD set \(no dad_set\.json\)'):
         list(verify('memory://set'))
 
 
@@ -637,7 +637,7 @@ def test_a_set_is_whole_though_its_work_folder_stays(memory, monkeypatch, caplog
     with monkeypatch.context() as patch:
         patch.setattr(Store, 'remove_folder', refuse)
         make(few_pictures(), 'memory://set')
-    assert 'memory://set/.work stays: access is denied' in caplog.text
+    assert 'memory://set/.work could not be removed: access is denied' in caplog.text
     assert list(verify('memory://set')) == []
     make(few_pictures(), 'memory://set')
     make(few_pictures(), 'memory://other')

@@ -105,7 +105,7 @@ def test_its_size_is_told_before_it_is_fetched(caplog):
 def test_there_must_be_room_for_it(monkeypatch, cache):
     url = make_set()
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(10, 10, 1))
-    with pytest.raises(ValueError, match=rf'{url} needs 0.0 MB, and {cache}/sets has 0.0 MB free: .* TIMM_DAD_CACHE'):
+    with pytest.raises(ValueError, match=rf'{url} needs 0.0 MB, but {cache}/sets has 0.0 MB free: .* TIMM_DAD_CACHE'):
         fetch_set(url)
 
 

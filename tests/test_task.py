@@ -446,7 +446,7 @@ def test_parts_of_another_kind_are_refused(student, teacher, augment):
 def test_batches_that_are_no_normalized_images_are_refused(student, teacher, augment, input, with_augment):
     task = DADTask(student, teacher, augment if with_augment else None, verbose=False)
     target = TARGET if with_augment else TARGET[:2].repeat(2)
-    with pytest.raises(ValueError, match=r'floating point, got torch\.uint8: divide pixels by 255'):
+    with pytest.raises(ValueError, match=r'floating-point, got torch\.uint8: divide pixels by 255'):
         task((to_pixels(input) * 255).byte(), target)
     with pytest.raises(ValueError, match='images must be normalized'):
         task(to_pixels(input) * 255, target)

@@ -163,9 +163,9 @@ GOOD = {'mean': MEAN, 'std': STD, 'input_size': (4, 4), 'num_classes': 48}
 @pytest.mark.parametrize(
     ('bad', 'match'),
     [
-        ({'mean': 0.5}, 'mean must be 3 numbers, one a channel, .*got 0.5'),
-        ({'mean': (0.5,)}, r'mean must be 3 numbers, one a channel, .*got \(0.5,\)'),
-        ({'mean': 'abc'}, "mean must be 3 numbers, one a channel, got 'abc'"),
+        ({'mean': 0.5}, 'mean must be 3 numbers, one per channel, .*got 0.5'),
+        ({'mean': (0.5,)}, r'mean must be 3 numbers, one per channel, .*got \(0.5,\)'),
+        ({'mean': 'abc'}, "mean must be 3 numbers, one per channel, got 'abc'"),
         ({'std': (0.5, float('nan'), 0.5)}, 'std must be positive, up to 1'),
         ({'std': (0.5, float('inf'), 0.5)}, 'std must be positive, up to 1'),
         ({'input_size': 4}, r'input_size of the teacher must be \(h, w\) in pixels, got 4'),

@@ -60,7 +60,7 @@ def test_a_bad_json_is_one_line_that_says_where(tmp_path, content, error):
 def test_what_is_no_file_is_one_line(tmp_path):
     with pytest.raises(ValueError, match=r'nowhere cannot be read: No such file or directory$'):
         read_text(tmp_path / 'nowhere')
-    with pytest.raises(ValueError, match=r'is no file$'):
+    with pytest.raises(ValueError, match=r'is not a file$'):
         read_text(tmp_path)
 
 

@@ -111,8 +111,8 @@ def seen():
     [
         ((*DAD, '--dad-cache', '2'), '--dad-cache needs `timm-dad train`'),
         ((*DAD, '--naflex-loader'), '--dad does not go with --naflex-loader'),
-        ((*DAD, *SIZES, '--dad-view-aug', 'base'), '--train-img-sizes needs DAD views that are made from the batch'),
-        (('--dad', '--dad-dir', '{dad_set}', *SIZES), '--train-img-sizes needs DAD views that are made from the batch'),
+        ((*DAD, *SIZES, '--dad-view-aug', 'base'), '--train-img-sizes needs DAD views made from the batch'),
+        (('--dad', '--dad-dir', '{dad_set}', *SIZES), '--train-img-sizes needs DAD views made from the batch'),
         ((*DAD, *SIZES, '--dad-every', '2', '--dad-replay', '8'), '--dad-replay keeps views of one size'),
         ((*DAD, *SIZES, '--dad-compile'), '--dad-compile is for one image size'),
         ((*DAD[:3], '--dad-dir', '{dad_set}', '--mixup', '0.2', '--no-prefetcher'), 'needs the prefetcher'),

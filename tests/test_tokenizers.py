@@ -249,7 +249,7 @@ def test_a_repository_without_a_card_states_no_licence(pipeline):
         ('hf://ada/pipeline', FileNotFoundError, r'has no config\.json; name the folder of its VQModel'),
         ('hf://ada/pipeline/vae', FileNotFoundError, r'hf://ada/pipeline/vae: the repository has no vae/config\.json'),
         ('hf://ada/pipeline/a.ckpt', FileNotFoundError, r'has no a\.ckpt'),
-        ('hf://ada/pipeline@/movq', ValueError, 'names no revision after @'),
+        ('hf://ada/pipeline@/movq', ValueError, 'has no revision after @'),
         ('hf://ada/pipeline/../movq', ValueError, r'a VQGAN on the hub is hf://USER/NAME\[@REVISION\]'),
         ('hf://ada', ValueError, 'a repository on the hub is hf://USER/NAME'),
         ('hf://ada/other/movq', ValueError, 'hf://ada/other/movq: HF_HUB_OFFLINE is set'),

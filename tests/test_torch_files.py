@@ -63,7 +63,7 @@ def test_a_flipped_bit_is_found(path, mmap):
         (lambda raw: raw[:-100], r'a\.pth is truncated or damaged'),
         (lambda raw: raw[:40], r'a\.pth is truncated or damaged'),
         (lambda raw: b'', r'a\.pth is empty'),
-        (lambda raw: b'<html>not found</html>', r"a\.pth is no checkpoint of PyTorch: it begins with b'<h'"),
+        (lambda raw: b'<html>not found</html>', r"a\.pth is not a PyTorch checkpoint: it begins with b'<h'"),
         (lambda raw: b'\x80\x02', r'a\.pth is broken: '),
         (lambda raw: pickle.dumps(3), r'a\.pth is broken: '),
     ],
@@ -87,7 +87,7 @@ def test_more_than_weights_is_refused_with_a_command_that_keeps_them(tmp_path, m
     monkeypatch.chdir(tmp_path)
     model = nn.Linear(2, 3)
     torch.save(model if whole else {'state_dict': model.state_dict(), 'metric': np.float64(71.2)}, 'a.pth.tar')
-    with pytest.raises(MoreThanWeightsError, match=r'a\.pth\.tar holds more than weights \(') as caught:
+    with pytest.raises(MoreThanWeightsError, match=r'a\.pth\.tar contains more than weights \(') as caught:
         read_checkpoint('a.pth.tar')
     assert '\n' not in str(caught.value)
     code = str(caught.value).partition('python -c "')[2].removesuffix('"')

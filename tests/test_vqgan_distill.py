@@ -303,7 +303,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(steps, demo_run, pictures, tmp_
 def test_a_run_is_not_resumed_with_another_original(demo_run, saved, pictures, capsys):
     with pytest.raises(SystemExit):
         main(flags(pictures, saved, demo_run[0], '--epochs', '3', '--resume', 'auto'))
-    assert 'resume.pt is of other flags: --vqgan ' in capsys.readouterr().err
+    assert 'resume.pt has other flags: --vqgan ' in capsys.readouterr().err
 
 
 def test_a_run_that_is_done_is_not_trained_again(demo_run, pictures):
@@ -354,7 +354,7 @@ def test_a_tiny_vqgan_is_not_distilled_again(vqgan_config, pictures, tmp_path, c
     save_vqgan(VQGAN(tiny_config(vqgan_config, 8)), tmp_path / 'tiny.safetensors')
     with pytest.raises(SystemExit):
         main(flags(pictures, tmp_path / 'tiny.safetensors', tmp_path / 'run'))
-    assert '--vqgan must be a VQGAN that is not tiny yet, got' in capsys.readouterr().err
+    assert '--vqgan must be a VQGAN that is not tiny, got' in capsys.readouterr().err
 
 
 def test_the_width_is_that_of_the_flag_or_the_default(saved, pictures, tmp_path):

@@ -261,11 +261,11 @@ def test_a_gumbel_vqgan_is_no_vqmodel(tmp_path):
 @pytest.mark.parametrize(
     ('name', 'content', 'match'),
     [
-        ('a.ckpt', b'<html>not found</html>', r"a\.ckpt is no checkpoint of PyTorch: it begins with b'<h'"),
+        ('a.ckpt', b'<html>not found</html>', r"a\.ckpt is not a PyTorch checkpoint: it begins with b'<h'"),
         ('a.ckpt', b'', r'a\.ckpt is empty'),
         ('a.pth', b'PK\x03\x04 and no more', r'a\.pth is truncated or damaged'),
         ('a.pt', b'\x80\x02', r'a\.pt is broken'),
-        ('a.safetensors', b'<html>not found</html>', r'a\.safetensors is no safetensors file'),
+        ('a.safetensors', b'<html>not found</html>', r'a\.safetensors is not a safetensors file'),
         (
             'a.zip',
             b'PK\x03\x04',
@@ -321,7 +321,7 @@ def test_a_payload_is_never_run_without_trust(tmp_path, vq_model, images, zipped
     write_yaml(tmp_path / 'vqgan.yaml')
     content = {'state_dict': vq_model.state_dict(), 'callbacks': Payload(marker)}
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
-    match = rf'holds more than weights \(\w+\.open\) and may run code.*run: timm-dad convert {path} --trust$'
+    match = rf'contains more than weights \(\w+\.open\) and may run code.*run: timm-dad convert {path} --trust$'
     for refuses in (load_vqgan, convert):
         with pytest.raises(ValueError, match=match):
             refuses(path)
@@ -503,7 +503,7 @@ def test_a_folder_of_diffusers_without_a_weight_is_refused(tmp_path, vq_model):
     with pytest.raises(ValueError, match=r'does not contain the VQGAN that config\.json describes: it lacks encoder'):
         load_vqgan(tmp_path)
     (tmp_path / 'diffusion_pytorch_model.safetensors').write_bytes(b'no')
-    with pytest.raises(ValueError, match=r'diffusion_pytorch_model\.safetensors is no safetensors file'):
+    with pytest.raises(ValueError, match=r'diffusion_pytorch_model\.safetensors is not a safetensors file'):
         load_vqgan(tmp_path)
     (tmp_path / 'config.json').write_text('{')
     with pytest.raises(ValueError, match=r'config\.json is not a config of a VQGAN'):

@@ -202,7 +202,7 @@ def test_fine_tuning_starts_from_the_weights(trained, pictures, tmp_path):
         (['--device', 'tpu'], "--device must be cuda or cpu, got 'tpu'"),
         (['--perceptual', 'l3'], "argument --perceptual: invalid choice: 'l3'"),
         (['--epochs', '2', '--steps', '3'], 'not allowed with argument'),
-        (['--init', 'x.safetensors'], '--ch is part of --init already: give one of them'),
+        (['--init', 'x.safetensors'], '--ch is already part of --init: give only one of them'),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line(more, message, pictures, tmp_path, capsys):
@@ -254,7 +254,7 @@ def test_a_folder_with_an_older_run_is_refused(trained, pictures, capsys):
 def test_a_run_is_not_resumed_with_other_flags(trained, pictures, capsys):
     with pytest.raises(SystemExit):
         main(flags(pictures, trained[0], '--epochs', '3', '--resume', 'auto', '--hflip', '0'))
-    assert 'resume.pt is of other flags: --hflip 0.5 -> 0.0; name another --output' in capsys.readouterr().err
+    assert 'resume.pt has other flags: --hflip 0.5 -> 0.0; choose another --output' in capsys.readouterr().err
 
 
 def test_a_run_of_version_0_1_is_not_resumed(pictures, tmp_path, capsys):
@@ -263,14 +263,14 @@ def test_a_run_of_version_0_1_is_not_resumed(pictures, tmp_path, capsys):
     )
     with pytest.raises(SystemExit):
         main(flags(pictures, tmp_path, '--resume', 'auto'))
-    assert 'resume.pt is of version 0.1, which drew its samples in another way; name' in capsys.readouterr().err
+    assert 'resume.pt is from version 0.1, which drew samples in another way; choose' in capsys.readouterr().err
 
 
 def test_a_broken_file_is_not_resumed(pictures, tmp_path, capsys):
     (tmp_path / 'resume.pt').write_bytes(b'no zip')
     with pytest.raises(SystemExit):
         main(flags(pictures, tmp_path, '--resume', 'auto'))
-    assert 'resume.pt is no checkpoint of PyTorch: ' in capsys.readouterr().err
+    assert 'resume.pt is not a PyTorch checkpoint: ' in capsys.readouterr().err
 
 
 def test_a_folder_in_use_is_refused(pictures, tmp_path, capsys):

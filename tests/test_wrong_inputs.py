@@ -329,7 +329,7 @@ row('teacher-clip-name', f'{NO_TEACHER} --dad-teacher open_clip:ViT-L-15/openai'
 row('teacher-clip-tag', f'{NO_TEACHER} --dad-teacher open_clip:ViT-B-32/opena1', '--dad-teacher', 'opena1', 'openai')
 row('teacher-clip-without-tag', f'{NO_TEACHER} --dad-teacher open_clip:ViT-B-32', '--dad-teacher', 'ViT-B-32', 'openai')
 row('teacher-clip-folder', f'{NO_TEACHER} --dad-teacher open_clip:local-dir:pictures', '--dad-teacher', 'pictures',
-    r'config|holds no|no open_clip|layout')  # fmt: skip
+    r'config|contains no|no open_clip|layout')  # fmt: skip
 row('teacher-timm-folder-missing', f'{NO_TEACHER} --dad-teacher timm:local-dir:gone', '--dad-teacher', 'gone', ABSENT)
 row('teacher-probe-missing', f'{NO_TEACHER} --dad-teacher probe:gone.safetensors', '--dad-teacher',
     r'gone\.safetensors', ABSENT + '|no file|timm-dad probe')  # fmt: skip

@@ -1,7 +1,7 @@
 """Discrete Adversarial Distillation (Zhou et al. 2023, arXiv:2311.01441) for timm.
 
-``DADTask`` is the training step, ``DADAugment`` makes DAD views, ``Teacher`` and ``VQGAN`` are the frozen models. In a
-loop of your own::
+``DADTask`` is the training step, ``DADAugment`` makes DAD views, ``Teacher`` and ``VQGAN`` are the frozen models. In
+your own loop::
 
     import timm, torch
     from timm_dad import DADAugment, DADTask, DataClasses, create_teacher_by_spec, load_vqgan
@@ -16,17 +16,17 @@ loop of your own::
         loss = task(images, labels)['loss']
         optimizer.zero_grad(), loss.backward(), optimizer.step()
 
-Teachers: ``create_teacher_by_spec`` (with ``DataClasses``) makes them by what ``--dad-teacher`` takes,
-``create_timm_teacher`` and ``create_open_clip_teacher`` one of a kind, ``TeacherEnsemble`` joins several,
+Teachers: ``create_teacher_by_spec`` (with ``DataClasses``) creates them from the values of ``--dad-teacher``,
+``create_timm_teacher`` and ``create_open_clip_teacher`` those of one kind, ``TeacherEnsemble`` averages several,
 ``WiseTeacher`` interpolates the weights of two, ``fit_temperature`` finds a distillation temperature. VQGANs:
-``load_vqgan``; ``VQGANConfig``, ``nearest_codes``. ``prepare_frozen`` puts both on a device, in a precision of theirs.
+``load_vqgan``; ``VQGANConfig``, ``nearest_codes``. ``prepare_frozen`` puts both on a device, in their own precision.
 ``DADSet`` reads the sets of ``timm-dad generate``, ``DADPairs`` pairs a data set with its views (docs/generate.md).
 Settings: ``AttackConfig``, ``LatentAttackConfig`` and ``CodeAttackConfig``, ``DADLossConfig``, ``DADSchedule``;
-``MultiLabel`` for several labels an image. Pieces: ``ascend`` is the attack alone, ``DADLoss`` the loss, ``DADViews``
-what ``DADAugment.make_views`` returns; ``add_dad_args`` adds the flags to a parser.
+``MultiLabel`` for several labels per image. Pieces: ``ascend`` is the attack itself, ``DADLoss`` the loss,
+``DADViews`` the result of ``DADAugment.make_views``; ``add_dad_args`` adds the flags to a parser.
 
-To read the code: ``train_dad.py``, then ``method/``: ``task.py``, ``augment.py``, ``attack.py``, ``loss.py``. Names are
-imported when they are used: a command line that only prints its help loads no torch.
+To read the code: ``train_dad.py``, then ``method/``: ``task.py``, ``augment.py``, ``attack.py``, ``loss.py``. Names
+are imported when used: a command line that only prints its help does not load torch.
 """
 
 import importlib

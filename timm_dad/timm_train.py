@@ -1,4 +1,4 @@
-"""What timm's own ``train.py`` calls for DAD: the lines of ``patches/`` and ``timm-dad run`` share it."""
+"""The functions that timm's own ``train.py`` calls for DAD, shared by ``patches/`` and ``timm-dad run``."""
 
 import argparse
 import os
@@ -43,32 +43,32 @@ def check_args(args: argparse.Namespace) -> None:
 
 
 def _given_dad_args() -> dict[str, Any]:
-    """The flags ``--dad ...`` of the command line alone."""
+    """Return only the flags ``--dad ...`` of the command line."""
     parser = argparse.ArgumentParser(add_help=False)
     add_dad_args(parser)
     return vars(without_defaults(parser).parse_known_args()[0])
 
 
 def _check_train_script(args: argparse.Namespace) -> None:
-    """What timm's ``train.py`` cannot do with DAD, though ``train_dad.py`` may."""
+    """Check what timm's ``train.py`` cannot do with DAD, although ``train_dad.py`` may."""
     sizes = getattr(args, 'train_img_sizes', None)  # v1.0.28 has no such flag
     rules = (
         (
             getattr(args, 'task', 'classification') == 'classification',  # v1.0.28 has no such flag
             "--dad does not go with --task multilabel in timm's own train.py: leave one of them out",
         ),
-        (not args.no_labels, "--no-labels needs `timm-dad train`: timm's own data sets give labels; leave it out"),
+        (not args.no_labels, "--no-labels needs `timm-dad train`: timm's own data sets have labels; leave it out"),
         (
             not args.dad_cache or args.dad_dir,
-            '--dad-cache needs `timm-dad train`; here timm-dad generate makes DAD views before training, for --dad-dir',
+            '--dad-cache needs `timm-dad train`; here, make DAD views with timm-dad generate first, for --dad-dir',
         ),
         (
             not args.naflex_loader,
-            '--dad does not go with --naflex-loader: its batches are patches, and the DAD view is made from images',
+            '--dad does not go with --naflex-loader: its batches are patches, but the DAD view is made from images',
         ),
         (
             not (sizes and uses_pairs(args)),
-            '--train-img-sizes needs DAD views that are made from the batch, and those of --dad-dir, --dad-view random '
+            '--train-img-sizes needs DAD views made from the batch, but those of --dad-dir, --dad-view random '
             'and --dad-view-aug base have one size: leave one of them out',
         ),
         (
@@ -86,7 +86,7 @@ def _check_train_script(args: argparse.Namespace) -> None:
         ),
         (
             not (args.dad_view_aug == 'base' and args.reprob and not args.no_prefetcher),
-            '--dad-view-aug base with --reprob needs --no-prefetcher: the prefetcher of timm erases of all views',
+            '--dad-view-aug base with --reprob needs --no-prefetcher: the prefetcher of timm erases in all views',
         ),
     )
     check_rules(rules)
@@ -95,21 +95,21 @@ def _check_train_script(args: argparse.Namespace) -> None:
 def pair_views(
     args: argparse.Namespace, dataset: Any, data_config: Mapping[str, Any], collate_fn: Any
 ) -> tuple[Any, Any]:
-    """Let the training data give a second picture of every image, where a flag asks for it.
+    """Make the training data return a second picture of every image, if a flag asks for it.
 
-    ``--dad-dir`` and ``--dad-view random`` do, and ``--dad-view-aug base``, for the picture that a DAD view is made of.
+    ``--dad-dir`` and ``--dad-view random`` do, and ``--dad-view-aug base``, for the source picture of a DAD view.
 
     Args:
         args: Flags.
-        dataset: Training data for timm's ``create_loader``, in its ``AugMixDataset`` or not.
-        data_config: Size and crop of the student, of ``timm.data.resolve_data_config``.
+        dataset: Training data for timm's ``create_loader``, possibly in its ``AugMixDataset``.
+        data_config: Size and crop of the student, from ``timm.data.resolve_data_config``.
         collate_fn: The collate for ``create_loader``.
 
     Returns:
-        Data and collate for ``create_loader`` in place of those.
+        Data and collate to pass to ``create_loader`` instead.
 
     Raises:
-        SystemExit: If the DAD set is not one of this data or student; one line says why.
+        SystemExit: If the DAD set does not match the data or student, with one line that says why.
     """
     if not uses_pairs(args):
         return dataset, collate_fn
@@ -125,13 +125,13 @@ def pair_views(
 def choose_task(
     args: argparse.Namespace, plain: type[TrainingTask], dataset: Any, data_config: Mapping[str, Any]
 ) -> Callable[..., TrainingTask]:
-    """Choose what makes the task: timm's own class without ``--dad``, else what takes its arguments and makes DAD's.
+    """Choose the factory of the task: timm's own class without ``--dad``, else one with its arguments that makes DAD's.
 
     Args:
         args: Flags.
         plain: timm's ``ClassificationTask``.
-        dataset: Training data of ``pair_views``.
-        data_config: Size and normalization of the batches, of ``timm.data.resolve_data_config``.
+        dataset: Training data from ``pair_views``.
+        data_config: Size and normalization of the batches, from ``timm.data.resolve_data_config``.
     """
     if not args.dad:
         return plain
@@ -145,7 +145,7 @@ def choose_task(
 
 
 def set_epoch(task: TrainingTask, epoch: int) -> None:
-    """Tell the task of ``--dad`` which epoch begins; others are not asked."""
+    """Tell the task of ``--dad`` which epoch begins; other tasks are left alone."""
     if isinstance(task, DADTask):
         task.set_epoch(epoch)
 
@@ -164,15 +164,15 @@ def create_task(
         args: Flags.
         model: The student, on its device.
         criterion: Task loss.
-        dataset: Training data of ``pair_views``, asked for class names and DAD set.
-        data_config: Size and normalization of the batches, of ``timm.data.resolve_data_config``.
-        device: Where it runs.
+        dataset: Training data from ``pair_views``, source of class names and DAD set.
+        data_config: Size and normalization of the batches, from ``timm.data.resolve_data_config``.
+        device: Device that it runs on.
 
     Returns:
-        The task. Its ``set_epoch`` is to be called at every epoch.
+        The task; call its ``set_epoch`` at every epoch.
 
     Raises:
-        SystemExit: If teacher, VQGAN, classes, image size and DAD set do not fit together; one line says why.
+        SystemExit: If teacher, VQGAN, classes, image size and DAD set do not fit together, with one line that says why.
     """
     dad_set = None
     if isinstance(dataset, DADPairs | PairStream):

@@ -1,1 +1,1 @@
-"""What any other package may use: files, errors, logging, hashes, counts. It imports nothing of the project."""
+"""Helpers for any other package: files, errors, logging, hashes, counts. It imports nothing from the project."""

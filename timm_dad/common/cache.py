@@ -1,4 +1,4 @@
-"""Where downloads and computed files are kept."""
+"""The place of downloaded and computed files."""
 
 import os
 from pathlib import Path

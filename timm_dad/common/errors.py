@@ -1,4 +1,4 @@
-"""Errors of the user's, and Ctrl-C, end a command with one line, in any number of processes."""
+"""End a command with one line on a user's error or Ctrl-C, with any number of processes."""
 
 import itertools
 import logging
@@ -17,21 +17,21 @@ _RANKS = ('RANK', 'PMI_RANK', 'OMPI_COMM_WORLD_RANK', 'MV2_COMM_WORLD_RANK')
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that talks, before any process group is made: by what launchers set."""
+    """Return whether this process reports, by the launchers' variables, before any process group exists."""
     ranks = [int(os.environ[name]) for name in _RANKS if name in os.environ]
     return next((rank for rank in ranks if rank >= 0), 0) == 0
 
 
 class OwnError(ValueError):
-    """An error that this process alone has met, and says at once: the others end without a word."""
+    """An error that only this process met and reports at once: the others end silently."""
 
 
 @contextmanager
 def user_errors(program: str) -> Iterator[None]:
-    """End the process on an error of the user's or of a disk, with one line; its traceback is logged at DEBUG.
+    """End the process on a user's error or a disk error, with one line; its traceback is logged at DEBUG.
 
     Args:
-        program: What the line begins with.
+        program: Start of the line.
     """
     try:
         yield
@@ -46,7 +46,7 @@ def user_errors(program: str) -> Iterator[None]:
 
 
 def _message(error: Exception) -> str:
-    """What an error says, in one line: the file last where a disk says it, and without a loader process's traceback."""
+    """Format an error in one line: a disk's with the file last, a loader process's without its traceback."""
     message = str(error)
     if isinstance(error, OSError) and error.strerror:
         message = error.strerror[0].lower() + error.strerror[1:]
@@ -58,12 +58,13 @@ def _message(error: Exception) -> str:
 
 
 def run_command(main: Callable[[], object], command: Sequence[str], *, resumes: bool = True) -> None:
-    """Run a command; Ctrl-C ends it with one line that says how to go on, and exit code 130.
+    """Run a command; Ctrl-C ends it with one line that says how to resume, and exit code 130.
 
     Args:
-        main: The command. The arguments of its ``KeyboardInterrupt`` are more flags to go on with, each with a value.
+        main: The command. The arguments of its ``KeyboardInterrupt`` are additional flags for resuming, each with a
+            value.
         command: Its command line.
-        resumes: Whether it is the one that takes those flags.
+        resumes: Whether the command accepts those flags.
     """
     try:
         main()
@@ -73,5 +74,5 @@ def run_command(main: Callable[[], object], command: Sequence[str], *, resumes: 
             if (flag, value) not in itertools.pairwise(words):
                 words += [flag, value]
         if is_main_process():
-            sys.stderr.write(f'\nInterrupted. Go on with: {shlex.join(words)}\n')
+            sys.stderr.write(f'\nInterrupted. Resume with: {shlex.join(words)}\n')
         sys.exit(130)

@@ -1,4 +1,4 @@
-"""Optional dependencies: one clear line when an extra is missing."""
+"""Optional dependencies: one clear line if an extra is missing."""
 
 import importlib
 from typing import Any

@@ -1,4 +1,4 @@
-"""Files that are never half written under their final name."""
+"""Write files that are never incomplete under their final name."""
 
 import hashlib
 import os
@@ -16,13 +16,13 @@ _BLOCK = 2**20  # bytes
 
 
 def check_no_folder(path: Path) -> None:
-    """Raise ``ValueError`` if there is a folder where a file is to be written."""
+    """Raise ``ValueError`` if a folder blocks the path of a file."""
     if path.is_dir():
-        raise ValueError(f'{path} must be a file, and it is a folder: move it away')
+        raise ValueError(f'{path} must be a file, but it is a folder: move it away')
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those that it is in; where one cannot be made, none stays."""
+    """Create a folder and its parents; if one cannot be created, remove the others."""
     missing = [folder for folder in (path, *path.parents) if not os.path.exists(folder)]  # which takes any text
     made: list[Path] = []
     try:
@@ -37,7 +37,7 @@ def make_folder(path: Path) -> None:
 
 @contextmanager
 def naming_file(path: str | Path, temporary: str | Path | None = None) -> Iterator[None]:
-    """Let what a disk says while a file is written be an ``OSError`` that names the file, under its final name."""
+    """Convert disk errors while a file is written to an ``OSError`` that names the file, under its final name."""
     try:
         yield
     except Exception as error:
@@ -48,7 +48,7 @@ def naming_file(path: str | Path, temporary: str | Path | None = None) -> Iterat
 
 
 def _what_the_disk_says(error: BaseException | None) -> tuple[int | None, str | None]:
-    """Number and file of an ``OSError``, also where torch or safetensors made an error of their own of it."""
+    """Return number and file of an ``OSError``, even if torch or safetensors converted it to their own."""
     if isinstance(error, OSError):
         return error.errno, error.filename
     found = re.search(r'\(os error (\d+)\)', str(error))
@@ -64,13 +64,13 @@ def replacing(path: str | Path, *, sync: bool = False, work: Path | None = None)
     """Yield a temporary file for a writer that takes a path, and rename it to ``path`` afterwards.
 
     Whatever the writer does, the file has the mode that opening it for writing would give: an old file's own, else 0644
-    with the usual umask. On any exception, ``KeyboardInterrupt`` included, the temporary file is removed and ``path``
-    stays as it was; where the disk says no, the ``OSError`` names ``path``.
+    with the usual umask. On any exception, including ``KeyboardInterrupt``, the temporary file is removed and ``path``
+    stays unchanged; if the disk fails, the ``OSError`` names ``path``.
 
     Args:
-        path: The file; its folder is made if there is none.
-        sync: Force the content to the disk before the rename.
-        work: Where unfinished files go, on the same file system; by default beside ``path``.
+        path: The file; its folder is created if missing.
+        sync: Whether to force the content to disk before the rename.
+        work: Folder for unfinished files, on the same file system; by default that of ``path``.
 
     Yields:
         The temporary file, empty, with the suffix of ``path``. Its name is random: give ``torch.save``, which writes
@@ -100,24 +100,24 @@ def replacing(path: str | Path, *, sync: bool = False, work: Path | None = None)
 
 
 def write_file(path: str | Path, content: str | bytes, *, sync: bool = False, work: Path | None = None) -> None:
-    """Write a whole file, or leave the old one as it is; see ``replacing``.
+    """Write a complete file, or leave the old one unchanged; see ``replacing``.
 
     Args:
-        path: The file; its folder is made if there is none.
-        content: Text, written as UTF-8 with its line ends as they are, or bytes.
-        sync: Force the content to the disk before the rename.
-        work: Where unfinished files go, on the same file system; by default beside ``path``.
+        path: The file; its folder is created if missing.
+        content: Text, written as UTF-8 with unchanged line ends, or bytes.
+        sync: Whether to force the content to disk before the rename.
+        work: Folder for unfinished files, on the same file system; by default that of ``path``.
     """
     with replacing(path, sync=sync, work=work) as temporary:
         temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
 def write_files(files: Mapping[Path, bytes], work: Path) -> None:
-    """Write files that are whole together: the first one gets its name when all are on the disk.
+    """Write files that belong together: the first one gets its name once all are on disk.
 
     Args:
         files: Content of each, by its path.
-        work: Where unfinished files go, on the same file system.
+        work: Folder for unfinished files, on the same file system.
     """
     with ExitStack() as renaming, ThreadPoolExecutor(_SYNCING) as pool:
         unfinished = {path: renaming.enter_context(replacing(path, work=work)) for path in files}
@@ -136,7 +136,7 @@ def write_files(files: Mapping[Path, bytes], work: Path) -> None:
 
 @contextmanager
 def filling_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside ``path``, new or empty, that gets its name once it is whole; else none stays."""
+    """Yield a temporary folder beside ``path`` (new or empty), renamed to it once complete and removed otherwise."""
     missing = [folder for folder in path.absolute().parents if not folder.exists()]
     work = path.absolute().parent / f'.{uuid.uuid4().hex}.tmp'
     try:
@@ -152,7 +152,7 @@ def filling_folder(path: Path) -> Iterator[Path]:
 
 
 def sha256_of_file(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal; read piece by piece, so that a large one takes no memory."""
+    """Return the SHA-256 of a file, in hexadecimal; read in chunks, so that a large file needs no memory."""
     digest = hashlib.sha256()
     with path.open('rb') as file:
         while block := file.read(_BLOCK):

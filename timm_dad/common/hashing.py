@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def content_hash(tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None) -> str:
-    """SHA-256 of tensors (names, types, shapes and bytes) and of plain facts."""
+    """Return the SHA-256 of tensors (names, types, shapes and bytes) and of plain facts."""
     sha = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
     for name, value in sorted(tensors.items()):
         sha.update(f'\0{name} {value.dtype} {tuple(value.shape)}\0'.encode())

@@ -1,4 +1,4 @@
-"""HTML in one file: pictures inside it, nothing loaded from elsewhere, no script."""
+"""HTML in one file: embedded pictures, nothing loaded from elsewhere, no scripts."""
 
 import base64
 import re
@@ -18,7 +18,7 @@ thead th { border-bottom: 1px solid GrayText; }
 
 
 def html_page(title: str, body: str, style: str = '') -> str:
-    """An HTML document; ``body`` and ``style`` stand in it as they are."""
+    """Return an HTML document with ``body`` and ``style`` inserted unchanged."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width">\n<title>{escape(title)}</title>\n'
@@ -27,19 +27,19 @@ def html_page(title: str, body: str, style: str = '') -> str:
 
 
 def report_page(title: str, text: str, pictures: Sequence[Path] = ()) -> str:
-    """A report as HTML: of the Markdown that the reports of this package have, and PNGs below it."""
+    """Convert a report to HTML: the Markdown subset that this package's reports use, with PNGs below it."""
     shown = ''.join(f'<p><img src="{png_url(path.read_bytes())}" alt="{escape(path.name)}"></p>\n' for path in pictures)
     body = ''.join(_block(block) for block in text.strip().split('\n\n'))
     return html_page(title, body + shown, 'img { max-width: 100%; }\n')
 
 
 def png_url(content: bytes) -> str:
-    """A PNG as the address of a picture."""
+    """Return a PNG as the address of a picture."""
     return f'data:image/png;base64,{base64.b64encode(content).decode()}'
 
 
 def _block(block: str) -> str:
-    """A paragraph, heading, list or table of Markdown."""
+    """Convert a paragraph, heading, list or table of Markdown."""
     if block.startswith('|'):
         head, _, *rows = (re.split(r'(?<!\\)\|', line)[1:-1] for line in block.splitlines())
         body = ''.join(f'<tr>{_cells(row, "td")}</tr>\n' for row in rows)

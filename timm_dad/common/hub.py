@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: addresses ``hf://USER/NAME[@REVISION]``, and its errors in one line with what to do."""
+"""The Hugging Face Hub: addresses ``hf://USER/NAME[@REVISION]``, and one-line errors that say what to do."""
 
 import contextlib
 import logging
@@ -21,7 +21,7 @@ NETWORK = ('huggingface_hub', 'httpx', 'httpx2', 'httpcore', 'httpcore2', 'reque
 
 @contextlib.contextmanager
 def quiet_hub() -> Iterator[None]:
-    """Keep huggingface_hub from printing every request that it tries again: the error says why the last one failed."""
+    """Keep huggingface_hub from printing every retried request: the error tells why the last one failed."""
     logger = logging.getLogger('huggingface_hub')
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -32,7 +32,7 @@ def quiet_hub() -> Iterator[None]:
 
 
 def check_repo(name: str, form: str, given: str) -> None:
-    """Raise ``ValueError`` unless a repository has a name that the hub can have."""
+    """Raise ``ValueError`` unless a repository's name is valid on the hub."""
     try:
         validate_repo_id(name)
         if '/' not in name:
@@ -42,17 +42,17 @@ def check_repo(name: str, form: str, given: str) -> None:
 
 
 def split_revision(repo: str, form: str, given: str) -> tuple[str, str | None]:
-    """Repository and revision of ``USER/NAME[@REVISION]``; ``ValueError`` names the form that ``given`` must have."""
+    """Split ``USER/NAME[@REVISION]`` into repository and revision; ``ValueError`` names the expected form."""
     name, at, revision = repo.partition('@')
     check_repo(name, form, given)
     if at and not revision:
-        raise ValueError(f'{given} names no revision after @: a branch, a tag or a commit')
+        raise ValueError(f'{given} has no revision after @: give a branch, a tag or a commit')
     return name, revision or None
 
 
 @contextlib.contextmanager
 def hub_errors(what: str) -> Iterator[None]:
-    """Turn an error of the hub, or of the way to it, into a ``ValueError`` of one line that begins with ``what``."""
+    """Convert an error of the hub, or of the way to it, to a one-line ``ValueError`` that begins with ``what``."""
     try:
         with quiet_hub():
             yield
@@ -66,21 +66,21 @@ def _advice(error: Exception) -> str:
     status = getattr(getattr(error, 'response', None), 'status_code', None)
     if constants.HF_HUB_OFFLINE:
         return (
-            f'HF_HUB_OFFLINE is set, and the cache {constants.HF_HUB_CACHE} does not hold it whole: unset it where '
-            'there is a network, or bring the cache from a machine that has it (HF_HUB_CACHE names the folder)'
+            f'HF_HUB_OFFLINE is set, but the cache {constants.HF_HUB_CACHE} does not contain all of it: unset it where '
+            'there is a network, or copy the cache from a machine that has it (HF_HUB_CACHE names the folder)'
         )
     if isinstance(error, RevisionNotFoundError):
-        return 'the repository has no such revision: name a branch, a tag or a commit of it'
+        return 'the repository has no such revision: give a branch, a tag or a commit of it'
     if isinstance(error, RepositoryNotFoundError) or status in (401, 403):
         return (
-            'there is no such repository, or not for this token: look at the name, and log in with a token that may '
+            'there is no such repository, or not for this token: check the name, and log in with a token that may '
             'do this (hf auth login, or HF_TOKEN)'
         )
-    cached = ', and the cache does not hold it' if isinstance(error, LocalEntryNotFoundError) else ''
+    cached = ', and the cache does not contain it' if isinstance(error, LocalEntryNotFoundError) else ''
     cause = error.__cause__ if cached and error.__cause__ else error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     said = f'{type(cause).__name__}: {"; ".join(lines[:2])[:300]}'
     if status is not None and status < 500 and status != 429:  # Too Many Requests
         return f'the hub refuses it ({said})'
-    what = 'cannot be reached' if status is None else 'does not do it now'
-    return f'the hub {what}{cached} ({said}): start again when it does, what has arrived stays'
+    what = 'cannot be reached' if status is None else 'cannot do it now'
+    return f'the hub {what}{cached} ({said}): start again once it can; files already fetched are kept'

@@ -1,4 +1,4 @@
-"""What the commands say on the terminal while they work."""
+"""Logging for the commands."""
 
 import logging
 import os
@@ -9,12 +9,12 @@ from timm_dad.common.errors import is_main_process
 
 
 def setup_logging(level: int = logging.INFO) -> None:
-    """Log in timm's format: this project from ``level`` on in the main process, libraries from WARNING on.
+    """Log in timm's format: this project from ``level`` up in the main process, libraries from WARNING up.
 
-    With ``TIMM_DAD_DEBUG=1`` in the environment all processes show everything: also where an error was raised.
+    With ``TIMM_DAD_DEBUG=1`` in the environment all processes show everything, including where an error was raised.
 
     Args:
-        level: Lowest level that the main process shows; other processes show warnings.
+        level: Lowest level shown by the main process; other processes show warnings.
     """
     debug = os.environ.get('TIMM_DAD_DEBUG', '') not in ('', '0')
     if not logging.getLogger().handlers:  # once, also where several commands share a process

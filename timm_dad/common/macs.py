@@ -1,4 +1,4 @@
-"""Multiply-adds of a model, counted while it runs."""
+"""Count the multiply-adds of a model while it runs."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @contextlib.contextmanager
 def _countable() -> Iterator[None]:
-    """Attention as matrix products: fused kernels for a CPU are none that torch's counter knows."""
+    """Run attention as matrix products, because torch's counter does not know the fused CPU kernels."""
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -23,14 +23,14 @@ def _countable() -> Iterator[None]:
 
 
 def count_macs(function: Callable[[], Any]) -> float:
-    """Multiply-adds of matrix products and convolutions: half of what ``torch.utils.flop_counter`` counts."""
+    """Count the multiply-adds of matrix products and convolutions: half of the ``torch.utils.flop_counter`` result."""
     with _countable(), FlopCounterMode(display=False) as counter:
         function()
     return float(counter.get_total_flops()) / 2
 
 
 def count_model_macs(model: nn.Module, x: Tensor, *, backward: str) -> dict[str, float]:
-    """Multiply-adds of one image, forward and backward, in evaluation mode (batch norm takes no batch of one).
+    """Count the multiply-adds of an image, forward and backward, in evaluation mode (batch norm needs more than one).
 
     Args:
         model: Maps ``x`` to a tensor.
@@ -38,7 +38,7 @@ def count_model_macs(model: nn.Module, x: Tensor, *, backward: str) -> dict[str,
         backward: ``parameters`` (a training step), ``input`` (an attack's gradient) or ``none``.
 
     Returns:
-        ``forward`` and, where there is one, ``backward``.
+        ``forward`` and, if requested, ``backward``.
     """
     mode = model.training
     model.eval()

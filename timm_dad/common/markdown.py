@@ -1,14 +1,14 @@
-"""Markdown that reads as plain text, too."""
+"""Markdown that also reads well as plain text."""
 
 from collections.abc import Sequence
 
 
 def format_table(rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
-    """Format a table, its columns padded.
+    """Format a table with padded columns.
 
     Args:
-        rows: Cells, the head first.
-        text_columns: Columns from the left that are text; the others are numbers, and stand on the right.
+        rows: Cells, header first.
+        text_columns: Number of text columns from the left; the others are numbers, aligned right.
     """
     rows = [[cell.replace('|', '\\|') for cell in row] for row in rows]
     widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]

@@ -1,4 +1,4 @@
-"""Fields of a config that carry their help, so that default and help of a flag are written once, beside their owner."""
+"""Config fields that carry their help text, so that a flag's default and help are written once, beside their owner."""
 
 from collections.abc import Iterable
 from dataclasses import field, fields
@@ -10,13 +10,13 @@ T = TypeVar('T')
 
 
 def option(default: T, help: str, *, choices: Iterable[Any] | None = None, metavar: str | None = None) -> T:
-    """Give a field of a dataclass its default, and what ``flags.fields.add_fields`` tells argparse about it.
+    """Define a dataclass field by its default and the argparse settings for ``flags.fields.add_fields``.
 
     Args:
         default: The default.
-        help: What the field is, with its unit or range.
-        choices: All values, if they are few.
-        metavar: What stands for the value in a usage line.
+        help: Description of the field, with its unit or range.
+        choices: All values, if there are few.
+        metavar: Placeholder of the value in a usage line.
     """
     told = {'help': help, 'choices': choices and tuple(choices), 'metavar': metavar}
     return field(default=default, metadata={name: value for name, value in told.items() if value is not None})
@@ -30,7 +30,7 @@ _KINDS: dict[Any, tuple[type, str]] = {
 
 
 def check_types(config: Any) -> None:
-    """Raise ``TypeError`` if a field of a dataclass is not of its type; to be called first in ``__post_init__``."""
+    """Raise ``TypeError`` if a dataclass field has a wrong type; call it first in ``__post_init__``."""
     for one in fields(config):
         value = getattr(config, one.name)
         parts: Any = get_args(one.type) if get_origin(one.type) is UnionType else (one.type,)

@@ -1,4 +1,4 @@
-"""One way to seed: by all that a draw may depend on."""
+"""One way of seeding: by everything a draw may depend on."""
 
 import random
 from typing import Any
@@ -18,7 +18,7 @@ def seed_all(*key: int) -> None:
     """Seed torch (all devices), numpy and random.
 
     Args:
-        *key: All that the draws depend on, such as seed, kind of draw, epoch and batch; 0 or more each.
+        *key: Everything the draws depend on, such as seed, kind of draw, epoch and batch; 0 or more each.
     """
     seed = _seed(key)
     torch.manual_seed(seed)
@@ -27,10 +27,10 @@ def seed_all(*key: int) -> None:
 
 
 def seed_sample(*key: int) -> None:
-    """Seed what a sample's transform draws from: random, numpy and torch's generator of the CPU.
+    """Seed the generators that a sample's transform uses: random, numpy and torch's CPU generator.
 
     Args:
-        *key: As ``seed_all``.
+        *key: As in ``seed_all``.
     """
     seed = _seed(key)
     torch.default_generator.manual_seed(seed)
@@ -39,12 +39,12 @@ def seed_sample(*key: int) -> None:
 
 
 def random_states() -> tuple[Any, Any, torch.Tensor]:
-    """Where random, numpy and torch's generator of the CPU are."""
+    """Return the states of random, numpy and torch's CPU generator."""
     return random.getstate(), np.random.get_state(), torch.get_rng_state()
 
 
 def set_random_states(states: tuple[Any, Any, torch.Tensor]) -> None:
-    """Put them back to where ``random_states`` found them."""
+    """Restore the states returned by ``random_states``."""
     of_random, of_numpy, of_torch = states
     random.setstate(of_random)
     np.random.set_state(of_numpy)

@@ -1,18 +1,18 @@
-"""Indices that are spread evenly."""
+"""Choose evenly spread indices."""
 
 
 def spread(count: int, chosen: int) -> list[int]:
-    """Choose indices that are spread evenly, the first and (from two on) the last among them.
+    """Choose evenly spread indices, including the first and (from two on) the last.
 
-    NOTE: it rounds down because DAD sets hold a hash of the images that these indices name: with others, every set that
-    was made before would be refused.
+    NOTE: it rounds down because DAD sets store a hash of the images at these indices: with other indices, every
+        existing set would be rejected.
 
     Args:
-        count: Indices to choose from.
-        chosen: How many; all if there are fewer.
+        count: Number of indices to choose from.
+        chosen: Number to choose; all if there are fewer.
 
     Returns:
-        Indices from 0 to ``count - 1``, rising, none twice.
+        Indices from 0 to ``count - 1``, ascending, without repeats.
     """
     chosen = min(count, chosen)
     return [place * (count - 1) // max(1, chosen - 1) for place in range(chosen)]

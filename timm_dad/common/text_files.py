@@ -1,4 +1,4 @@
-"""Text files of users: UTF-8, YAML and JSON, whose errors are one line with file, line and column."""
+"""Text files of users: UTF-8, YAML and JSON, with one-line errors that state file, line and column."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ def read_text(path: str | Path) -> str:
     """
     try:
         if Path(path).exists() and not Path(path).is_file():  # a named pipe would wait for ever
-            raise ValueError(f'{path} is no file')
+            raise ValueError(f'{path} is not a file')
         data = Path(path).read_bytes()
     except OSError as error:
         raise ValueError(f'{path} cannot be read: {error.strerror or error}') from error
@@ -27,7 +27,7 @@ def read_text(path: str | Path) -> str:
 
 
 def read_yaml(path: str | Path) -> Any:
-    """Read a YAML file of plain values, ``None`` where it is empty; ``ValueError`` as ``read_text``."""
+    """Read a YAML file of plain values, ``None`` if it is empty; raise ``ValueError`` as in ``read_text``."""
     text = read_text(path)
     try:
         return yaml.safe_load(text)
@@ -46,7 +46,7 @@ def read_yaml(path: str | Path) -> Any:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file; ``ValueError`` as ``read_text``."""
+    """Read a JSON file; raise ``ValueError`` as in ``read_text``."""
     text = read_text(path)
     try:
         return json.loads(text)

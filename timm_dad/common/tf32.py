@@ -1,4 +1,4 @@
-"""Matrix products in full fp32, where TF32 would change the answer."""
+"""Matrix products in full fp32, where TF32 would change the result."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import torch
 
 @contextlib.contextmanager
 def without_tf32() -> Iterator[None]:
-    """Multiply matrices in fp32 on GPUs, too: TF32, which training switches on, keeps 10 bits of the fraction."""
+    """Multiply matrices in fp32 on GPUs, too: TF32, which training enables, keeps 10 bits of the fraction."""
     before, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, False
     try:
         yield

@@ -1,4 +1,4 @@
-"""What of timm this package uses is younger than the oldest timm that it takes, 1.0.28."""
+"""Checks for features that are newer than the oldest supported timm, 1.0.28."""
 
 import timm
 import timm.loss
@@ -8,5 +8,5 @@ NEW_TIMM = hasattr(timm.loss, 'create_classification_loss')
 
 
 def needs_new_timm(what: str) -> str:
-    """The line for something that this timm has not."""
-    return f'{what} needs timm 1.0.31 or newer, {timm.__version__} is installed: run pip install -U timm'
+    """Return the error line for something that this timm lacks."""
+    return f'{what} needs timm 1.0.31 or newer, but {timm.__version__} is installed: run pip install -U timm'

@@ -1,4 +1,4 @@
-"""Files of weights, of ``torch.save`` and safetensors: read without running code, and only if they are whole."""
+"""Files of weights from ``torch.save`` and safetensors: read without running code, and only if intact."""
 
 import argparse
 import pickle
@@ -20,50 +20,49 @@ _KEEP_WEIGHTS = (
 
 
 class MoreThanWeightsError(ValueError):
-    """A checkpoint holds objects beside plain data and tensors, which may run code when they are loaded.
+    """A checkpoint contains objects besides plain data and tensors, which may run code when loaded.
 
     Args:
         path: The file.
         found: The first such object.
-        fix: What to do about it; by default a command that keeps the weights alone.
+        fix: What to do about it; by default a command that keeps only the weights.
     """
 
     def __init__(self, path: Path, found: str, fix: str | None = None) -> None:
         self.path, self.found = path, found
         if fix is None:
             code = _KEEP_WEIGHTS.format(source=str(path), target=f'{path.stem.split(".")[0]}-weights.pth')
-            fix = f'keep its weights alone with: python -c "{code}"'
+            fix = f'keep only its weights with: python -c "{code}"'
         super().__init__(
-            f'{path} holds more than weights ({found}) and may run code when it is loaded. If you trust its source, '
+            f'{path} contains more than weights ({found}) and may run code when it is loaded. If you trust its source, '
             f'{fix}'
         )
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Read all tensors of a file by name; ``ValueError`` if it is none of safetensors."""
+    """Read all tensors of a file by name; raise ``ValueError`` if it is not a safetensors file."""
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f'{path} is no safetensors file: {error}') from error
+        raise ValueError(f'{path} is not a safetensors file: {error}') from error
 
 
 def read_checkpoint(path: str | Path, *, mmap: bool = False, trust: bool = False) -> Any:
-    """Read a file of ``torch.save`` with plain data, ``argparse.Namespace`` and tensors; nothing in it is run.
+    """Read a ``torch.save`` file with plain data, ``argparse.Namespace`` and tensors, without running code in it.
 
-    The checksums of its parts are compared, which ``torch.load`` does not do. A file in the format from before
-    torch 1.6 has none.
+    The checksums of its parts are compared, unlike in ``torch.load``. A file in the format before torch 1.6 has none.
 
     Args:
         path: The file.
-        mmap: Leave the tensors on the disk until they are used.
-        trust: Unpickle whatever the file asks for, which may run anything.
+        mmap: Whether to leave the tensors on disk until they are used.
+        trust: Unpickle whatever the file contains, which may run any code.
 
     Returns:
-        What was saved, on the CPU.
+        The saved content, on the CPU.
 
     Raises:
         MoreThanWeightsError: If it needs ``trust``.
-        ValueError: If there is no such file, it cannot be read, is truncated or damaged, or is no checkpoint.
+        ValueError: If there is no such file, it cannot be read, is truncated or damaged, or is not a checkpoint.
     """
     path = Path(path)
     try:
@@ -88,7 +87,7 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False, trust: bool = False
 
 
 def _check_start(path: Path) -> bool:
-    """Whether a file is a zip as ``torch.save`` writes it; ``ValueError`` if it is no pickle either."""
+    """Return whether a file is a ``torch.save`` zip; raise ``ValueError`` if it is not a pickle either."""
     if not path.exists():
         raise ValueError(f'there is no checkpoint {path}')
     with path.open('rb') as file:
@@ -96,12 +95,12 @@ def _check_start(path: Path) -> bool:
     if not start:
         raise ValueError(f'{path} is empty')
     if start[:1] != b'\x80' and start != b'PK':  # a pickle, or torch's zip of one
-        raise ValueError(f'{path} is no checkpoint of PyTorch: it begins with {start!r} (a page of a failed download?)')
+        raise ValueError(f'{path} is not a PyTorch checkpoint: it begins with {start!r} (a page of a failed download?)')
     return start == b'PK'
 
 
 def _check_parts(path: Path) -> None:
-    """Compare the checksum of every part; without any, after ``set_crc32_options(False)``, all are 0."""
+    """Compare the checksum of every part; without checksums, after ``set_crc32_options(False)``, all are 0."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip() if any(part.CRC for part in archive.infolist()) else None
@@ -114,7 +113,7 @@ def _check_parts(path: Path) -> None:
 
 
 def _refused(error: pickle.UnpicklingError) -> str | None:
-    """What torch's ``weights_only`` stumbled on; ``None`` if it is none of its refusals."""
+    """Return what torch's ``weights_only`` refused; ``None`` if the error is something else."""
     name = re.search(r'GLOBAL ([\w.]+)', str(error))
     if name:
         return name[1]

@@ -23,7 +23,7 @@ PREFIX = 'demo/'
 
 
 def class_names() -> list[str]:
-    """Names of the 16 classes, in the order of the labels."""
+    """Return the names of the 16 classes, in the order of the labels."""
     return (ASSETS / 'classnames.txt').read_text().splitlines()
 
 
@@ -32,7 +32,7 @@ class DemoDataset(Dataset[tuple[Any, int]]):
 
     Args:
         style: One of ``STYLES``.
-        split: ``train`` (``noto`` alone has it) or ``validation``.
+        split: ``train`` (only for ``noto``) or ``validation``.
 
     Raises:
         ValueError: If the style is unknown or has no such split.
@@ -45,15 +45,15 @@ class DemoDataset(Dataset[tuple[Any, int]]):
             keep = file['split'] == ('train' if split.startswith('train') else 'val')
             self.images, self.labels = file['x'][keep], file['y'][keep]
         if not len(self.images):
-            raise ValueError(f'the demo has no {split} pictures of {style} (noto alone is for training)')
+            raise ValueError(f'the demo has no {split} pictures of {style} (only noto is for training)')
         self.class_names: list[str] | None = class_names()
         self.transform: Callable[[Image.Image], Any] | None = None
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Return the number of pictures."""
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        """One transformed picture and its label."""
+        """Return a transformed picture and its label."""
         image: Any = Image.fromarray(self.images[index])
         return self.transform(image) if self.transform else image, int(self.labels[index])

@@ -1,1 +1,1 @@
-"""``timm-dad vqgan``: train a VQGAN on own pictures, or distil a tiny one."""
+"""``timm-dad vqgan``: train a VQGAN on your own pictures, or distil a tiny one."""

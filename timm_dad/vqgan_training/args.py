@@ -1,4 +1,4 @@
-"""Flags of ``timm-dad vqgan``: named as timm names them, the architecture as taming does."""
+"""Flags of ``timm-dad vqgan``: named like timm's, for the architecture like taming's."""
 
 import argparse
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ PROGRAM = 'timm-dad vqgan'
 # Flags of the architecture: how many values, and what they are.
 _ARCHITECTURE = {
     'ch': (None, 'channels, a multiple of 32'),
-    'ch_mult': ('+', 'factors of it by level'),
-    'num_res_blocks': (None, 'residual blocks a level'),
+    'ch_mult': ('+', 'its factors by level'),
+    'num_res_blocks': (None, 'residual blocks per level'),
     'attn_resolutions': ('*', 'sides of the feature maps with attention'),
     'z_channels': (None, 'channels of the latents'),
     'n_embed': (None, 'codes in the codebook'),
@@ -39,10 +39,10 @@ _Config = TypeVar('_Config', bound=OptimizerConfig)
 
 def _add_train_flags(parser: argparse.ArgumentParser) -> None:
     _add_data_flags(parser, img_size='256, or that of --init')
-    group = parser.add_argument_group("Architecture, in taming's words", "By default an f8 VQGAN like the paper's.")
-    group.add_argument('--init', metavar='PATH', help='VQGAN to fine-tune, as --dad-vqgan takes it; or demo')
+    group = parser.add_argument_group("Architecture, in taming's terms", "By default an f8 VQGAN like the paper's.")
+    group.add_argument('--init', metavar='PATH', help='VQGAN to fine-tune, as for --dad-vqgan; or demo')
     for name, (nargs, what) in _ARCHITECTURE.items():
-        text = f'{what} (default: {_DEFAULTS[name] or "that of the codes"})'
+        text = f'{what} (default: {_DEFAULTS[name] or "same as the codes"})'
         group.add_argument(written(name), type=int, nargs=nargs, metavar='N', help=text)
     _add_training_flags(parser, VQGANTrainConfig, lr=f'{VQGANTrainConfig.lr}, --init: {_INIT_LR}')
 
@@ -50,31 +50,31 @@ def _add_train_flags(parser: argparse.ArgumentParser) -> None:
 def _add_distill_flags(parser: argparse.ArgumentParser) -> None:
     _add_data_flags(parser, img_size='that of --vqgan')
     group = parser.add_argument_group('VQGANs')
-    group.add_argument('--vqgan', metavar='PATH', help='VQGAN to imitate, as --dad-vqgan takes it; or demo')
+    group.add_argument('--vqgan', metavar='PATH', help='VQGAN to imitate, as for --dad-vqgan; or demo')
     group.add_argument(
-        '--ch', type=int, metavar='N', help='channels (default: the most with a tenth of the multiply-adds)'
+        '--ch', type=int, metavar='N', help='channels (default: the most that keep to a tenth of the multiply-adds)'
     )
     _add_training_flags(parser, OptimizerConfig, lr=str(OptimizerConfig.lr))
 
 
 def _add_data_flags(parser: argparse.ArgumentParser, img_size: str) -> None:
-    """Add the flags of data and augmentation; ``img_size`` says its default."""
+    """Add the flags of data and augmentation; ``img_size`` describes its default."""
     group = parser.add_argument_group('Dataset (labels are not used)')
     add_source_args(group, 'train', '--train-split')
     group.add_argument('--val-split', metavar='NAME', default='validation', help='dataset validation split')
     group.add_argument('--img-size', type=int, metavar='N', help=f'image size (default: {img_size})')
-    group.add_argument('--no-aug', action='store_true', help='centre crops, not mirrored')
+    group.add_argument('--no-aug', action='store_true', help='centre crops without mirroring')
     group.add_argument('--scale', type=float, nargs=2, default=[0.25, 1.0], metavar='PCT', help='area of random crops')
     group.add_argument('--hflip', type=float, default=0.5, help='probability of a horizontal flip')
     group.add_argument('--vflip', type=float, default=0.0, help='probability of a vertical flip')
 
 
 def _add_training_flags(parser: argparse.ArgumentParser, config: type[OptimizerConfig], lr: str) -> None:
-    """Add the flags of training and output: fields of ``config``, among others; ``lr`` says the default of ``--lr``."""
+    """Add the flags of training and output, including fields of ``config``; ``lr`` describes the default ``--lr``."""
     group = parser.add_argument_group('Training')
     length = group.add_mutually_exclusive_group()
     length.add_argument('--epochs', type=int, metavar='N', help='epochs (default: 30)')
-    length.add_argument('--steps', type=int, metavar='N', help='optimizer steps, in place of --epochs')
+    length.add_argument('--steps', type=int, metavar='N', help='optimizer steps, instead of --epochs')
     group.add_argument('--lr', type=float, metavar='LR', help=f'learning rate (default: {lr})')
     add_fields(group, config, {field.name: field.name for field in fields(config) if field.metadata})
     group.add_argument('--perceptual', choices=('none', 'lpips'), default='none', help='L1 + L2, or L1 + LPIPS')
@@ -83,7 +83,7 @@ def _add_training_flags(parser: argparse.ArgumentParser, config: type[OptimizerC
     group.add_argument('--amp-dtype', default='float16', choices=('float16', 'bfloat16'), help='precision of --amp')
     group.add_argument('--seed', type=int, default=42, metavar='S', help='random seed')
     group.add_argument('--output', metavar='DIR', help='folder to write (default: output/vqgan/TIME)')
-    group.add_argument('--resume', default='', metavar='auto', help='auto: go on with the run in --output, if any')
+    group.add_argument('--resume', default='', metavar='auto', help='auto: continue the run in --output, if any')
     group.add_argument('--recovery-interval', type=int, default=0, metavar='N', help='steps between recovery files')
 
 
@@ -94,10 +94,10 @@ COMMANDS = {
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse, and check what needs neither data nor a VQGAN.
+    """Parse, and check everything that needs neither data nor a VQGAN.
 
     Args:
-        argv: Command line from ``train`` or ``distill`` on, which is ``command`` of the flags.
+        argv: Command line starting with ``train`` or ``distill``, which becomes ``command`` of the flags.
 
     Raises:
         SystemExit: On a bad flag, with one line that names flag, rule, value and fix.
@@ -106,7 +106,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         prog=PROGRAM,
         usage='%(prog)s COMMAND [flags]',
         description='\n'.join(
-            ['commands (COMMAND --help tells more):', *(f'  {name:<9}{what}' for name, (_, what) in COMMANDS.items())]
+            ['commands (see COMMAND --help):', *(f'  {name:<9}{what}' for name, (_, what) in COMMANDS.items())]
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -120,7 +120,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def create_parser(command: str) -> Parser:
-    """The parser of ``timm-dad vqgan train`` or ``distill``."""
+    """Create the parser of ``timm-dad vqgan train`` or ``distill``."""
     add_flags, what = COMMANDS[command]
     own = ' --vqgan SPEC' if command == 'distill' else ''
     parser = Parser(
@@ -142,7 +142,7 @@ def _check_all(command: str, args: argparse.Namespace, _: dict[str, Any]) -> Non
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Check the flags that both commands have."""
+    """Check the flags that both commands share."""
     values = (
         (('batch_size', 'img_size', 'epochs', 'steps', 'ch'), '1 or more', lambda value: value >= 1),
         (('workers', 'recovery_interval'), '0 or more', lambda value: value >= 0),
@@ -151,7 +151,7 @@ def _check(args: argparse.Namespace) -> None:
     )
     rules = (
         (args.resume in ('', 'auto'), f'--resume must be auto, got {args.resume!r}'),
-        (not args.resume or args.output, '--resume auto needs --output, the folder of the run to go on with'),
+        (not args.resume or args.output, '--resume auto needs --output, the folder of the run to continue'),
         (args.val_split, '--val-split must name a split: the metrics are measured on it'),
         (args.data_dir or args.dataset, '--data-dir must name a folder of pictures (or give --dataset)'),
         device_rule(args.device),
@@ -167,19 +167,19 @@ def _check_architecture(args: argparse.Namespace) -> None:
         (args.ch is None or args.ch % 32 == 0,
          f"--ch must be a multiple of 32, the groups of taming's group norm, got {args.ch}"),
         (args.ch_mult is None or min(args.ch_mult) >= 1, f'--ch-mult must be factors of 1 or more, got {args.ch_mult}'),
-        (not (args.init and given), f'{"".join(given[:1])} is part of --init already: give one of them'),
+        (not (args.init and given), f'{"".join(given[:1])} is already part of --init: give only one of them'),
     )  # fmt: skip
     check_values(args, ((counts, '1 or more', lambda value: value >= 1),))
     check_rules(rules)
 
 
 def training_config(kind: type[_Config], args: argparse.Namespace, steps: int) -> _Config:
-    """The training that the flags ask for; ``ValueError`` names the flag.
+    """Return the training settings from the flags; ``ValueError`` names the flag.
 
     Args:
         kind: The dataclass, whose fields are flags.
         args: The flags.
-        steps: Optimizer steps of the whole training.
+        steps: Number of optimizer steps of the whole training.
     """
     lr = _INIT_LR if getattr(args, 'init', None) else kind.lr
     given = {field.name: getattr(args, field.name) for field in fields(kind)}
@@ -188,7 +188,7 @@ def training_config(kind: type[_Config], args: argparse.Namespace, steps: int) -
 
 
 def create_config(args: argparse.Namespace) -> VQGANConfig:
-    """The architecture that the flags ask for; sets ``args.img_size`` where it is not given.
+    """Return the architecture from the flags; set ``args.img_size`` if it is not given.
 
     Raises:
         ValueError: If the image size does not fit it.
@@ -210,7 +210,7 @@ def create_config(args: argparse.Namespace) -> VQGANConfig:
 
 
 def check_image_size(size: int, factor: int) -> None:
-    """Raise ``ValueError`` unless the factor divides the size; training pads nothing."""
+    """Raise ``ValueError`` unless the factor divides the size: training does not pad."""
     if size % factor:
         nearest = max(factor, round(size / factor) * factor)
         raise ValueError(

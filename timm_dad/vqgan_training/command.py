@@ -1,4 +1,4 @@
-"""The commands ``timm-dad vqgan``: ``train`` a VQGAN of taming's modules, or ``distill`` one into a tiny one."""
+"""The commands ``timm-dad vqgan``: ``train`` a VQGAN of taming's modules, or ``distill`` one to a tiny one."""
 
 import argparse
 import contextlib
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     """Run ``timm-dad vqgan``.
 
     Args:
-        argv: Command line from ``train`` or ``distill`` on.
+        argv: Command line starting with ``train`` or ``distill``.
 
     Returns:
         Metrics of the trained VQGAN on the validation split.
@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
 
 
 def create_vqgan(args: argparse.Namespace) -> VQGAN:
-    """Create the VQGAN to train, or load the one of ``--init`` or ``--vqgan``; sets ``args.img_size`` by default.
+    """Create the VQGAN to train, or load that of ``--init`` or ``--vqgan``; set ``args.img_size`` by default.
 
     Raises:
         ValueError: If it cannot be loaded, trained or imitated, or the image size does not fit.
@@ -91,16 +91,14 @@ def create_vqgan(args: argparse.Namespace) -> VQGAN:
     else:
         vqgan = load_vqgan_by_spec(args.vqgan, flag='--vqgan')
         if vqgan.config.networks == 'tiny':
-            raise ValueError(
-                f'--vqgan must be a VQGAN that is not tiny yet, got {args.vqgan} (give the one that it imitates)'
-            )
+            raise ValueError(f'--vqgan must be a VQGAN that is not tiny, got {args.vqgan} (give the one it imitates)')
     args.img_size = args.img_size or int(vqgan.config.ddconfig['resolution'])
     check_image_size(args.img_size, vqgan.config.factor)
     return vqgan
 
 
 def create_trainer(args: argparse.Namespace, vqgan: VQGAN, accelerator: Accelerator, steps: int) -> Trainer:
-    """Create what trains the VQGAN, or a tiny one that imitates it."""
+    """Create the trainer of the VQGAN, or of a tiny one that imitates it."""
     perceptual = None
     if args.perceptual == 'lpips':
         with accelerator.main_process_first():  # it may download weights
@@ -113,7 +111,7 @@ def create_trainer(args: argparse.Namespace, vqgan: VQGAN, accelerator: Accelera
 
 
 def open_images(args: argparse.Namespace, flag: str) -> Any:
-    """Open the data set of ``--train-split`` or ``--val-split``, whose images decode."""
+    """Open the data set of ``--train-split`` or ``--val-split``, checking that its images decode."""
     training = flag == '--train-split'
     split = args.train_split if training else args.val_split
     dataset = create_dataset(args, split, split_flag=flag, is_training=training, input_img_mode='RGB')
@@ -124,7 +122,7 @@ def open_images(args: argparse.Namespace, flag: str) -> Any:
 
 
 def _loader_kwargs(args: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of timm's ``create_loader``, for images in [0, 1]."""
+    """Return the arguments of timm's ``create_loader``, for images in [0, 1]."""
     return {
         'input_size': (3, args.img_size, args.img_size),
         'batch_size': args.batch_size,
@@ -139,7 +137,7 @@ def _loader_kwargs(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def create_batches(args: argparse.Namespace, dataset: Any, accelerator: Accelerator) -> Batches:
-    """Create the training batches, whose samples are seeded by (seed, epoch, index)."""
+    """Create the training batches, with samples seeded by (seed, epoch, index)."""
     augmentation = {name: getattr(args, name) for name in ('no_aug', 'scale', 'hflip', 'vflip')}
     loader = create_train_loader(
         dataset, accelerator, seed=args.seed, color_jitter=0.0, **augmentation, **_loader_kwargs(args)
@@ -148,14 +146,14 @@ def create_batches(args: argparse.Namespace, dataset: Any, accelerator: Accelera
 
 
 def create_own_loader(args: argparse.Namespace, dataset: Any, accelerator: Accelerator) -> Any:
-    """Create a loader of every ``num_processes``-th image: every process has its own, none twice."""
+    """Create a loader of every ``num_processes``-th image: each process has its own, none is repeated."""
     loader = create_loader(dataset, crop_pct=1.0, **_loader_kwargs(args))  # sets the transform
     own = Subset(dataset, range(accelerator.process_index, len(dataset), accelerator.num_processes))
     return DataLoader(own, args.batch_size, num_workers=args.workers, collate_fn=loader.collate_fn)
 
 
 def create_settings(args: argparse.Namespace, vqgan: VQGAN, steps: int, num_processes: int) -> dict[str, Any]:
-    """What a resumed run must have in common with the one before, by flag: flags, length, what is imitated."""
+    """Return what a resumed run must share with the previous one, by flag: flags, length, the imitated VQGAN."""
     settings = {name: value for name, value in vars(args).items() if name not in _INCIDENTAL}
     if 'vqgan' in settings:
         settings['vqgan'] = vqgan.fingerprint()

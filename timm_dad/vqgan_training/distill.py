@@ -1,12 +1,13 @@
-"""Distilling a VQGAN into a tiny one: the codebook is the same, codes and pictures alike, the arithmetic a tenth.
+"""Distil a VQGAN to a tiny one: the same codebook, similar codes and pictures, a tenth of the arithmetic.
 
-The tiny encoder imitates the original's latents before quantization; the tiny decoder the pictures that the original
-makes of its codes. Both learn in one step; codebook and the 1 x 1 convolutions around it are the original's, frozen.
+The tiny encoder imitates the original's latents before quantization; the tiny decoder imitates the pictures that the
+original decodes from its codes. Both learn in one step; the codebook and the 1 x 1 convolutions around it are the
+original's, frozen.
 
-NOTE: the choice of codes is not imitated beside the latents (divergence of softmax(-distance)): on the demo that gave
-fewer equal codes, not more.
+NOTE: the choice of codes is not imitated in addition to the latents (divergence of softmax(-distance)): on the demo,
+that gave fewer equal codes, not more.
 
-Source: networks arranged as TAESD's, which is trained much alike (madebyollin/taesd).
+Source: networks arranged as in TAESD, which is trained similarly (madebyollin/taesd).
 """
 
 from dataclasses import replace
@@ -34,7 +35,7 @@ _LEAST_VARIANCE = 1e-12
 
 
 def pass_macs(config: VQGANConfig, size: int) -> float:
-    """Multiply-adds of ``Q(x)``, encoder, search and decoder, of one square image whose side the factor divides."""
+    """Return the multiply-adds of ``Q(x)``, encoder, search and decoder, for a square image the factor divides."""
     with torch.device('meta'), torch.no_grad():
         vqgan = VQGAN(config)
         x = torch.empty(1, 3, size, size)
@@ -43,13 +44,13 @@ def pass_macs(config: VQGANConfig, size: int) -> float:
 
 
 def describe(vqgan: VQGAN, size: int) -> str:
-    """Format parameters, and multiply-adds of a pass at this side of the image."""
+    """Format the parameters, and the multiply-adds of a pass at this image side."""
     parameters = sum(value.numel() for value in vqgan.parameters())
     return f'{parameters / 1e6:.3g} M parameters, {pass_macs(vqgan.config, size) / 1e9:.3g} GMACs a pass at {size} px'
 
 
 def tiny_config(config: VQGANConfig, ch: int) -> VQGANConfig:
-    """Architecture of a tiny VQGAN with the codes of another: one width ``ch``, three blocks a size."""
+    """Return the architecture of a tiny VQGAN with another one's codes: one width ``ch``, three blocks per size."""
     ddconfig = {
         **config.ddconfig,
         'ch': ch,
@@ -61,7 +62,7 @@ def tiny_config(config: VQGANConfig, ch: int) -> VQGANConfig:
 
 
 def default_ch(config: VQGANConfig, size: int) -> int:
-    """The widest tiny VQGAN that takes a tenth of the multiply-adds, at least 4; 64 for the paper's VQGAN at 224."""
+    """Return the width of the widest tiny VQGAN with a tenth of the multiply-adds, at least 4 (64 for the paper's)."""
     most = _SHARE * pass_macs(config, size)
     ch = _STEP
     while pass_macs(tiny_config(config, ch + _STEP), size) <= most:
@@ -70,10 +71,10 @@ def default_ch(config: VQGANConfig, size: int) -> int:
 
 
 def create_tiny(original: VQGAN, size: int, ch: int | None = None) -> VQGAN:
-    """A tiny VQGAN to be trained: all but encoder and decoder is the original's, and frozen.
+    """Create a tiny VQGAN to be trained: everything but encoder and decoder is the original's, and frozen.
 
     Args:
-        original: Whose codebook it has.
+        original: The VQGAN whose codebook it shares.
         size: Side of the images, for the default width.
         ch: Width; ``default_ch`` by default.
     """
@@ -88,7 +89,7 @@ def create_tiny(original: VQGAN, size: int, ch: int | None = None) -> VQGAN:
 
 
 class Targets(NamedTuple):
-    """What the original makes of a batch of pictures.
+    """The original's results for a batch of pictures.
 
     Args:
         latents: Before quantization ``[B, embed_dim, h, w]``, fp32.
@@ -103,20 +104,20 @@ class Targets(NamedTuple):
 
 @torch.no_grad()
 def make_targets(original: VQGAN, x_pix: Tensor) -> Targets:
-    """What a VQGAN makes of images ``[B, 3, H, W]`` in [0, 1], sides multiples of the factor."""
+    """Compute a VQGAN's results for images ``[B, 3, H, W]`` in [0, 1], with sides that are multiples of the factor."""
     latents = original.encode(x_pix).float()
     quantized = original.embed(original.codes_of(latents))
     return Targets(latents, quantized, original.decode(quantized).float())
 
 
 class DistillLoss(nn.Module):
-    """The loss of a batch of pictures; what is wrapped for several processes.
+    """The loss of a batch of pictures, as the module that is wrapped for several processes.
 
     Args:
-        tiny: What is trained.
-        original: What it imitates.
-        perceptual: Distance of two batches ``[B, 3, H, W]`` in [0, 1], a scalar; ``None``: L2 in its place.
-        perceptual_weight: Its weight.
+        tiny: The VQGAN to train.
+        original: The VQGAN to imitate.
+        perceptual: Distance of two batches ``[B, 3, H, W]`` in [0, 1], a scalar; ``None``: use L2 instead.
+        perceptual_weight: Weight of the distance.
     """
 
     def __init__(self, tiny: VQGAN, original: VQGAN, perceptual: Perceptual | None, perceptual_weight: float) -> None:
@@ -130,7 +131,7 @@ class DistillLoss(nn.Module):
 
         Args:
             x_pix: Images ``[B, 3, H, W]``, range [0, 1], sides multiples of the factor.
-            targets: What the original makes of them, if that is known.
+            targets: The original's results for them, if known.
 
         Returns:
             Scalars ``loss``, ``latents`` (squared error in units of their variance), ``l1`` and ``l2`` or
@@ -151,10 +152,10 @@ class Distiller(Trainer):
 
     Args:
         tiny: From ``create_tiny``; trained in place.
-        original: What it imitates; frozen in place.
+        original: The VQGAN to imitate; frozen in place.
         accelerator: Device, processes and precision (of encoders and decoders; codes and losses stay in fp32).
-        config: How it is trained.
-        perceptual: From ``create_lpips``; ``None``: L2 in its place.
+        config: Settings of the training.
+        perceptual: From ``create_lpips``; ``None``: use L2 instead.
     """
 
     best_metric, decreasing = 'psnr', False  # to the original's pictures: encoder and decoder both count
@@ -176,23 +177,23 @@ class Distiller(Trainer):
         super().__init__(tiny.train(), loss, accelerator, config)
 
     def evaluate(self, loader: Any) -> dict[str, float]:
-        """Metrics of ``compare``."""
+        """Return the metrics of ``compare``."""
         return compare(self.vqgan, self.original, loader, self.accelerator)
 
 
 def compare(tiny: VQGAN, original: VQGAN, loader: Any, accelerator: Accelerator) -> dict[str, float]:
-    """Measure how alike two VQGANs with one codebook are.
+    """Measure how similar two VQGANs with the same codebook are.
 
     Args:
-        tiny: The one; its mode is as before afterwards.
-        original: The other, in evaluation mode.
-        loader: Batches of images ``[B, 3, H, W]`` in [0, 1] and labels; of this process alone.
+        tiny: The first VQGAN; its mode is restored afterwards.
+        original: The second one, in evaluation mode.
+        loader: Batches of images ``[B, 3, H, W]`` in [0, 1] and labels, only of this process.
         accelerator: Device and processes, over which sums are taken.
 
     Returns:
-        ``agreement``, the share of equal codes; and means over images of PSNRs in dB: ``psnr`` of tiny's ``Q(x)`` to
-        the original's, ``psnr_decoder`` of its pictures of the original's codes to the original's, ``psnr_input`` of
-        its ``Q(x)`` to the images, and ``psnr_original`` of the original's to the images.
+        ``agreement``, the share of equal codes; and means over images of PSNRs in dB: ``psnr`` of the tiny one's
+        ``Q(x)`` to the original's, ``psnr_decoder`` of its pictures from the original's codes to the original's,
+        ``psnr_input`` of its ``Q(x)`` to the images, and ``psnr_original`` of the original's to the images.
     """
     names = ('agreement', 'psnr', 'psnr_decoder', 'psnr_input', 'psnr_original')
 

@@ -1,4 +1,4 @@
-"""Metrics of VQGANs: means over images, of all processes."""
+"""Metrics of VQGANs: means over the images of all processes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,10 +24,10 @@ def mean_over_images(
     """Measure images with a VQGAN in evaluation mode.
 
     Args:
-        vqgan: The VQGAN; its mode is as before afterwards.
-        measure: Maps images ``[B, 3, H, W]`` in [0, 1] to one number an image ``[B]``, by name.
-        names: The names; a process may have no image.
-        loader: Batches of images and labels; of this process alone.
+        vqgan: The VQGAN; its mode is restored afterwards.
+        measure: Maps images ``[B, 3, H, W]`` in [0, 1] to one number per image ``[B]``, by name.
+        names: The names, because a process may have no image.
+        loader: Batches of images and labels, only of this process.
         accelerator: Device and processes.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What the trainings of VQGANs have in common: settings, an optimizer's step, all that a resume needs."""
+"""Common parts of the VQGAN trainings: settings, an optimizer's step, everything a resume needs."""
 
 import math
 from abc import ABC, abstractmethod
@@ -34,7 +34,7 @@ class OptimizerConfig:
                 raise ValueError(f'{name} must be {rule}, got {getattr(self, name)}')
 
     def rules(self) -> dict[str, tuple[bool, str]]:
-        """Whether each field holds its rule, and the rule."""
+        """Return for each field whether it satisfies its rule, and the rule."""
         return {
             'steps': (self.steps >= 2, '2 or more'),
             'lr': (0 < self.lr < 1, 'between 0 and 1'),
@@ -45,7 +45,7 @@ class OptimizerConfig:
 
 
 def one_cycle(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    """Warm up over 5 % of the steps, then cosine to zero; for 2 steps or more."""
+    """Warm up over 5 % of the steps, then decay by cosine to zero; needs at least 2 steps."""
     lr = optimizer.param_groups[0]['lr']
     # OneCycleLR divides by zero where the warm-up is one whole step.
     return torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=max(0.05, 1.5 / steps))
@@ -55,16 +55,16 @@ class Trainer(ABC):
     """Optimizer and schedule of a training, one batch at a time.
 
     Args:
-        vqgan: Trained in place: what of it requires a gradient.
-        loss: Maps images ``[B, 3, H, W]`` in [0, 1] to ``loss``, a scalar, and more that ``step`` takes; it is wrapped
-            for several processes.
+        vqgan: Trained in place, as far as its parameters require gradients.
+        loss: Maps images ``[B, 3, H, W]`` in [0, 1] to ``loss``, a scalar, and other results that ``step`` uses; it is
+            wrapped for several processes.
         accelerator: Device, processes and precision (of encoder and decoder; codes and losses stay in fp32).
         config: Optimizer and schedule.
 
     Attributes:
-        steps_done: Steps so far.
-        best_metric: The metric that the best checkpoint has least of, or most of.
-        decreasing: Whether it is the least.
+        steps_done: Number of steps so far.
+        best_metric: The metric of the best checkpoint.
+        decreasing: Whether a lower metric is better.
     """
 
     best_metric: str
@@ -84,14 +84,14 @@ class Trainer(ABC):
 
     @abstractmethod
     def evaluate(self, loader: Any) -> dict[str, float]:
-        """Metrics on batches of images ``[B, 3, H, W]`` in [0, 1] and labels; of this process alone."""
+        """Measure metrics on batches of images ``[B, 3, H, W]`` in [0, 1] and labels, only of this process."""
 
     def step(self, x_pix: Tensor, *more: Any) -> dict[str, Tensor]:
         """Train on one batch.
 
         Args:
-            x_pix: Images ``[B, 3, H, W]``, range [0, 1], on the device; of this process.
-            *more: What else the loss takes.
+            x_pix: Images ``[B, 3, H, W]``, range [0, 1], on the device, of this process.
+            *more: Further inputs of the loss.
 
         Returns:
             ``loss``, and its parts before their weights, scalars, detached.
@@ -112,12 +112,12 @@ class Trainer(ABC):
         return {**parts, 'scaler': self.accelerator.scaler} if self.accelerator.scaler is not None else parts
 
     def state_dict(self) -> dict[str, Any]:
-        """All that an exact resume needs; every process takes part."""
+        """Return everything an exact resume needs; every process takes part."""
         states = {name: part.state_dict() for name, part in self._stateful().items()}
         return {**states, 'steps_done': self.steps_done}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken; a loss scaler begins anew where there was none."""
+        """Continue where ``state_dict`` was taken; a loss scaler starts fresh if there was none."""
         for name, part in self._stateful().items():
             if state.get(name):
                 part.load_state_dict(state[name])

@@ -1,4 +1,4 @@
-"""How far pictures are from what they should be: L1 with L2 or LPIPS."""
+"""Distance of pictures from their targets: L1 with L2 or LPIPS."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +15,13 @@ Perceptual = Callable[[Tensor, Tensor], Tensor]
 
 
 def create_lpips(device: torch.device) -> Perceptual:
-    """LPIPS of the package ``lpips`` on VGG16, as taming trains with.
+    """Create LPIPS from the package ``lpips`` on VGG16, as used to train taming's VQGANs.
 
-    NOTE: taming's own copy needs a download of its linear weights and its package ``taming.modules.losses`` needs more
-    packages than it names; ``lpips`` ships those weights. VGG16 is torchvision's, downloaded once.
+    NOTE: taming's own copy downloads its linear weights, and its package ``taming.modules.losses`` needs more packages
+    than it declares; ``lpips`` includes those weights. VGG16 is torchvision's, downloaded once.
 
     Args:
-        device: Where it runs.
+        device: Device that it runs on.
 
     Returns:
         Mean distance of two batches ``[B, 3, H, W]`` in [0, 1].
@@ -50,12 +50,12 @@ def create_lpips(device: torch.device) -> Perceptual:
 
 
 def check_vgg16() -> None:
-    """Read the VGG16 in torch's cache without running code: lpips would unpickle whatever lies there.
+    """Read the VGG16 in torch's cache without running code: lpips would unpickle any file there.
 
-    A file that is not there yet is downloaded by torchvision, which compares its hash.
+    A missing file is downloaded by torchvision, which compares its hash.
 
     Raises:
-        ValueError: If the file is damaged, or holds more than weights.
+        ValueError: If the file is damaged, or contains more than weights.
     """
     path = Path(torch.hub.get_dir()) / 'checkpoints' / Path(VGG16_Weights.IMAGENET1K_V1.url).name
     if not path.is_file():
@@ -64,11 +64,11 @@ def check_vgg16() -> None:
         read_checkpoint(path, mmap=True)
     except MoreThanWeightsError as error:
         raise ValueError(
-            f"--perceptual lpips: {path} is not torchvision's VGG16, which holds no {error.found}: delete it, and it "
-            'is downloaded again'
+            f"--perceptual lpips: {path} is not torchvision's VGG16, which contains no {error.found}: delete it to "
+            'download it again'
         ) from error
     except ValueError as error:
-        raise ValueError(f'--perceptual lpips: {error}; delete it, and it is downloaded again') from error
+        raise ValueError(f'--perceptual lpips: {error}; delete it to download it again') from error
 
 
 def picture_loss(
@@ -78,9 +78,9 @@ def picture_loss(
 
     Args:
         output: Pictures ``[B, 3, H, W]``, nominally [0, 1].
-        target: What they should be, same shape.
-        perceptual: From ``create_lpips``, if it is used.
-        perceptual_weight: Its weight.
+        target: The target pictures, same shape.
+        perceptual: From ``create_lpips``, if used.
+        perceptual_weight: Weight of LPIPS.
 
     Returns:
         The loss, and its parts before their weights: ``l1``, and ``perceptual`` or ``l2``; scalars.

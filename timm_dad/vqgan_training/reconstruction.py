@@ -1,9 +1,9 @@
-"""Training a VQGAN of taming's modules: L1 with LPIPS or L2, commitment, restart of unused codes.
+"""Train a VQGAN of taming's modules: L1 with LPIPS or L2, commitment, restart of unused codes.
 
-Without taming's discriminator: DAD wants pictures that a teacher reads alike, not sharper ones than the data holds.
+Without taming's discriminator: DAD needs pictures that a teacher classifies alike, not ones sharper than the data.
 
 Source: Esser et al. 2021, arXiv:2012.09841, section 3.1 (losses); Dhariwal et al. 2020, arXiv:2005.00341, section 3.1
-(restart of codes that are not used).
+(restart of unused codes).
 """
 
 from dataclasses import dataclass
@@ -36,12 +36,12 @@ class VQGANTrainConfig(OptimizerConfig):
     """
 
     restart_interval: int = option(
-        50, 'steps after which unused codes are put on latents of the batch; 0: never', metavar='N'
+        50, 'steps between restarts of unused codes at latents of the batch; 0: never', metavar='N'
     )
-    restart_until: float = option(0.7, 'fraction of the steps after which none is restarted', metavar='PCT')
+    restart_until: float = option(0.7, 'fraction of the steps after which no code is restarted', metavar='PCT')
 
     def rules(self) -> dict[str, tuple[bool, str]]:
-        """Whether each field holds its rule, and the rule."""
+        """Return for each field whether it satisfies its rule, and the rule."""
         return {
             **super().rules(),
             'restart_interval': (self.restart_interval >= 0, '0 or more'),
@@ -50,12 +50,12 @@ class VQGANTrainConfig(OptimizerConfig):
 
 
 class VQGANLoss(nn.Module):
-    """The loss of a batch of pictures; what is wrapped for several processes.
+    """The loss of a batch of pictures, as the module that is wrapped for several processes.
 
     Args:
         vqgan: The VQGAN.
-        perceptual: Distance of two batches ``[B, 3, H, W]`` in [0, 1], a scalar; ``None``: L2 in its place.
-        perceptual_weight: Its weight.
+        perceptual: Distance of two batches ``[B, 3, H, W]`` in [0, 1], a scalar; ``None``: use L2 instead.
+        perceptual_weight: Weight of the distance.
     """
 
     def __init__(self, vqgan: VQGAN, perceptual: Perceptual | None, perceptual_weight: float) -> None:
@@ -65,13 +65,13 @@ class VQGANLoss(nn.Module):
         self.perceptual_weight = perceptual_weight
 
     def forward(self, x_pix: Tensor) -> dict[str, Tensor]:
-        """Compute the loss, its parts, and what the codebook did.
+        """Compute the loss, its parts, and the use of the codebook.
 
         Args:
             x_pix: Images ``[B, 3, H, W]``, range [0, 1], sides multiples of the factor.
 
         Returns:
-            Scalars ``loss``, ``l1``, ``commitment`` and ``l2`` or ``perceptual``; ``codes`` ``[N]``, the indices taken;
+            Scalars ``loss``, ``l1``, ``commitment`` and ``l2`` or ``perceptual``; ``codes`` ``[N]``, the indices used;
             ``latents`` ``[N, embed_dim]``, detached.
         """
         vqgan, (perceptual,) = self.vqgan, self.perceptual
@@ -93,8 +93,8 @@ class VQGANTrainer(Trainer):
     Args:
         vqgan: Trained in place.
         accelerator: Device, processes and precision (of encoder and decoder; codes and losses stay in fp32).
-        config: How it is trained.
-        perceptual: From ``create_lpips``; ``None``: L2 in its place.
+        config: Settings of the training.
+        perceptual: From ``create_lpips``; ``None``: use L2 instead.
     """
 
     config: VQGANTrainConfig
@@ -108,7 +108,7 @@ class VQGANTrainer(Trainer):
         self.used = torch.zeros(vqgan.config.n_embed, device=accelerator.device)
 
     def step(self, x_pix: Tensor, *more: Any) -> dict[str, Tensor]:
-        """Train on one batch, and restart unused codes when it is time; as ``Trainer.step``."""
+        """Train on one batch, and restart unused codes when due; see ``Trainer.step``."""
         result = super().step(x_pix, *more)
         codes, latents = result.pop('codes'), result.pop('latents')
         self.used += torch.bincount(codes, minlength=len(self.used))
@@ -117,11 +117,11 @@ class VQGANTrainer(Trainer):
         return result
 
     def evaluate(self, loader: Any) -> dict[str, float]:
-        """Measure reconstructions ``Q(x)``, clipped to [0, 1], and the codebook, as ``Trainer.evaluate``.
+        """Measure reconstructions ``Q(x)``, clipped to [0, 1], and the codebook; see ``Trainer.evaluate``.
 
         Returns:
-            ``l1`` (mean absolute error), ``psnr`` (dB, mean over images), ``usage`` (fraction of the codes that some
-            picture takes) and ``perplexity`` (the number of codes that, taken equally often, have as much entropy).
+            ``l1`` (mean absolute error), ``psnr`` (dB, mean over images), ``usage`` (fraction of the codes used by any
+            picture) and ``perplexity`` (the number of equally frequent codes with the same entropy).
         """
         vqgan, counts = self.vqgan, torch.zeros_like(self.used, dtype=torch.float64)
 
@@ -137,7 +137,7 @@ class VQGANTrainer(Trainer):
         return {**means, 'usage': (share > 0).double().mean().item(), 'perplexity': entropy.exp().item()}
 
     def _restart(self, latents: Tensor) -> None:
-        """Put codes that no process used on latents of the main process, and start counting anew."""
+        """Restart codes that no process used at latents of the main process, and reset the counts."""
         used = self.accelerator.reduce(self.used, reduction='sum')
         dead = (used < 1).nonzero().flatten()
         if self.steps_done - 1 < self.config.restart_until * self.config.steps and len(dead):
@@ -146,11 +146,11 @@ class VQGANTrainer(Trainer):
         self.used.zero_()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that an exact resume needs; every process takes part."""
+        """Return everything an exact resume needs; every process takes part."""
         return {**super().state_dict(), 'used': self.accelerator.reduce(self.used, reduction='sum')}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken."""
+        """Continue where ``state_dict`` was taken."""
         super().load_state_dict(state)
         if self.accelerator.is_main_process:  # the sum over all processes: one of them has it
             self.used.copy_(state['used'])

@@ -27,7 +27,7 @@ _LOG_INTERVAL = 50
 
 
 def find_state(folder: Path) -> str:
-    """What an exact resume of the run in a folder needs; empty if there is none."""
+    """Return the file for an exact resume of the run in a folder; empty if there is none."""
     path = folder / STATE
     return str(path) if path.is_file() else ''
 
@@ -36,12 +36,12 @@ class VQGANRun:
     """Train by epochs, with metrics and files after each; all processes take part.
 
     Args:
-        trainer: What is trained.
+        trainer: The trainer.
         batches: Training images in [0, 1].
-        loader_val: Validation images in [0, 1] of this process alone.
-        folder: Where files go.
-        settings: What a resumed run must have in common, by flag.
-        recovery_interval: Steps between two recovery files; 0 for none.
+        loader_val: Validation images in [0, 1], only of this process.
+        folder: Folder for the files.
+        settings: Settings that a resumed run must share, by flag.
+        recovery_interval: Steps between recovery files; 0 for none.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class VQGANRun:
         self.epoch, self.batch, self.best = 0, 0, math.inf
 
     def resume(self, path: str) -> None:
-        """Go on where the run stopped that wrote the file of ``find_state``, if there is one.
+        """Continue where the run that wrote the file of ``find_state`` stopped, if there is one.
 
         Raises:
             ValueError: If it cannot be read, or a run with other settings wrote it.
@@ -70,26 +70,26 @@ class VQGANRun:
         try:
             state: dict[str, Any] = read_checkpoint(path)
         except ValueError as error:
-            raise ValueError(f'--resume auto: {error}; or remove it to start anew') from error
+            raise ValueError(f'--resume auto: {error}; or remove it to start over') from error
         if state.get('version') != _VERSION:
             raise ValueError(
-                f'--resume auto: {path} is of version 0.1, which drew its samples in another way; name another --output'
+                f'--resume auto: {path} is from version 0.1, which drew samples in another way; choose another --output'
             )
         changed = changed_flags(state['settings'], self.settings)
         if changed:
-            raise ValueError(f'--resume auto: {path} is of other flags: {", ".join(changed)}; name another --output')
+            raise ValueError(f'--resume auto: {path} has other flags: {", ".join(changed)}; choose another --output')
         self.trainer.load_state_dict(state['trainer'])
         self.epoch, self.batch, self.best = state['epoch'], state['batch'], state['best']
         self.meters.reset(*merged(state['meters'], self.accelerator.process_index, self.accelerator.num_processes))
 
     def train(self) -> dict[str, float]:
-        """Train what is left of the steps; returns the metrics of the validation data.
+        """Train for the remaining steps; return the metrics on the validation data.
 
         Raises:
-            NonFiniteLossError: If the loss is not finite; the files are from before.
+            NonFiniteLossError: If the loss is not finite; the files stay from before.
         """
         if self.trainer.steps_done >= self.trainer.config.steps:
-            _logger.info('%s is trained: all %d steps are done', self.folder.path, self.trainer.config.steps)
+            _logger.info('%s is fully trained: all %d steps are done', self.folder.path, self.trainer.config.steps)
             return self.trainer.evaluate(self.loader_val)
         metrics: dict[str, float] = {}
         while self.trainer.steps_done < self.trainer.config.steps:
@@ -102,7 +102,7 @@ class VQGANRun:
         return metrics
 
     def _train_one_epoch(self) -> Metrics:
-        """One pass over the training images, or what is left of it; returns the means of loss and parts."""
+        """Run one pass over the training images, or the rest of it; return the means of loss and parts."""
         trainer, meters, total = self.trainer, self.meters, len(self.batches)
         batches = self.batches.of_epoch(self.epoch, self.batch)
         show, desc = self.accelerator.is_main_process, f'Epoch {self.epoch}'
@@ -124,7 +124,7 @@ class VQGANRun:
         return metrics
 
     def _save_epoch(self, error: float) -> None:
-        """Write ``last``, ``best`` if it is, and what a resume needs."""
+        """Write ``last``, ``best`` if it is the best, and the file for a resume."""
         names = ('last', 'best') if error < self.best else ('last',)
         self.best = min(self.best, error)
         if self.accelerator.is_main_process:
@@ -133,7 +133,7 @@ class VQGANRun:
         self._save_state()
 
     def _save_state(self, batch: int = 0) -> None:
-        """Write what an exact resume needs, as one file that is whole or not there."""
+        """Write everything an exact resume needs as one file, atomically."""
         state = {
             'version': _VERSION,
             'trainer': self.trainer.state_dict(),
