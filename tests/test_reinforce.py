@@ -259,7 +259,7 @@ def test_it_says_how_much_of_an_answer_is_kept(made, caplog):
     (said,) = (record.getMessage() for record in caplog.records if record.getMessage().startswith('Answers'))
     assert said == (
         "Answers: --reinforce-top-k 1 keeps 25% of the teacher's softmax at temperature 4 per class, and all "
-        'others share the rest equally; more classes or a lower --dad-temperature keep more of them'
+        'others share the rest equally; more classes or a lower --dad-temperature keep more of it'
     )
 
 

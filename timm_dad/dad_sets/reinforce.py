@@ -240,7 +240,7 @@ def _answers(
 
 def _tell_kept(share: float, config: ReinforceConfig) -> None:
     """Log how much of the teacher's answers is kept per class, and what to do if that is little."""
-    advice = '' if share >= _LITTLE else '; more classes or a lower --dad-temperature keep more of them'
+    advice = '' if share >= _LITTLE else '; more classes or a lower --dad-temperature keep more of it'
     _logger.info(
         "Answers: --reinforce-top-k %d keeps %.0f%% of the teacher's softmax at temperature %g per class, and all "
         'others share the rest equally%s', config.top_k, 100 * share, config.temperature, advice,
