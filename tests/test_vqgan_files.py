@@ -234,8 +234,8 @@ def test_a_missing_file_is_named(tmp_path, vq_model, suffix):
         ({'quant_conv.bias': None}, 'it lacks quant_conv.bias'),
         ({'encoder.extra': torch.zeros(1)}, 'it has unexpected encoder.extra'),
         ({f'a.{k}': torch.zeros(1) for k in range(5)}, 'it has unexpected a.0, a.1, a.2 and 2 more'),
-        ({'quant_conv.bias': torch.zeros(3)}, r'it has of another shape quant_conv.bias \(3,\), not \(4,\)'),
-        ({'quant_conv.bias': torch.full((4,), torch.nan)}, 'it has not finite quant_conv.bias'),
+        ({'quant_conv.bias': torch.zeros(3)}, r'it has other shapes for quant_conv.bias \(3,\), not \(4,\)'),
+        ({'quant_conv.bias': torch.full((4,), torch.nan)}, 'it has non-finite quant_conv.bias'),
         ({'quant_conv.bias': None, 'x': torch.zeros(1)}, 'it lacks quant_conv.bias; it has unexpected x'),
     ],
 )
@@ -402,7 +402,7 @@ def test_a_conversion_that_breaks_off_leaves_nothing(tmp_path, vq_model, monkeyp
         (['bare.pt', '--config', 'imagenet'], '--config must be a YAML or one of openimages-f8-16384, .*got imagenet'),
         (
             ['bare.pt', '--config', 'other.yaml'],
-            'does not contain the VQGAN that its config describes: it has of another',
+            'does not contain the VQGAN that its config describes: it has other shapes',
         ),
         (['gone.ckpt', '--trust'], "cannot be unpickled here: .*'Gone'"),
     ],

@@ -66,7 +66,7 @@ def _advice(error: Exception) -> str:
     status = getattr(getattr(error, 'response', None), 'status_code', None)
     if constants.HF_HUB_OFFLINE:
         return (
-            f'HF_HUB_OFFLINE is set, but the cache {constants.HF_HUB_CACHE} does not contain all of it: unset it where '
+            f'HF_HUB_OFFLINE is set, but the cache {constants.HF_HUB_CACHE} does not contain all of it: unset it if '
             'there is a network, or copy the cache from a machine that has it (HF_HUB_CACHE names the folder)'
         )
     if isinstance(error, RevisionNotFoundError):

@@ -58,8 +58,8 @@ def set_card(dad_set: DADSet, told: Provenance, num_bytes: int) -> str:
 # {told.repo.split('/')[-1]}
 
 {views:,} DAD views of {dad_set.num_images:,} images, made once by `timm-dad generate` for trainings with {PAPER}.
-The images are not in it, but for those that `contact_sheet.png` shows beside their views: a view belongs to an image of
-the data set by its index and name, and a training compares data and set before it begins.
+It does not contain the images, except those that `contact_sheet.png` shows beside their views: a view belongs to an
+image of the data set by its index and name, and a training checks that data and set match before it begins.
 
 {format_table([('What', 'Value'), *_rows(dad_set, told, num_bytes)], text_columns=2)}
 
@@ -71,7 +71,7 @@ Every view has its hash in `manifest/`; `timm-dad verify hf://{told.repo}` compa
 {told.trained_by}
 ```
 
-The model is an example; `DIR`, where it stands, is the data that the views were made of.
+The model is an example; `DIR`, if present, is the data that the views were made from.
 
 ## How it was made
 
@@ -81,7 +81,7 @@ The model is an example; `DIR`, where it stands, is the data that the views were
 
 ## Licences
 
-This repository: {told.license}. The pictures that the views were made of: {', '.join(told.data_licenses)}.
+This repository: {told.license}. The pictures that the views were made from: {', '.join(told.data_licenses)}.
 """
 
 

@@ -32,7 +32,7 @@ def add_attack_args(group: Any) -> None:
     group.add_argument(
         '--dad-attack', choices=(*_CONFIGS, DISAGREEMENT), default='pixels',
         help='what the attack moves: pixels (as in the paper), VQGAN latents, or VQGAN codes; disagreement: latents, '
-        'to where teacher and student differ most (made in the training step alone)',
+        'towards the largest disagreement of teacher and student (only in the training step)',
     )  # fmt: skip
     for name in _FIELDS:
         owners = {space: field_kwargs(config, name) for space, config in _CONFIGS.items() if name in _names(config)}

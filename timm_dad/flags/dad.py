@@ -62,7 +62,8 @@ def add_dad_args(parser: argparse.ArgumentParser) -> None:
     add_pair_args(group)
     group.add_argument(
         '--dad-look', type=int, default=64, metavar='N',
-        help='number of training pictures checked before training, to warn if DAD cannot work (default: 64; 0: none)',
+        help='number of training pictures to check before training, to warn if DAD cannot teach anything (default: '
+        '64; 0: none)',
     )  # fmt: skip
 
 

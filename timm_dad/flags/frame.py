@@ -14,7 +14,9 @@ def add_frame_args(group: Any, *, size_help: str, input_size: bool = True) -> No
     """Add the flags to a group of a parser, ``--input-size`` only on request."""
     group.add_argument('--img-size', type=int, metavar='N', help=size_help)
     if input_size:
-        group.add_argument('--input-size', nargs=3, type=int, metavar='N', help='input dimensions (3 h w), instead')
+        group.add_argument(
+            '--input-size', nargs=3, type=int, metavar='N', help='input dimensions (3 h w), instead of --img-size'
+        )
     group.add_argument('--crop-pct', **field_kwargs(Frame, 'crop_pct'))
     group.add_argument('--interpolation', choices=INTERPOLATIONS, **field_kwargs(Frame, 'interpolation'))
 

@@ -183,7 +183,7 @@ class DADAugment:
         return found.x_vq, found.codes, found.codes
 
     def _starts_at_reconstruction(self, centre: Centre) -> bool:
-        """Whether ``centre.x0`` is ``Q(x)``, and ``centre.codes`` are its codes."""
+        """Return whether ``centre.x0`` is ``Q(x)``, and ``centre.codes`` are its codes."""
         return isinstance(self.space, PixelSpace) and centre.codes is not None
 
     @torch.no_grad()

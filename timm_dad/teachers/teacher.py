@@ -226,7 +226,7 @@ def create_timm_teacher(
         checkpoint_path: Weights to load in place of the pretrained ones.
         class_names: The data's class folders. If the teacher has other classes, they are looked up by name
             (WordNet ids, or the names in the model's config).
-        class_map: The teacher's class for each class of the data, by index or name, in place of that.
+        class_map: The teacher's class for each class of the data, by index or name, instead of that lookup.
         labels: Names of the teacher's classes, if the model's config does not state them.
         img_size: Side of the teacher's images, overriding model and training.
         use_ema: Use the moving average of a checkpoint's weights, if there is one.

@@ -134,12 +134,12 @@ def load_weights(vqgan: VQGAN, state: Mapping[str, Tensor]) -> None:
     wrong = {
         'lacks': [name for name in expected if name not in state],
         'has unexpected': [name for name in state if name not in expected],
-        'has of another shape': [
+        'has other shapes for': [
             f'{name} {tuple(state[name].shape)}, not {shape}'
             for name, shape in expected.items()
             if name in state and tuple(state[name].shape) != shape
         ],
-        'has not finite': [name for name, value in state.items() if not value.isfinite().all()],
+        'has non-finite': [name for name, value in state.items() if not value.isfinite().all()],
     }
     problems = [f'it {what} {_some(names)}' for what, names in wrong.items() if names]
     if problems:

@@ -42,7 +42,7 @@ def _add_train_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("Architecture, in taming's terms", "By default an f8 VQGAN like the paper's.")
     group.add_argument('--init', metavar='PATH', help='VQGAN to fine-tune, as for --dad-vqgan; or demo')
     for name, (nargs, what) in _ARCHITECTURE.items():
-        text = f'{what} (default: {_DEFAULTS[name] or "same as the codes"})'
+        text = f'{what} (default: {_DEFAULTS[name] or "that of the codes"})'
         group.add_argument(written(name), type=int, nargs=nargs, metavar='N', help=text)
     _add_training_flags(parser, VQGANTrainConfig, lr=f'{VQGANTrainConfig.lr}, --init: {_INIT_LR}')
 
