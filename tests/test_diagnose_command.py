@@ -315,7 +315,7 @@ def test_what_does_not_go_with_a_set(root, dad_set, capsys, flags, message):
         ('--dad-micro-batch -1', '--dad-micro-batch'),
         ('--ood twemoji', "--ood must be NAME=PATH or demo/STYLE, got 'twemoji'"),
         ('--ood odd=/nowhere', '--ood odd=/nowhere'),
-        ('--ood demo/twemoji demo/twemoji', '--ood: every set needs its own name'),
+        ('--ood demo/twemoji demo/twemoji', '--ood: every set needs a name of its own'),
         ('--ood DAD=demo/twemoji', 'OOD sets need names of their own'),
         ('--student probe:nothing', '--student'),
         ('--student timm:nothing', 'timm has no model'),
@@ -349,7 +349,7 @@ def test_data_without_labels_is_refused(tmp_path, capsys):
 
 def test_the_output_is_a_folder(tmp_path, capsys):
     (tmp_path / 'file').write_text('')
-    assert 'file is no folder' in error(capsys, [*DEMO, '--output', str(tmp_path / 'file')])
+    assert 'file is not a folder' in error(capsys, [*DEMO, '--output', str(tmp_path / 'file')])
 
 
 def test_too_few_images(root, tmp_path, capsys):

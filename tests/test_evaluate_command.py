@@ -281,7 +281,7 @@ def test_size_workers_and_device_of_the_work_change_nothing(files, tmp_path):
     ('more', 'changes', 'message'),
     [
         ((), {'suite': None}, r'--suite must be a data set as NAME=PATH (or give --data-root)'),
-        ((), {'output': '{files}/map.txt'}, r'map.txt is no folder'),
+        ((), {'output': '{files}/map.txt'}, r'map.txt is not a folder'),
         (('--severity', '3'), {}, r'--severity is for --corrupt: add it'),
         (('--attack-images', '3'), {}, r'--attack-... needs --attack: add it'),
         (('--attack', 'pgd', '--attack-norm', 'l2'), {}, r'--attack-eps must be given with --attack-norm l2'),

@@ -86,7 +86,7 @@ def test_a_flag_that_must_be_given_may_be_in_the_file(config, capsys):
         ('lr: true', 'lr has the bad value True: it must be a number'),
         ('epochs: 2.5', 'epochs has the bad value 2.5: it must be a whole number'),
         ('name: 5', "name has the bad value 5: it must be text (in quotes: '5')"),
-        ('name: {a: 1}', "name has the bad value {'a': 1}: it must be one text"),
+        ('name: {a: 1}', "name has the bad value {'a': 1}: it must be a single text"),
         ('kind: c', "kind has the bad value 'c': invalid choice: 'c' (choose from 'a', 'b')"),
         ('flag: 1', 'flag has the bad value 1: it must be true or false'),
         ('dad: maybe', "dad has the bad value 'maybe': it must be true or false"),

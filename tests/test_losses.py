@@ -158,6 +158,6 @@ def test_what_an_older_timm_has_not_is_one_line(capsys, monkeypatch, flags):
         parse(*flags)
     error = capsys.readouterr().err
     assert stop.value.code == 2
-    assert f'needs timm 1.0.31 or newer, {timm.__version__} is installed: run pip install -U timm' in error
+    assert f'needs timm 1.0.31 or newer, but {timm.__version__} is installed: run pip install -U timm' in error
     assert next(flag for flag in flags if flag not in ('--loss', 'bce')) in error
     assert error.count('\n') == 1

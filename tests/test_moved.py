@@ -39,7 +39,7 @@ def test_a_path_holds_from_every_folder_and_moves_with_its_set(project, monkeypa
 @pytest.mark.parametrize('spec', SPECS)
 def test_a_file_that_is_not_here_is_an_error_that_names_set_and_flag(project, spec):
     gone = spec.format('/gone/weights.pth')
-    message = rf'the set .*sets/one was made with --dad-x {gone}, and /gone/weights\.pth is not here: give --dad-x$'
+    message = rf'the set .*sets/one was made with --dad-x {gone}, but /gone/weights\.pth is not here: give --dad-x$'
     with pytest.raises(ValueError, match=message):
         find_here(gone, project / 'sets/one', '--dad-x')
 
@@ -66,7 +66,7 @@ def test_training_says_which_set_names_a_teacher_that_is_not_here(project, capsy
     assert ended.value.code == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.endswith(
-        f'--dad-dir: the set {project}/set was made with --dad-teacher {flags["dad_teacher"]}, and '
+        f'--dad-dir: the set {project}/set was made with --dad-teacher {flags["dad_teacher"]}, but '
         '/gone/teacher.pth.tar is not here: give --dad-teacher'
     )
 

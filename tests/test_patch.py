@@ -63,7 +63,7 @@ def script(tmp_path):
 def test_lines_go_beside_their_calls_and_out_again_to_the_very_bytes(script, version):
     before = AS_BYTES[version]
     script.write_bytes(before)
-    assert 'the lines of timm-train.patch are in' in patch_file(script.parent)
+    assert 'the lines of timm-train.patch are added' in patch_file(script.parent)
     after = script.read_bytes()
     lines = [content.decode('latin-1').splitlines() for content in (before, after)]
     changes = [line for line in difflib.ndiff(*lines) if line[0] in '+-']

@@ -342,7 +342,7 @@ def test_an_image_that_does_not_decode_is_named(files, tmp_path, capsys):
 def test_a_folder_that_cannot_be_written(files, tmp_path, capsys, monkeypatch):
     (tmp_path / 'file').write_text('x')
     error = error_of(capsys, flags(files, tmp_path / 'file' / 'out'))
-    assert f'--output: {tmp_path / "file" / "out"} cannot be written: {tmp_path / "file"} is no folder' in error
+    assert f'--output: {tmp_path / "file" / "out"} cannot be written: {tmp_path / "file"} is not a folder' in error
     (tmp_path / 'out' / 'preview.html').mkdir(parents=True)
     error = error_of(capsys, flags(files, tmp_path / 'out'))
     assert f'--output: {tmp_path / "out"} cannot be written: ' in error

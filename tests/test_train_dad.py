@@ -242,7 +242,7 @@ def test_a_run_that_stops_on_its_way_goes_on_to_the_bits_of_one_that_did_not(pic
         train_dad.main(flags(pictures, tmp_path / 'parts', *stopping, '2'))
         assert [row['epoch'] for row in summary(tmp_path / 'parts')] == ['0', '1']
     assert 'Already finished: all 2 epochs are done, ' in caplog.text
-    assert 'more epochs with a later --stop-epoch go on' in caplog.text
+    assert 'to continue, give more epochs with a later --stop-epoch' in caplog.text
     train_dad.main(flags(pictures, tmp_path / 'parts', *stopping, '3'))
     train_dad.main(flags(pictures, tmp_path / 'parts', *more, '--resume', 'auto'))
     for name, epoch in (('last', 3), ('milestone-1', 0), ('milestone-4', 3)):
@@ -374,7 +374,7 @@ def bad_folder(tmp_path, pictures, kind):
         (('--opt', 'adamx'), r'--opt'),
         (('--sched', 'cosinus'), r'--sched'),
         (('--sched', 'plateau', '--sched-on-updates'), r'--sched plateau works by epochs'),
-        (('--train-split', 'trian'), r"--train-split must be a folder in .* got 'trian'; there are .*'train'"),
+        (('--train-split', 'trian'), r"--train-split must be a folder in .* got 'trian'; the folders are .*'train'"),
         (('--val-split', 'test'), r"--val-split must be a folder in .* got 'test'"),
         (('--aa', 'foo'), r'--aa must be a policy'),
         (('--interpolation', 'foo'), r"--interpolation must be one of .*'bicubic'.*, got foo"),
@@ -403,7 +403,10 @@ def bad_folder(tmp_path, pictures, kind):
         (('--config', '{nonsense}'), r"--config .*: dad_view has the bad value 'nonsense'"),
         (('--resume', '{junk}'), r'--resume: .*junk.pth is not a PyTorch checkpoint'),
         (('--initial-checkpoint', '{junk}'), r'--initial-checkpoint: '),
-        (('--eval-suites', 'a={pictures}', 'a={pictures}'), r'--eval-suites takes every NAME once, got a more often'),
+        (
+            ('--eval-suites', 'a={pictures}', 'a={pictures}'),
+            r'--eval-suites takes every NAME once, got a more than once',
+        ),
         (('--eval-suites', 'a=nowhere'), r'--eval-suites a: no images for split'),
         (('--eval-suites-interval', '1'), r'--eval-suites-interval needs --eval-suites'),
         (
@@ -454,7 +457,10 @@ def bad_folder(tmp_path, pictures, kind):
         (('--bce-loss', '--poly-epsilon', '1'), r'--poly-epsilon is for --loss poly, got --bce-loss'),
         (('--lr-decay-fn', 'linear'), r'--lr-decay-fn needs --sched wsd or rsqrt, got cosine'),
         (('--lr-stable-timescale', '2'), r'--lr-stable-timescale needs --sched rsqrt, got cosine'),
-        (('--sched', 'wsd'), r'(--decay-epochs must leave --sched wsd an epoch|--sched wsd needs timm 1.0.31)'),
+        (
+            ('--sched', 'wsd'),
+            r'(--decay-epochs must leave --sched wsd at least one epoch|--sched wsd needs timm 1.0.31)',
+        ),
         (('--stop-epoch', '3'), r'--stop-epoch must be at most the 2 epochs of the training, got 3'),
         (('--save-epochs', '1', '4'), r'--save-epochs must be at most the 2 epochs of the training, got 4'),
         (('--save-epochs', '0'), r'--save-epochs must be 1 or more, got \[0\]'),
