@@ -320,7 +320,7 @@ def test_models_of_another_kind_are_refused(teacher, vqgan):
         (lambda x: (255 * x).byte(), r'normalized images must be floating-point, got torch\.uint8'),
         (lambda x: 255 * x, r'images must be normalized, .* got values from .* to .* \(pixels from 0 to 255\?'),
         (lambda x: x * float('nan'), 'images must be normalized, .* got values from nan to nan'),
-        (lambda x: x[:, :1], r'must be \[B, 3, H, W\], got shape \(4, 1, 16, 16\) \(of grey images: expand'),
+        (lambda x: x[:, :1], r'must be \[B, 3, H, W\], got shape \(4, 1, 16, 16\) \(grey images: expand'),
         (lambda x: x.permute(0, 2, 3, 1), r'got shape \(4, 16, 16, 3\) \(channels last: permute\(0, 3, 1, 2\)\)'),
         (lambda x: x[0], r'must be \[B, 3, H, W\], got shape \(3, 16, 16\)$'),
     ],

@@ -118,7 +118,7 @@ def test_an_image_that_cannot_be_read_is_named_in_one_line(workers):
 def test_a_picture_of_too_many_pixels_is_named(tmp_path, monkeypatch):
     Image.new('RGB', (40, 40)).save(tmp_path / 'a.png')
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
-    with pytest.raises(ValueError, match=r'pictures must decode, a\.png does not: .*decompression bomb'):
+    with pytest.raises(ValueError, match=r'pictures must decode, but a\.png does not: .*decompression bomb'):
         open_picture(tmp_path / 'a.png', 'a.png')
 
 

@@ -483,7 +483,7 @@ def test_errors_name_the_flag(files, tmp_path, capsys, given, message):
 @pytest.mark.parametrize(
     ('left_out', 'message'),
     [
-        ('data_dir', '--data-dir must name a folder with a sub-folder a class (or give --dataset)'),
+        ('data_dir', '--data-dir must name a folder of class folders (or give --dataset)'),
         ('output', 'the following arguments are required: --output'),
         ('dad_vqgan', '--dad-vqgan must name the weights of a VQGAN, demo, or one of'),
         ('dad_teacher', '--dad-teacher must be given: its default'),

@@ -327,7 +327,7 @@ def test_a_label_that_is_no_class(files, tmp_path, capsys):
     save_file(timm.create_model('test_resnet', num_classes=3).state_dict(), tmp_path / 'three.safetensors')
     more = (*WDS, '--num-classes', '3', '--dad-teacher', f'timm:test_resnet/{tmp_path / "three.safetensors"}')
     error = error_of(capsys, flags(files, tmp_path / 'out', *more, images=4))
-    assert error.endswith('labels must be from 0 to 2, but image 3 has 3')
+    assert error.endswith('labels must be from 0 to 2, image 3 has 3')
     assert not (tmp_path / 'out').exists()
 
 

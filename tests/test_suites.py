@@ -215,7 +215,7 @@ def test_broken_picture_is_named_and_not_passed_over(tmp_path):
     broken = tmp_path / 'fog' / '1' / WNIDS[990] / 'ILSVRC2012_val_00000002.JPEG'
     broken.write_bytes(plain_file(990)[:300])
     suite = open_suite('imagenet-c', str(tmp_path))
-    with pytest.raises(ValueError, match=f'pictures must decode, {broken} does not'):
+    with pytest.raises(ValueError, match=f'pictures must decode, but {broken} does not'):
         suite.parts[0].dataset[1]
     with pytest.raises(ValueError, match=f'^imagenet-c, part fog/1: .*{broken.name} does not'):
         open_suites([f'imagenet-c={tmp_path}'])
@@ -339,7 +339,7 @@ def test_objectnet_with_other_mappings(tmp_path, file, content, message):
 
 def test_objectnet_without_mappings(tmp_path):
     (tmp_path / 'images').mkdir()
-    with pytest.raises(ValueError, match=r'must have folders images and mappings, .* holds \(images\)'):
+    with pytest.raises(ValueError, match=r'must have folders images and mappings, .* contains \(images\)'):
         open_suite('objectnet', str(tmp_path))
 
 

@@ -60,7 +60,7 @@ def test_a_student_of_1000_classes_without_names_knows_imagenets():
     [
         (('bee', 'cat', 'ant'), None, r'--eval-suites a: data must have as many classes as --num-classes, 4, got 3'),
         (None, None, r'as many classes as --num-classes, 4, got 3'),
-        (('bee', 'cat', 'dog', 'fish'), None, r"data must have classes of the training data; \['bee'\] are none"),
+        (('bee', 'cat', 'dog', 'fish'), None, r"data must have classes of the training data; not \['bee'\]"),
     ],
 )
 def test_classes_that_a_student_does_not_know(names, count, message):

@@ -57,8 +57,10 @@ RANGE = r'finite|from -?\d|between|at most|in \[0, 1\]|or less|up to'
 WHOLE = r'\bint\b|integer|whole number'
 NUMBER = r'\bfloat\b|number'
 CHOICE = r'choose|names them|one of|known|close|mean|such as|there (are|is)|must be'
-ABSENT = r'no such|not exist|not found|missing|is no\b|there is no|no file|no folder|is none|cannot (be|locate)'
-FILE = r'must be|empty|file|folder|cannot|holds|no\b'
+ABSENT = (
+    r'no such|not exist|not found|missing|is no\b|not a file|there is no|no file|no folder|is none|cannot (be|locate)'
+)
+FILE = r'must be|empty|file|folder|cannot|contains|not a'
 LEAVE = r'leave|needs|give|without|is for|exclude|not (used|allowed)|instead|only'
 
 WEIGHTS = 'diffusion_pytorch_model.safetensors'  # as diffusers names them
@@ -234,7 +236,7 @@ row(
 row('train-resume-other-classes', f'{PLAIN} --num-classes 5 --resume run/last.pth.tar', '--num-classes', r'\b5\b',
     r'\b4\b')  # fmt: skip
 row('train-resume-damaged', f'{PLAIN} --resume run/last.pth.tar', '--resume', r'last\.pth\.tar',
-    r'damaged|broken|cannot|must be|no checkpoint',
+    r'damaged|broken|cannot|must be|not a PyTorch checkpoint',
     change=lambda root: write_file(root / 'run' / 'last.pth.tar', b'half'))  # fmt: skip
 row('train-start-epoch-negative', f'{PLAIN} --start-epoch -1', '--start-epoch', '-1', LEAST)
 
@@ -450,7 +452,7 @@ row('set-not-finished', FROM_SET, '--dad-dir', r'\bset\b', 'finished|continue',
     change=lambda root: (root / 'set/index.json').unlink())  # fmt: skip
 row('set-settings-cut', FROM_SET, '--dad-dir', r'dad_set\.json', r'damaged|altered|read|json',
     change=lambda root: shorten(root / 'set/dad_set.json'))  # fmt: skip
-row('set-settings-list', FROM_SET, '--dad-dir', r'dad_set\.json', r'damaged|altered|holds|set',
+row('set-settings-list', FROM_SET, '--dad-dir', r'dad_set\.json', r'damaged|altered|contains|set',
     files={'set/dad_set.json': '[1, 2]\n'})  # fmt: skip
 row('set-of-the-future', FROM_SET, '--dad-dir', '99', r'version|reads',
     change=lambda root: replace(root / 'set/dad_set.json', '"format_version":1', '"format_version":99'))  # fmt: skip
@@ -566,7 +568,7 @@ row('generate-disagreement', f'{GENERATE} --dad-attack disagreement', '--dad-att
     'training|student')  # fmt: skip
 row('generate-batch-size-0', f'{GENERATE} -b 0', '--batch-size', r'\b0\b', LEAST)
 row('generate-no-output', GENERATE.replace('--output new', ''), '--output', '--output', 'required|must|needs')
-row('generate-output-empty', f'{GENERATE} --output ""', r'--output|\. holds', r"''|empty|nothing|\. ",
+row('generate-output-empty', f'{GENERATE} --output ""', r'--output|\. contains', r"''|empty|nothing|\. ",
     'folder|name|must')  # fmt: skip
 row('generate-output-is-a-file', f'{GENERATE} --output names.txt', '--output|names', r'names\.txt', 'folder|cannot',
     files={'names.txt': 'cat\n'})  # fmt: skip
@@ -780,7 +782,7 @@ row('probe-precision', f'{PROBE} --precision tf32', '--(dad-)?precision', 'tf32'
 row('probe-teacher-without-source', f'{PROBE} --teacher resnet18', '--(dad-)?teacher', 'resnet18', 'timm:')
 row('probe-teacher-unknown', f'{PROBE} --teacher timm:resnet18x', '--(dad-)?teacher', 'resnet18x', CHOICE)
 row('probe-teacher-folder', f'{PROBE} --teacher timm:local-dir:pictures', '--(dad-)?teacher', 'pictures',
-    r'config|layout|holds')  # fmt: skip
+    r'config|layout|contains')  # fmt: skip
 row('probe-no-data', PROBE.replace(PICTURES, ''), '--data-dir', '--dataset', 'must|give|name')
 row('probe-split', f'{PROBE} --train-split tain', '--(train-)?split', 'tain', 'train')
 row('probe-one-picture-a-class', f'{PROBE} --data-dir few', '--data-dir|--held-out|class', 'one picture|every class',

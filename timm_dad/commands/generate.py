@@ -89,7 +89,7 @@ def _check_args(args: argparse.Namespace, given: dict[str, Any]) -> None:
     args.format = args.format or format_of(as_root(args.output))
     lossy = args.format != 'codes' and args.image_format != 'png'
     rules = (
-        (args.data_dir or args.dataset, '--data-dir must name a folder with a folder per class (or give --dataset)'),
+        (args.data_dir or args.dataset, '--data-dir must name a folder of class folders (or give --dataset)'),
         ('quality' not in given or lossy, '--quality is for --image-format jpeg and webp'),
         ('image_format' not in given or args.format != 'codes', '--image-format is not for --format codes'),
         *frame_rules(args, given),

@@ -81,7 +81,7 @@ def _config_of(path: Path, preset: VQGANPreset | None) -> tuple[VQGANConfig, str
 def find_yaml(path: Path) -> Path:
     """Find the YAML of a checkpoint, ``NAME.yaml`` or ``config.yaml``; ``FileNotFoundError`` if either is missing."""
     if not path.is_file():
-        raise FileNotFoundError(f'no VQGAN at {path}: it is not a file, a folder or one of {", ".join(PRESETS)}')
+        raise FileNotFoundError(f'no VQGAN at {path}: it is not a file, a folder, or one of {", ".join(PRESETS)}')
     candidates = (path.with_suffix('.yaml'), path.with_name('config.yaml'))
     for candidate in candidates:
         if candidate.is_file():
