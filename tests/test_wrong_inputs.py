@@ -60,7 +60,7 @@ CHOICE = r'choose|names them|one of|known|close|mean|such as|there (are|is)|must
 ABSENT = (
     r'no such|not exist|not found|missing|is no\b|not a file|there is no|no file|no folder|is none|cannot (be|locate)'
 )
-FILE = r'must be|empty|file|folder|cannot|contains|not a'
+FILE = r'must be|empty|file|folder|cannot|contains|not a|no\b'
 LEAVE = r'leave|needs|give|without|is for|exclude|not (used|allowed)|instead|only'
 
 WEIGHTS = 'diffusion_pytorch_model.safetensors'  # as diffusers names them
