@@ -23,7 +23,7 @@ class Chunked:
 
     Args:
         size: Images per chunk; 0: on a GPU the whole batch and, if memory runs out, half as many from then on; on a CPU
-            4 of 224 px, or as many smaller ones.
+            4 of 224 px, or more smaller ones with as many pixels.
 
     Raises:
         ValueError: If the size is negative.
