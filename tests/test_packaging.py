@@ -64,6 +64,11 @@ def test_the_version_is_the_same_everywhere():
     assert read_toml(REPO / 'pyproject.toml')['project']['version'] == __version__ == citation['version']
 
 
+def test_the_page_about_installing_has_every_extra():
+    rows = set(re.findall(r'^\| `(\w+)` \|', (REPO / 'docs' / 'install.md').read_text(), re.MULTILINE))
+    assert rows == set(read_toml(REPO / 'pyproject.toml')['project']['optional-dependencies'])
+
+
 @pytest.mark.parametrize(
     ('urls', 'expected'),
     [
