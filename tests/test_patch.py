@@ -5,8 +5,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -244,21 +242,6 @@ def test_every_package_and_patch_is_installed():
     folders = {path.parent.relative_to(REPO) for path in (REPO / 'timm_dad').rglob('*.py')}
     assert set(setuptools['packages']) == {'.'.join(folder.parts) for folder in folders} | {'timm_dad.patches'}
     assert REPO / setuptools['package-dir']['timm_dad.patches'] == PATCHES
-
-
-@pytest.mark.slow
-def test_a_wheel_holds_the_patches(tmp_path):
-    for name in ('pyproject.toml', 'README.md', 'LICENSE', 'train_dad.py'):
-        shutil.copy(REPO / name, tmp_path)
-    for name in ('timm_dad', 'patches'):
-        shutil.copytree(REPO / name, tmp_path / name)
-    subprocess.run([sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '.'], cwd=tmp_path, check=True)
-    zipfile.ZipFile(next(tmp_path.glob('*.whl'))).extractall(tmp_path / 'site')
-    installed = {path.name for path in (tmp_path / 'site' / 'timm_dad' / 'patches').iterdir()}
-    assert {path.name for path in PATCHES.glob('*.patch')} == installed
-    program = 'from timm_dad.commands.patch import PATCHES; print(PATCHES)'
-    done = subprocess.run([sys.executable, '-c', program], cwd=tmp_path / 'site', capture_output=True, text=True)
-    assert done.stdout.strip() == f'{tmp_path / "site" / "timm_dad" / "patches"}', done.stderr
 
 
 @pytest.mark.skipif(not TIMM_SRC, reason='TIMM_SRC names no checkout of timm')
