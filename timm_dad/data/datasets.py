@@ -194,7 +194,7 @@ def check_labels(dataset: Any, flag: str, num_classes: int) -> None:
     if isinstance(dataset, Pictures | PictureStream):
         dataset.num_classes = num_classes
     _try_labels(dataset, flag, None, 1)
-    labels = _listed_labels(dataset)
+    labels = listed_labels(dataset)
     if labels is None:
         return
     wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
@@ -222,8 +222,8 @@ def _try_labels(dataset: Any, flag: str, encode: Callable[[Any], Tensor] | None,
             raise ValueError(f'{flag}: {error}') from error
 
 
-def _listed_labels(dataset: Any) -> Any:
-    """Labels ``[N]`` where a data set has them without its pictures, else ``None``."""
+def listed_labels(dataset: Any) -> Any:
+    """Return labels ``[N]`` where a data set has them without its pictures, else ``None``."""
     reader = getattr(dataset, 'reader', dataset)
     label_key = getattr(reader, 'label_key', None)
     if label_key and not reader.remap_class and label_key in getattr(reader.dataset, 'column_names', ()):  # hfds
