@@ -25,7 +25,7 @@ SECOND = Seconds(student=1, teacher=1, view=1, vqgan=1)
 MACHINE = Machine(cores=2, memory=8, gpu='', missing=frozenset(), cached=False, offline='none here')
 DATA = Data(
     flags={'data_dir': 'photos'}, name='photos', train_split='train', val_split='val', num_classes=3,
-    suite='val=photos/val', named=True, streams=False, count=120, side=300,
+    suite='val=photos/val', named=True, spoken=True, streams=False, count=120, side=300,
 )  # fmt: skip
 PARSERS = {
     'train': train.parse_args,
@@ -120,7 +120,7 @@ GPU = {'gpu': 'a GPU, 80 GB'}
         ({**GPU, 'offline': ''}, {}, DEFAULT_TEACHER, init_proposal.PUBLIC_VQGAN, 224, True),
         ({**GPU, 'offline': '', 'missing': frozenset({'clip'})}, {}, 'run:output/photos/teacher',
          'output/photos/vqgan/best.safetensors', 128, False),
-        ({**GPU, 'offline': ''}, {'named': False}, 'run:output/photos/teacher',
+        ({**GPU, 'offline': ''}, {'spoken': False}, 'run:output/photos/teacher',
          'output/photos/vqgan/best.safetensors', 128, False),
         ({}, {'side': 50}, 'run:output/photos/teacher', 'output/photos/vqgan/best.safetensors', 48, False),
         ({}, {'side': 20}, 'run:output/photos/teacher', 'output/photos/vqgan/best.safetensors', 32, False),
@@ -253,7 +253,7 @@ def test_it_says_what_is_odd_and_what_to_mend(work, capsys):
     (train_folder / 'fish' / '0.png').write_bytes(b'no picture')
     init.main(['photos', '--img-size', '32'])
     out = capsys.readouterr().out
-    assert 'train: 25 pictures in 3 classes, 1 to 22 a class; shorter side 12 to 36, half of them up to 36, px;' in out
+    assert 'train: 25 pictures in 3 classes, 1 to 22 a class; shorter side 12 to 36 px, median 36;' in out
     assert 'odd: train: folders without pictures, which are no classes: tree' in out
     assert 'odd: train: classes of one picture: dog' in out
     assert 'odd: train: classes of very unequal size: cat has 22 pictures, dog 1' in out
@@ -283,6 +283,21 @@ def test_what_must_be_mended_is_not_looked_at(work, capsys):
     init.main(['photos', '--dad-teacher', 'demo', '--dad-vqgan', 'demo', '--img-size', '32'])
     assert 'timm-dad preview' in capsys.readouterr().out
     assert not (work / 'output').exists()
+
+
+def test_classes_that_are_numbers_or_of_a_map_are_taken(work, capsys):
+    write_pictures(work / 'photos', train=2, val=2)
+    (work / 'map.txt').write_text('tree\ndog\nfish\ncat\n')
+    init.main(['photos', '--class-map', 'map.txt'])
+    assert 'folders without pictures' not in capsys.readouterr().out
+    assert parse('timm-dad train --config dad.yaml').class_map == 'map.txt'
+    for split in ('train', 'val'):
+        for number, name in enumerate(CLASSES):
+            (work / 'photos' / split / name).rename(work / 'photos' / split / str(number))
+    args = init.create_parser().parse_args(['--data-dir', 'photos'])
+    args.train_split, args.val_split = 'train', 'val'
+    data, _ = init.look_at_data(args, work / 'photos' / 'train')
+    assert (data.named, data.spoken) == (True, False)
 
 
 def test_a_data_set_of_datasets_is_looked_at(work, capsys):

@@ -169,9 +169,9 @@ def look_at_data(args: argparse.Namespace, folder: Path | None) -> tuple[Data, t
         for split, flag in ((args.train_split, '--train-split'), (args.val_split, '--val-split'))
     }
     surveys = []
-    for source, empty in zip(sources.values(), (folder, None), strict=True):
-        count = number_of_classes(args, source.class_names)
-        surveys.append(survey(source, source.class_names or [str(label) for label in range(count)], empty))
+    for source, of_classes in zip(sources.values(), (folder, None), strict=True):
+        numbers = [str(label) for label in range(number_of_classes(args, source.class_names))]
+        surveys.append(survey(source, source.class_names or numbers, of_classes if source.class_names else None))
     train = next(iter(sources.values()))
     suite = validation_suite(args)
     name = Path(os.path.abspath(args.dataset or args.data_dir)).name.removesuffix('-split') or 'data'
@@ -183,6 +183,7 @@ def look_at_data(args: argparse.Namespace, folder: Path | None) -> tuple[Data, t
         num_classes=number_of_classes(args, train.class_names),
         suite='' if suite == 'NAME=FOLDER' else suite,
         named=train.class_names is not None,
+        spoken=not all(name.isdigit() for name in train.class_names or ()),
         streams=train.streams,
         count=len(train),
         side=surveys[0].side,

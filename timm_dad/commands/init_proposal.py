@@ -134,6 +134,7 @@ class Data:
     num_classes: int
     suite: str
     named: bool  # whether the data names its classes
+    spoken: bool  # and not by numbers: a CLIP can be asked for them
     streams: bool
     count: int  # pictures to train on
     side: int  # of a picture, in pixels
@@ -175,7 +176,7 @@ class Proposal:
 def propose(machine: Machine, data: Data, teacher: str = '', vqgan: str = '', img_size: int = 0) -> Proposal:
     """Propose a training; what is given goes before what the machine says."""
     public = not {'clip', 'vqgan'} & machine.missing and (machine.cached or not machine.offline)
-    spoken = data.named or bool(teacher)
+    spoken = data.spoken or bool(teacher)
     route = ROUTES['own, CPU' if not machine.gpu else 'public weights' if public and spoken else 'own, GPU']
     folder = Path('output') / data.name
     own_vqgan = 'demo' if data.streams else str(folder / 'vqgan' / 'best.safetensors')  # which reads no stream

@@ -6,13 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from PIL import Image
 
 from timm_dad.common.spread import spread
 from timm_dad.data.datasets import listed_labels
 from timm_dad.data.images import Source
-from timm_dad.data.pictures import eight_bits, open_entry
+from timm_dad.data.pictures import as_label, eight_bits, open_entry
 
 MOST = 1000  # pictures that are decoded, as many as a training decodes before it begins
 _OF_A_STREAM = 64
@@ -57,10 +58,10 @@ class Survey:
         counts = sorted(self.counts.values())
         each = f'{counts[0]}' if counts[0] == counts[-1] else f'{counts[0]} to {counts[-1]}'
         sides = sorted(map(min, self.sizes)) or [0]
-        wide = f'{sides[0]}' if sides[0] == sides[-1] else f'{sides[0]} to {sides[-1]}, half of them up to {self.side},'
+        wide = f'{sides[0]} px' if sides[0] == sides[-1] else f'{sides[0]} to {sides[-1]} px, median {self.side}'
         seen = 'the first ' if self.streams else ''
         return (
-            f'{seen}{self.total} pictures in {len(counts)} classes, {each} a class; shorter side {wide} px; '
+            f'{seen}{self.total} pictures in {len(counts)} classes, {each} a class; shorter side {wide}; '
             f'{", ".join(f"{mode} {count}" for mode, count in Counter(self.modes).most_common())}'
         )
 
@@ -72,6 +73,9 @@ def survey(source: Source, class_names: Sequence[str], folder: Path | None = Non
         source: The data set.
         class_names: Names of its classes, in the order of the labels.
         folder: Its folder of class folders, if it has one.
+
+    Raises:
+        ValueError: If a picture has several labels.
     """
     broken: list[str] = []
     modes: Counter[str] = Counter()
@@ -86,7 +90,7 @@ def survey(source: Source, class_names: Sequence[str], folder: Path | None = Non
         mode, size, label = found
         modes[mode] += 1
         sizes.append(size)
-        labels[label] += 1
+        labels[as_label(label, image=name)] += 1
     listed = listed_labels(source.dataset)
     if listed is not None:
         labels = Counter(listed.tolist())
@@ -102,11 +106,11 @@ def class_folders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith('.'))
 
 
-def _pictures(source: Source) -> Iterator[tuple[str, tuple[str, tuple[int, int], int] | Exception]]:
+def _pictures(source: Source) -> Iterator[tuple[str, tuple[str, tuple[int, int], Any] | Exception]]:
     """Names of some pictures, with mode, size and label of each, or why it does not decode."""
     if source.streams:
         for index, image in source.some(_OF_A_STREAM).items():
-            yield str(index), (image.image.mode, image.image.size, int(image.label))
+            yield str(index), (image.image.mode, image.image.size, image.label)
         return
     for index in spread(len(source), MOST):
         try:
@@ -115,16 +119,16 @@ def _pictures(source: Source) -> Iterator[tuple[str, tuple[str, tuple[int, int],
             yield source.filename(index), error
 
 
-def _look_at(source: Source, index: int) -> tuple[str, tuple[int, int], int]:
+def _look_at(source: Source, index: int) -> tuple[str, tuple[int, int], Any]:
     if not source.has_files:
         image = source.read(index, hashed=False)
-        return image.image.mode, image.image.size, int(image.label)
+        return image.image.mode, image.image.size, image.label
     file, label = open_entry(source.reader, index)
     with file, Image.open(file) as picture:
         mode, size = picture.mode, picture.size
         picture.load()
         eight_bits(picture).convert('RGB')
-    return mode, size, int(label)
+    return mode, size, label
 
 
 def to_mend(train: Survey, val: Survey | None) -> list[str]:
