@@ -18,6 +18,7 @@ from timm_dad.flags.config import (
     read_config,
 )
 from timm_dad.flags.parser import Parser
+from timm_dad.flags.rules import given_flags
 from timm_dad.flags.timm import add_timm_args
 from timm_dad.vqgan_training import args as vqgan
 
@@ -180,6 +181,11 @@ def test_sections_are_named_by_the_commands_with_config():
         names = {action.dest for action in parser._actions}
         assert 'config' in names
         assert not names & set(COMMANDS)  # a section or a flag
+
+
+@pytest.mark.parametrize('command', [generate, diagnose, evaluate, probe])
+def test_the_command_line_alone_need_not_have_what_the_file_gives(command):
+    assert given_flags(command.create_parser(), ['--config', 'a.yaml']) == {'config': 'a.yaml'}
 
 
 def test_a_file_that_is_not_there(capsys):

@@ -8,7 +8,7 @@ from typing import Any
 from timm_dad.common.errors import user_errors
 from timm_dad.common.text_files import read_yaml
 from timm_dad.flags.parser import Parser, did_you_mean
-from timm_dad.flags.rules import check_seed, given_flags, under_flag, written
+from timm_dad.flags.rules import check_seed, given_flags, under_flag, without_required, written
 
 # The commands that take --config; a section of a file is for those that its name lists.
 COMMANDS = (
@@ -168,8 +168,8 @@ def parse_flags(
     Raises:
         SystemExit: On a bad flag or file, with one line.
     """
-    _without_required(create_parser()).parse_args(argv)  # --help, and flags that do not parse
-    given = given_flags(_without_required(create_parser()), argv)
+    without_required(create_parser()).parse_args(argv)  # --help, and flags that do not parse
+    given = given_flags(create_parser(), argv)
     path = given.get('config', '') or (default_config(given) if default_config else '')
     parser = create_parser()
     with user_errors(parser.prog):
@@ -182,14 +182,6 @@ def parse_flags(
     with user_errors(parser.prog):
         check_seed(args)
     return args, given, configured
-
-
-def _without_required(parser: Parser) -> Parser:
-    for action in parser._actions:
-        action.required = False
-    for group in parser._mutually_exclusive_groups:
-        group.required = False
-    return parser
 
 
 def _not_overridden(parser: Parser, given: Mapping[str, Any], configured: Mapping[str, Any]) -> dict[str, Any]:
