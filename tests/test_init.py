@@ -15,10 +15,12 @@ from timm_dad.commands.init_measure import Seconds
 from timm_dad.commands.init_proposal import Data, Machine, config_text, propose
 from timm_dad.common.cache import cache_dir
 from timm_dad.data.held_out import hold_out
+from timm_dad.demo.data import DEMO_VQGAN
 from timm_dad.diagnosis import command as diagnose
 from timm_dad.evaluation import args as evaluate
 from timm_dad.flags import train
 from timm_dad.teachers.spec import DEFAULT_TEACHER
+from timm_dad.vqgan.load import load_vqgan
 from timm_dad.vqgan_training import args as vqgan
 
 SECOND = Seconds(student=1, teacher=1, view=1, vqgan=1)
@@ -104,6 +106,7 @@ def test_measured_seconds_are_those_of_the_networks():
     assert 0 < seconds.teacher < seconds.view
     assert seconds.teacher < seconds.student
     assert seconds.vqgan > 0
+    assert load_vqgan(DEMO_VQGAN).config.factor == init._FACTOR
 
 
 GPU = {'gpu': 'a GPU, 80 GB'}
