@@ -5,11 +5,22 @@ from pathlib import Path
 import pytest
 import yaml
 
-from timm_dad.commands import demo, generate
+from timm_dad.commands import demo, generate, info, preview, probe
+from timm_dad.diagnosis import command as diagnose
+from timm_dad.evaluation import args as evaluate
 from timm_dad.flags import train
-from timm_dad.flags.config import add_config_arg, config_flags, parse_checked, parse_flags, read_config
+from timm_dad.flags.config import (
+    COMMANDS,
+    add_config_arg,
+    config_flags,
+    parse_checked,
+    parse_flags,
+    read_config,
+)
 from timm_dad.flags.parser import Parser
+from timm_dad.flags.rules import given_flags
 from timm_dad.flags.timm import add_timm_args
+from timm_dad.vqgan_training import args as vqgan
 
 
 def create_parser():
@@ -107,6 +118,74 @@ def test_a_bad_file_is_one_line(config, capsys, text, error):
     assert line.startswith('timm-dad test: error: --config ')
     assert error in line
     assert line.count('\n') == 1
+
+
+SECTIONS = """
+output: out
+train, generate:
+  lr: 1
+  epochs: 5
+vqgan train, generate:
+  name: b
+evaluate:  # nothing, or comments alone
+train:
+  kind: b
+"""
+
+
+@pytest.mark.parametrize(
+    ('command', 'flags'),
+    [
+        ('train', {'lr': 1.0, 'epochs': 5, 'kind': 'b'}),
+        ('generate', {'lr': 1.0, 'epochs': 5, 'name': 'b'}),
+        ('vqgan train', {'name': 'b'}),
+        ('evaluate', {}),
+        ('test', {}),
+    ],
+)
+def test_a_section_is_for_the_commands_that_it_names(config, command, flags):
+    parser = create_parser()
+    parser.prog = f'timm-dad {command}'
+    assert read_config(parser, config(SECTIONS)) == {'output': 'out', **flags}
+
+
+@pytest.mark.parametrize(
+    ('text', 'error'),
+    [
+        ('train: {lrr: 1}', "must map flags to values; these are no flags: ['lrr']; did you mean lr?"),
+        ('train: 5', "a.yaml: the section 'train' must map flags to values, got 5"),
+        ('generate: [lr]', "the section 'generate' must map flags to values, got ['lr']"),
+        ('train, generat: {lr: 1}', "and 'generat' is none; did you mean generate?"),
+        ('trian: {lr: 1}', "these are no flags: ['trian']; did you mean train?"),
+        ('lr: 1\ntrain, info: {lr: 2}', "lr comes twice for train, the second time in 'train, info': keep one"),
+        ('train, info: {lr: 2}\nlr: 1', "lr comes twice for train, the second time in 'lr': keep one"),
+        ('train: {lr: fast}', "a.yaml: lr has the bad value 'fast'"),
+    ],
+)
+def test_a_bad_section_is_refused(config, text, error):
+    parser = create_parser()
+    parser.prog = 'timm-dad train'
+    with pytest.raises(ValueError, match=r'^--config ') as raised:
+        read_config(parser, config(text))
+    assert error in str(raised.value)
+
+
+def test_sections_are_named_by_the_commands_with_config():
+    parsers = [
+        *(train.create_parser(), info.create_parser(), train.create_parser(demo.PROGRAM), generate.create_parser()),
+        *(preview.create_parser(), evaluate.create_parser(), diagnose.create_parser(), probe.create_parser()),
+        *(vqgan.create_parser('train'), vqgan.create_parser('distill')),
+    ]
+    assert [parser.prog.removeprefix('timm-dad ') for parser in parsers] == list(COMMANDS)
+    for parser in parsers:
+        names = {action.dest for action in parser._actions}
+        assert 'config' in names
+        assert not names & set(COMMANDS)  # a section or a flag
+
+
+@pytest.mark.parametrize('command', [generate, diagnose, evaluate, probe])
+def test_the_command_line_alone_need_not_have_what_the_file_gives(command):
+    assert given_flags(command.create_parser(), ['--config', 'a.yaml']) == {'config': 'a.yaml'}
 
 
 def test_a_file_that_is_not_there(capsys):

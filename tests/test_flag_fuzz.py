@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from timm_dad.cli import main
-from timm_dad.commands import demo, generate, info, preview, probe
+from timm_dad.commands import demo, generate, info, init, preview, probe
 from timm_dad.diagnosis import command as diagnose
 from timm_dad.evaluation import args as evaluate
 from timm_dad.flags import train
@@ -24,6 +24,7 @@ COMMANDS = {
     'demo': (demo._parse_own, partial(train.create_parser, 'timm-dad demo'), ()),
     'generate': (generate.parse_args, generate.create_parser, ('--data-dir', 'x', '--output', 'y', *DAD)),
     'preview': (preview.parse_args, preview.create_parser, ()),
+    'init': (init.parse_args, init.create_parser, ('x',)),
     'evaluate': (evaluate.parse_args, evaluate.create_parser, ('--model', 'demo', '--suite', 'a=x', '--output', 'y')),
     'diagnose': (diagnose.parse_args, diagnose.create_parser, ('--data-dir', 'x', '--ood', 'a=x', *DAD)),
     'probe': (

@@ -44,6 +44,7 @@ DIAGNOSE = (
 )
 PUSH = 'push set --repo ada/greys --license mit --data-license mine --dry-run --output new'
 EXPORT = 'export run --output new --format torch'
+INIT = 'init pictures --output new.yaml'
 PROBE = f'probe {PICTURES} --teacher timm:local-dir:timm_model -b 4 -j 0 --output new.safetensors'
 VQGAN = (
     f'vqgan train {PICTURES} --img-size 32 --ch 32 --ch-mult 1 2 --num-res-blocks 1 --n-embed 8 -b 4 -j 0 --steps 2 '
@@ -871,12 +872,52 @@ row('run-foreign', 'run train.py --dad', r'train\.py', r'train\.py', 'is unchang
 row('run-flag-first', 'run --dad train.py', '--dad|script', '--dad|script', 'required|path',
     files={'train.py': 'print(1)\n'})  # fmt: skip
 
+# --- init ------------------------------------------------------------------------------------------------------------
+row('init-data-missing', INIT.replace('pictures', 'gone'), '--data-dir', 'gone', ABSENT)
+row('init-data-is-a-file', INIT.replace('pictures', 'names.txt'), '--data-dir', r'names\.txt', 'folder',
+    files={'names.txt': 'cat\n'})  # fmt: skip
+row('init-no-data', 'init --output new.yaml', 'DATA', '--dataset', 'folder')
+row('init-data-twice', f'{INIT} --data-dir other', '--data-dir', 'other', LEAVE)
+row('init-data-empty', INIT.replace('pictures', 'none'), '--data-dir', 'none', 'one folder a class',
+    files={'none': None})  # fmt: skip
+row('init-one-class', INIT.replace('pictures', 'one'), '--data-dir', 'cat', 'two',
+    change=lambda root: write_single(root / 'one'))  # fmt: skip
+row('init-flat-of-one-class', INIT.replace('pictures', 'flat'), '--data-dir', r"'cat'", 'two classes or more',
+    change=lambda root: _flat(root, cat=2))  # fmt: skip
+row('init-flat-of-texts', INIT.replace('pictures', 'flat'), 'flat', r"'cat': 0", 'pictures right inside',
+    files={'flat/cat/a.txt': 'x', 'flat/dog/a.txt': 'x'})  # fmt: skip
+row('init-split-typo', f'{INIT} --val-split vall', '--val-split', 'vall', 'validation')
+row('init-split-empty', f'{INIT} --train-split ""', '--train-split', "''", 'two splits')
+row('init-split-twice', f'{INIT} --train-split validation', '--train-split', 'validation', 'two splits')
+row('init-output-there', INIT.replace('new.yaml', 'names.txt'), '--output', r'names\.txt', '--force',
+    files={'names.txt': 'cat\n'})  # fmt: skip
+row('init-output-folder', INIT.replace('new.yaml', 'none'), '--output', 'none', 'file', files={'none': None})
+row('init-output-below-a-file', INIT.replace('new.yaml', 'names.txt/a.yaml'), '--output', r'names\.txt', 'folder',
+    files={'names.txt': 'cat\n'})  # fmt: skip
+row('init-links-there', INIT.replace('pictures', 'flat'), 'flat-split', 'flat-split', '--force',
+    files={'flat-split/a.txt': 'x'}, change=lambda root: _flat(root, cat=2, dog=2))  # fmt: skip
+row('init-img-size-small', f'{INIT} --img-size 16', '--img-size', '16', LEAST)
+row('init-img-size-odd', f'{INIT} --img-size 50', '--img-size', '50', 'multiple of 4')
+row('init-teacher', f'{INIT} --dad-teacher resnet50', '--dad-teacher', 'resnet50', 'timm:')
+row('init-device', f'{INIT} --device gpu', '--device', 'gpu', 'cuda or cpu')
+row('init-dataset-kind', 'init pictures --dataset wsd/x --output new.yaml', '--dataset', 'wsd/x', 'wds/')
+row('init-classes', f'{INIT} --num-classes 7', '--num-classes', '7', r'\b4\b')
+row('init-flag-unknown', f'{INIT} --epoch 3', '--epoch', '--epoch', 'unrecognized')
+
 
 def write_single(root):
     """Pictures of one class."""
     write_pictures(root, train=(4, 0, 0, 0), validation=(4, 0, 0, 0))
     for folder in [path for path in root.glob('*/*') if path.name != 'cat']:
         folder.rmdir()
+
+
+def _flat(root, **counts):
+    """A folder ``flat`` of class folders, without splits."""
+    write_pictures(root / 'all', train=max(counts.values()))
+    for name in counts:
+        shutil.move(root / 'all' / 'train' / name, root / 'flat' / name)
+    shutil.rmtree(root / 'all')
 
 
 def shorten(path):

@@ -12,6 +12,7 @@ from timm_dad.flags.parser import Parser, did_you_mean
 # Command: its module, the function there, and what it does.
 COMMANDS = {
     'train': ('train_dad', 'main', 'train a timm model, with or without DAD'),
+    'init': ('timm_dad.commands.init', 'main', 'look at a folder of pictures, and write a config for it'),
     'demo': ('timm_dad.commands.demo', 'main', 'compare plain training, KD and DAD on the embedded pictures'),
     'preview': ('timm_dad.commands.preview', 'main', 'show the DAD views of a few images'),
     'info': ('timm_dad.commands.info', 'main', 'say what a training would take: parameters, GMACs, time, memory'),

@@ -117,11 +117,7 @@ def main(argv: Sequence[str]) -> list[PreviewImage]:
     with user_errors(PROGRAM):
         output = Path(args.output)
         check_output(output)
-        dataset = create_dataset(args, args.split, split_flag='--split', labels=not args.no_labels)
-        source = Source(dataset)
-        source.class_names = find_class_names(args, source.class_names)
-        args.num_classes = number_of_classes(args, source.class_names)
-        encode_targets(args, dataset)
+        source = open_source(args)
         chosen = choose_images(args, source)
         check_teacher_args(args, given_flags(create_parser(), argv))
         augment = build_augment(args, source)
@@ -136,6 +132,16 @@ def main(argv: Sequence[str]) -> list[PreviewImage]:
     for name in FILES:
         print(f'Preview: {output / name}')
     return images
+
+
+def open_source(args: argparse.Namespace) -> Source:
+    """Open the data, and settle ``--num-classes``; ``ValueError`` names the flag of what is wrong."""
+    dataset = create_dataset(args, args.split, split_flag='--split', labels=not args.no_labels)
+    source = Source(dataset)
+    source.class_names = find_class_names(args, source.class_names)
+    args.num_classes = number_of_classes(args, source.class_names)
+    encode_targets(args, dataset)
+    return source
 
 
 def choose_images(args: argparse.Namespace, source: Source) -> list[tuple[int, SourceImage]]:

@@ -194,7 +194,7 @@ def check_labels(dataset: Any, flag: str, num_classes: int) -> None:
     if isinstance(dataset, Pictures | PictureStream):
         dataset.num_classes = num_classes
     _try_labels(dataset, flag, None, 1)
-    labels = _listed_labels(dataset)
+    labels = listed_labels(dataset)
     if labels is None:
         return
     wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
@@ -222,7 +222,7 @@ def _try_labels(dataset: Any, flag: str, encode: Callable[[Any], Tensor] | None,
             raise ValueError(f'{flag}: {error}') from error
 
 
-def _listed_labels(dataset: Any) -> Any:
+def listed_labels(dataset: Any) -> Any:
     """Return the labels ``[N]`` if a data set has them without its pictures, else ``None``."""
     reader = getattr(dataset, 'reader', dataset)
     label_key = getattr(reader, 'label_key', None)

@@ -8,8 +8,12 @@ from typing import Any
 from timm_dad.common.errors import user_errors
 from timm_dad.common.text_files import read_yaml
 from timm_dad.flags.parser import Parser, did_you_mean
-from timm_dad.flags.rules import check_seed, given_flags, under_flag, written
+from timm_dad.flags.rules import check_seed, given_flags, under_flag, without_required, written
 
+# The commands that take --config; a section of a file is for those that its name lists.
+COMMANDS = (
+    'train', 'info', 'demo', 'generate', 'preview', 'evaluate', 'diagnose', 'probe', 'vqgan train', 'vqgan distill',
+)  # fmt: skip
 _KINDS = {int: 'a whole number', float: 'a number'}
 
 
@@ -22,7 +26,9 @@ def add_config_arg(parser: argparse.ArgumentParser) -> None:
 
 
 def read_config(parser: Parser, path: str) -> dict[str, Any]:
-    """Read defaults of flags, by their names in ``args``.
+    """Read defaults of a command's flags, by their names in ``args``.
+
+    A file maps flags, or sections of them, to values; the name of a section lists its commands: ``train, generate``.
 
     Raises:
         ValueError: If the file is not a YAML of flags, or a value does not fit its flag; the message says which and
@@ -34,12 +40,41 @@ def read_config(parser: Parser, path: str) -> dict[str, Any]:
         content = read_yaml(path)
     content = {} if content is None else content
     flags = _by_name(parser)
+    if isinstance(content, dict):
+        with under_flag(f'--config {path}:'):
+            content = _of_command(parser.prog.removeprefix('timm-dad '), content)
     unknown = sorted(str(name) for name in content if name not in flags) if isinstance(content, dict) else [content]
     if unknown:
-        near = did_you_mean(unknown[0], flags)
+        near = did_you_mean(unknown[0], [*flags, *COMMANDS])
         raise ValueError(f'--config {path} must map flags to values; these are no flags: {unknown}{near}')
     with under_flag(f'--config {path}:'):
         return checked_flags(parser, content)
+
+
+def _of_command(command: str, content: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The flags of a file that a command reads: those in no section, and those in the sections that name it.
+
+    NOTE: a flag that all commands could read, and some have not, would hide its misspellings: each section says whose
+    flags it has, and a command refuses what it does not know there.
+    """
+    flags: dict[Any, Any] = {}
+    for name, value in content.items():
+        commands = [word.strip() for word in str(name).split(',')]
+        unknown = [word for word in commands if word not in COMMANDS]
+        if len(unknown) == len(commands):  # no section
+            commands, value = [command], {name: value}
+        elif unknown:
+            near = did_you_mean(unknown[0], COMMANDS)
+            raise ValueError(f'the section {name!r} is for commands with --config, and {unknown[0]!r} is none{near}')
+        if not isinstance(value, dict | None):
+            raise ValueError(f'the section {name!r} must map flags to values, got {value!r}')
+        if command not in commands:
+            continue
+        twice = sorted(str(flag) for flag in value or {} if flag in flags)
+        if twice:
+            raise ValueError(f'{twice[0]} comes twice for {command}, the second time in {name!r}: keep one')
+        flags.update(value or {})
+    return flags
 
 
 def _by_name(parser: Parser) -> dict[str, argparse.Action]:
@@ -134,8 +169,8 @@ def parse_flags(
     Raises:
         SystemExit: On a bad flag or file, with one line.
     """
-    _without_required(create_parser()).parse_args(argv)  # --help, and flags that do not parse
-    given = given_flags(_without_required(create_parser()), argv)
+    without_required(create_parser()).parse_args(argv)  # --help, and flags that do not parse
+    given = given_flags(create_parser(), argv)
     path = given.get('config', '') or (default_config(given) if default_config else '')
     parser = create_parser()
     with user_errors(parser.prog):
@@ -148,14 +183,6 @@ def parse_flags(
     with user_errors(parser.prog):
         check_seed(args)
     return args, given, configured
-
-
-def _without_required(parser: Parser) -> Parser:
-    for action in parser._actions:
-        action.required = False
-    for group in parser._mutually_exclusive_groups:
-        group.required = False
-    return parser
 
 
 def _not_overridden(parser: Parser, given: Mapping[str, Any], configured: Mapping[str, Any]) -> dict[str, Any]:

@@ -116,6 +116,15 @@ def without_defaults(parser: argparse.ArgumentParser) -> argparse.ArgumentParser
     return parser
 
 
+def without_required(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Let a parser, which is changed, take a command line that lacks flags: ``--config`` may give them."""
+    for action in parser._actions:
+        action.required = False
+    for group in parser._mutually_exclusive_groups:
+        group.required = False
+    return parser
+
+
 def given_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> dict[str, Any]:
     """Return only the flags of a command line, by name, from a parser that is changed for it."""
-    return vars(without_defaults(parser).parse_args(argv))
+    return vars(without_defaults(without_required(parser)).parse_args(argv))

@@ -29,7 +29,7 @@ def log_best(args: argparse.Namespace, folder: Path, results: Mapping[str, Any],
     """Log the path of the best checkpoint, and the command that evaluates it on the validation data."""
     if results.get('best_metric') is None:
         return
-    words = ['timm-dad', 'evaluate', '--model', f'run:{folder}', '--suite', _suite(args)]
+    words = ['timm-dad', 'evaluate', '--model', f'run:{folder}', '--suite', validation_suite(args)]
     words += ['--output', str(folder / 'evaluate')]
     following = '' if is_multilabel(args) else f'; next: {shlex.join(words)}'  # which measures one class an image
     _logger.info(
@@ -38,8 +38,8 @@ def log_best(args: argparse.Namespace, folder: Path, results: Mapping[str, Any],
     )  # fmt: skip
 
 
-def _suite(args: argparse.Namespace) -> str:
-    """Return the validation data of a training, as ``--suite`` of ``timm-dad evaluate`` takes it."""
+def validation_suite(args: argparse.Namespace) -> str:
+    """Return the validation data of a training, as ``--suite`` of ``timm-dad evaluate`` takes it, or ``NAME=FOLDER``."""
     kind, split = args.dataset.split('/')[0], args.val_split
     if args.dataset.startswith(PREFIX):
         return str(args.dataset)

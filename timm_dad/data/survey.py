@@ -1,0 +1,179 @@
+"""A look at a data set before anything is trained: its classes, its pictures, and what is odd about them."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from PIL import Image
+
+from timm_dad.common.spread import spread
+from timm_dad.data.datasets import listed_labels
+from timm_dad.data.images import Source
+from timm_dad.data.pictures import as_label, eight_bits, open_entry
+
+MOST = 1000  # pictures that are decoded, as many as a training decodes before it begins
+_OF_A_STREAM = 64
+_UNEQUAL = 10  # a class with this many times the pictures of another
+_FEW = 5  # names in a line
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What a split holds.
+
+    Args:
+        counts: Pictures of each class; of a stream, those that were looked at.
+        looked: Pictures that were decoded, or tried.
+        broken: What does not decode, and why.
+        modes: Pillow's modes of the pictures, with how many have each.
+        sizes: Width and height of each picture.
+        empty: Class folders without pictures.
+        streams: Whether it is a stream, of which the first pictures were looked at.
+    """
+
+    counts: Mapping[str, int]
+    looked: int
+    broken: Sequence[str]
+    modes: Mapping[str, int]
+    sizes: Sequence[tuple[int, int]]
+    empty: Sequence[str] = ()
+    streams: bool = False
+
+    @property
+    def total(self) -> int:
+        """Pictures of all classes."""
+        return sum(self.counts.values())
+
+    @property
+    def side(self) -> int:
+        """Median of the shorter sides, in pixels; 0 where no picture decodes."""
+        return int(median(map(min, self.sizes))) if self.sizes else 0
+
+    def __str__(self) -> str:
+        """Pictures, classes, sizes and modes in a line."""
+        counts = sorted(self.counts.values())
+        each = f'{counts[0]}' if counts[0] == counts[-1] else f'{counts[0]} to {counts[-1]}'
+        sides = sorted(map(min, self.sizes)) or [0]
+        wide = f'{sides[0]} px' if sides[0] == sides[-1] else f'{sides[0]} to {sides[-1]} px, median {self.side}'
+        seen = 'the first ' if self.streams else ''
+        return (
+            f'{seen}{self.total} pictures in {len(counts)} classes, {each} a class; shorter side {wide}; '
+            f'{", ".join(f"{mode} {count}" for mode, count in Counter(self.modes).most_common())}'
+        )
+
+
+def survey(source: Source, class_names: Sequence[str], folder: Path | None = None) -> Survey:
+    """Look at a split.
+
+    Args:
+        source: The data set.
+        class_names: Names of its classes, in the order of the labels.
+        folder: Its folder of class folders, if it has one.
+
+    Raises:
+        ValueError: If a picture has several labels.
+    """
+    broken: list[str] = []
+    modes: Counter[str] = Counter()
+    sizes: list[tuple[int, int]] = []
+    labels: Counter[int] = Counter()
+    looked = 0
+    for name, found in _pictures(source):
+        looked += 1
+        if isinstance(found, Exception):
+            broken.append(f'{name} ({found})')
+            continue
+        mode, size, label = found
+        modes[mode] += 1
+        sizes.append(size)
+        labels[as_label(label, image=name)] += 1
+    listed = listed_labels(source.dataset)
+    if listed is not None:
+        labels = Counter(listed.tolist())
+    counts = {class_names[label]: labels[label] for label in sorted(labels) if 0 <= label < len(class_names)}
+    return Survey(
+        counts=counts, looked=looked, broken=broken, modes=modes, sizes=sizes,
+        empty=[] if folder is None else sorted(set(class_folders(folder)) - set(counts)), streams=source.streams,
+    )  # fmt: skip
+
+
+def class_folders(folder: Path) -> list[str]:
+    """Names of the folders in a folder, sorted; hidden ones are none."""
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith('.'))
+
+
+def _pictures(source: Source) -> Iterator[tuple[str, tuple[str, tuple[int, int], Any] | Exception]]:
+    """Names of some pictures, with mode, size and label of each, or why it does not decode."""
+    if source.streams:
+        for index, image in source.some(_OF_A_STREAM).items():
+            yield str(index), (image.image.mode, image.image.size, image.label)
+        return
+    for index in spread(len(source), MOST):
+        try:
+            yield source.filename(index), _look_at(source, index)
+        except Exception as error:  # Pillow raises what it likes: a bomb, a broken chunk
+            yield source.filename(index), error
+
+
+def _look_at(source: Source, index: int) -> tuple[str, tuple[int, int], Any]:
+    if not source.has_files:
+        image = source.read(index, hashed=False)
+        return image.image.mode, image.image.size, image.label
+    file, label = open_entry(source.reader, index)
+    with file, Image.open(file) as picture:
+        mode, size = picture.mode, picture.size
+        picture.load()
+        eight_bits(picture).convert('RGB')
+    return mode, size, label
+
+
+def to_mend(train: Survey, val: Survey | None) -> list[str]:
+    """What a training would refuse, a line each, with what to do."""
+    found = []
+    for split, what in (('train', train), ('val', val)):
+        if what is not None and what.broken:
+            found.append(
+                f'{len(what.broken)} of {what.looked} pictures of {split} do not decode: mend them, or take them out: '
+                f'{_some(what.broken)}'
+            )
+    if val is not None and set(train.counts) != set(val.counts) and not val.streams:
+        extra, missing = (sorted(set(a.counts) - set(b.counts)) for a, b in ((val, train), (train, val)))
+        both = ((extra, 'in val alone'), (missing, 'in train alone'))
+        parts = [f'{_some(names)} {where}' for names, where in both if names]
+        found.append(f'train and val must have the same classes: {"; ".join(parts)}')
+    return found
+
+
+def oddities(train: Survey, val: Survey | None, side: int) -> list[str]:
+    """What a training takes as it is, and the user may not expect; ``side`` is that of its images, in pixels."""
+    found, splits = [], [('train', train)] if val is None else [('train', train), ('val', val)]
+    for split, what in splits:
+        single = [name for name, count in what.counts.items() if count == 1]
+        counts = sorted(what.counts.items(), key=lambda item: item[1])
+        (least, fewest), (most, largest) = counts[0], counts[-1]
+        small = sum(min(size) < side for size in what.sizes)
+        rules = (
+            (what.empty, f'folders without pictures, which are no classes: {_some(what.empty)}'),
+            (single and not what.streams, f'classes of one picture: {_some(single)}'),
+            (
+                largest >= _UNEQUAL * fewest and not what.streams,
+                f'classes of very unequal size: {most} has {largest} pictures, {least} {fewest}',
+            ),
+            (
+                set(what.modes) - {'RGB'},
+                'not all pictures are RGB, and all become it: '
+                + ', '.join(f'{mode} {count}' for mode, count in Counter(what.modes).most_common()),
+            ),
+            (small, f'{small} of {len(what.sizes)} pictures have a side below {side} px, and are enlarged'),
+        )
+        found += [f'{split}: {text}' for holds, text in rules if holds]
+    return found
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f' and {len(names) - _FEW} more' if len(names) > _FEW else ''
+    return ', '.join(names[:_FEW]) + more
