@@ -51,7 +51,7 @@ def test_a_split_may_have_the_names_that_timm_knows(folder, split):
 
 @pytest.mark.parametrize(('split', 'flag'), [('validation', '--val-split'), ('foo', '--train-split')])
 def test_a_split_without_a_folder_is_not_all_of_the_data(folder, split, flag):
-    with pytest.raises(ValueError, match=rf"{flag} must be a folder in .*, got '{split}'; there are \['train'\]"):
+    with pytest.raises(ValueError, match=rf"{flag} must be a folder in .*, got '{split}'; the folders are \['train'\]"):
         create_dataset(parse_args(['--data-dir', str(folder)]), split, split_flag=flag)
 
 

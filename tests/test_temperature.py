@@ -331,7 +331,7 @@ def test_a_set_keeps_it_and_whoever_goes_on_or_trains_takes_it(files, tmp_path, 
     make_set(files, tmp_path / 'set', *models(files, 1), '--dad-store-logits', 2, *AUTO)
     assert from_set(files, tmp_path / 'set', '--dad-stored-logits', *AUTO).dad_temperature == number
     assert from_set(files, tmp_path / 'set', *AUTO).dad_temperature == number
-    assert f'--dad-temperature auto: {number:g}, that of {tmp_path}/set' in caplog.text
+    assert f'--dad-temperature auto: {number:g}, from {tmp_path}/set' in caplog.text
 
 
 def test_a_set_of_several_teachers_keeps_all_of_them(files, tmp_path, monkeypatch):
