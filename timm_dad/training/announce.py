@@ -39,7 +39,7 @@ def log_best(args: argparse.Namespace, folder: Path, results: Mapping[str, Any],
 
 
 def validation_suite(args: argparse.Namespace) -> str:
-    """Return the validation data of a training, as ``--suite`` of ``timm-dad evaluate`` takes it, or ``NAME=FOLDER``."""
+    """Return a training's validation data as ``--suite`` of ``timm-dad evaluate`` takes it, or ``NAME=FOLDER``."""
     kind, split = args.dataset.split('/')[0], args.val_split
     if args.dataset.startswith(PREFIX):
         return str(args.dataset)
