@@ -13,6 +13,7 @@ from unittest import mock
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 from timm_dad.cli import COMMANDS, main
 from timm_dad.flags.parser import Parser
@@ -32,6 +33,16 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     read = [File(path, str(ROOT), config.site_dir, config.use_directory_urls) for path in paths]
     made = [File.generated(config, f'docs/flags/{name}.md', content=text) for name, text in flag_pages()]
     return Files([*kept, *read, *made])
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Name links by the title of their page where the text has the name of its file."""
+
+    def with_title(link: re.Match[str]) -> str:
+        file = files.get_file_from_path(f'docs/{link[1]}')
+        return f'[{file.page.title}](' if file and file.page else link[0]
+
+    return re.sub(r'\[(?:docs/)?(\w+\.md)\]\(', with_title, markdown)
 
 
 def flag_pages() -> Iterator[tuple[str, str]]:
@@ -56,10 +67,10 @@ def find_parser(words: list[str]) -> Parser:
 
 
 def _page(parser: Parser) -> str:
-    usage = parser.format_usage().removeprefix('usage: ').strip()
+    usage = ' '.join(parser.format_usage().removeprefix('usage: ').split())
     groups = [_group(parser, group) for group in parser._action_groups]
-    title, code = f'# {parser.prog}', f'```text\n{usage}\n```'
-    return '\n\n'.join(filter(None, (title, _text(parser.description), code, *groups, _text(parser.epilog))))
+    title, line = f'# {parser.prog}', f'<p><code>{html.escape(usage)}</code></p>'
+    return '\n\n'.join(filter(None, (title, _text(parser.description), line, *groups, _text(parser.epilog))))
 
 
 def _group(parser: Parser, group: argparse._ArgumentGroup) -> str:
