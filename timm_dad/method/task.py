@@ -167,8 +167,8 @@ class DADTask(StudentTask):
             - ``loss``: training loss, a scalar
             - ``output``: student logits ``[num_splits * B, K]``, on all but extra views
             - ``task_loss``, ``kd_loss``, ``dad_loss``, ...: its parts before their weights, scalars
-            - ``teacher_kept``: fraction of images on whose DAD view the teacher predicts the label (of several: the set
-              of classes that it predicts on the image), a scalar
+            - ``teacher_kept``: fraction of images on whose DAD view the teacher predicts the label (of several: the
+                set of classes that it predicts on the image), a scalar
 
             Without a DAD view (schedule) ``dad_loss`` and ``teacher_kept`` are 0.
 
