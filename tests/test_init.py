@@ -63,7 +63,9 @@ def printed_commands(text):
 def test_all_commands_take_the_file(work, capsys):
     write_pictures(work / 'photos', train=8, val=2)
     init.main(['photos'])
-    commands = printed_commands(capsys.readouterr().out)
+    out = capsys.readouterr().out
+    commands = printed_commands(out)
+    assert out.count(', to train first\n') == 2
     assert [line.partition(' #')[0].rstrip() for line in commands] == [
         'timm-dad train --config dad.yaml --no-dad --experiment teacher',
         'timm-dad vqgan train --config dad.yaml',
@@ -319,6 +321,8 @@ def test_the_commands_of_the_page_run(work, monkeypatch, capsys):
     monkeypatch.setattr(init_proposal, '_VQGAN_STEPS', (2, 2))
     write_pictures(work / 'photos', train=6, val=4)
     assert run_commands('init') == 9
-    assert 'Check: DAD on 24 pictures' in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert 'Check: DAD on 24 pictures' in out
+    assert out.count('to train first') == 2  # of the first look alone
     made = {path.name for path in (work / 'output' / 'photos').iterdir()}
     assert made == {'teacher', 'vqgan', 'preview', 'student', 'evaluate', 'views', 'diagnose'}

@@ -198,6 +198,7 @@ def _describe(
     train, val = surveys
     classes = ', '.join(f'{name} {count}' for name, count in list(train.counts.items())[:8])
     more = ', ...' if len(train.counts) > 8 else ''
+    missing = proposal.missing()
     first = {True: ', to train first', False: ''}
     lines = [
         f'Data: {args.dataset or args.data_dir}',
@@ -207,8 +208,8 @@ def _describe(
         *(f'  odd: {line}' for line in oddities(train, val, proposal.img_size)),
         f'Machine: {machine}',
         f'Proposal: {proposal.why}',
-        f'  teacher {proposal.teacher}{first[proposal.own_teacher]}',
-        f'  VQGAN {proposal.vqgan}{first[proposal.own_vqgan]}',
+        f'  teacher {proposal.teacher}{first[proposal.folder / "teacher" / BEST in missing]}',
+        f'  VQGAN {proposal.vqgan}{first[Path(proposal.vqgan) in missing]}',
         f'  student {proposal.model}',
         f'  {proposal.img_size} px, batches of {proposal.batch_size}, {proposal.epochs} epochs',
     ]
