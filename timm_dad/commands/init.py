@@ -208,7 +208,7 @@ def _describe(
         *(f'  odd: {line}' for line in oddities(train, val, proposal.img_size)),
         f'Machine: {machine}',
         f'Proposal: {proposal.why}',
-        f'  teacher {proposal.teacher}{first[proposal.folder / 'teacher' / BEST in missing]}',
+        f'  teacher {proposal.teacher}{first[proposal.folder / "teacher" / BEST in missing]}',
         f'  VQGAN {proposal.vqgan}{first[Path(proposal.vqgan) in missing]}',
         f'  student {proposal.model}',
         f'  {proposal.img_size} px, batches of {proposal.batch_size}, {proposal.epochs} epochs',
