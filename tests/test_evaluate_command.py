@@ -17,6 +17,7 @@ from suite_folders import label_of, write_corruptions, write_imagenet, write_sub
 
 import train_dad
 from timm_dad.cli import main as cli
+from timm_dad.data.images import Frame
 from timm_dad.evaluation.args import create_parser, parse_args
 from timm_dad.evaluation.command import collect_suites, main, write_all
 from timm_dad.evaluation.evaluate import Evaluation
@@ -92,7 +93,6 @@ def test_the_same_command_gives_the_same_bytes(files, tmp_path, capsys):
     assert one == two
     assert printed[0] == printed[1]
     assert {'report.json', 'report.csv', 'report.md', 'report.html', 'severity-val-corrupted.png'} <= one.keys()
-    assert one['report.html'].count(b'<img ') == 1
     assert b'<h2>Figures in percent</h2>' in one['report.html']
     assert set(reports[0]['suites']) == {'val', 'val-corrupted', 'val-pgd'}
     for model in ('a', 'b'):
@@ -164,6 +164,7 @@ def test_notes_of_the_evaluation_are_in_the_report(files, tmp_path, capsys):
     args = parse_args(flags(files, tmp_path))
     suites, _ = collect_suites(args)
     evaluation = Evaluation(results={'a': {'val': {'test': predict([1, 0])}}}, notes=['It was resized.'])
+    evaluation.frames['a'] = Frame(size=(32, 32))
     assert 'It was resized.' in write_all(args, suites, [], evaluation, None)['notes']
     assert 'It was resized.' in (tmp_path / 'report.md').read_text()
     assert 'It was resized.' in capsys.readouterr().out
