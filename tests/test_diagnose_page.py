@@ -51,7 +51,7 @@ def test_what_both_models_say_is_said():
     worst = WorstImages(NAMES)
     look(worst, 'far', [[2.0, 5.0]], teacher=[[1.0, 0.0]], label=[0])
     (one,) = worst.shown()['far']
-    assert one.lines == ('student: <fish>, 98.7 %', 'teacher: cat, 33.3 %', 'true: cat', '0.png')
+    assert one.lines == ['student: <fish>, 98.7 %', 'teacher: cat, 33.3 %', 'true: cat', '0.png']
     look(worst, 'some', [[1.0, 5.0]], label=[0], classes=[2, 0, 1])
     assert worst.shown()['some'][0].lines[0] == 'student: cat, 98.7 %'
 
@@ -65,10 +65,11 @@ def test_dad_views_are_held_against_the_teacher_where_there_is_a_student():
     def of(**said):
         worst = WorstImages(NAMES)
         worst.add_views(views, label, dict.fromkeys(views, said), ['a', 'b'])
-        return {name: [one.lines[-1] for one in shown] for name, shown in worst.shown().items()}, worst
+        return {name: [one.lines[1 + len(said)] for one in shown] for name, shown in worst.shown().items()}, worst
 
     found, worst = of(teacher=teacher, student=student)
     assert found == {'clean': ['a'], 'DAD': ['b']}
+    assert worst.shown()['DAD'][0].lines[-1] == 'from the left: clean, Q(x), DAD'
     assert list(worst.shown()['DAD'][0].views) == ['clean: dog', 'Q(x): dog', 'DAD: dog']
     assert of(teacher=teacher)[0] == {'clean': ['a', 'b'], 'DAD': ['a', 'b']}
 

@@ -25,6 +25,7 @@ thead th { white-space: nowrap; vertical-align: bottom; }
 tbody tr:hover > * { background: color-mix(in srgb, Canvas 92%, CanvasText); }
 th:first-child { position: sticky; left: 0; background: Canvas; }
 .number { text-align: right; white-space: nowrap; }
+.flags th { white-space: nowrap; }
 .flags td { overflow-wrap: anywhere; min-width: 10rem; }
 th button { all: unset; cursor: pointer; }
 th button:hover { text-decoration: underline; }
@@ -36,7 +37,8 @@ th[aria-sort=descending] button::after { content: '\\2193'; opacity: 1; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: 1rem; }
 .wide { grid-template-columns: repeat(auto-fill, minmax(min(100%, 27rem), 1fr)); }
 figure { margin: 0; }
-.pictures img { max-width: 100%; margin-right: .3rem; }
+.pictures img { max-width: 100%; height: auto; margin-right: .3rem; }
+.wide img { max-width: 31%; }
 .png { image-rendering: pixelated; }
 figcaption div:first-child { font-weight: bold; }
 @media screen and (prefers-color-scheme: dark) {

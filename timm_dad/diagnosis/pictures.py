@@ -99,5 +99,8 @@ class WorstImages:
 
 def _show(kept: _Kept) -> ShownPicture:
     said = [f'{role}: {name}, {percent(probability)}' for role, (name, probability) in sorted(kept.answers.items())]
+    lines = [*said, f'true: {kept.label}', picture_name(kept.file)]
+    if len(kept.views) > 1:
+        lines.append(f'from the left: {", ".join(kept.views)}')
     views = {f'{view}: {kept.label}': to_picture(image) for view, image in kept.views.items()}
-    return ShownPicture(views=views, lines=(*said, f'true: {kept.label}', picture_name(kept.file)))
+    return ShownPicture(views=views, lines=lines)
