@@ -18,7 +18,7 @@ from suite_folders import label_of, write_corruptions, write_imagenet, write_sub
 import train_dad
 from timm_dad.cli import main as cli
 from timm_dad.data.images import Frame
-from timm_dad.evaluation.args import create_parser, parse_args
+from timm_dad.evaluation.args import create_parser, describe_settings, parse_args
 from timm_dad.evaluation.command import collect_suites, main, write_all
 from timm_dad.evaluation.evaluate import Evaluation
 from timm_dad.evaluation.predict import Predictions
@@ -323,6 +323,28 @@ def test_the_command_is_known_to_timm_dad(capsys):
         cli(['evaluate', '--help'])
     assert caught.value.code == 0
     assert '--attack-eps' in capsys.readouterr().out
+
+
+def test_the_page_names_the_flags_that_figures_depend_on():
+    plain = ['--model', 'demo', '--suite', 'a b=c', '--output', 'out', '--batch-size', '3', '--workers', '1']
+    found = describe_settings(parse_args(plain))
+    assert found['--suite'] == "'a b=c'"
+    assert (found['--seed'], found['--use-ema']) == ('0', 'on')
+    assert not found.keys() & {
+        '--output',
+        '--batch-size',
+        '--workers',
+        '--device',
+        '--severity',
+        '--attack-eps',
+        '--clean',
+    }
+    found = describe_settings(
+        parse_args([*plain, '--corrupt', '--attack', 'pgd', '--attack-eps', '0.1', '--no-use-ema'])
+    )
+    assert found['--corrupt'].startswith('gaussian_noise shot_noise ')
+    assert (found['--severity'], found['--attack'], found['--attack-eps']) == ('1 2 3 4 5', 'pgd', '0.1')
+    assert '--use-ema' not in found
 
 
 # --- processes ------------------------------------------------------------------------------------------------------
