@@ -537,7 +537,7 @@ def test_without_a_student_no_term_is_named(found_without_student):
 
 def test_files_are_written_whole(tmp_path):
     paths = write_report(tmp_path / 'new' / 'folder', {'a': 1}, 'text\n')
-    names = ['diagnose.json', 'diagnose.md', 'diagnose.html']
+    names = ['diagnose.json', 'diagnose.md']
     assert [path.name for path in paths] == names
     assert sorted(path.name for path in (tmp_path / 'new' / 'folder').iterdir()) == sorted(names)
     assert json.loads(paths[0].read_text()) == {'a': 1}

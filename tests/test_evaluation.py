@@ -197,7 +197,7 @@ def test_images_are_corrupted_once_they_have_the_models_size():
     assert [part.name for part in made.parts] == [
         *('gaussian_noise/2', 'gaussian_noise/5', 'pixelate/2', 'pixelate/5'),
     ]
-    images = [part_images(model(), made, part, seed=1) for part in (made.parts[0], made.parts[0], made.parts[1])]
+    images = [part_images(model().frame, made, part, seed=1) for part in (made.parts[0], made.parts[0], made.parts[1])]
     pixels = [[data[index].pixels for index in range(3)] for data in images]
     assert all(torch.equal(a, b) for a, b in zip(pixels[0], pixels[1], strict=True))
     assert not torch.equal(pixels[0][0] - pixels[0][1], torch.zeros_like(pixels[0][0]))
@@ -206,7 +206,7 @@ def test_images_are_corrupted_once_they_have_the_models_size():
     seed = np.random.SeedSequence([images[0].change.seed, 2]).generate_state(1)[0]
     expected = corrupt(cut, 'gaussian_noise', 2, int(seed))
     assert np.array_equal(pixels[0][2].permute(1, 2, 0), expected)
-    other = part_images(model(), made, made.parts[0], seed=2)
+    other = part_images(model().frame, made, made.parts[0], seed=2)
     assert not torch.equal(other[0].pixels, pixels[0][0])
 
 

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import IterableDataset
 
 from timm_dad.common.errors import user_errors
+from timm_dad.common.files import write_file
 from timm_dad.common.log import setup_logging
 from timm_dad.dad_sets.hub import set_folder
 from timm_dad.dad_sets.match import check_data, check_teacher
@@ -19,6 +20,9 @@ from timm_dad.data.images import Frame, Source
 from timm_dad.diagnosis.data import MadeViews, Sample, StoredViews, sample_indices, sample_suite
 from timm_dad.diagnosis.diagnose import DiagnoseConfig, diagnose
 from timm_dad.diagnosis.divergence import DISTANCES
+from timm_dad.diagnosis.page import make_page
+from timm_dad.diagnosis.pictures import WorstImages
+from timm_dad.diagnosis.plots import write_plots
 from timm_dad.diagnosis.report import format_report, write_report
 from timm_dad.evaluation.models import EvalModel, ModelOptions, open_model, parse_models
 from timm_dad.evaluation.suites.open import open_suite, parse_suite
@@ -29,7 +33,7 @@ from timm_dad.flags.fields import from_flags
 from timm_dad.flags.frame import add_frame_args
 from timm_dad.flags.pairs import check_set_args, open_set
 from timm_dad.flags.parser import Parser
-from timm_dad.flags.rules import check_output, check_rules, given_flags, under_flag, written
+from timm_dad.flags.rules import check_output, check_rules, describe_flags, given_flags, under_flag, written
 from timm_dad.flags.teacher import check_teacher_args, create_teacher, teacher_specs
 from timm_dad.flags.temperature import images_to_fit, take_auto, with_number
 from timm_dad.flags.views import (
@@ -41,6 +45,7 @@ from timm_dad.flags.views import (
     create_vqgan,
     prepare_models,
 )
+from timm_dad.preview.image import shown_names
 from timm_dad.teachers.spec import DataClasses
 from timm_dad.teachers.teacher import Teacher
 
@@ -87,7 +92,9 @@ def create_parser() -> Parser:
     )
     group.add_argument('--seed', type=int, default=default.seed, metavar='S', help='random seed')
     group = parser.add_argument_group('Execution')
-    group.add_argument('--output', metavar='DIR', help='folder for diagnose.json, .md and .html (default: print alone)')
+    group.add_argument(
+        '--output', metavar='DIR', help='folder for diagnose.json, .md and .html, and plots (default: print alone)'
+    )
     add_execution_args(group, default.batch_size)
     return parser
 
@@ -135,17 +142,30 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     setup_logging()
     args = parse_args(argv)
     with user_errors(PROGRAM):
-        report = run(args, given_flags(create_parser(), argv))
+        report, worst = run(args, given_flags(create_parser(), argv))
         text = format_report(report)
-        paths = write_report(Path(args.output), report, text) if args.output else []
+        paths = write_all(args, report, text, worst) if args.output else []
     print(text)
     if paths:
         print(f'Written: {", ".join(str(path) for path in paths)}')
     return report
 
 
-def run(args: argparse.Namespace, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Build what the flags ask for, and measure; ``ValueError`` if something does not exist or fit together."""
+def write_all(args: argparse.Namespace, report: dict[str, Any], text: str, worst: WorstImages) -> list[Path]:
+    """Write report, plots and page into ``--output``; returns the files."""
+    folder = Path(args.output)
+    files, plots, page = write_report(folder, report, text), write_plots(report, folder), folder / 'diagnose.html'
+    flags = describe_flags(vars(args), ('config', 'output', 'workers', 'device'))
+    write_file(page, make_page(report, text, plots, worst.shown(), flags))
+    return [*files, page, *plots]
+
+
+def run(args: argparse.Namespace, given: Mapping[str, Any]) -> tuple[dict[str, Any], WorstImages]:
+    """Build what the flags ask for, and measure; ``ValueError`` if something does not exist or fit together.
+
+    Returns:
+        The report, and the images to show in it.
+    """
     source = open_source(args)
     with under_flag('--ood'):
         oods = [open_suite(*parse_suite(text)) for text in args.ood]
@@ -170,9 +190,10 @@ def run(args: argparse.Namespace, given: Mapping[str, Any]) -> dict[str, Any]:
         if len(images) < 4:
             raise ValueError(f'{name} must have 4 images or more, got {len(images)}')
     network: Any = student.network if student else None
-    report = diagnose(clean, make_views, sampled, teacher, network, create_config(args), device)
+    worst = WorstImages(shown_names(source.class_names, args.num_classes))
+    report = diagnose(clean, make_views, sampled, teacher, network, create_config(args), device, worst)
     made = {name: getattr(args, name) for name in ('dataset', 'split', 'student', 'dad_teacher', 'dad_vqgan')}
-    return {'settings': {**made, 'img_size': list(frame.size)}, **report}
+    return {'settings': {**made, 'img_size': list(frame.size)}, **report}, worst
 
 
 def open_source(args: argparse.Namespace) -> Source:

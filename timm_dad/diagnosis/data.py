@@ -1,5 +1,6 @@
 """The images of ``timm-dad diagnose``: samples of clean and OOD data, and the augmented views of the clean ones."""
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -50,6 +51,18 @@ class Sample:
     def __len__(self) -> int:
         """Number of images."""
         return len(self.indices)
+
+    def filenames(self, batch: Batch) -> list[str]:
+        """Names of the images of a batch, from the root of their data set on."""
+        names = []
+        for index in batch.indices:
+            dataset, place = self.dataset, index
+            if isinstance(dataset, ConcatDataset):  # of the parts of a suite
+                ends = dataset.cumulative_sizes
+                part = bisect_right(ends, index)
+                dataset, place = self.dataset.datasets[part], index - [0, *ends][part]
+            names.append(str(dataset.filename(place)))
+        return names
 
     def batches(
         self, name: str, num_classes: int, batch_size: int, workers: int, device: torch.device

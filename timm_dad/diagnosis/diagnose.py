@@ -21,6 +21,7 @@ from timm_dad.diagnosis.data import CLEAN, DAD, RECONSTRUCTED, MadeViews, Sample
 from timm_dad.diagnosis.divergence import DISTANCES, disagrees, excess, moments, split_distances, wasserstein
 from timm_dad.diagnosis.limiting_term import OODErrors, decompose
 from timm_dad.diagnosis.outputs import OutputCollector, Outputs
+from timm_dad.diagnosis.pictures import WorstImages
 from timm_dad.method.loss import DADLossConfig, distillation_loss
 from timm_dad.teachers.teacher import Teacher
 
@@ -60,11 +61,13 @@ def diagnose(
     student: Teacher | None = None,
     config: DiagnoseConfig | None = None,
     device: torch.device | None = None,
+    worst: WorstImages | None = None,
 ) -> dict[str, Any]:
     """Measure what the student's error away from its data is made of.
 
     ``make_views`` augments the ``clean`` images, which are like those that the student is trained on. Both models are
     frozen classifiers on pixels, on ``device`` (by default the CPU); without a student its numbers are left out.
+    ``worst`` gets to see all images with their answers, and keeps some to be shown.
 
     Returns:
         ``images`` and ``risks`` (by set of images), ``distances`` (by model whose features they are of: noise floors of
@@ -84,11 +87,16 @@ def diagnose(
     measured = models if _has_pot() else {}
     collector, load = OutputCollector(models), (teacher.num_classes, config.batch_size, config.workers, device)
     for batch in clean.batches(CLEAN, *load):
-        for name, x_pix in {CLEAN: batch.x_pix, **make_views(batch)}.items():
-            collector.add(name, x_pix, batch.label)
+        shown = {CLEAN: batch.x_pix, **make_views(batch)}
+        logits = {name: collector.add(name, x_pix, batch.label) for name, x_pix in shown.items()}
+        if worst is not None:
+            worst.add_views(shown, batch.label, logits, clean.filenames(batch))
     for name, images in oods.items():
         for batch in images.batches(name, *load):
-            collector.add(name, batch.x_pix, batch.label, images.classes)
+            said = collector.add(name, batch.x_pix, batch.label, images.classes)
+            if worst is not None:
+                files = images.filenames(batch)
+                worst.add(name, {name: batch.x_pix}, batch.label, said, files, classes=images.classes)
     labels, outputs = collector.labels(), collector.outputs()
     found_risks = {name: risks(outputs[name], label, config.temperature) for name, label in labels.items()}
     errors = [found_risks[name]['teacher_error'] for name in (CLEAN, RECONSTRUCTED) if name in found_risks]

@@ -52,14 +52,20 @@ class OutputCollector:
         self._parts: dict[str, dict[str, list[tuple[Tensor, Tensor]]]] = {}
 
     @torch.no_grad()
-    def add(self, name: str, x_pix: Tensor, label: Tensor, classes: Sequence[int] | None = None) -> None:
-        """Run the models on a batch of the set ``name``; ``classes`` are the outputs kept, which ``label`` is among."""
+    def add(self, name: str, x_pix: Tensor, label: Tensor, classes: Sequence[int] | None = None) -> dict[str, Tensor]:
+        """Run the models on a batch of the set ``name``; ``classes`` are the outputs kept, which ``label`` is among.
+
+        Returns:
+            Logits ``[B, K]``, on the CPU, by model.
+        """
         self._labels.setdefault(name, []).append(label.cpu())
+        found = {}
         for role, model in self.models.items():
             logits = model(x_pix).float().cpu()
-            logits = logits if classes is None else logits[:, list(classes)]
+            found[role] = logits = logits if classes is None else logits[:, list(classes)]
             parts = self._parts.setdefault(name, {}).setdefault(role, [])
             parts.append((logits, image_features(model, x_pix).cpu()))
+        return found
 
     def labels(self) -> dict[str, Tensor]:
         """Classes ``[N]`` of every set."""

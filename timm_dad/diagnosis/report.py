@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from timm_dad.common.files import write_file
-from timm_dad.common.html import report_page
 from timm_dad.common.markdown import format_table
 from timm_dad.diagnosis.data import CLEAN, DAD, RECONSTRUCTED
 from timm_dad.diagnosis.limiting_term import ADVICE
 
+TITLE = '# Diagnosis\n\n'
 _RISKS = {
     'teacher_error': 'teacher error',
     'teacher_loss': 'teacher loss',
@@ -31,7 +31,6 @@ _WITHOUT_STUDENT = (
 def format_report(report: Mapping[str, Any]) -> str:
     """What ``diagnose`` found, as Markdown; its reading is the last paragraph."""
     parts = [
-        '# Diagnosis',
         _risks(report),
         *(_distances(role, found, report['config']) for role, found in report['distances'].items()),
     ]
@@ -40,13 +39,13 @@ def format_report(report: Mapping[str, Any]) -> str:
     if report['vqgan_cost'] is not None:
         parts.append(f'## What the VQGAN costs\n\n{_vqgan(report)}')
     parts.append(_terms(report['terms'], report) if report['terms'] else _WITHOUT_STUDENT)
-    return '\n\n'.join(parts) + '\n'
+    return TITLE + '\n\n'.join(parts) + '\n'
 
 
 def _risks(report: Mapping[str, Any]) -> str:
     risks: Mapping[str, Mapping[str, float]] = report['risks']
     columns = [name for name in _RISKS if name in next(iter(risks.values()))]
-    rows = [['', 'images', *(f'{_RISKS[name]}{", %" if name in _IN_PERCENT else ""}' for name in columns)]]
+    rows = [['set', 'images', *(f'{_RISKS[name]}{", %" if name in _IN_PERCENT else ""}' for name in columns)]]
     for name, found in risks.items():
         numbers = [f'{100 * found[key]:.1f}' if key in _IN_PERCENT else f'{found[key]:.3f}' for key in columns]
         rows.append([name, str(report['images'][name]), *numbers])
@@ -83,7 +82,7 @@ def _distances(role: str, found: Mapping[str, Any], config: Mapping[str, Any]) -
         rows.append([pair['from'], pair['to'], *numbers, _plus_minus(nearer) if nearer else ''])
     title = f'## Wasserstein distances, features of the {role}'
     how = f'{config["distance"]}, mean ± standard deviation over {config["num_splits"]} splits'
-    return f'{title}\n\n{how}\n\n{format_table(rows)}'
+    return f'{title}\n\n{how}\n\n{format_table(rows, 2)}'
 
 
 def _plus_minus(moments: Mapping[str, float]) -> str:
@@ -91,7 +90,7 @@ def _plus_minus(moments: Mapping[str, float]) -> str:
 
 
 def _codebook(codes: Mapping[str, Any]) -> str:
-    rows = [['', f'codes used of {codes["size"]}', 'perplexity']]
+    rows = [['set', f'codes used of {codes["size"]}', 'perplexity']]
     rows += [[name, str(codes[name]['used']), f'{codes[name]["perplexity"]:.1f}'] for name in (CLEAN, DAD)]
     return (
         f'## Codebook\n\n{format_table(rows)}\n\n'
@@ -143,12 +142,8 @@ def _coverage(report: Mapping[str, Any]) -> str:
 
 
 def write_report(folder: Path, report: Mapping[str, Any], text: str) -> list[Path]:
-    """Write ``diagnose.json``, ``.md`` and ``.html``; ``ValueError`` if the folder cannot be written to."""
-    files = {
-        'diagnose.json': json.dumps(report, indent=2, allow_nan=False) + '\n',
-        'diagnose.md': text,
-        'diagnose.html': report_page('timm-dad diagnose', text),
-    }
+    """Write ``diagnose.json`` and ``.md``; ``ValueError`` if the folder cannot be written to."""
+    files = {'diagnose.json': json.dumps(report, indent=2, allow_nan=False) + '\n', 'diagnose.md': text}
     try:
         for name, content in files.items():
             write_file(folder / name, content)

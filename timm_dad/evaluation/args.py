@@ -15,7 +15,7 @@ from timm_dad.flags.config import add_config_arg, parse_checked
 from timm_dad.flags.execution import add_ema_arg, add_execution_args, device_rule
 from timm_dad.flags.fields import from_flags
 from timm_dad.flags.parser import Parser, add_alias
-from timm_dad.flags.rules import check_file_args, check_output, check_rules, under_flag
+from timm_dad.flags.rules import check_file_args, check_output, check_rules, describe_flags, under_flag
 from timm_dad.frozen.prepare import PRECISIONS
 from timm_dad.method.attack import NORMS
 from timm_dad.teachers.classes import read_class_file
@@ -147,6 +147,15 @@ def create_config(args: argparse.Namespace) -> EvalConfig:
     """Return the evaluation settings from the flags; ``ValueError`` names the flag."""
     attack = from_flags(EvalAttackConfig, args, {'eps': 'attack_eps', 'norm': 'attack_norm'})
     return from_flags(EvalConfig, args, {name: name for name in ('batch_size', 'workers', 'seed')}, attack=attack)
+
+
+def describe_settings(args: argparse.Namespace) -> dict[str, str]:
+    """List what figures depend on, by flag, for readers; values are written as a command line has them."""
+    unused = [name for name in vars(args) if name.startswith('attack_') and not args.attack]
+    unused += ['severity'] if args.corrupt is None else []
+    every = {} if args.corrupt is None else {'corrupt': args.corrupt or CORRUPTIONS}
+    work = ('config', 'output', 'batch_size', 'workers', 'device')
+    return describe_flags({**vars(args), **every}, [*work, *unused])
 
 
 def create_options(args: argparse.Namespace) -> ModelOptions:

@@ -11,16 +11,17 @@ from accelerate import PartialState
 
 from timm_dad.common.errors import is_main_process, user_errors
 from timm_dad.common.files import write_file
-from timm_dad.common.html import report_page
 from timm_dad.common.log import setup_logging
-from timm_dad.evaluation.args import PROGRAM, create_config, create_options, parse_args
+from timm_dad.evaluation.args import PROGRAM, create_config, create_options, describe_settings, parse_args
 from timm_dad.evaluation.corruptions import CORRUPTIONS
 from timm_dad.evaluation.evaluate import Evaluation, evaluate
 from timm_dad.evaluation.models import parse_models
 from timm_dad.evaluation.report.figures import MEAN_OOD
+from timm_dad.evaluation.report.page import make_page
 from timm_dad.evaluation.report.plots import write_plots
 from timm_dad.evaluation.report.text import format_markdown
 from timm_dad.evaluation.report.timm_results import TimmResults, read_timm_results
+from timm_dad.evaluation.report.worst import worst_pictures
 from timm_dad.evaluation.report.write import build_report, write_report
 from timm_dad.evaluation.suites.changed import attacked_suites, clean_counterparts, corrupted_suites
 from timm_dad.evaluation.suites.open import PUBLISHED, find_suites, mark_clean, open_suites, parse_suite
@@ -95,7 +96,7 @@ def write_all(
     evaluation: Evaluation,
     published: TimmResults | None,
 ) -> dict[str, Any]:
-    """Write report and plots to files, and the report to the terminal."""
+    """Write report, plots and page to files, and the report to the terminal."""
     report = build_report(
         evaluation.results, suites,
         resamples=args.bootstrap, seed=args.seed, missing=missing, timm_results=published,
@@ -104,9 +105,10 @@ def write_all(
     report['notes'] += evaluation.notes
     files = write_report(report, args.output)
     plots = write_plots(report, args.output, published)
-    text, page = format_markdown(report), Path(args.output, 'report.html')
-    write_file(page, report_page('timm-dad evaluate', text, plots))
+    worst = worst_pictures(evaluation.results, suites, evaluation.frames, args.seed)
+    page = Path(args.output, 'report.html')
+    write_file(page, make_page(report, plots, worst, describe_settings(args)))
     files += [page, *plots]
-    print(text)
+    print(format_markdown(report))
     print(f'Files in {args.output}: {" ".join(file.name for file in files)}, predictions')
     return report

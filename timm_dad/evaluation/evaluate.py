@@ -11,6 +11,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from timm_dad.common.extras import require_extra
+from timm_dad.data.images import Frame
 from timm_dad.evaluation.attacks import check_classes
 from timm_dad.evaluation.corruptions import MIN_SIZE
 from timm_dad.evaluation.models import EvalModel, ModelOptions, ModelSpec, open_model, suite_classes
@@ -32,6 +33,8 @@ class Evaluation:
     results: dict[str, dict[str, dict[str, Predictions]]] = field(default_factory=dict)
     # timm's name, and the input size, of the models that have the weights that timm publishes.
     timm_models: dict[str, tuple[str, int]] = field(default_factory=dict)
+    # How each model takes images.
+    frames: dict[str, Frame] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -73,6 +76,7 @@ def evaluate(
             data = classes[suite.name]
             model = opener(spec, data)
             check_model(model, suite, data.num_classes)
+            evaluation.frames[spec.name] = model.frame
             if note := resize_note(model, suite):
                 _logger.warning(note)
                 evaluation.notes.append(note)

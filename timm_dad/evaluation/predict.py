@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from timm_dad.common.files import replacing
 from timm_dad.common.options import check_types
 from timm_dad.common.progress import progress
-from timm_dad.data.images import FramedImages, collate_images
+from timm_dad.data.images import Frame, FramedImages, collate_images
 from timm_dad.evaluation.attacks import Classifier, EvalAttackConfig, run_attack
 from timm_dad.evaluation.corruptions import SeededCorruption
 from timm_dad.evaluation.models import EvalModel
@@ -93,7 +93,7 @@ def evaluate_part(model: EvalModel, suite: Suite, part: Part, config: EvalConfig
     batches = [range(start, min(start + config.batch_size, len(part.dataset))) for start in starts]
     own = range(state.process_index, len(batches), state.num_processes)
     loader = DataLoader(
-        part_images(model, suite, part, config.seed),
+        part_images(model.frame, suite, part, config.seed),
         batch_sampler=[list(batches[number]) for number in own],
         num_workers=config.workers,
         collate_fn=collate_images,
@@ -134,10 +134,10 @@ def _counting(network: Classifier, bar: Any) -> Classifier:
     return ask
 
 
-def part_images(model: EvalModel, suite: Suite, part: Part, seed: int) -> FramedImages:
-    """Return the images of a part, framed for a model unless they must not be, then corrupted if the part says so."""
+def part_images(frame: Frame, suite: Suite, part: Part, seed: int) -> FramedImages:
+    """Return the images of a part, framed unless they must not be, then corrupted if the part says so."""
     corruption = SeededCorruption(part.corruption, part.severity, seed) if isinstance(part, CorruptedPart) else None
-    return FramedImages(part.dataset, model.frame if suite.resize else None, corruption)
+    return FramedImages(part.dataset, frame if suite.resize else None, corruption)
 
 
 @torch.inference_mode()

@@ -2,7 +2,8 @@
 
 import argparse
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,20 @@ from typing import Any
 def written(name: str) -> str:
     """Return a flag as written on the command line, by its name in ``args``."""
     return f'--{name.replace("_", "-")}'
+
+
+def describe_flags(values: Mapping[str, Any], without: Collection[str] = ()) -> dict[str, str]:
+    """Write flags and their values for readers, but for those that are off, empty or in ``without``."""
+
+    def text(value: Any) -> str:
+        if value is True:
+            return 'on'
+        if isinstance(value, Mapping):
+            value = [f'{key}={entry}' for key, entry in value.items()]
+        return shlex.join(map(str, value if isinstance(value, (list, tuple)) else [value]))
+
+    shown = {name: value for name, value in values.items() if name not in without and value is not False}
+    return {written(name): text(value) for name, value in shown.items() if value not in (None, '', [], {}, ())}
 
 
 def check_rules(rules: Sequence[tuple[Any, str]]) -> None:

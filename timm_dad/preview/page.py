@@ -5,7 +5,7 @@ from html import escape
 
 from PIL import Image
 
-from timm_dad.common.html import html_page, png_url
+from timm_dad.common.html import data_url, html_page
 from timm_dad.preview.image import PreviewImage
 from timm_dad.preview.sheet import (
     COLUMNS,
@@ -96,7 +96,7 @@ def _img(picture: Image.Image, column: str, image: PreviewImage) -> str:
     width, height = shown_size(image)
     kind = ' class="shrunk"' if width < picture.width else ''
     alt = escape(f'{column} of {image.title}' if column in _VIEWS else column)
-    return f'<img{kind} src="{png_url(png_bytes(picture))}" width="{width}" height="{height}" alt="{alt}">'
+    return f'<img{kind} src="{data_url(png_bytes(picture))}" width="{width}" height="{height}" alt="{alt}">'
 
 
 def _answer(label: int, prob: float, right: Sequence[int], class_names: Sequence[str]) -> str:
