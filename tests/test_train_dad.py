@@ -579,6 +579,8 @@ TOKEN = (
 CYCLES = ('--epochs', '2', '--lr-cycle-limit', '2')
 PLATEAU = ('--sched', 'plateau', '--epochs', '3', '--eval-metric', 'top5')
 WSD = ('--sched', 'wsd', '--decay-epochs', '3')
+SIZES = ('--train-img-sizes', '32', '44')
+PROGRESSIVE = (*SIZES, '--train-size-schedule', 'progressive')
 RSQRT = ('--sched', 'rsqrt', '--warmup-epochs', '1')
 BCE, STATS = ('--loss', 'bce'), ('--class-stats', '{stats}')
 RESUME = ('--resume', '{checkpoint}', '--epochs', '3')
@@ -725,6 +727,11 @@ VARIANTS = {
     'persistent_workers': (('--workers', '1'), ('--persistent-workers',)),
     'pretrained_cfg_overlay': ((), ('--pretrained-cfg-overlay', 'crop_pct=0.5')),
     'model_ema_force_fp32': (('--model-ema', '--model-dtype', 'bfloat16'), ('--model-ema-force-fp32',)),
+    'train_img_sizes': ((), SIZES),
+    'train_size_probs': (SIZES, ('--train-size-probs', '0', '1')),
+    'train_size_schedule': (SIZES, ('--train-size-schedule', 'progressive')),
+    'train_size_schedule_spread': (PROGRESSIVE, ('--train-size-schedule-spread', '9')),
+    'train_size_random_mix': (PROGRESSIVE, ('--train-size-random-mix', '1')),
     'decay_rate': (('--sched', 'step', '--decay-epochs', '1'), ('--decay-rate', '0.5')),
     'warmup_prefix': (('--warmup-epochs', '1'), ('--warmup-prefix',)),
     'patience_epochs': (PLATEAU, ('--patience-epochs', '0')),
@@ -970,7 +977,8 @@ def factory_arguments(argv, monkeypatch):
 # What timm before 1.0.31 has not.
 OF_NEW_TIMM = {
     'class_stats', 'loss_pos_weight', 'loss_class_weight', 'loss_weight_power', 'loss_weight_beta', 'loss_weight_max',
-    'poly_epsilon', 'lr_decay_fn', 'lr_stable_timescale', 'model_ema_force_fp32',
+    'poly_epsilon', 'lr_decay_fn', 'lr_stable_timescale', 'model_ema_force_fp32', 'train_img_sizes', 'train_size_probs',
+    'train_size_schedule', 'train_size_schedule_spread', 'train_size_random_mix',
 }  # fmt: skip
 
 
@@ -1050,7 +1058,7 @@ def test_the_folder_may_be_positional():
 @pytest.mark.parametrize('name', REFUSED)
 def test_flags_that_make_no_sense_here_say_so(name, capsys):
     flag = '--' + name.replace('_', '-')
-    values = {'naflex_loss_scale': 'sqrt', 'train_size_schedule': 'progressive', 'variable_batch_loss_scale': 'sqrt'}
+    values = {'naflex_loss_scale': 'sqrt', 'variable_batch_loss_scale': 'sqrt'}
     value = (
         [] if name in ('torchscript', 'naflex_loader', 'naflex_patchify_channels_first') else [values.get(name, '1')]
     )

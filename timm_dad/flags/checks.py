@@ -18,6 +18,7 @@ from timm_dad.flags.pairs import makes_views
 from timm_dad.flags.parser import did_you_mean
 from timm_dad.flags.rules import check_file_args, check_rules, check_values, flag_errors, written
 from timm_dad.flags.schedule import SCHEDULES, check_schedule_args
+from timm_dad.flags.sizes import check_size_args
 from timm_dad.flags.timm import REFUSED
 
 _AT_LEAST_1 = """batch_size validation_batch_size grad_accum_steps epochs log_interval val_interval checkpoint_hist
@@ -77,6 +78,7 @@ def check_args(args: argparse.Namespace, chosen: set[str]) -> None:
             raise ValueError(f'--{name} must be {few}, got {getattr(args, name)!r}{near}')
     check_schedule_args(args)
     check_loss_args(args, chosen)
+    check_size_args(args, chosen)
     splits, mixing, size = args.aug_splits, mixes(args), f'--in-chans {args.in_chans}, --input-size {args.input_size}'
     rules = (
         (splits in (0, *range(2, 100)), f'--aug-splits must be 0, or 2 or more, got {splits}'),

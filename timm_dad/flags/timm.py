@@ -14,13 +14,14 @@ from timm_dad.flags.execution import WORKERS, add_device_arg
 from timm_dad.flags.losses import add_loss_args
 from timm_dad.flags.rules import written
 from timm_dad.flags.schedule import add_schedule_args
+from timm_dad.flags.sizes import add_size_args
 from timm_dad.flags.task import METRICS, add_task_args
 
 _NAFLEX = ('NaFlex batches are patches, and the DAD view is made from images', 'use --img-size')
-_RESOLUTION = (
-    'the image size is fixed during a training',
-    "use --img-size, or timm's own train.py with `timm-dad run`, which takes several",
-)  # fmt: skip
+_BATCH_SIZES = (
+    'every batch has --batch-size images, by which a resumed run finds its place',
+    "use --train-img-sizes without it, or timm's own train.py with `timm-dad run`",
+)
 # timm's flags that make no sense here: their default, why, and what to do instead.
 REFUSED: dict[str, tuple[Any, str, str]] = {
     'torchscript': (False, 'PyTorch deprecates TorchScript', 'use --torchcompile'),
@@ -34,13 +35,8 @@ REFUSED: dict[str, tuple[Any, str, str]] = {
     'naflex_patch_size_probs': (None, *_NAFLEX),
     'naflex_loss_scale': ('linear', *_NAFLEX),
     'naflex_patchify_channels_first': (False, *_NAFLEX),
-    'train_img_sizes': (None, *_RESOLUTION),
-    'train_batch_sizes': (None, *_RESOLUTION),
-    'train_size_probs': (None, *_RESOLUTION),
-    'train_size_schedule': ('constant', *_RESOLUTION),
-    'train_size_schedule_spread': (0.65, *_RESOLUTION),
-    'train_size_random_mix': (0.1, *_RESOLUTION),
-    'variable_batch_loss_scale': ('none', *_RESOLUTION),
+    'train_batch_sizes': (None, *_BATCH_SIZES),
+    'variable_batch_loss_scale': ('none', *_BATCH_SIZES),
 }
 
 
@@ -91,6 +87,7 @@ def _add_model_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--num-classes', type=int, metavar='N', help='number of classes (default: of the model)')
     group.add_argument('--gp', metavar='POOL', help='global pool type: fast, avg, max, avgmax, avgmaxc')
     group.add_argument('--img-size', type=int, metavar='N', help='image size (default: of the model)')
+    add_size_args(group)
     group.add_argument('--in-chans', type=int, metavar='N', help='image channels (default: 3)')
     group.add_argument('--input-size', nargs=3, type=int, metavar='N', help='input dimensions (d h w)')
     group.add_argument('--crop-pct', type=float, metavar='N', help='center crop fraction in validation')
