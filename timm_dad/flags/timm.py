@@ -9,6 +9,7 @@ from typing import Any
 
 from timm.utils import ParseKwargs
 
+from timm_dad.flags.augmentation import add_mixing_args, add_transform_args
 from timm_dad.flags.data import add_source_args
 from timm_dad.flags.execution import WORKERS, add_device_arg
 from timm_dad.flags.losses import add_loss_args
@@ -130,33 +131,6 @@ def _add_optimizer_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--layer-decay-no-opt-scale', type=float, help='layers below this scale are not trained')
     group.add_argument('--opt-kwargs', nargs='*', default={}, action=_KeyValues, help='arguments of the optimizer')
     add_schedule_args(parser.add_argument_group('Learning rate schedule'))
-
-
-def add_transform_args(group: Any) -> None:
-    """Add the flags of what is done to one image to a group of a parser."""
-    group.add_argument('--train-crop-mode', metavar='NAME', help='rrc (random resized crop), rkrc or rkrr')
-    group.add_argument('--scale', type=float, nargs='+', default=[0.08, 1.0], metavar='PCT', help='area of crops')
-    group.add_argument('--ratio', type=float, nargs='+', default=[3 / 4, 4 / 3], metavar='RATIO', help='their aspect')
-    group.add_argument('--hflip', type=float, default=0.5, help='probability of a horizontal flip')
-    group.add_argument('--vflip', type=float, default=0.0, help='probability of a vertical flip')
-    group.add_argument('--color-jitter', type=float, default=0.4, metavar='PCT', help='color jitter')
-    group.add_argument('--color-jitter-prob', type=float, metavar='PCT', help='its probability')
-    group.add_argument('--grayscale-prob', type=float, metavar='PCT', help='probability of grayscale')
-    group.add_argument('--gaussian-blur-prob', type=float, metavar='PCT', help='probability of blur')
-    group.add_argument('--aa', metavar='NAME', help='AutoAugment, RandAugment or AugMix policy, rand-m9-mstd0.5-inc1')
-    group.add_argument('--reprob', type=float, default=0.0, metavar='PCT', help='probability of random erasing')
-    group.add_argument('--remode', default='pixel', choices=('const', 'rand', 'pixel'), help='what it fills in')
-    group.add_argument('--recount', type=int, default=1, help='its regions')
-    group.add_argument('--train-interpolation', default='random', help='random, bilinear, bicubic')
-
-
-def add_mixing_args(group: Any) -> None:
-    """Add the flags of how two images are mixed to a group of a parser."""
-    group.add_argument('--mixup', type=float, default=0.0, help='mixup alpha')
-    group.add_argument('--cutmix', type=float, default=0.0, help='cutmix alpha')
-    group.add_argument('--cutmix-minmax', type=float, nargs='+', help='cutmix ratio from and to, in place of alpha')
-    group.add_argument('--mixup-prob', type=float, default=1.0, help='probability of mixup or cutmix')
-    group.add_argument('--mixup-switch-prob', type=float, default=0.5, help='probability of cutmix if both are on')
 
 
 def _add_augmentation_args(parser: argparse.ArgumentParser) -> None:
