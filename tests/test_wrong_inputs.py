@@ -123,6 +123,7 @@ row('train-loss-jsd-alone', f'{PLAIN} --loss jsd', '--loss jsd', '--aug-splits',
 row('train-loss-asl-mixed', f'{PLAIN} --loss asl --mixup 0.2', '--loss', '--mixup', LEAVE)
 row('train-loss-setting', f'{PLAIN} --poly-epsilon 1', '--poly-epsilon', r'\bce\b', LEAVE)
 row('train-sched-setting', f'{PLAIN} --lr-decay-fn linear', '--lr-decay-fn', 'cosine', 'wsd')
+row('train-milestones-fall', f'{PLAIN} --sched multistep --decay-milestones 5 3', '--decay-milestones', '5, 3', 'rise')
 row('train-stop-epoch-late', f'{PLAIN} --stop-epoch 9', '--stop-epoch', r'\b9\b', RANGE)
 row('train-save-epochs-late', f'{PLAIN} --save-epochs 1 9', '--save-epochs', r'\b9\b', RANGE)
 row('train-img-sizes-0', f'{PLAIN} --train-img-sizes 32 0', '--train-img-sizes', r'\b0\b', LEAST)
