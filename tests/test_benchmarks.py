@@ -179,6 +179,10 @@ def test_table_of_updates():
     assert update_table({'step': {}}) == 'Not measured yet: `python benchmarks/online_cost.py`.'
 
 
+TRIES = (
+    'contiguous', 'weights prepacked for oneDNN', 'blocks of 1 image', 'blocks of 2 images', '1 threads, an image each',
+    'inductor', 'inductor, freezing',
+)  # fmt: skip
 SCRIPTS = [
     ('generation.py', {f'generation, {p}, attack from {f}, cpu' for p in ('fp32', 'bf16') for f in ('Q(x)', 'x')}),
     ('step.py', {f'step, fp32, attack from {name}, cpu' for name in ('Q(x)', 'x')}),
@@ -189,6 +193,7 @@ SCRIPTS = [
     ('large_set.py', {'large set, memory, generate', 'large set, memory, train', 'large set, open'}),
     ('reinforced.py', {'training, reinforced'}),
     ('start_up.py', {'start-up, import', 'start-up, train', 'start-up, demo'}),
+    ('cpu_tries.py', {f'cpu tries, {precision}, {name}' for precision in ('fp32', 'bf16') for name in TRIES}),
 ]
 
 

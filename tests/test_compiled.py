@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch._dynamo.utils import counters
 
-from timm_dad.frozen.prepare import FixedBatch, check_compiler, prepare_frozen
+from timm_dad.frozen.prepare import Compiled, FixedBatch, check_compiler, prepare_frozen
 from timm_dad.method.attack import AttackConfig
 from timm_dad.method.augment import DADAugment
 from timm_dad.method.chunked import Chunked
@@ -61,6 +61,35 @@ def test_whatever_sizes_come_after_the_largest_few_are_compiled():
     for count in (64, *range(1, 65)):
         function(torch.randn(count, 1))
     assert set(recorder.sizes) == {64, 32, 16, 8}
+
+
+def test_results_of_cuda_graphs_are_kept_and_gradients_need_none(monkeypatch):
+    """A stand-in for CUDA graphs, which write every result to the same memory."""
+    modes = []
+
+    def compile(function, *, dynamic, mode='default'):
+        place = []
+
+        def call(x):
+            modes.append(mode)
+            if mode == 'default':
+                return function(x)
+            place.append(function(x)) if not place else place[0].copy_(function(x))
+            return place[0]
+
+        return call
+
+    monkeypatch.setattr(torch, 'compile', compile)
+    on_gpu, on_cpu = (Compiled(lambda x: 2 * x, torch.device(name)) for name in ('cuda', 'cpu'))
+    one, two = torch.ones(2), torch.full((2,), 5.0)
+    with torch.no_grad():
+        first, second = FixedBatch(on_gpu)(one), FixedBatch(on_gpu)(two)
+        on_cpu(one)
+    assert modes == ['reduce-overhead', 'reduce-overhead', 'default']
+    assert (first.tolist(), second.tolist()) == ([2.0, 2.0], [10.0, 10.0])
+    on_gpu(one.requires_grad_()).sum().backward()
+    assert modes[-1] == 'default'
+    assert one.grad.tolist() == [2.0, 2.0]
 
 
 @pytest.mark.slow

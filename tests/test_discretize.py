@@ -153,6 +153,44 @@ def test_the_switch_of_tf32_is_put_back_after_an_error():
     assert torch.backends.cuda.matmul.allow_tf32
 
 
+def switches():
+    """What torch's switches say; it refuses to tell an older one where a newer one was used."""
+    parts = (torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, 'matmul', None))
+    found = [getattr(part, 'fp32_precision', None) for part in parts]
+    for read in (torch.get_float32_matmul_precision, lambda: torch.backends.cuda.matmul.allow_tf32):
+        try:
+            found.append(read())
+        except RuntimeError:
+            found.append('mixed')
+    return found
+
+
+@pytest.mark.parametrize(
+    ('part', 'value'),
+    [(None, 'high'), (None, 'medium'), ('cuda', 'tf32'), ('mkldnn', 'bf16'), ('mkldnn', 'tf32'), (None, 'highest')],
+)
+def test_any_switch_of_tf32_is_off_and_then_as_it_was(part, value):
+    if part and not hasattr(torch.backends.cuda.matmul, 'fp32_precision'):
+        pytest.skip('torch before 2.9 has one switch')
+    switch, before = getattr(torch.backends, part or '', None), switches()
+    try:
+        if part:
+            switch.matmul.fp32_precision = value
+        else:
+            torch.set_float32_matmul_precision(value)
+        found = switches()
+        with without_tf32():
+            assert {'tf32', 'bf16'}.isdisjoint(switches()[:2])
+            assert switches()[2:] == ['highest', False]
+        assert switches() == found
+    finally:
+        if part:
+            switch.matmul.fp32_precision = before[part == 'mkldnn']
+        else:
+            torch.set_float32_matmul_precision('highest')
+    assert switches()[2:] == before[2:] == ['highest', False]
+
+
 def test_a_vqgan_says_what_is_inside(vqgan):
     assert repr(vqgan) == 'VQGAN(32 codes of 4 channels, factor 2, nearest, taming)'
 

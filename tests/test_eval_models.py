@@ -372,6 +372,18 @@ def test_the_teacher_of_a_run(run):
     torch.testing.assert_close(ensemble.network(torch.rand(2, 3, 64, 64)).softmax(dim=1).sum(dim=1), torch.ones(2))
 
 
+def test_the_teachers_of_a_run_of_timms_script_have_the_temperatures_of_its_checkpoint(run):
+    more = ('--dad', '--dad-teacher', 'demo', 'demo', '--dad-vqgan', 'demo', '--dad-temperature', 'auto')
+    folder = run(*more)
+    data = DataClasses(num_classes=16, class_names=class_names())
+    with pytest.raises(ValueError, match=r'args.yaml says dad_temperature: auto .* write the numbers there'):
+        open_model(spec(f'teacher:{folder}'), data, ModelOptions())
+    args = read_run(str(folder))
+    args.dad_temperature, args.dad_teacher_temperatures = 3.0, [2.0, 4.0]
+    torch.save({'state_dict': {}, 'args': args}, folder / 'model_best.pth.tar')
+    assert open_model(spec(f'teacher:{folder}'), data, ModelOptions()).network.temperatures == [2.0, 4.0]
+
+
 def test_bad_runs(run, tmp_path):
     data = DataClasses(num_classes=4)
     with pytest.raises(ValueError, match=r'run:FOLDER is a folder of `timm-dad train`, with args.yaml'):

@@ -43,6 +43,22 @@ def test_compiled_views_on_a_gpu_are_those_of_eager(teacher, vqgan, x_pix, attac
     torch.testing.assert_close(views.x_adv, expected.x_adv, atol=1e-3, rtol=0)
 
 
+def test_replayed_graphs_leave_the_results_of_earlier_calls_alone(teacher, vqgan, x_pix):
+    device = torch.device('cuda')
+    x_pix = x_pix.to(device)
+    expected = [vqgan.to(device).reconstruct(x) for x in (x_pix, 1 - x_pix)]
+    logits = [teacher.to(device)(x).detach() for x in (x_pix, 1 - x_pix)]
+    prepare_frozen(teacher, vqgan, 'fp32', device, compile=True)
+    with torch.no_grad():
+        for _ in range(4):  # warming up, recording, replaying
+            found = [vqgan.reconstruct(x) for x in (x_pix, 1 - x_pix)]
+            of_teacher = [teacher(x) for x in (x_pix, 1 - x_pix)]
+    for (x_vq, codes), (expected_x_vq, expected_codes) in zip(found, expected, strict=True):
+        assert torch.equal(codes, expected_codes)
+        torch.testing.assert_close(x_vq, expected_x_vq, atol=1e-3, rtol=0)
+    torch.testing.assert_close(of_teacher, logits, atol=1e-3, rtol=1e-3)
+
+
 def test_views_made_ahead_on_a_stream_are_the_same(student, teacher, vqgan, x_pix):
     device = torch.device('cuda')
     prepare_frozen(teacher, vqgan, 'fp32', device)

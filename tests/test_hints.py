@@ -14,6 +14,11 @@ from timm_dad.flags.train import parse_args
             ('--warmup-epochs', '10', '--epochs', '1'),
             '--warmup-epochs 10 covers all of --epochs 1, so the learning rate',
         ),
+        (
+            ('--sched', 'multistep', '--decay-milestones', '3', '5', '9', '--epochs', '8', '--stop-epoch', '4'),
+            '--decay-milestones 5 9: the rate does not fall there, for this run ends after 4 epochs',
+        ),
+        (('--sched', 'multistep', '--decay-milestones', '3', '5', '--epochs', '5', '--warmup-epochs', '1'), None),
         (('--lr', '1e9'), '--lr 1e+09 is so large'),
         (('--opt-betas', '0.9', '0.99'), '--opt-betas has no effect: --opt sgd has no such setting'),
         (('--opt', 'lookahead_sgd', '--opt-eps', '1e-6'), '--opt-eps has no effect: --opt lookahead_sgd'),

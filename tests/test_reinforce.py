@@ -334,6 +334,11 @@ def test_without_answers_stored_logits_need_no_aug(made, capsys):
         (('--reinforce', '2', '--cutmix', '1', '--mixup-prob', '2'), '--mixup-prob must be from 0 to 1, got 2.0'),
         (('--reinforce', '2', '--mixup-prob', '0.5'), '--mixup-prob is for --mixup and --cutmix: add one of them'),
         (('--reinforce', '2', '--cutmix-minmax', '0.5'), '--cutmix-minmax must be two numbers from 0 to 1'),
+        (('--reinforce', '2', '--hflip', '50'), '--hflip must be from 0 to 1, got 50.0'),
+        (('--reinforce', '2', '--scale', '1', '0.1'), '--scale must be two positive numbers, the smaller one first'),
+        (('--reinforce', '2', '--std', '0', '1', '1'), '--std must be positive, got [0.0, 1.0, 1.0]'),
+        (('--reinforce', '2', '--train-interpolation', 'cubic'), '--train-interpolation must be one of'),
+        (('--reinforce', '2', '--aa', 'rand-mm'), '--aa must be a policy such as rand-m9-mstd0.5-inc1'),
         (('--reinforce', '2', '--reinforce-top-k', '0'), '--reinforce-top-k: top_k must be 1 or more, got 0'),
     ],
 )

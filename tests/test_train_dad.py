@@ -378,14 +378,14 @@ def bad_folder(tmp_path, pictures, kind):
         (('--val-split', 'test'), r"--val-split must be a folder in .* got 'test'"),
         (('--aa', 'foo'), r'--aa must be a policy'),
         (('--interpolation', 'foo'), r"--interpolation must be one of .*'bicubic'.*, got foo"),
-        (('--scale', '0.5'), r'--scale takes 2 numbers, got \[0\.5\]'),
+        (('--scale', '0.5'), r'--scale must be two positive numbers, the smaller one first, got \[0\.5\]'),
         (('--mean', '0.5', '0.5'), r'--mean takes 3 numbers'),
         (('--std', '0', '0', '0'), r'--std must be positive, got \[0\.0, 0\.0, 0\.0\]'),
         (('--opt-betas', '0.9'), r'--opt-betas takes 2 numbers'),
         (('--opt-betas', '2', '3'), r'--opt-betas must be from 0 to less than 1, got \[2\.0, 3\.0\]'),
-        (('--scale', '1', '0.1'), r'--scale must be positive, the smaller one first, got \[1\.0, 0\.1\]'),
-        (('--ratio', '2', '1'), r'--ratio must be positive, the smaller one first'),
-        (('--cutmix-minmax', '0.8', '0.2'), r'--cutmix-minmax must be from 0 to 1, the smaller one first'),
+        (('--scale', '1', '0.1'), r'--scale must be two positive numbers, the smaller one first, got \[1\.0, 0\.1\]'),
+        (('--ratio', '2', '1'), r'--ratio must be two positive numbers, the smaller one first'),
+        (('--cutmix-minmax', '0.8', '0.2'), r'--cutmix-minmax must be two numbers from 0 to 1, the smaller one first'),
         (('--seed', '-1'), r'--seed must be 0 or more, got -1'),
         (('--resume', 'auto', '--experiment', ''), r'--resume auto needs --experiment'),
         (('--opt', 'lookahead_nobody'), r'--opt must be of the'),
@@ -585,6 +585,8 @@ TOKEN = (
 CYCLES = ('--epochs', '2', '--lr-cycle-limit', '2')
 PLATEAU = ('--sched', 'plateau', '--epochs', '3', '--eval-metric', 'top5')
 WSD = ('--sched', 'wsd', '--decay-epochs', '3')
+SIZES = ('--train-img-sizes', '32', '44')
+PROGRESSIVE = (*SIZES, '--train-size-schedule', 'progressive')
 RSQRT = ('--sched', 'rsqrt', '--warmup-epochs', '1')
 BCE, STATS = ('--loss', 'bce'), ('--class-stats', '{stats}')
 RESUME = ('--resume', '{checkpoint}', '--epochs', '3')
@@ -731,6 +733,11 @@ VARIANTS = {
     'persistent_workers': (('--workers', '1'), ('--persistent-workers',)),
     'pretrained_cfg_overlay': ((), ('--pretrained-cfg-overlay', 'crop_pct=0.5')),
     'model_ema_force_fp32': (('--model-ema', '--model-dtype', 'bfloat16'), ('--model-ema-force-fp32',)),
+    'train_img_sizes': ((), SIZES),
+    'train_size_probs': (SIZES, ('--train-size-probs', '0', '1')),
+    'train_size_schedule': (SIZES, ('--train-size-schedule', 'progressive')),
+    'train_size_schedule_spread': (PROGRESSIVE, ('--train-size-schedule-spread', '9')),
+    'train_size_random_mix': (PROGRESSIVE, ('--train-size-random-mix', '1')),
     'decay_rate': (('--sched', 'step', '--decay-epochs', '1'), ('--decay-rate', '0.5')),
     'warmup_prefix': (('--warmup-epochs', '1'), ('--warmup-prefix',)),
     'patience_epochs': (PLATEAU, ('--patience-epochs', '0')),
@@ -976,7 +983,8 @@ def factory_arguments(argv, monkeypatch):
 # What timm before 1.0.31 has not.
 OF_NEW_TIMM = {
     'class_stats', 'loss_pos_weight', 'loss_class_weight', 'loss_weight_power', 'loss_weight_beta', 'loss_weight_max',
-    'poly_epsilon', 'lr_decay_fn', 'lr_stable_timescale', 'model_ema_force_fp32',
+    'poly_epsilon', 'lr_decay_fn', 'lr_stable_timescale', 'model_ema_force_fp32', 'train_img_sizes', 'train_size_probs',
+    'train_size_schedule', 'train_size_schedule_spread', 'train_size_random_mix',
 }  # fmt: skip
 
 
@@ -1056,7 +1064,7 @@ def test_the_folder_may_be_positional():
 @pytest.mark.parametrize('name', REFUSED)
 def test_flags_that_make_no_sense_here_say_so(name, capsys):
     flag = '--' + name.replace('_', '-')
-    values = {'naflex_loss_scale': 'sqrt', 'train_size_schedule': 'progressive', 'variable_batch_loss_scale': 'sqrt'}
+    values = {'naflex_loss_scale': 'sqrt', 'variable_batch_loss_scale': 'sqrt'}
     value = (
         [] if name in ('torchscript', 'naflex_loader', 'naflex_patchify_channels_first') else [values.get(name, '1')]
     )

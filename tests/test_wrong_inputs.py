@@ -126,8 +126,15 @@ row('train-loss-jsd-alone', f'{PLAIN} --loss jsd', '--loss jsd', '--aug-splits',
 row('train-loss-asl-mixed', f'{PLAIN} --loss asl --mixup 0.2', '--loss', '--mixup', LEAVE)
 row('train-loss-setting', f'{PLAIN} --poly-epsilon 1', '--poly-epsilon', r'\bce\b', LEAVE)
 row('train-sched-setting', f'{PLAIN} --lr-decay-fn linear', '--lr-decay-fn', 'cosine', 'wsd')
+row('train-milestones-fall', f'{PLAIN} --sched multistep --decay-milestones 5 3', '--decay-milestones', '5, 3', 'rise')
 row('train-stop-epoch-late', f'{PLAIN} --stop-epoch 9', '--stop-epoch', r'\b9\b', RANGE)
 row('train-save-epochs-late', f'{PLAIN} --save-epochs 1 9', '--save-epochs', r'\b9\b', RANGE)
+row('train-img-sizes-0', f'{PLAIN} --train-img-sizes 32 0', '--train-img-sizes', r'\b0\b', LEAST)
+row('train-size-probs-of-one', f'{PLAIN} --train-img-sizes 32 44 --train-size-probs 1', '--train-size-probs',
+    r'1\.0', 'one for each')  # fmt: skip
+row('train-size-probs-alone', f'{PLAIN} --train-size-probs 1', '--train-size-probs', '--train-img-sizes', LEAVE)
+row('train-size-random-mix-2', f'{PLAIN} --train-img-sizes 32 44 --train-size-schedule progressive '
+    '--train-size-random-mix 2', '--train-size-random-mix', '2', RANGE)  # fmt: skip
 row('train-recount-0', f'{PLAIN} --reprob 0.5 --recount 0', '--recount', r'\b0\b', LEAST)
 row('train-remode', f'{PLAIN} --reprob 0.5 --remode noise', '--remode', 'noise', 'pixel')
 row('train-smoothing-2', f'{PLAIN} --smoothing 2', '--smoothing', '2', RANGE)

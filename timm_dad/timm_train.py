@@ -51,7 +51,6 @@ def _given_dad_args() -> dict[str, Any]:
 
 def _check_train_script(args: argparse.Namespace) -> None:
     """Check what timm's ``train.py`` cannot do with DAD, although ``train_dad.py`` may."""
-    sizes = getattr(args, 'train_img_sizes', None)  # v1.0.28 has no such flag
     rules = (
         (
             getattr(args, 'task', 'classification') == 'classification',  # v1.0.28 has no such flag
@@ -65,19 +64,6 @@ def _check_train_script(args: argparse.Namespace) -> None:
         (
             not args.naflex_loader,
             '--dad does not go with --naflex-loader: its batches are patches, but the DAD view is made from images',
-        ),
-        (
-            not (sizes and uses_pairs(args)),
-            '--train-img-sizes needs DAD views made from the batch, but those of --dad-dir, --dad-view random '
-            'and --dad-view-aug base have one size: leave one of them out',
-        ),
-        (
-            not (sizes and args.dad_replay),
-            '--dad-replay keeps views of one size: leave it out with --train-img-sizes',
-        ),
-        (
-            not (sizes and args.dad_compile),
-            '--dad-compile is for one image size: leave it out with --train-img-sizes',
         ),
         (
             not ((args.dad_dir or args.dad_view_aug == 'base') and mixes(args) and args.no_prefetcher),

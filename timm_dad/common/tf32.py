@@ -2,15 +2,43 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+
+# Switches of torch 2.9 and newer, for products on GPUs and on CPUs.
+_NEWER: list[Any] = [
+    part
+    for part in (torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, 'matmul', None))
+    if hasattr(part, 'fp32_precision')
+]
 
 
 @contextlib.contextmanager
 def without_tf32() -> Iterator[None]:
-    """Multiply matrices in fp32 on GPUs, too: TF32, which training enables, keeps 10 bits of the fraction."""
-    before, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, False
+    """Multiply matrices in fp32, whichever switch of torch allows TF32 (10 bits of the fraction) or bf16 for them."""
+    before = [part.fp32_precision for part in _NEWER]
+    older = _older_switch()
+    if older not in ('', 'highest'):
+        torch.set_float32_matmul_precision('highest')
+    _set_newer(['ieee' if precision in ('tf32', 'bf16') else precision for precision in before])
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        if older not in ('', 'highest'):
+            torch.set_float32_matmul_precision(older)
+        _set_newer(before)
+
+
+def _older_switch() -> str:
+    """What ``torch.set_float32_matmul_precision`` set; empty where a newer switch was used: torch refuses to tell."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return ''
+
+
+def _set_newer(precisions: list[str]) -> None:
+    for part, precision in zip(_NEWER, precisions, strict=True):
+        if part.fp32_precision != precision:
+            part.fp32_precision = precision

@@ -78,6 +78,27 @@ class Shuffled(Sampler[int]):
         self.epoch = epoch
 
 
+class OfProcess(Sampler[int]):
+    """The indices of the batches of one process, where processes take turns by whole batches."""
+
+    def __init__(self, sampler: Any, batch_size: int, rank: int, num_processes: int) -> None:
+        self.sampler, self.batch_size, self.rank, self.num_processes = sampler, batch_size, rank, num_processes
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield the indices in the order of the sampler."""
+        for place, index in enumerate(self.sampler):
+            if place // self.batch_size % self.num_processes == self.rank:
+                yield index
+
+    def __len__(self) -> int:
+        """Number of indices of the batches that all processes have."""
+        return len(self.sampler) // (self.batch_size * self.num_processes) * self.batch_size
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of the sampler."""
+        self.sampler.set_epoch(epoch)
+
+
 class Positions(Sampler[tuple[int, int]]):
     """Number the indices of a sampler that repeats them, so that the copies of a sample get different seeds.
 

@@ -4,14 +4,16 @@ import argparse
 
 import torch
 
+from timm_dad.common.torch_files import read_checkpoint
 from timm_dad.flags.config import checked_flags
 from timm_dad.flags.rules import under_flag
 from timm_dad.flags.runs import check_run_task
-from timm_dad.flags.teacher import create_teacher
+from timm_dad.flags.teacher import create_teacher, teacher_specs
+from timm_dad.flags.temperature import AUTO, keep_temperature
 from timm_dad.flags.train import create_parser
 from timm_dad.teachers.spec import DataClasses
 from timm_dad.teachers.teacher import Teacher
-from timm_dad.teachers.trained import read_flags, run_folder
+from timm_dad.teachers.trained import find_run, read_flags, run_folder
 
 
 def read_run(path: str) -> argparse.Namespace:
@@ -28,4 +30,18 @@ def create_run_teacher(path: str, data: DataClasses, device: torch.device | None
     if not args.dad:
         raise ValueError(f'{path} was trained without --dad: it has no teacher')
     check_run_task(vars(args), multi_label=False)
+    if args.dad_temperature == AUTO and len(teacher_specs(args)) > 1:
+        _take_found_temperature(args, path)
     return create_teacher(args, data.num_classes, data.class_names, device)
+
+
+def _take_found_temperature(args: argparse.Namespace, path: str) -> None:
+    """Put what ``auto`` found, which timm's own script keeps in checkpoints and not in ``args.yaml``, in its place."""
+    _, checkpoint = find_run(path)
+    flags = read_checkpoint(checkpoint, mmap=True).get('args')
+    keep_temperature(args, vars(flags) if flags else {})
+    if args.dad_temperature == AUTO:
+        raise ValueError(
+            f'{run_folder(path) / "args.yaml"} says dad_temperature: auto for several teachers, and {checkpoint} does '
+            'not say what was found: write the numbers there, dad_temperature and dad_teacher_temperatures'
+        )

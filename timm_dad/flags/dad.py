@@ -133,8 +133,21 @@ def check_dad_args(
         (not args.split_bn or schedule.always,
          '--split-bn needs a DAD view in every batch: leave --dad-prob and --dad-every out, or give --dad-replay '
          'with them, and leave --dad-warmup-epochs and --dad-off-epoch out'),
+        *_size_rules(args),
     )  # fmt: skip
     check_rules(rules)
+
+
+def _size_rules(args: argparse.Namespace) -> Sequence[tuple[Any, str]]:
+    """What ``--train-img-sizes`` asks of the other flags; timm's train.py has it from 1.0.29 on."""
+    sizes = getattr(args, 'train_img_sizes', None)
+    return (
+        (not (sizes and uses_pairs(args)),
+         '--train-img-sizes needs DAD views that are made from the batch, and those of --dad-dir, --dad-cache, '
+         '--dad-view random and --dad-view-aug base have one size: leave one of them out'),
+        (not (sizes and args.dad_replay), '--dad-replay keeps views of one size: leave it out with --train-img-sizes'),
+        (not (sizes and args.dad_compile), '--dad-compile is for one image size: leave it out with --train-img-sizes'),
+    )  # fmt: skip
 
 
 def build_task(

@@ -19,6 +19,10 @@ def hints(args: argparse.Namespace) -> Iterator[str]:
             f'--warmup-epochs {args.warmup_epochs:g} covers all of --epochs {args.epochs}, so the learning rate never '
             'reaches --lr: give fewer'
         )
+    end = args.stop_epoch or args.epochs
+    late = [str(epoch) for epoch in args.decay_milestones if args.sched == 'multistep' and epoch > end]
+    if late:
+        yield f'--decay-milestones {" ".join(late)}: the rate does not fall there, for this run ends after {end} epochs'
     if (args.lr or 0) > _LARGE_RATE:
         yield f'--lr {args.lr:g} is so large that weights will overflow: timm uses rates below 10'
     info = get_optimizer_info(args.opt.lower().removeprefix(LOOKAHEAD))

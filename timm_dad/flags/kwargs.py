@@ -91,12 +91,24 @@ def train_loader_kwargs(args: argparse.Namespace, data_config: dict[str, Any]) -
     return {
         **_loader_kwargs(args, data_config),
         **transform_kwargs(args),
+        **_size_kwargs(args),
         **picked,
         'mixup': None if args.no_prefetcher else mixup_kwargs(args),
         'interpolation': data_config['interpolation'] if args.no_aug else args.train_interpolation,
         # By default workers start anew in every epoch, as a resumed run does.
         'persistent_workers': lives_on and args.workers > 0 and not stops_mixing,
     }
+
+
+def _size_kwargs(args: argparse.Namespace) -> dict[str, Any]:
+    """Those of them that say which image size a batch has, where there are several."""
+    if not args.train_img_sizes:
+        return {}
+    return _pick(
+        args, input_size_choices='train_img_sizes', batch_choice_weights='train_size_probs',
+        batch_choice_schedule='train_size_schedule', batch_schedule_epochs='epochs',
+        batch_schedule_spread='train_size_schedule_spread', batch_schedule_random_mix='train_size_random_mix',
+    )  # fmt: skip
 
 
 def eval_loader_kwargs(args: argparse.Namespace, data_config: dict[str, Any]) -> dict[str, Any]:

@@ -4,18 +4,13 @@ import argparse
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from timm_dad.flags.losses import OF_TASK_LOSS
+from timm_dad.flags.losses import OF_TASK_LOSS, add_loss_args
 from timm_dad.flags.rules import check_rules, under_flag, written
 from timm_dad.teachers.classes import read_class_file
 
 _KINDS = ('', 'demo', 'wds')
 _OF_LABELS = ('class_map', 'target_key')
 _OF_TASK_LOSS = ('smoothing', *OF_TASK_LOSS)
-# Of them, those that are off where they have no value, or a false one.
-_OFF = (
-    'loss', 'jsd_loss', 'bce_loss', 'bce_sum', 'class_stats', 'loss_pos_weight', 'loss_class_weight', 'loss_weight_max',
-    'bce_target_thresh', 'bce_pos_weight', 'poly_alpha',
-)  # fmt: skip
 _TASK_WEIGHTS = ('dad_task_weight', 'dad_extra_task_weight')
 
 
@@ -51,8 +46,7 @@ def check_training_without_labels(args: argparse.Namespace, given: Collection[st
     if not args.no_labels:
         return
     # Those that are on in a config file cannot be meant; of those that have a value anyway, the command line alone.
-    off = {name: (None, False) if name in _OFF else (getattr(args, name, None),) for name in _OF_TASK_LOSS}
-    asked = [name for name in _OF_TASK_LOSS if name in given or getattr(args, name, None) not in off[name]]
+    asked = [name for name in _OF_TASK_LOSS if name in given or (name in _off() and getattr(args, name, False))]
     asked += [name for name in _TASK_WEIGHTS if name in given and getattr(args, name)]
     rules = (
         (args.dad, '--no-labels needs --dad: without labels the student learns from the teacher'),
@@ -67,6 +61,13 @@ def check_training_without_labels(args: argparse.Namespace, given: Collection[st
     check_labels_args(args, given)
     for name in _TASK_WEIGHTS:
         setattr(args, name, 0.0)
+
+
+def _off() -> set[str]:
+    """The flags of the task loss that are off by default."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add_loss_args(parser)
+    return {action.dest for action in parser._actions if action.default is None or action.default is False}
 
 
 def find_class_names(args: argparse.Namespace, of_data: Sequence[str] | None) -> Sequence[str] | None:

@@ -13,12 +13,12 @@ from timm_dad.dad_sets.logits import StoredLogits
 from timm_dad.dad_sets.manifest import differences
 from timm_dad.dad_sets.read import DADSet
 from timm_dad.dad_sets.reinforce import ReinforceConfig, Reinforcement, is_reinforced
+from timm_dad.flags.augmentation import add_mixing_args, add_transform_args, check_augmentation_args
 from timm_dad.flags.fields import add_fields, from_flags
 from timm_dad.flags.kwargs import mixes, mixing_kwargs, transform_kwargs
 from timm_dad.flags.parser import Parser
-from timm_dad.flags.rules import check_rules, check_values, written
+from timm_dad.flags.rules import check_rules, written
 from timm_dad.flags.temperature import take_set_temperature, with_number
-from timm_dad.flags.timm import add_mixing_args, add_transform_args
 
 VIEW_AUGS = ('full', 'base')
 _FLAGS = {'repeats': 'reinforce', 'top_k': 'reinforce_top_k'}
@@ -70,12 +70,7 @@ def check_reinforce_args(args: argparse.Namespace, given: Mapping[str, Any], par
          f'--aa {args.aa} makes splits of an image, which --reinforce has no answers for'),
     )  # fmt: skip
     check_rules(rules)
-    check_values(args, (
-        (['mixup', 'cutmix'], '0 or more', lambda value: value >= 0),
-        (['mixup_prob', 'mixup_switch_prob'], 'from 0 to 1', lambda value: 0 <= value <= 1),
-        (['cutmix_minmax'], 'two numbers from 0 to 1, the smaller one first',
-         lambda value: len(value) == 2 and 0 <= value[0] < value[1] <= 1),
-    ))  # fmt: skip
+    check_augmentation_args(args)
     unmixed = [name for name in ('mixup_prob', 'mixup_switch_prob') if name in given and not mixes(args)]
     check_rules(((not unmixed, f'{"".join(map(written, unmixed[:1]))} is for --mixup and --cutmix: add one of them'),))
 

@@ -81,6 +81,8 @@ def check_schedule_args(args: argparse.Namespace) -> None:
         (sched != 'plateau' or getattr(args, 'val_interval', 1) == 1 or not (args.stop_epoch or args.save_epochs),
          '--stop-epoch and --save-epochs validate when they stop or save, which affects --sched plateau: give '
          '--val-interval 1'),
+        (args.decay_milestones == sorted(set(args.decay_milestones)) and min(args.decay_milestones) > 0,
+         f'--decay-milestones must be 1 or more and rise, got {args.decay_milestones}'),
         (min(args.save_epochs or [1]) > 0, f'--save-epochs must be 1 or more, got {args.save_epochs}'),
     )  # fmt: skip
     check_rules(rules)

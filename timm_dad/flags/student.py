@@ -70,20 +70,28 @@ def _load_weights(student: nn.Module, path: str) -> None:
 
 
 def _check_size(args: argparse.Namespace, student: nn.Module) -> None:
-    """Run an empty picture through the student: timm's networks reject a size only then."""
-    shape = (num_channels(args), *resolve_data_config(vars(args), model=student)['input_size'][-2:])
-    training = student.training
+    """Run an empty picture of each size through the student: timm's networks reject a size only then."""
+    height, width = resolve_data_config(vars(args), model=student)['input_size'][-2:]
+    _try_size(args, student, '--img-size', height, width)
+    for side in getattr(args, 'train_img_sizes', None) or ():
+        _try_size(args, student, '--train-img-sizes', side, side)
+
+
+def _try_size(args: argparse.Namespace, student: nn.Module, flag: str, height: int, width: int) -> None:
+    shape, training = (num_channels(args), height, width), student.training
     try:
         with torch.no_grad():
             student.eval()(torch.zeros(1, *shape))
     except (AssertionError, RuntimeError, ValueError) as error:
         size, cfg = 'x'.join(map(str, shape)), getattr(student, 'pretrained_cfg', {})
         fix = 'choose another size'
-        if cfg.get('fixed_input_size') and not {'img_size', 'dynamic_img_size'} & args.model_kwargs.keys():
-            height, width = shape[1:]
-            fix = f'add --model-kwargs img_size={height if height == width else (height, width)}'
+        if cfg.get('fixed_input_size') and 'dynamic_img_size' not in args.model_kwargs:
+            if flag == '--train-img-sizes':
+                fix = 'add --model-kwargs dynamic_img_size=True, where the model has that argument'
+            elif 'img_size' not in args.model_kwargs:
+                fix = f'add --model-kwargs img_size={height if height == width else (height, width)}'
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f'--img-size: {args.model} does not take pictures of {size} ({reason}); {fix}') from error
+        raise ValueError(f'{flag}: {args.model} does not take pictures of {size} ({reason}); {fix}') from error
     finally:
         student.train(training)
 

@@ -5,10 +5,10 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
-import timm
 import timm.data
 from torch import Tensor
 
+from timm_dad.common.timm_version import NEW_TIMM, needs_new_timm
 from timm_dad.flags.rules import check_rules, written
 from timm_dad.method.targets import MultiLabel, SingleLabel, Targets
 from timm_dad.teachers.spec import members
@@ -90,8 +90,7 @@ def check_task_args(args: argparse.Namespace, given: Collection[str], configured
          f'--multilabel-threshold must be between 0 and 1, got {args.multilabel_threshold}'),
         (metric in (*METRICS, 'loss'),
          f'--eval-metric must be one of {", ".join(METRICS)} and loss with --task multilabel, got {metric}'),
-        (hasattr(timm.data, 'MultiLabelTarget'),
-         f'--task multilabel needs timm 1.0.31 or later, and here is {timm.__version__}: pip install -U timm'),
+        (NEW_TIMM, needs_new_timm('--task multilabel')),
     )  # fmt: skip
     check_rules(rules)
 

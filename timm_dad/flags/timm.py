@@ -9,18 +9,20 @@ from typing import Any
 
 from timm.utils import ParseKwargs
 
+from timm_dad.flags.augmentation import add_mixing_args, add_transform_args
 from timm_dad.flags.data import add_source_args
 from timm_dad.flags.execution import WORKERS, add_device_arg
 from timm_dad.flags.losses import add_loss_args
 from timm_dad.flags.rules import written
 from timm_dad.flags.schedule import add_schedule_args
+from timm_dad.flags.sizes import add_size_args
 from timm_dad.flags.task import METRICS, add_task_args
 
 _NAFLEX = ('NaFlex batches are patches, but the DAD view is made from images', 'use --img-size')
-_RESOLUTION = (
-    'the image size is fixed during training',
-    "use --img-size, or timm's own train.py with `timm-dad run`, which takes several",
-)  # fmt: skip
+_BATCH_SIZES = (
+    'every batch has --batch-size images, by which a resumed run finds its place',
+    "use --train-img-sizes without it, or timm's own train.py with `timm-dad run`",
+)
 # timm's flags that make no sense here: their default, why, and what to do instead.
 REFUSED: dict[str, tuple[Any, str, str]] = {
     'torchscript': (False, 'PyTorch deprecates TorchScript', 'use --torchcompile'),
@@ -34,13 +36,8 @@ REFUSED: dict[str, tuple[Any, str, str]] = {
     'naflex_patch_size_probs': (None, *_NAFLEX),
     'naflex_loss_scale': ('linear', *_NAFLEX),
     'naflex_patchify_channels_first': (False, *_NAFLEX),
-    'train_img_sizes': (None, *_RESOLUTION),
-    'train_batch_sizes': (None, *_RESOLUTION),
-    'train_size_probs': (None, *_RESOLUTION),
-    'train_size_schedule': ('constant', *_RESOLUTION),
-    'train_size_schedule_spread': (0.65, *_RESOLUTION),
-    'train_size_random_mix': (0.1, *_RESOLUTION),
-    'variable_batch_loss_scale': ('none', *_RESOLUTION),
+    'train_batch_sizes': (None, *_BATCH_SIZES),
+    'variable_batch_loss_scale': ('none', *_BATCH_SIZES),
 }
 
 
@@ -91,6 +88,7 @@ def _add_model_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--num-classes', type=int, metavar='N', help='number of classes (default: that of the model)')
     group.add_argument('--gp', metavar='POOL', help='global pool type: fast, avg, max, avgmax, avgmaxc')
     group.add_argument('--img-size', type=int, metavar='N', help='image size (default: that of the model)')
+    add_size_args(group)
     group.add_argument('--in-chans', type=int, metavar='N', help='image channels (default: 3)')
     group.add_argument('--input-size', nargs=3, type=int, metavar='N', help='input dimensions (d h w)')
     group.add_argument('--crop-pct', type=float, metavar='N', help='center crop fraction in validation')
@@ -133,33 +131,6 @@ def _add_optimizer_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--layer-decay-no-opt-scale', type=float, help='layers below this scale are not trained')
     group.add_argument('--opt-kwargs', nargs='*', default={}, action=_KeyValues, help='arguments of the optimizer')
     add_schedule_args(parser.add_argument_group('Learning rate schedule'))
-
-
-def add_transform_args(group: Any) -> None:
-    """Add the flags about augmenting one image to a group of a parser."""
-    group.add_argument('--train-crop-mode', metavar='NAME', help='rrc (random resized crop), rkrc or rkrr')
-    group.add_argument('--scale', type=float, nargs='+', default=[0.08, 1.0], metavar='PCT', help='area range of crops')
-    group.add_argument('--ratio', type=float, nargs='+', default=[3 / 4, 4 / 3], metavar='RATIO', help='aspect ratio')
-    group.add_argument('--hflip', type=float, default=0.5, help='probability of a horizontal flip')
-    group.add_argument('--vflip', type=float, default=0.0, help='probability of a vertical flip')
-    group.add_argument('--color-jitter', type=float, default=0.4, metavar='PCT', help='color jitter')
-    group.add_argument('--color-jitter-prob', type=float, metavar='PCT', help='probability of color jitter')
-    group.add_argument('--grayscale-prob', type=float, metavar='PCT', help='probability of grayscale')
-    group.add_argument('--gaussian-blur-prob', type=float, metavar='PCT', help='probability of blur')
-    group.add_argument('--aa', metavar='NAME', help='AutoAugment, RandAugment or AugMix policy (rand-m9-mstd0.5-inc1)')
-    group.add_argument('--reprob', type=float, default=0.0, metavar='PCT', help='probability of random erasing')
-    group.add_argument('--remode', default='pixel', choices=('const', 'rand', 'pixel'), help='fill of erased regions')
-    group.add_argument('--recount', type=int, default=1, help='number of erased regions')
-    group.add_argument('--train-interpolation', default='random', help='random, bilinear, bicubic')
-
-
-def add_mixing_args(group: Any) -> None:
-    """Add the flags about mixing two images to a group of a parser."""
-    group.add_argument('--mixup', type=float, default=0.0, help='mixup alpha')
-    group.add_argument('--cutmix', type=float, default=0.0, help='cutmix alpha')
-    group.add_argument('--cutmix-minmax', type=float, nargs='+', help='minimum and maximum cutmix ratio, not alpha')
-    group.add_argument('--mixup-prob', type=float, default=1.0, help='probability of mixup or cutmix')
-    group.add_argument('--mixup-switch-prob', type=float, default=0.5, help='probability of cutmix if both are on')
 
 
 def _add_augmentation_args(parser: argparse.ArgumentParser) -> None:

@@ -40,7 +40,8 @@ def prepare_frozen(
         precision: ``fp32``, ``bf16`` or ``fp16``; independent of the student's.
         device: Where they run. By default the device of the process's ``Accelerator``; without one, the GPU of
             ``LOCAL_RANK`` or the current one, or the CPU if there is no GPU.
-        compile: Compile the networks (``torch.compile``, inductor), with one graph per batch shape.
+        compile: Compile the networks (``torch.compile``, inductor), with one graph per batch shape; on a GPU,
+            calls without a gradient are replayed as CUDA graphs.
 
     Raises:
         ValueError: If the precision is unknown, a network was already prepared in another one, or this machine cannot
@@ -150,10 +151,31 @@ def _filled(rows: Tensor, size: int) -> Tensor:
     return rows.contiguous(memory_format=torch.channels_last) if rows.ndim == 4 else rows
 
 
+class Compiled:
+    """Call a compiled function; on a GPU, where no gradient is asked for, replay it as a CUDA graph.
+
+    A graph writes its result where it wrote the one before, so the result is copied. What a gradient goes back through
+    must outlive the next network's call, as the decoder's in an attack on latents does: there it is compiled alone.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], device: torch.device) -> None:
+        self.compiled = torch.compile(function, dynamic=False)
+        self.replayed = (
+            torch.compile(function, dynamic=False, mode='reduce-overhead') if device.type == 'cuda' else None
+        )
+
+    def __call__(self, *batches: Tensor) -> Tensor:
+        """Call the function."""
+        if self.replayed is None or torch.is_grad_enabled():
+            return self.compiled(*batches)
+        return self.replayed(*batches).clone()
+
+
 def compile_network(network: nn.Module) -> None:
     """Compile the forward of a network in place, for one image size; raise ``ValueError`` if this machine cannot."""
-    check_compiler(next(network.parameters()).device)
-    network.forward = FixedBatch(torch.compile(network.forward, dynamic=False))
+    device = next(network.parameters()).device
+    check_compiler(device)
+    network.forward = FixedBatch(Compiled(network.forward, device))
 
 
 def check_compiler(device: torch.device) -> None:

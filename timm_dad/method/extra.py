@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -34,6 +35,12 @@ class Prepared:
         """Return all tensors in it."""
         extra = () if self.extra is None else vars(self.extra).values()
         return [tensor for tensor in (self.logits, self.features, *extra) if tensor is not None]
+
+
+def like(x: Tensor, other: Tensor) -> Tensor:
+    """Images ``[B, 3, H, W]`` in the dtype and memory layout of others."""
+    is_last = other.is_contiguous(memory_format=torch.channels_last)
+    return x.to(other.dtype).contiguous(memory_format=torch.channels_last if is_last else torch.contiguous_format)
 
 
 class StoredAnswers(Protocol):

@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from timm_dad.common.options import check_types, option
 from timm_dad.method.attack import AttackConfig
 from timm_dad.method.code_space import CodeAttackConfig
@@ -52,6 +54,10 @@ class DADSchedule:
         """Whether every batch gets a DAD view, fresh or not."""
         in_each_batch = self.replay > 0 or (self.prob == 1 and self.every == 1)
         return in_each_batch and not self.warmup_epochs and not self.off_epoch
+
+    def draws(self, seed: int, epoch: int, batch: int) -> bool:
+        """Draw whether a batch of an epoch, both from 0, gets a DAD view of its own; the same for the same numbers."""
+        return batch % self.every == 0 and bool(np.random.default_rng((seed, epoch, batch)).random() < self.prob)
 
     def weight(self, epoch: int) -> float:
         """Return the factor of the DAD loss in an epoch, from 0 (no DAD view is made) to 1."""

@@ -1,87 +1,77 @@
 """The student of a task: alone, or with a linear adapter from its pooled features to the teacher's, trained as one."""
 
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.task import TrainingTask
 from timm.task.distillation import FeatureDistillationTrainableModule
 from timm.utils.model import unwrap_model
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from timm_dad.common.pixels import PixelNorm
 from timm_dad.method.extra import Prepared
 from timm_dad.teachers.features import check_features
 
 
-class StudentTask(TrainingTask):  # type: ignore[misc]
-    """What a training asks of a task about its student: to wrap it, compile it, clip its gradients, and save it.
+def find_norm(student: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None, augment: Any) -> PixelNorm:
+    """Normalization of a student's images: the one given, else that of its ``pretrained_cfg``.
 
-    ``trainable_module`` is the student, or what ``with_adapter`` makes of it. What is evaluated and saved as the model
-    is the student alone; training checkpoints keep the adapter beside it, as timm's do.
+    Raises:
+        ValueError: If there is none, or ``augment`` has another.
     """
+    cfg = getattr(student, 'pretrained_cfg', None) or {}
+    mean, std = (cfg.get(name) if own is None else own for name, own in (('mean', mean), ('std', std)))
+    if mean is None or std is None:
+        raise ValueError('the student has no pretrained_cfg with mean and std: pass mean and std')
+    norm = PixelNorm(mean, std)
+    if augment is not None and not augment.norm.equals(norm):
+        raise ValueError('augment must have the normalization of the student: pass both the same mean and std')
+    return norm
 
-    trainable_module: nn.Module
-    eval_model: nn.Module
 
-    def prepare_distributed(self, device_ids: list[Any] | None = None, **ddp_kwargs: Any) -> 'StudentTask':
-        """Wrap the student, and nothing frozen, in ``DistributedDataParallel``.
+def distributed(module: nn.Module, device: torch.device, device_ids: list[Any] | None, **ddp_kwargs: Any) -> nn.Module:
+    """Wrap what is trained in ``DistributedDataParallel``, which takes the rest of the arguments.
 
-        Args:
-            device_ids: Devices of this process, as ``DistributedDataParallel`` takes them.
-            **ddp_kwargs: Passed on to ``DistributedDataParallel``.
+    NOTE: timm's train.py names the device always, and ``DistributedDataParallel`` refuses it on a CPU.
+    """
+    device_ids = None if device.type == 'cpu' else device_ids
+    return DistributedDataParallel(module, device_ids=device_ids, **ddp_kwargs)
 
-        Returns:
-            The task.
-        """
-        if self.device.type == 'cpu':
-            device_ids = None  # timm's train.py names the device always; DistributedDataParallel refuses it on a CPU
-        self.trainable_module = DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp_kwargs)
-        return self
 
-    def compile(self, backend: str = 'inductor', mode: str | None = None, **compile_kwargs: Any) -> nn.Module:
-        """Compile the student, for training and evaluation.
+def compiled(module: nn.Module, **options: Any) -> tuple[nn.Module, nn.Module]:
+    """Compile what is trained, and the student alone; ``options`` are those of ``torch.compile``."""
+    adapted = _adapted(module)
+    student: Any = torch.compile(module if adapted is None else adapted.student, **options)
+    trained: Any = student if adapted is None else torch.compile(adapted, **options)
+    return trained, student
 
-        Args:
-            backend: Backend of ``torch.compile``.
-            mode: Mode of ``torch.compile``.
-            **compile_kwargs: Passed on to ``torch.compile``.
 
-        Returns:
-            The compiled student.
-        """
-        compiled: Any = partial(torch.compile, backend=backend, mode=mode, **compile_kwargs)
-        adapted = _adapted(self.trainable_module)
-        self.eval_model = compiled(self.trainable_module if adapted is None else adapted.student)
-        self.trainable_module = self.eval_model if adapted is None else compiled(adapted)
-        return self.eval_model
+def without_adapter(module: nn.Module | None) -> Any:
+    """The student in what is trained."""
+    adapted = _adapted(module)
+    return module if adapted is None else adapted.student
 
-    def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> Any:
-        """The student or, with ``ema``, its moving average, without an adapter."""
-        model = super().get_eval_model(module, ema)
-        adapted = _adapted(model)
-        return model if adapted is None else adapted.student
 
-    def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
-        """State of the adapter, by the name that timm has for it; empty without one."""
-        adapted = _adapted(module or self.get_trainable_module(ema))
-        return {} if adapted is None else {'projection': adapted.projection.state_dict()}
+def adapter_state(module: nn.Module | None) -> dict[str, Any]:
+    """State of the adapter beside the student's, by the name that timm has for it; empty without one."""
+    adapted = _adapted(module)
+    return {} if adapted is None else {'projection': adapted.projection.state_dict()}
 
-    def load_task_state(
-        self, state: Any, strict: bool = True, module: nn.Module | None = None, ema: bool = False
-    ) -> None:
-        """Load what ``get_task_state`` gave; an adapter that the state lacks stays as it is."""
-        adapted = _adapted(module or self.get_trainable_module(ema))
-        if adapted is not None and state and 'projection' in state:
-            adapted.projection.load_state_dict(state['projection'], strict=strict)
 
-    def get_clip_parameters(self, exclude_head: bool = False) -> Any:
-        """Parameters whose gradients are clipped; ``exclude_head`` leaves the student's last two out, as timm does."""
-        adapted = _adapted(self.trainable_module)
-        if adapted is None:
-            return super().get_clip_parameters(exclude_head)
-        parameters = list(adapted.student.parameters())
-        return [*(parameters[:-2] if exclude_head else parameters), *adapted.projection.parameters()]
+def load_adapter(module: nn.Module | None, state: Any, strict: bool) -> None:
+    """Load what ``adapter_state`` gave; an adapter that the state lacks stays as it is."""
+    adapted = _adapted(module)
+    if adapted is not None and state and 'projection' in state:
+        adapted.projection.load_state_dict(state['projection'], strict=strict)
+
+
+def clip_parameters(module: nn.Module, exclude_head: bool) -> list[nn.Parameter]:
+    """Parameters whose gradients are clipped; ``exclude_head`` leaves the student's last two out, as timm does."""
+    adapted = _adapted(module)
+    parameters = list((module if adapted is None else adapted.student).parameters())
+    of_adapter = [] if adapted is None else adapted.projection.parameters()
+    return [*(parameters[:-2] if exclude_head else parameters), *of_adapter]
 
 
 def _adapted(module: nn.Module | None) -> Any:

@@ -4,21 +4,20 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
+from timm.task import TrainingTask
 from torch import Tensor, nn
 
-from timm_dad.common.pixels import PixelNorm
+from timm_dad.method import student as students
 from timm_dad.method.augment import DADAugment
 from timm_dad.method.chunked import Chunked
 from timm_dad.method.disagreement import Disagreement
-from timm_dad.method.extra import ExtraView, Prepared, StoredAnswers
+from timm_dad.method.extra import ExtraView, Prepared, StoredAnswers, like
 from timm_dad.method.loss import Criterion, DADLoss, DADLossConfig, create_criterion
 from timm_dad.method.parts import check_kinds, check_parts, describe_student, describe_teacher, keep_student_alone
 from timm_dad.method.replay import ReplayCache
 from timm_dad.method.schedule import DADSchedule
 from timm_dad.method.splits import add_splits
-from timm_dad.method.student import StudentTask, feature_pairs, with_adapter
 from timm_dad.method.targets import SingleLabel, Targets
 from timm_dad.teachers.features import Answer
 from timm_dad.teachers.teacher import Teacher
@@ -26,7 +25,7 @@ from timm_dad.teachers.teacher import Teacher
 _logger = logging.getLogger(__name__)
 
 
-class DADTask(StudentTask):
+class DADTask(TrainingTask):  # type: ignore[misc]
     """Distil a frozen teacher into a student on the clean and the DAD view.
 
     Only the student is trained, wrapped for distributed training and saved (``state_dict``); with
@@ -92,21 +91,14 @@ class DADTask(StudentTask):
         super().__init__(device=device, dtype=dtype, verbose=verbose)
         check_kinds(teacher=(teacher, Teacher | None), augment=(augment, DADAugment | None))
         check_kinds(loss=(loss, DADLossConfig | None), schedule=(schedule, DADSchedule | None))
-        cfg = getattr(student_model, 'pretrained_cfg', None) or {}
-        mean, std = (cfg.get(name) if own is None else own for name, own in (('mean', mean), ('std', std)))
-        if mean is None or std is None:
-            raise ValueError('the student has no pretrained_cfg with mean and std: pass mean and std')
-        norm = PixelNorm(mean, std)
-        if augment is not None and not augment.norm.equals(norm):
-            raise ValueError('augment must have the normalization of the student: pass both the same mean and std')
+        norm = students.find_norm(student_model, mean, std, augment)
         self.trainable_module = student_model
         self.teacher = teacher and teacher.eval().requires_grad_(False).to(self.device)
         self.vqgan = augment.vqgan.eval().requires_grad_(False).to(self.device) if augment else None
         if augment and augment.gradient_vqgan:
             augment.gradient_vqgan.eval().requires_grad_(False).to(self.device)
         self.augment, self.apart, self.stored = augment, apart, stored
-        self.pairs = augment is None or apart
-        self.full_attack = augment.attack if augment else None
+        self.pairs, self.full_attack = augment is None or apart, augment.attack if augment else None
         self.chunked = augment.chunked if augment else Chunked(micro_batch)
         self.norm, self.num_splits, self.seed = norm, num_splits, seed
         self.targets, self.schedule = targets or SingleLabel(), schedule or DADSchedule()
@@ -121,7 +113,7 @@ class DADTask(StudentTask):
             augment.disagreement = Disagreement(student_model, self.teacher, norm, temperature, self.targets)
         if self.loss.config.feature_weight:
             assert self.teacher is not None
-            self.trainable_module = with_adapter(student_model, self.teacher.feature_dim)
+            self.trainable_module = students.with_adapter(student_model, self.teacher.feature_dim)
         if add_splits(student_model, num_splits + 1) and not self.schedule.always:
             raise ValueError('split batch norm needs a DAD view in every batch: always must hold for the schedule')
         self.set_epoch(0)
@@ -144,10 +136,36 @@ class DADTask(StudentTask):
     def train(self, mode: bool = True) -> 'DADTask':
         """Set the student's mode; teacher and VQGAN stay in evaluation mode."""
         super().train(mode)
-        for frozen in (self.teacher, self.vqgan):
-            if frozen is not None:
-                frozen.eval()
+        for frozen in filter(None, (self.teacher, self.vqgan)):
+            frozen.eval()
         return self
+
+    def prepare_distributed(self, device_ids: list[Any] | None = None, **ddp_kwargs: Any) -> 'DADTask':
+        """Wrap the student, and nothing frozen, in ``DistributedDataParallel``, which takes the arguments."""
+        self.trainable_module = students.distributed(self.trainable_module, self.device, device_ids, **ddp_kwargs)
+        return self
+
+    def compile(self, backend: str = 'inductor', mode: str | None = None, **compile_kwargs: Any) -> nn.Module:
+        """Compile the student for training and evaluation; the arguments are those of ``torch.compile``."""
+        options = {'backend': backend, 'mode': mode, **compile_kwargs}
+        self.trainable_module, self.eval_model = students.compiled(self.trainable_module, **options)
+        return self.eval_model
+
+    def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> Any:
+        """The student or, with ``ema``, its moving average, without an adapter."""
+        return students.without_adapter(super().get_eval_model(module, ema))
+
+    def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
+        """State of the adapter, by the name that timm has for it; empty without one."""
+        return students.adapter_state(module or self.get_trainable_module(ema))
+
+    def load_task_state(self, state: Any, strict: bool = True, module: Any = None, ema: bool = False) -> None:
+        """Load what ``get_task_state`` gave; an adapter that the state lacks stays as it is."""
+        students.load_adapter(module or self.get_trainable_module(ema), state, strict)
+
+    def get_clip_parameters(self, exclude_head: bool = False) -> Any:
+        """Parameters whose gradients are clipped; ``exclude_head`` leaves the student's last two out, as timm does."""
+        return students.clip_parameters(self.trainable_module, exclude_head)
 
     def create_evaluator(self, **kwargs: Any) -> Any:
         """Create timm's evaluator of the student (timm 1.0.31 or later); ``kwargs`` are its arguments."""
@@ -191,15 +209,13 @@ class DADTask(StudentTask):
         # One forward for all views: one set of batch statistics, and one backward under DistributedDataParallel.
         found = self.trainable_module(views)
         output, features = found if self.loss.config.feature_weight else (found, None)
-        pairs = feature_pairs(features, prepared)
+        pairs = students.feature_pairs(features, prepared)
         if extra is None:
             parts: dict[str, Tensor] = self.loss(output, logits, None, None, label[:own], features=pairs)
             return {**parts, 'output': output, 'teacher_kept': torch.zeros_like(parts['loss'])}
-
-        output, student_dad_logits = output.split([own, num_images])
+        output, dad_output = output.split([own, num_images])
         dad_label = label[own:] if self.pairs else label[:num_images]
-        logits_of_dad = student_dad_logits, extra.logits
-        parts = self.loss(output, logits, *logits_of_dad, label[:own], self.dad_weight, dad_label, pairs)
+        parts = self.loss(output, logits, dad_output, extra.logits, label[:own], self.dad_weight, dad_label, pairs)
         return {**parts, 'output': output, 'teacher_kept': extra.kept.float().mean()}
 
     @torch.no_grad()
@@ -246,9 +262,7 @@ class DADTask(StudentTask):
             answer = self._ask_teacher(x_pix)
             return Prepared(answer.logits, None, answer.features)
         x_dad, *dad_answers = extra
-        is_last = clean.is_contiguous(memory_format=torch.channels_last)
-        layout = torch.channels_last if is_last else torch.contiguous_format
-        x_norm = self.norm.normalize(x_dad).to(clean.dtype).contiguous(memory_format=layout)
+        x_norm = like(self.norm.normalize(x_dad), clean)
         answer = answer or self._ask_teacher(x_pix)
         return Prepared(answer.logits, ExtraView(x_norm, *dad_answers), answer.features)
 
@@ -280,11 +294,6 @@ class DADTask(StudentTask):
         """
         index = self.next_batch
         self.next_batch += 1
-        if self.dad_weight == 0:
-            return False
         # Nothing to see again yet: in the first batch, or the first one after a training was resumed.
         wanted = self.replay is not None and not len(self.replay)
-        if index % self.schedule.every:
-            return wanted
-        draw = np.random.default_rng((self.seed, self.epoch, index)).random()
-        return draw < self.schedule.prob or wanted
+        return self.dad_weight != 0 and (wanted or self.schedule.draws(self.seed, self.epoch, index))

@@ -12,7 +12,8 @@ from torch.utils.data import IterableDataset, default_collate
 from timm_dad.dad_sets.logits import mix_targets
 from timm_dad.data.datasets import collate_views
 from timm_dad.data.pairs import PairTransform, pair_views
-from timm_dad.data.seeded import Positions, SeededErasing, SeededSamples, Shuffled
+from timm_dad.data.seeded import OfProcess, Positions, SeededErasing, SeededSamples, Shuffled
+from timm_dad.flags.rules import check_rules
 
 Settings = Mapping[str, Any]
 
@@ -147,16 +148,12 @@ def create_train_loader(
     """
     streams = isinstance(dataset, IterableDataset)
     pairs = pair_views(dataset)
-    if num_aug_repeats and (streams or accelerator.num_processes == 1):
-        raise ValueError(f'--aug-repeats needs several processes and data with an index, got {num_aug_repeats}')
-    if num_aug_splits and streams:
-        raise ValueError('--aug-splits needs data with an index, not a stream')
-    if settings.get('worker_seeding', 'all') != 'all' and not streams:
-        raise ValueError(
-            '--worker-seeding part is for streams: samples with an index are seeded one by one, whichever worker loads '
-            'them; leave it out'
-        )
-    by_timm = streams or bool(num_aug_repeats)
+    sizes = 'input_size_choices' in settings
+    _check_settings(dataset, accelerator, sizes=sizes, repeats=num_aug_repeats, splits=num_aug_splits, **settings)
+    if sizes:
+        num_batches = len(dataset) // (settings['batch_size'] * accelerator.num_processes)
+        settings.update(num_batches=num_batches, batch_choice_seed=seed)
+    by_timm = streams or sizes or bool(num_aug_repeats)
     if num_aug_splits and pairs is None:
         dataset = AugMixDataset(dataset, num_splits=num_aug_splits)
     if not streams:
@@ -169,7 +166,7 @@ def create_train_loader(
         num_aug_splits=num_aug_splits,
         use_prefetcher=use_prefetcher,
         collate_fn=create_collate(mixup, pairs, views=views, prefetcher=use_prefetcher),
-        distributed=by_timm and accelerator.num_processes > 1,
+        distributed=by_timm and not sizes and accelerator.num_processes > 1,
         device=accelerator.device,
         **settings,
     )
@@ -177,6 +174,9 @@ def create_train_loader(
     if num_aug_repeats:
         batches = unwrapped(loader).batch_sampler
         batches.sampler = Positions(batches.sampler, *processes)
+    if sizes:
+        order = Shuffled(len(dataset), seed)
+        unwrapped(loader).batch_sampler.sampler = OfProcess(order, settings['batch_size'], *processes)
     if getattr(loader, 'random_erasing', None) is not None:
         num_views = (num_aug_splits or 1) + (pairs is not None)
         spared = int(pairs is not None and pairs.base_alone)
@@ -185,9 +185,36 @@ def create_train_loader(
         unwrapped(loader).batch_sampler.sampler = Shuffled(len(dataset), seed)
         loader = _shard(accelerator, loader)
     if not len(loader):
-        images = len(dataset) // accelerator.num_processes
-        raise ValueError(f'--batch-size must be at most the {images} training images, got {settings["batch_size"]}')
+        raise ValueError(_too_few(dataset, accelerator, settings['batch_size']))
     return loader
+
+
+def _too_few(dataset: Any, accelerator: Accelerator, batch_size: int) -> str:
+    images = len(dataset) // accelerator.num_processes
+    return f'--batch-size must be at most the {images} training images, got {batch_size}'
+
+
+def _check_settings(
+    dataset: Any,
+    accelerator: Accelerator,
+    *,
+    sizes: bool,
+    repeats: float,
+    splits: int,
+    batch_size: int,
+    **settings: Any,
+) -> None:
+    streams, num_processes = isinstance(dataset, IterableDataset), accelerator.num_processes
+    check_rules((
+        (not repeats or (not streams and num_processes > 1),
+         f'--aug-repeats needs several processes and data with an index, got {repeats}'),
+        (not (splits and streams), '--aug-splits needs data with an index, not a stream'),
+        (not (sizes and streams), '--train-img-sizes needs data with an index, not a stream'),
+        (settings.get('worker_seeding', 'all') == 'all' or streams,
+         '--worker-seeding part is for streams: samples with an index are seeded one by one, whichever worker loads '
+         'them; leave it out'),
+        (not sizes or len(dataset) >= batch_size * num_processes, _too_few(dataset, accelerator, batch_size)),
+    ))  # fmt: skip
 
 
 def create_eval_loader(dataset: Any, accelerator: Accelerator, **settings: Any) -> Any:
