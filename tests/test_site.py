@@ -105,11 +105,11 @@ def commands_of(page):
     """Arguments of timm-dad in the lines of a page's code that call it, by itself or through a launcher."""
     blocks = re.findall(r'```bash\n(.*?)```', page.read_text(), re.DOTALL)
     lines = '\n'.join(blocks).replace('\\\n', ' ').splitlines()
-    for line in lines:
+    for line in (part for line in lines for part in re.sub(r'(^|\s)#.*', '', line).split(' && ')):
         line = re.sub(r".* --wrap '([^']*)'.*", r'\1', line)
         call = re.search(r'(?:^|\s)(?:timm-dad|-m timm_dad|(?:torchrun|launch) .*train_dad\.py) (.*)', line)
-        if call and not line.startswith('#'):
-            words = shlex.split(call[1], comments=True)
+        if call and call[1].strip() and not line.startswith('docker build'):
+            words = shlex.split(call[1])
             yield ['train', *words] if 'train_dad.py' in call[0] else words
 
 
