@@ -105,7 +105,7 @@ def commands_of(page):
     """Arguments of timm-dad in the lines of a page's code that call it, by itself or through a launcher."""
     blocks = re.findall(r'```bash\n(.*?)```', page.read_text(), re.DOTALL)
     lines = '\n'.join(blocks).replace('\\\n', ' ').splitlines()
-    for line in (part for line in lines for part in re.sub(r'(^|\s)#.*', '', line).split(' && ')):
+    for line in '\n'.join(re.sub(r'(^|\s)#.*', '', line) for line in lines).replace(' && ', '\n').splitlines():
         line = re.sub(r".* --wrap '([^']*)'.*", r'\1', line)
         call = re.search(r'(?:^|\s)(?:timm-dad|-m timm_dad|(?:torchrun|launch) .*train_dad\.py) (.*)', line)
         if call and call[1].strip() and not line.startswith('docker build'):
