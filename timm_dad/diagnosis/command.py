@@ -112,7 +112,10 @@ def _check_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
     check_data_args(args, given)
     fixed = [written(name) for name in _FRAME_FLAGS if name in given and args.dad_dir]
     rules = (
-        (args.data_dir or args.dataset, '--data-dir must name a folder with a sub-folder a class (or give --dataset)'),
+        (
+            args.data_dir or args.dataset,
+            '--data-dir must name a folder with one sub-folder per class (or give --dataset)',
+        ),
         (not args.no_labels, '--no-labels does not work here: data is compared class by class; leave it out'),
         (args.images >= 4, f'--images must be 4 or more, got {args.images}'),
         (args.img_size is None or args.img_size > 0, f'--img-size must be 1 or more, got {args.img_size}'),
