@@ -1,6 +1,6 @@
-"""Hook of MkDocs: lays the site out as the repository is, and adds a page with the flags of each command.
+"""MkDocs hook: lay out the site like the repository, and add a page with the flags of each command.
 
-Links between pages are those of the files then, wherever these lie, and go where they go in the repository.
+Links between pages then work on the site as they do between files in the repository.
 """
 
 import argparse
@@ -27,7 +27,7 @@ PATTERNS = (
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Replace the files of ``docs/`` by those of the repository that pages link to, and the pages of flags."""
+    """Replace the files of ``docs/`` with the repository files that pages link to, and the pages of flags."""
     kept = [file for file in files if file.src_dir != config.docs_dir]  # the theme's
     paths = [path.relative_to(ROOT).as_posix() for pattern in PATTERNS for path in sorted(ROOT.glob(pattern))]
     read = [File(path, str(ROOT), config.site_dir, config.use_directory_urls) for path in paths]
@@ -36,7 +36,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Name links by the title of their page where the text has the name of its file."""
+    """Replace the text of links with the title of the page if the text is its file name."""
 
     def with_title(link: re.Match[str]) -> str:
         file = files.get_file_from_path(f'docs/{link[1]}')
@@ -46,7 +46,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def flag_pages() -> Iterator[tuple[str, str]]:
-    """Pages of the flags of every command: name and Markdown."""
+    """Yield name and Markdown of the flag page of every command."""
     subcommands = {'vqgan': VQGAN_COMMANDS}
     for command in COMMANDS:
         for words in [[command, sub] for sub in subcommands.get(command, ())] or [[command]]:
@@ -54,7 +54,7 @@ def flag_pages() -> Iterator[tuple[str, str]]:
 
 
 def find_parser(words: list[str]) -> Parser:
-    """The parser that answers ``timm-dad WORDS --help``."""
+    """Return the parser that handles ``timm-dad WORDS --help``."""
     found: list[Parser] = []
 
     def keep(parser: Parser) -> str:
@@ -74,7 +74,7 @@ def _page(parser: Parser) -> str:
 
 
 def _group(parser: Parser, group: argparse._ArgumentGroup) -> str:
-    """The heading of a group and its flags; nothing of an empty one."""
+    """Format the heading of a group and its flags; an empty group gives nothing."""
     flags = [_flag(parser, action) for action in group._group_actions if action.help != argparse.SUPPRESS]
     if not flags:
         return ''
@@ -95,6 +95,6 @@ def _flag(parser: Parser, action: argparse.Action) -> str:
 
 
 def _text(help_text: str | None) -> str:
-    """A text of argparse as HTML, flags in it as code."""
+    """Format a text of argparse as HTML, with flags as code."""
     escaped = html.escape(' '.join((help_text or '').split()), quote=False)
     return re.sub(r'`([^`]+)`|(?<![\w-])(--[a-z][\w-]*)', lambda m: f'<code>{m[1] or m[2]}</code>', escaped)

@@ -97,5 +97,5 @@ def test_mean_of_figures():
 def test_bad_input():
     with pytest.raises(ValueError, match='needs at least one image'):
         estimate_figures([predict([])], 'images', 10)
-    with pytest.raises(ValueError, match='images: predictions to be compared must be of the same images'):
+    with pytest.raises(ValueError, match='images: compared predictions must be of the same images'):
         estimate_figures([predict([1, 0]), predict([1, 0], classes=1)], 'images', 10)

@@ -200,9 +200,9 @@ def test_a_suite_is_sampled_over_all_its_parts():
 
 
 def test_suites_whose_classes_are_not_the_models():
-    with pytest.raises(ValueError, match=r"^odd must have classes of the data, and \['z'\] are none"):
+    with pytest.raises(ValueError, match=r"^odd must have classes of the data, but \['z'\] are not among them"):
         sample_suite(suite(('a', 'z')), ('a', 'b'), 2, range, FRAME)
-    with pytest.raises(ValueError, match=r'^odd has 4 classes without names, and the data 3'):
+    with pytest.raises(ValueError, match=r'^odd has 4 classes without names, but the data has 3'):
         sample_suite(suite(None, num_classes=4), ('a', 'b', 'c'), 3, range, FRAME)
     with pytest.raises(ValueError, match=r'^odd groups classes'):
         sample_suite(suite(('a',), groups=(('n1', 'n2'),)), ('a',), 1, range, FRAME)
@@ -436,7 +436,7 @@ def test_the_temperature_is_that_of_the_divergence_and_batches_do_not_count(mode
 
 @pytest.mark.parametrize('names', [(), ('DAD',), ('near', 'clean')])
 def test_names_of_ood_sets(teacher, vqgan, names):
-    with pytest.raises(ValueError, match='OOD sets need names of their own'):
+    with pytest.raises(ValueError, match='OOD sets need names other than'):
         diagnose(sampled(), made(teacher, vqgan), {name: sampled() for name in names}, teacher)
 
 
@@ -469,7 +469,7 @@ def _limited_by(found, limiting):
     ('limiting', 'says'),
     [
         ('teacher', 'a stronger or more robust teacher'),
-        ('fit', 'train longer, a larger student'),
+        ('fit', 'train longer, or use a larger student'),
         ('shift', 'a larger --dad-eps'),
     ],
 )
@@ -478,7 +478,7 @@ def test_the_last_paragraph_names_the_limiting_term_and_what_follows(found, limi
     last = text.strip().split('\n\n')[-1]
     assert f'**{limiting}**' in last
     assert says in last
-    assert 'no proof' in last
+    assert 'proves nothing' in last
 
 
 def test_what_the_vqgan_costs_is_read_before_the_terms(found):
@@ -490,7 +490,7 @@ def test_what_the_vqgan_costs_is_read_before_the_terms(found):
         assert f'is 60.0 % on clean images and {60 + 100 * cost:.1f} % on Q(x)' in text
         assert f'costs {100 * cost:.1f} points' in text
         assert ('**the VQGAN comes first**' in text) == first
-        assert ('Before that, mend the VQGAN' in text.strip().split('\n\n')[-1]) == first
+        assert ('Before that, improve the VQGAN' in text.strip().split('\n\n')[-1]) == first
     assert 'What the VQGAN costs' not in format_report({**found, 'vqgan_cost': None})  # of a set that is made
 
 
@@ -501,7 +501,7 @@ def test_a_teacher_that_gives_one_class_is_noted(found):
     labels = {'DAD': torch.arange(20) % 3, 'clean': torch.arange(20) % 3, 'one': torch.zeros(20).long()}
     assert _one_class(outputs, labels) == {'DAD': 1.0}
     text = format_report({**found, 'one_class': {'DAD': 0.97}})
-    assert 'The teacher gives one class to 97 % of the images of DAD' in text
+    assert 'The teacher predicts one class for 97 % of the images of DAD' in text
 
 
 def test_without_pot_there_are_no_distances_and_one_line(teacher, vqgan, monkeypatch, caplog):
@@ -512,7 +512,7 @@ def test_without_pot_there_are_no_distances_and_one_line(teacher, vqgan, monkeyp
     assert 'Wasserstein' not in text
     assert 'was not measured' in text
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line == ('No Wasserstein distances, which POT computes: ot is missing; run: pip install "timm-dad[eval]"')
+    assert line == ('No Wasserstein distances, because they need POT: ot is missing; run: pip install "timm-dad[eval]"')
 
 
 def test_tables_hold_the_numbers(found):

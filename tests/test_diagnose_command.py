@@ -222,7 +222,7 @@ def test_folders_and_ood_data_of_the_same_classes(of_folders):
 
 def test_ood_data_with_other_classes(root, capsys):
     flags = [*folder(root), *SMALL, '--ood', f'odd={root}/ood', '--output', str(root / 'x')]
-    assert "--ood odd must have classes of the data, and ['whale'] are none of them" in error(capsys, flags)
+    assert "--ood odd must have classes of the data, but ['whale'] are not among them" in error(capsys, flags)
 
 
 def test_a_class_map_gives_the_labels(root, of_folders):
@@ -316,7 +316,7 @@ def test_what_does_not_go_with_a_set(root, dad_set, capsys, flags, message):
         ('--ood twemoji', "--ood must be NAME=PATH or demo/STYLE, got 'twemoji'"),
         ('--ood odd=/nowhere', '--ood odd=/nowhere'),
         ('--ood demo/twemoji demo/twemoji', '--ood: every set needs a name of its own'),
-        ('--ood DAD=demo/twemoji', 'OOD sets need names of their own'),
+        ('--ood DAD=demo/twemoji', 'OOD sets need names other than'),
         ('--student probe:nothing', '--student'),
         ('--student timm:nothing', 'timm has no model'),
         ('--student open_clip', '--student'),

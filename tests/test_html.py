@@ -97,7 +97,7 @@ def test_names_of_pictures_plots_and_flags_are_text(tmp_path):
     body = pictures([ShownPicture(views=views, lines=(evil, 'a & b'))]) + plots([tmp_path / 'a"b.png'])
     parsed = Parsed(body + settings({'--suite': f'a={evil}'}))
     assert 'script' not in parsed.tags
-    assert parsed.of('alt') == [f'x{evil}', 'Q(x)', 'a"b: a plot of numbers that the tables hold']
+    assert parsed.of('alt') == [f'x{evil}', 'Q(x)', 'a"b: a plot of numbers in the tables']
     assert parsed.of('width')[-1] == '960'  # of 150 dots an inch
     assert parsed.texts['div'] == [evil, 'a & b']
     assert parsed.texts['td'] == [f'a={evil}']

@@ -203,7 +203,7 @@ def test_a_flat_folder_is_split_by_links(work, capsys):
     init.main(['photos'])
     out = capsys.readouterr().out
     assert 'every fifth picture of a class is held out, as links in photos-split' in out
-    assert 'odd: train: folders without pictures, which are no classes: empty' in out
+    assert 'odd: train: folders without pictures, which do not count as classes: empty' in out
     splits = {split: links(work / 'photos-split' / split) for split in ('train', 'val')}
     assert {split: [len(names) for names in of.values()] for split, of in splits.items()} == {
         'train': [8, 1, 3, 8], 'val': [2, 1, 1, 2],
@@ -259,14 +259,14 @@ def test_it_says_what_is_odd_and_what_to_mend(work, capsys):
     init.main(['photos', '--img-size', '32'])
     out = capsys.readouterr().out
     assert 'train: 25 pictures in 3 classes, 1 to 22 a class; shorter side 12 to 36 px, median 36;' in out
-    assert 'odd: train: folders without pictures, which are no classes: tree' in out
-    assert 'odd: train: classes of one picture: dog' in out
+    assert 'odd: train: folders without pictures, which do not count as classes: tree' in out
+    assert 'odd: train: classes with only one picture: dog' in out
     assert 'odd: train: classes of very unequal size: cat has 22 pictures, dog 1' in out
-    assert 'odd: train: not all pictures are RGB, and all become it: RGB 22, L 1, RGBA 1' in out
+    assert 'odd: train: not all pictures are RGB (all are converted): RGB 22, L 1, RGBA 1' in out
     assert 'odd: train: 2 of 24 pictures have a side below 32 px, and are enlarged' in out
-    assert 'To mend before training: 1 of 25 pictures of train do not decode: mend them, or take them out:' in out
+    assert 'To mend before training: 1 of 25 pictures of train do not decode: repair or remove them:' in out
     assert 'fish/0.png (cannot identify image file' in out
-    assert 'same classes: tree in val alone; fish in train alone' in out
+    assert 'same classes: tree only in val; fish only in train' in out
     content = yaml.safe_load(Path('dad.yaml').read_text())
     assert content['train, info']['val_split'] == 'val'
 

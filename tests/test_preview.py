@@ -1,4 +1,4 @@
-"""One image on its way to its DAD view."""
+"""The steps from one image to its DAD view."""
 
 import pytest
 import torch

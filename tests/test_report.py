@@ -98,7 +98,7 @@ def test_published_figures_of_another_size_or_variant_do_not_count(results):
 
 
 def test_relative_mce_is_against_imagenet_val_with_the_same_classes_alone(results):
-    note = "No relative mCE on imagenet-c: AlexNet's clean error is on ImageNet val"
+    note = "No relative mCE on imagenet-c: AlexNet's clean error is measured on ImageNet val"
     c = SUITES[-1]
     few = {part: random_predictions(0, 40, classes=4) for part in IMAGENET_C}
     for clean, of_c, expected in (
@@ -123,9 +123,7 @@ def test_v2_without_matched_frequency_has_no_line_of_timm():
         report = build_report(results_of({'kd': 0.7}, suites), suites, resamples=0, timm_results=timm)
         assert report['baselines'].get('imagenet-v2', {}).get('source') == source
         notes = '\n'.join(report['notes'])
-        assert ('imagenet-v2 as a whole is here the mean of top-images, and not matched-frequency' in notes) == (
-            not source
-        )
+        assert ('imagenet-v2 as a whole is here the mean of top-images, not matched-frequency' in notes) == (not source)
         missing = 'threshold0.7' if source else 'matched-frequency, threshold0.7'
         assert f'imagenet-v2 lacks {missing}.' in notes
 
@@ -133,9 +131,9 @@ def test_v2_without_matched_frequency_has_no_line_of_timm():
 def test_notes_on_corruptions_made_here_and_on_suites_of_your_own():
     suites = [suite('noto', 'clean'), suite('sketches', 'ood'), *corrupted_suites(suite('noto', 'clean'), ['fog'], [1])]
     many, one = (build_report(results_of(models, suites), suites, resamples=0) for models in (MODELS, {'m': 0.5}))
-    sizes = 'noto-corrupted: images are corrupted at the size that each model takes.'
+    sizes = 'noto-corrupted: images are corrupted at the input size of each model.'
     assert [any(note.startswith(sizes) for note in report['notes']) for report in (many, one)] == [True, False]
-    assert any('count as shifted data: sketches. Where one is no shift' in note for note in one['notes'])
+    assert any('count as shifted data: sketches. If one is not shifted' in note for note in one['notes'])
 
 
 def test_effective_robustness_is_against_timm_or_the_models_here(report):
@@ -167,16 +165,16 @@ def test_too_few_models_have_no_effective_robustness_and_are_told(results):
     assert report['baselines'] == {}
     assert 'effective_robustness' not in report['figures']['kd']['imagenet-r']['*']
     start = 'No effective robustness on imagenet-a, imagenet-r: it needs'
-    assert any(note.startswith(f'{start} 3 models or more') for note in report['notes'])  # there is a clean suite
+    assert any(note.startswith(f'{start} 3 or more models') for note in report['notes'])  # there is a clean suite
     report = build_report({'kd': results['kd']}, SUITES[1:3], resamples=5)
-    assert any(note.startswith(f'{start} a clean suite, and 3 models or more') for note in report['notes'])
+    assert any(note.startswith(f'{start} a clean suite, and 3 or more models') for note in report['notes'])
 
 
 def test_notes_name_what_is_missing(results, report):
     assert report['missing_suites'] == ['objectnet']
     notes = '\n'.join(report['notes'])
-    assert 'Not evaluated, because their data is not there: objectnet.' in notes
-    assert 'imagenet-c has 40 images a part; published figures are of 50,000.' in notes
+    assert 'Not evaluated, because their data does not exist: objectnet.' in notes
+    assert 'imagenet-c has 40 images a part; published figures use 50,000.' in notes
     assert 'Mean OOD is the plain mean of top-1 on imagenet-a, imagenet-r, imagenet-v2.' in notes
     partial = suite('imagenet-c', 'corruption', IMAGENET_C[:2], normalizer='alexnet')
     made = build_report(results_of({'kd': 0.5}, [partial]), [partial], resamples=0)
@@ -261,7 +259,7 @@ def test_markdown_tables_are_whole(report):
     for table in tables:
         assert len({len(line) for line in table.splitlines()}) == 1
     assert '| imagenet-c: gaussian_noise    | top-1  |    200 |' in text
-    assert '- Not evaluated, because their data is not there: objectnet.' in text
+    assert '- Not evaluated, because their data does not exist: objectnet.' in text
 
 
 def test_markdown_of_odd_names():

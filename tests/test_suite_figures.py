@@ -149,7 +149,7 @@ def test_a_corruption_with_images_missing_is_drawn_apart():
 def test_models_on_other_images_are_refused(kind):
     one = suite('x', kind, ['a/1'])
     results = {'m': {'x': {'a/1': predict([1, 0, 1])}}, 'n': {'x': {'a/1': predict([1, 0])}}}
-    with pytest.raises(ValueError, match=r'x/.*: predictions to be compared must be of the same images'):
+    with pytest.raises(ValueError, match=r'x/.*: compared predictions must be of the same images'):
         estimate_parts(results, [one], 10, 0)
 
 

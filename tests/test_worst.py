@@ -1,4 +1,4 @@
-"""The pictures on which models are most confidently wrong."""
+"""The pictures that models get most confidently wrong."""
 
 import numpy as np
 import pytest

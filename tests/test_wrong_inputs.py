@@ -885,13 +885,13 @@ row('init-data-is-a-file', INIT.replace('pictures', 'names.txt'), '--data-dir', 
     files={'names.txt': 'cat\n'})  # fmt: skip
 row('init-no-data', 'init --output new.yaml', 'DATA', '--dataset', 'folder')
 row('init-data-twice', f'{INIT} --data-dir other', '--data-dir', 'other', LEAVE)
-row('init-data-empty', INIT.replace('pictures', 'none'), '--data-dir', 'none', 'one folder a class',
+row('init-data-empty', INIT.replace('pictures', 'none'), '--data-dir', 'none', 'one folder per class',
     files={'none': None})  # fmt: skip
 row('init-one-class', INIT.replace('pictures', 'one'), '--data-dir', 'cat', 'two',
     change=lambda root: write_single(root / 'one'))  # fmt: skip
 row('init-flat-of-one-class', INIT.replace('pictures', 'flat'), '--data-dir', r"'cat'", 'two classes or more',
     change=lambda root: _flat(root, cat=2))  # fmt: skip
-row('init-flat-of-texts', INIT.replace('pictures', 'flat'), 'flat', r"'cat': 0", 'pictures right inside',
+row('init-flat-of-texts', INIT.replace('pictures', 'flat'), 'flat', r"'cat': 0", 'pictures directly inside',
     files={'flat/cat/a.txt': 'x', 'flat/dog/a.txt': 'x'})  # fmt: skip
 row('init-split-typo', f'{INIT} --val-split vall', '--val-split', 'vall', 'validation')
 row('init-split-empty', f'{INIT} --train-split ""', '--train-split', "''", 'two splits')

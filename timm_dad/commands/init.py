@@ -1,4 +1,4 @@
-"""``timm-dad init``: look at data and machine, propose a training, and write the config that says it."""
+"""``timm-dad init``: inspect data and machine, propose a training, and write a config for it."""
 
 import argparse
 import logging
@@ -43,7 +43,7 @@ from timm_dad.vqgan_training.args import check_image_size
 PROGRAM = 'timm-dad init'
 _LOOK = 64
 _HOW_TO_READ = (
-    'A section is read by the commands that its first line names, with --config; the command line goes before it.',
+    'With --config, a section is read by the commands in its first line; flags on the command line override it.',
 )
 _FACTOR = 4  # of the demo's VQGAN
 _SOURCE_FLAGS = ('data_dir', 'dataset', 'class_map', 'dataset_download', 'dataset_trust_remote_code', 'input_key',
@@ -51,32 +51,32 @@ _SOURCE_FLAGS = ('data_dir', 'dataset', 'class_map', 'dataset_download', 'datase
 
 
 def create_parser() -> Parser:
-    """The parser of ``timm-dad init``."""
+    """Create the parser of ``timm-dad init``."""
     parser = Parser(
         prog=PROGRAM,
         usage='%(prog)s DATA [flags]',
-        description='Look at a folder of pictures and at this machine, and write a config for the other commands. DATA '
-        'has the folders train and val, each with a folder a class, or the folders of the classes: then every fifth '
-        'picture is held out, in folders of links.',
+        description='Inspect a folder of pictures and this machine, and write a config for the other commands. DATA '
+        'contains either the folders train and val, each with one folder per class, or the class folders themselves: '
+        'then every fifth picture is held out, in folders of links.',
     )
-    parser.add_argument('data', nargs='?', metavar='DATA', help='the folder, as --data-dir')
+    parser.add_argument('data', nargs='?', metavar='DATA', help='the folder, as for --data-dir')
     group = parser.add_argument_group('Dataset')
     add_source_args(group, 'train', '--train-split')
     group.add_argument('--val-split', metavar='NAME', default='validation', help='dataset validation split')
-    group.add_argument('--num-classes', type=int, metavar='N', help='classes of data without names of them')
+    group.add_argument('--num-classes', type=int, metavar='N', help='number of classes, if the data does not name them')
     group = parser.add_argument_group('Proposal')
-    group.add_argument('--dad-teacher', metavar='SPEC', default='', help='a teacher that you have')
-    group.add_argument('--dad-vqgan', metavar='SPEC', default='', help='a VQGAN that you have')
-    group.add_argument('--img-size', type=int, metavar='N', help='size of the images (default: by machine and data)')
+    group.add_argument('--dad-teacher', metavar='SPEC', default='', help='use this teacher')
+    group.add_argument('--dad-vqgan', metavar='SPEC', default='', help='use this VQGAN')
+    group.add_argument('--img-size', type=int, metavar='N', help='image size (default: by machine and data)')
     group = parser.add_argument_group('Execution')
     group.add_argument('--output', metavar='FILE', default='dad.yaml', help='the config to write')
-    group.add_argument('--force', action='store_true', help='replace it, and the links of pictures that are held out')
+    group.add_argument('--force', action='store_true', help='replace it, and the links of held-out pictures')
     add_device_arg(group)
     return parser
 
 
 def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
-    """Parse and check; returns all flags, and those of the command line. ``SystemExit`` on a bad flag."""
+    """Parse and check; return all flags, and those of the command line. ``SystemExit`` on a bad flag."""
     args, given = create_parser().parse_args(argv), given_flags(create_parser(), argv)
     with user_errors(PROGRAM):
         size, output = args.img_size, Path(args.output)
@@ -84,13 +84,13 @@ def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]
             (args.data is None or args.data_dir in (None, args.data),
              f'{args.data} and --data-dir {args.data_dir} both name the data: leave one of them out'),
             (args.data or args.data_dir or args.dataset,
-             'DATA must name a folder with one sub-folder a class (or give --dataset)'),
+             'DATA must name a folder with one sub-folder per class (or give --dataset)'),
             (args.train_split and args.val_split and args.train_split != args.val_split,
              f'--train-split and --val-split must name two splits, got {args.train_split!r} and {args.val_split!r}'),
             (size is None or size >= 32, f'--img-size must be 32 or more, got {size}'),
             (not output.is_dir(), f'--output must be a file, got the folder {output}'),
             (args.force or not output.exists(),
-             f'--output: {output} is there already: give --force to replace it, or the name of another file'),
+             f'--output: {output} already exists: give --force to replace it, or the name of another file'),
             device_rule(args.device),
         )  # fmt: skip
         check_rules(rules)
@@ -106,7 +106,7 @@ def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]
 
 
 def main(argv: Sequence[str]) -> Proposal:
-    """Run ``timm-dad init`` with a command line from there on; returns what it proposes."""
+    """Run ``timm-dad init`` with flags ``argv``; return the proposal."""
     args, given = parse_args(argv)
     setup_logging(logging.WARNING)
     with user_errors(PROGRAM):
@@ -128,10 +128,10 @@ def main(argv: Sequence[str]) -> Proposal:
 
 
 def find_splits(args: argparse.Namespace, given: Mapping[str, Any]) -> Path | None:
-    """Find the splits of a folder, or hold one out; ``args`` name them then. Returns the folder that has the classes.
+    """Find the splits of a folder, or hold one out, and set them in ``args``; return the folder with the classes.
 
     Raises:
-        ValueError: If there is no such folder, or it has no folders of classes.
+        ValueError: If the folder does not exist, or has no class folders.
     """
     if args.dataset:
         return None
@@ -139,7 +139,7 @@ def find_splits(args: argparse.Namespace, given: Mapping[str, Any]) -> Path | No
     with under_flag('--data-dir'):
         root = Path(str(data_folder(args.data_dir)))
     if not root.is_dir():
-        raise ValueError(f'{flag} must be a folder with one sub-folder a class, and there is no such folder')
+        raise ValueError(f'{flag} must be a folder with one sub-folder per class, but there is no such folder')
     train, val = split_folder(root, args.train_split), split_folder(root, args.val_split)
     if val is None and 'val_split' not in given:
         val = split_folder(root, 'test')
@@ -150,12 +150,12 @@ def find_splits(args: argparse.Namespace, given: Mapping[str, Any]) -> Path | No
     source = train if train and class_folders(train) else root
     if len(class_folders(source)) < 2:
         raise ValueError(
-            f'{flag}: pictures must lie in one folder a class, of two classes or more, and the folders of {source} are '
-            f'{class_folders(source)}'
+            f'{flag}: pictures must lie in one folder per class, of two classes or more, but the folders of {source} '
+            f'are {class_folders(source)}'
         )
     folder = Path(args.output).parent / f'{Path(os.path.abspath(root)).name}-split'
     if folder.exists() and not args.force:
-        raise ValueError(f'{folder}, for links of pictures, is there already: give --force to make its links anew')
+        raise ValueError(f'{folder}, for links of pictures, already exists: give --force to replace its links')
     hold_out(source, folder)
     print(f'{source} has no validation split: every fifth picture of a class is held out, as links in {folder}')
     args.data_dir, args.train_split, args.val_split = str(folder), 'train', 'val'
@@ -163,7 +163,7 @@ def find_splits(args: argparse.Namespace, given: Mapping[str, Any]) -> Path | No
 
 
 def look_at_data(args: argparse.Namespace, folder: Path | None) -> tuple[Data, tuple[Survey, Survey]]:
-    """Look at the pictures of both splits; ``ValueError`` where there are none, or fewer than two classes."""
+    """Survey the pictures of both splits; ``ValueError`` if there are none, or fewer than two classes."""
     sources = {
         split: Source(create_dataset(args, split, split_flag=flag))
         for split, flag in ((args.train_split, '--train-split'), (args.val_split, '--val-split'))
@@ -194,7 +194,7 @@ def look_at_data(args: argparse.Namespace, folder: Path | None) -> tuple[Data, t
 def _describe(
     args: argparse.Namespace, surveys: tuple[Survey, Survey], machine: Machine, proposal: Proposal
 ) -> list[str]:
-    """What was found, and what is proposed: lines for the terminal and for the file."""
+    """Describe findings and proposal in lines for the terminal and the file."""
     train, val = surveys
     classes = ', '.join(f'{name} {count}' for name, count in list(train.counts.items())[:8])
     more = ', ...' if len(train.counts) > 8 else ''
@@ -217,7 +217,7 @@ def _describe(
 
 
 def _printable(text: str) -> str:
-    """The text as a terminal, and a comment of YAML, can hold it."""
+    """Replace characters that a terminal or a YAML comment cannot contain."""
     return ''.join(letter if letter.isprintable() else '?' for letter in text)
 
 
@@ -230,7 +230,7 @@ def print_next(
     *,
     broken: bool,
 ) -> None:
-    """Check teacher and VQGAN, if they are there, and print the commands that come next, with the time of each."""
+    """Check teacher and VQGAN, if they exist, and print the next commands, with the time of each."""
     fetched = proposal.teacher == DEFAULT_TEACHER or proposal.vqgan in PRESETS
     ready = not broken and not proposal.missing() and (machine.cached or not fetched)
     standing = proposal.own_teacher and not fetched
@@ -247,7 +247,7 @@ def print_next(
 
 
 def check_models(args: argparse.Namespace, data: Data) -> DADAugment:
-    """Look at some training pictures through teacher, VQGAN and attack; says what it finds."""
+    """Check teacher, VQGAN and attack on some training pictures, and print the result."""
     own = preview.parse_args(['--config', args.output, '--split', data.train_split, '--device', args.device])
     source = preview.open_source(own)
     augment = preview.build_augment(own, source)
@@ -262,7 +262,7 @@ def check_models(args: argparse.Namespace, data: Data) -> DADAugment:
 def next_commands(
     config: str, data: Data, machine: Machine, proposal: Proposal, *, seen: bool, times: Mapping[str, float]
 ) -> list[tuple[str, str]]:
-    """The commands that come next, each with what it does and how long it takes; what is there already is left out."""
+    """Return the next commands, with what each makes and how long it takes, without those already done."""
     given, missing = f'--config {shlex.quote(config)}', proposal.missing()
     student = proposal.folder / 'student' / BEST
     steps = (

@@ -1,4 +1,4 @@
-"""How long the training that ``timm-dad init`` proposes takes here, by some steps of it."""
+"""Estimate how long the training proposed by ``timm-dad init`` takes here, from some of its steps."""
 
 import itertools
 import time
@@ -18,21 +18,21 @@ from timm_dad.method.latent_space import LatentAttackConfig
 from timm_dad.teachers.teacher import Teacher
 from timm_dad.vqgan.load import load_vqgan
 
-_PICTURES, _TIMES = 8, 3  # pictures at a time, and how often: the fastest time counts, of a machine that is busy, too
+_PICTURES, _TIMES = 8, 3  # pictures at a time, and repeats: the fastest counts, as the machine may be busy
 _GREY: dict[str, Any] = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seconds:
-    """What one picture takes, in seconds."""
+    """Seconds per picture."""
 
-    student: float  # a step of it, forward and backward
-    teacher: float  # its answer
-    view: float  # to make a DAD view
-    vqgan: float  # a step of the VQGAN, forward and backward
+    student: float  # a training step, forward and backward
+    teacher: float  # a forward pass
+    view: float  # making a DAD view
+    vqgan: float  # a training step, forward and backward
 
     def of_steps(self, proposal: Proposal, count: int) -> dict[str, float]:
-        """Seconds of training teacher, VQGAN and student on ``count`` pictures, without the start of the program."""
+        """Return seconds for training teacher, VQGAN and student on ``count`` pictures, without program start."""
         views = proposal.views * count if proposal.views else proposal.epochs * count
         pass_with_dad = 2 * (self.student + self.teacher)
         return {
@@ -43,7 +43,7 @@ class Seconds:
 
 
 def measure(proposal: Proposal, num_classes: int, device: torch.device, augment: DADAugment | None = None) -> Seconds:
-    """Measure with what makes the views or, where it is not there yet, with what will cost as much.
+    """Measure with ``augment`` or, if teacher and VQGAN do not exist yet, with stand-ins of the same cost.
 
     Raises:
         ImportError: If the extra ``vqgan`` is not installed.
@@ -63,7 +63,7 @@ def measure(proposal: Proposal, num_classes: int, device: torch.device, augment:
 
 
 def _stand_in(proposal: Proposal, num_classes: int, device: torch.device) -> DADAugment:
-    """An untrained student for teacher, and the VQGAN of the demo."""
+    """Build an augmentation with an untrained student as teacher, and the VQGAN of the demo."""
     network = timm.create_model(proposal.model, num_classes=num_classes)
     size = (proposal.img_size, proposal.img_size)
     teacher, vqgan = Teacher(network, input_size=size, num_classes=num_classes, **_GREY), load_vqgan(DEMO_VQGAN)
@@ -72,7 +72,7 @@ def _stand_in(proposal: Proposal, num_classes: int, device: torch.device) -> DAD
 
 
 def _time(step: Callable[[], object], device: torch.device) -> float:
-    """Seconds a picture of a step."""
+    """Return the seconds per picture of a step."""
     clocks = []
     for _ in range(1 + _TIMES):
         step()

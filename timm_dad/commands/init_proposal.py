@@ -1,4 +1,4 @@
-"""What ``timm-dad init`` proposes for data on a machine, and the config that says it."""
+"""The proposal of ``timm-dad init`` for data on a machine, and its config."""
 
 import importlib.util
 import json
@@ -21,7 +21,7 @@ from timm_dad.teachers.spec import DEFAULT_TEACHER
 from timm_dad.teachers.trained import BEST
 from timm_dad.vqgan.presets import PRESETS
 
-_PACKAGES = {'open_clip': 'clip', 'taming': 'vqgan', 'imagecorruptions': 'eval'}  # with the extra that installs each
+_PACKAGES = {'open_clip': 'clip', 'taming': 'vqgan', 'imagecorruptions': 'eval'}  # and the extra that installs each
 _GB = 1e9
 
 
@@ -29,7 +29,7 @@ _GB = 1e9
 class Route:
     """A way to train on some kind of machine.
 
-    An empty teacher is one that is trained first, as the student is, and an empty VQGAN that of the demo, fine-tuned.
+    An empty teacher is trained first, like the student; an empty VQGAN is that of the demo, fine-tuned.
     """
 
     why: str
@@ -43,7 +43,7 @@ class Route:
 PUBLIC_VQGAN = 'kandinsky-f8-16384'
 ROUTES = {
     'public weights': Route(
-        why='a GPU and public weights: CLIP, which knows the classes by the names of their folders',
+        why='a GPU and public weights: CLIP, which recognizes the classes by their folder names',
         teacher=DEFAULT_TEACHER, vqgan=PUBLIC_VQGAN, model='resnet50', img_size=224, batch_size=64,
     ),
     'own, GPU': Route(why='a GPU and no public weights', model='resnet18', img_size=128, batch_size=64),
@@ -51,25 +51,25 @@ ROUTES = {
         why='no GPU: small networks, and no download', model='resnet10t', img_size=64, batch_size=32
     ),
 }  # fmt: skip
-# The repositories of the public weights.
+# Repositories of the public weights.
 _REPOSITORIES = ('timm/vit_large_patch14_clip_224.openai', PRESETS[PUBLIC_VQGAN].url.removeprefix('hf://'))
 _EPOCHS = 30
-_VIEWS = 2  # cached ones of a picture
+_VIEWS = 2  # cached views per picture
 VQGAN_BATCH = 16
 _VQGAN_STEPS = (100, 3000)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What there is to train with.
+    """The machine to train on.
 
     Args:
         cores: CPU cores.
-        memory: GB of it.
-        gpu: Name of the GPU, and its memory; empty without one.
+        memory: RAM in GB.
+        gpu: Name and memory of the GPU; empty without one.
         missing: Extras of timm-dad that are not installed.
         cached: Whether the public weights are in the cache of the hub.
-        offline: Why nothing can be downloaded; empty where it can.
+        offline: Why nothing can be downloaded; empty if downloads are possible.
     """
 
     cores: int
@@ -80,7 +80,7 @@ class Machine:
     offline: str
 
     def __str__(self) -> str:
-        """All of it in a line."""
+        """Return all of it in one line."""
         lacks = f'extras not installed: {", ".join(sorted(self.missing))}' if self.missing else 'all extras installed'
         there = 'public weights in the cache' if self.cached else 'no public weights in the cache'
         where = f'no downloads ({self.offline})' if self.offline else 'downloads possible'
@@ -88,7 +88,7 @@ class Machine:
 
 
 def look_at_machine(device: torch.device) -> Machine:
-    """Find out what there is, for a training on ``device``; asks the hub whether it can be reached."""
+    """Inspect the machine for a training on ``device``, and check whether the hub can be reached."""
     affinity = getattr(os, 'sched_getaffinity', None)
     gpu = ''
     if device.type == 'cuda':
@@ -105,7 +105,7 @@ def look_at_machine(device: torch.device) -> Machine:
 
 
 def _is_cached(address: str) -> bool:
-    """Whether the cache of the hub has weights of ``USER/NAME[/FOLDER]``."""
+    """Return whether the hub's cache has weights of ``USER/NAME[/FOLDER]``."""
     user, name, *inside = address.split('/')
     folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=f'{user}/{name}', repo_type='model'), 'snapshots')
     return any(next(folder.glob('/'.join(['*', *inside, f'*{end}'])), None) for end in ('.safetensors', '.bin'))
@@ -125,19 +125,19 @@ def _why_offline() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Where the data is, as flags say it; an empty ``suite`` is one that ``timm-dad evaluate`` does not take."""
+    """The data, as flags and facts; ``suite`` is empty if ``timm-dad evaluate`` cannot read the data."""
 
-    flags: dict[str, Any]  # of all commands that read data, without splits
+    flags: dict[str, Any]  # for all commands that read data, without splits
     name: str
     train_split: str
     val_split: str
     num_classes: int
     suite: str
     named: bool  # whether the data names its classes
-    spoken: bool  # and not by numbers: a CLIP can be asked for them
+    spoken: bool  # and not by numbers, so a CLIP can recognize them
     streams: bool
-    count: int  # pictures to train on
-    side: int  # of a picture, in pixels
+    count: int  # training pictures
+    side: int  # median shorter side of the pictures, in pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,10 +151,10 @@ class Proposal:
     img_size: int
     batch_size: int
     epochs: int
-    views: int  # cached ones of a picture; 0: made anew in each batch
+    views: int  # cached views per picture; 0: new views in each batch
     vqgan_steps: int
     pretrained: bool
-    folder: Path  # of all that is trained
+    folder: Path  # for everything that is trained
 
     @property
     def own_teacher(self) -> bool:
@@ -167,19 +167,19 @@ class Proposal:
         return self.vqgan == str(self.folder / 'vqgan' / 'best.safetensors')
 
     def missing(self) -> list[Path]:
-        """Files of the teacher and the VQGAN that are trained first, and are not there."""
+        """Return the missing files of teacher and VQGAN, if these are trained first."""
         files = [self.folder / 'teacher' / BEST] if self.own_teacher else []
         files += [Path(self.vqgan)] if self.own_vqgan else []
         return [path for path in files if not path.is_file()]
 
 
 def propose(machine: Machine, data: Data, teacher: str = '', vqgan: str = '', img_size: int = 0) -> Proposal:
-    """Propose a training; what is given goes before what the machine says."""
+    """Propose a training for machine and data; the given teacher, VQGAN and size take precedence."""
     public = not {'clip', 'vqgan'} & machine.missing and (machine.cached or not machine.offline)
     spoken = data.spoken or bool(teacher)
     route = ROUTES['own, CPU' if not machine.gpu else 'public weights' if public and spoken else 'own, GPU']
     folder = Path('output') / data.name
-    own_vqgan = 'demo' if data.streams else str(folder / 'vqgan' / 'best.safetensors')  # which reads no stream
+    own_vqgan = 'demo' if data.streams else str(folder / 'vqgan' / 'best.safetensors')  # VQGAN training reads no stream
     size = img_size or (route.img_size if data.side >= route.img_size else max(32, data.side // 8 * 8))
     room = shutil.disk_usage(tempfile.gettempdir()).free / 4
     cached = not data.streams and _VIEWS * data.count * 3 * size**2 < room
@@ -206,7 +206,7 @@ Line = tuple[str, Any, str]  # a flag, its value, and why
 
 
 def config_text(proposal: Proposal, data: Data, machine: Machine, header: Sequence[str]) -> str:
-    """The YAML file that the commands take by ``--config``; ``header`` are lines of comment."""
+    """Return the YAML file for ``--config``; ``header`` becomes lines of comment."""
     lines = [f'# {line}' for line in header]
     for commands, flags in _sections(proposal, data, machine):
         lines += ['', f'{commands}:']
@@ -217,7 +217,7 @@ def config_text(proposal: Proposal, data: Data, machine: Machine, header: Sequen
 
 
 def _yaml(value: Any) -> str:
-    """A value on one line."""
+    """Format a value on one line."""
     if isinstance(value, str) and not value.isprintable():
         return json.dumps(value)
     text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
@@ -236,7 +236,7 @@ def _sections(proposal: Proposal, data: Data, machine: Machine) -> list[tuple[st
             *classes,
             ('dad_teacher', proposal.teacher, 'it must know the classes well'),
             ('dad_vqgan', proposal.vqgan, 'Q(x) must keep what the teacher sees'),
-            ('dad_attack', 'latent', "pixels is the paper's, and changes less (docs/attacks.md)"),
+            ('dad_attack', 'latent', "pixels is the paper's, but changes less (docs/attacks.md)"),
         ]),
         ('train, info', _train_lines(proposal, data)),
     ]  # fmt: skip
@@ -244,8 +244,8 @@ def _sections(proposal: Proposal, data: Data, machine: Machine) -> list[tuple[st
         sections.append(('vqgan train', [
             ('train_split', data.train_split, ''),
             ('val_split', data.val_split, ''),
-            ('init', 'demo', 'what is fine-tuned: the VQGAN of the demo'),
-            ('steps', proposal.vqgan_steps, f'of {VQGAN_BATCH} pictures; more make Q(x) sharper'),
+            ('init', 'demo', 'the VQGAN to fine-tune: that of the demo'),
+            ('steps', proposal.vqgan_steps, f'with {VQGAN_BATCH} pictures each; more steps make Q(x) sharper'),
             ('output', str(folder / 'vqgan'), ''),
         ]))  # fmt: skip
     sections += [
@@ -258,17 +258,17 @@ def _sections(proposal: Proposal, data: Data, machine: Machine) -> list[tuple[st
 
 
 def _train_lines(proposal: Proposal, data: Data) -> list[Line]:
-    pretrained: list[Line] = [('pretrained', True, 'weights of ImageNet, which timm downloads')]
-    cached = 'views of each picture, made once; 0: fresh ones in each batch, slower'
-    online = 'views are made in each batch: ' + ('it is a stream' if data.streams else 'all would fill the disk')
+    pretrained: list[Line] = [('pretrained', True, 'ImageNet weights, downloaded by timm')]
+    cached = 'views of each picture, made once; 0: new ones in each batch, slower'
+    online = 'new views in each batch: ' + ('the data is a stream' if data.streams else 'a cache would fill the disk')
     return [
         ('train_split', data.train_split, ''),
         ('val_split', data.val_split, ''),
         ('model', proposal.model, 'the student: any model of timm'),
         *(pretrained if proposal.pretrained else []),
-        ('batch_size', proposal.batch_size, 'less where memory runs out'),
-        ('epochs', proposal.epochs, 'more take longer in proportion'),
-        ('dad', True, '--no-dad on the command line trains without'),
+        ('batch_size', proposal.batch_size, 'reduce it if memory runs out'),
+        ('epochs', proposal.epochs, 'time grows in proportion'),
+        ('dad', True, '--no-dad on the command line trains without it'),
         ('dad_cache', proposal.views, cached if proposal.views else online),
         ('output', str(proposal.folder), ''),
         ('experiment', 'student', 'folder of the run, in output'),
@@ -278,7 +278,7 @@ def _train_lines(proposal: Proposal, data: Data) -> list[Line]:
 def _measured(proposal: Proposal, data: Data, machine: Machine) -> list[tuple[str, list[Line]]]:
     student = f'run:{proposal.folder / "student"}'
     models = [f'student={student}', f'teacher={proposal.teacher}']
-    corrupt: list[Line] = [('corrupt', [], 'all 15 corruptions, in 5 severities')]
+    corrupt: list[Line] = [('corrupt', [], 'all 15 corruptions, at 5 severities')]
     return [
         ('evaluate', [
             ('model', models, ''),

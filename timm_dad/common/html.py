@@ -1,4 +1,4 @@
-"""HTML in one file: embedded pictures, nothing loaded from elsewhere."""
+"""Self-contained HTML: embedded pictures, nothing loaded from elsewhere."""
 
 import base64
 import hashlib
@@ -19,7 +19,7 @@ thead th { border-bottom: 1px solid GrayText; }
 def html_page(title: str, body: str, style: str = '', script: str = '') -> str:
     """Return an HTML document with ``body``, ``style`` and ``script`` inserted unchanged.
 
-    Its policy lets a browser load nothing, and run nothing but ``script``.
+    Its security policy lets a browser load nothing, and run only ``script``.
     """
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     if script:
@@ -34,5 +34,5 @@ def html_page(title: str, body: str, style: str = '', script: str = '') -> str:
 
 
 def data_url(content: bytes, kind: str = 'png') -> str:
-    """Return the content of a picture file as its address."""
+    """Return the content of a picture file as a data URL."""
     return f'data:image/{kind};base64,{base64.b64encode(content).decode()}'

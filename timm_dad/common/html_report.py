@@ -1,4 +1,4 @@
-"""A report as HTML in one file: its Markdown with tables that sort, plots, and pictures with what is said of them."""
+"""A report as one HTML file: its Markdown with sortable tables, plots, and pictures with captions."""
 
 import io
 import re
@@ -11,7 +11,7 @@ from PIL import Image
 
 from timm_dad.common.html import data_url, html_page
 
-_SIDE = 128  # pixels along the longer side of a picture, and the least that it is shown at
+_SIDE = 128  # pixels: longer side of stored pictures; smaller ones are enlarged by whole numbers up to it
 _QUALITY = 90  # of JPEG
 _PLOT_DPI, _CSS_DPI = 150, 96
 _STYLE = """
@@ -55,7 +55,7 @@ figcaption div:first-child { font-weight: bold; }
   h2, h3, h4 { break-after: avoid; }
 }
 """
-# Cells without a number come last, whichever way a column of numbers is sorted.
+# Cells without a number come last, in ascending and in descending order.
 _SCRIPT = """
 const order = new Intl.Collator('en', { numeric: true });
 for (const table of document.querySelectorAll('.sortable')) {
@@ -83,14 +83,14 @@ for (const table of document.querySelectorAll('.sortable')) {
 
 @dataclass(frozen=True, kw_only=True)
 class ShownPicture:
-    """Views of one image by name, and lines about it, the first one the main one."""
+    """Views of one image by name, and caption lines; the first line is the main one."""
 
     views: Mapping[str, Image.Image]
     lines: Sequence[str]
 
 
 def picture_name(file: str) -> str:
-    """Name a picture for readers, by its file or, where the data has none, by its number."""
+    """Name a picture for readers, by its file or, if the data has no files, by its number."""
     return f'image {file}' if file.isdecimal() else file
 
 
@@ -99,15 +99,15 @@ def report_page(title: str, text: str, more: str = '') -> str:
 
     Args:
         title: Its heading.
-        text: The Markdown that the reports of this package have; its tables sort.
-        more: What follows, as HTML: ``plots``, ``pictures``, ``settings``.
+        text: Markdown, as in the reports of this package; its tables become sortable.
+        more: HTML to append: ``plots``, ``pictures``, ``settings``.
     """
     body = ''.join(_block(block) for block in text.strip().split('\n\n'))
     return html_page(title, body + more, _STYLE, _SCRIPT)
 
 
 def plots(files: Sequence[Path]) -> str:
-    """Show PNGs of ``evaluation.report.plot_style`` at their size, under a heading; nothing where there are none."""
+    """Show PNGs of ``evaluation.report.plot_style`` at their size, under a heading; no files give an empty text."""
     shown = ''.join(_plot(file) for file in files)
     return f'<h2>Plots</h2>\n{shown}' if shown else ''
 
@@ -116,7 +116,7 @@ def _plot(file: Path) -> str:
     content = file.read_bytes()
     with Image.open(io.BytesIO(content)) as picture:
         width, height = (round(side * _CSS_DPI / _PLOT_DPI) for side in picture.size)
-    alt = escape(f'{file.stem}: a plot of numbers that the tables hold')
+    alt = escape(f'{file.stem}: a plot of numbers in the tables')
     return (
         f'<section class="plot" tabindex="0"><img src="{data_url(content)}" width="{width}" height="{height}" '
         f'alt="{alt}"></section>\n'
@@ -124,7 +124,7 @@ def _plot(file: Path) -> str:
 
 
 def pictures(shown: Sequence[ShownPicture]) -> str:
-    """Show pictures side by side, shrunk to 128 pixels a side, as JPEG; small ones keep their pixels."""
+    """Show pictures side by side as JPEG, shrunk to at most 128 pixels a side; small ones keep their pixels."""
     if not shown:
         return '<p>None.</p>\n'
     wide = ' wide' if any(len(one.views) > 1 for one in shown) else ''
@@ -159,7 +159,7 @@ def settings(flags: Mapping[str, str]) -> str:
 
 
 def _block(block: str) -> str:
-    """A paragraph, heading, list or table of Markdown."""
+    """Convert a paragraph, heading, list or table of Markdown."""
     if block.startswith('|'):
         head, rule, *rows = (re.split(r'(?<!\\)\|', line)[1:-1] for line in block.splitlines())
         kinds = [' class="number"' if mark.strip().endswith(':') else '' for mark in rule]
@@ -179,7 +179,7 @@ def _block(block: str) -> str:
 
 
 def _cells(row: Sequence[str], kinds: Sequence[str]) -> str:
-    """A row of a table, which its first cell names."""
+    """Build a table row, with its first cell as row header."""
     cells = ''.join(_cell('td', *cell) for cell in zip(row[1:], kinds[1:], strict=True))
     return _cell('th', row[0], ' scope="row"') + cells
 

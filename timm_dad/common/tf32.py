@@ -16,7 +16,7 @@ _NEWER: list[Any] = [
 
 @contextlib.contextmanager
 def without_tf32() -> Iterator[None]:
-    """Multiply matrices in fp32, whichever switch of torch allows TF32 (10 bits of the fraction) or bf16 for them."""
+    """Multiply matrices in fp32, even if a switch of torch allows TF32 (10-bit mantissa) or bf16 for them."""
     before = [part.fp32_precision for part in _NEWER]
     older = _older_switch()
     if older not in ('', 'highest'):
@@ -31,7 +31,7 @@ def without_tf32() -> Iterator[None]:
 
 
 def _older_switch() -> str:
-    """What ``torch.set_float32_matmul_precision`` set; empty where a newer switch was used: torch refuses to tell."""
+    """Return the value of ``torch.set_float32_matmul_precision``; empty if torch hides it after a newer switch."""
     try:
         return torch.get_float32_matmul_precision()
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""Hold pictures of a folder without a validation split out, as folders of links."""
+"""A validation split for a folder without one: pictures are held out, as folders of links."""
 
 import hashlib
 import os
@@ -8,29 +8,29 @@ from timm.data import get_img_extensions
 
 from timm_dad.data.survey import class_folders
 
-_SHARE = 5  # one picture of so many
+_SHARE = 5  # one picture in 5
 
 
 def hold_out(root: Path, folder: Path) -> tuple[Path, Path]:
-    """Link the pictures of class folders into ``folder/train`` and ``folder/val``; those of ``root`` stay as they are.
+    """Link the pictures of class folders into ``folder/train`` and ``folder/val``; ``root`` stays unchanged.
 
-    Every fifth picture of a class is held out, by a hash of its name: the same ones each time, whatever is added. A
-    class has one at least, and its only one is in both.
+    One fifth of each class is held out, ordered by a hash of the name, so each run holds out the same pictures. At
+    least one picture of a class is held out; if it is the only one, it is in both splits.
 
     Args:
-        root: Folder of class folders, with the pictures right inside.
-        folder: Where to put the links, new; links that are there already are replaced.
+        root: Folder of class folders, with the pictures directly inside.
+        folder: Folder for the links; existing links in it are replaced.
 
     Returns:
         The two folders.
 
     Raises:
-        ValueError: If there are not two classes with pictures; nothing is linked then.
+        ValueError: If fewer than two classes have pictures; nothing is linked then.
     """
     pictures = {name: _pictures(root / name) for name in class_folders(root)}
     if len([paths for paths in pictures.values() if paths]) < 2:
         raise ValueError(
-            f'{root} must have one folder a class with pictures right inside, of two classes or more; there are '
+            f'{root} must have one folder per class, of two classes or more, with pictures directly inside; there are '
             f'{ ({name: len(paths) for name, paths in pictures.items()}) }'
         )
     for link in folder.rglob('*'):
@@ -48,7 +48,7 @@ def hold_out(root: Path, folder: Path) -> tuple[Path, Path]:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    """Pictures right inside a folder, in the order of the hashes of their names."""
+    """Return the pictures directly inside a folder, ordered by the hashes of their names."""
     extensions = tuple(get_img_extensions())
     paths = [path for path in folder.iterdir() if path.suffix.lower() in extensions and not path.name.startswith('.')]
     return sorted(paths, key=lambda path: hashlib.sha256(os.fsencode(path.name)).digest())

@@ -1,4 +1,4 @@
-"""A look at a data set before anything is trained: its classes, its pictures, and what is odd about them."""
+"""A survey of a data set before training: its classes, its pictures, and their oddities."""
 
 import os
 from collections import Counter
@@ -15,24 +15,24 @@ from timm_dad.data.datasets import listed_labels
 from timm_dad.data.images import Source
 from timm_dad.data.pictures import as_label, eight_bits, open_entry
 
-MOST = 1000  # pictures that are decoded, as many as a training decodes before it begins
+MOST = 1000  # pictures to decode, as many as a training decodes before it begins
 _OF_A_STREAM = 64
-_UNEQUAL = 10  # a class with this many times the pictures of another
-_FEW = 5  # names in a line
+_UNEQUAL = 10  # classes are unequal if one has this many times the pictures of another
+_FEW = 5  # names listed in a line
 
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """What a split holds.
+    """The content of a split.
 
     Args:
-        counts: Pictures of each class; of a stream, those that were looked at.
-        looked: Pictures that were decoded, or tried.
-        broken: What does not decode, and why.
-        modes: Pillow's modes of the pictures, with how many have each.
+        counts: Number of pictures of each class; for a stream, only of those that were read.
+        looked: Number of pictures that were tried.
+        broken: Pictures that do not decode, with the reason.
+        modes: Number of pictures in each of Pillow's modes.
         sizes: Width and height of each picture.
         empty: Class folders without pictures.
-        streams: Whether it is a stream, of which the first pictures were looked at.
+        streams: Whether it is a stream, of which only the first pictures were read.
     """
 
     counts: Mapping[str, int]
@@ -45,16 +45,16 @@ class Survey:
 
     @property
     def total(self) -> int:
-        """Pictures of all classes."""
+        """Number of pictures of all classes."""
         return sum(self.counts.values())
 
     @property
     def side(self) -> int:
-        """Median of the shorter sides, in pixels; 0 where no picture decodes."""
+        """Median of the shorter sides, in pixels; 0 if no picture decodes."""
         return int(median(map(min, self.sizes))) if self.sizes else 0
 
     def __str__(self) -> str:
-        """Pictures, classes, sizes and modes in a line."""
+        """Return pictures, classes, sizes and modes in one line."""
         counts = sorted(self.counts.values())
         each = f'{counts[0]}' if counts[0] == counts[-1] else f'{counts[0]} to {counts[-1]}'
         sides = sorted(map(min, self.sizes)) or [0]
@@ -67,7 +67,7 @@ class Survey:
 
 
 def survey(source: Source, class_names: Sequence[str], folder: Path | None = None) -> Survey:
-    """Look at a split.
+    """Survey a split.
 
     Args:
         source: The data set.
@@ -102,12 +102,12 @@ def survey(source: Source, class_names: Sequence[str], folder: Path | None = Non
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Names of the folders in a folder, sorted; hidden ones are none."""
+    """Return the names of the folders in a folder, sorted, without hidden ones."""
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith('.'))
 
 
 def _pictures(source: Source) -> Iterator[tuple[str, tuple[str, tuple[int, int], Any] | Exception]]:
-    """Names of some pictures, with mode, size and label of each, or why it does not decode."""
+    """Yield names of some pictures, each with mode, size and label, or with the error if it does not decode."""
     if source.streams:
         for index, image in source.some(_OF_A_STREAM).items():
             yield str(index), (image.image.mode, image.image.size, image.label)
@@ -115,7 +115,7 @@ def _pictures(source: Source) -> Iterator[tuple[str, tuple[str, tuple[int, int],
     for index in spread(len(source), MOST):
         try:
             yield source.filename(index), _look_at(source, index)
-        except Exception as error:  # Pillow raises what it likes: a bomb, a broken chunk
+        except Exception as error:  # Pillow raises various errors: a decompression bomb, a broken chunk
             yield source.filename(index), error
 
 
@@ -132,24 +132,24 @@ def _look_at(source: Source, index: int) -> tuple[str, tuple[int, int], Any]:
 
 
 def to_mend(train: Survey, val: Survey | None) -> list[str]:
-    """What a training would refuse, a line each, with what to do."""
+    """Return what a training would reject, one line each, with the fix."""
     found = []
     for split, what in (('train', train), ('val', val)):
         if what is not None and what.broken:
             found.append(
-                f'{len(what.broken)} of {what.looked} pictures of {split} do not decode: mend them, or take them out: '
+                f'{len(what.broken)} of {what.looked} pictures of {split} do not decode: repair or remove them: '
                 f'{_some(what.broken)}'
             )
     if val is not None and set(train.counts) != set(val.counts) and not val.streams:
         extra, missing = (sorted(set(a.counts) - set(b.counts)) for a, b in ((val, train), (train, val)))
-        both = ((extra, 'in val alone'), (missing, 'in train alone'))
+        both = ((extra, 'only in val'), (missing, 'only in train'))
         parts = [f'{_some(names)} {where}' for names, where in both if names]
         found.append(f'train and val must have the same classes: {"; ".join(parts)}')
     return found
 
 
 def oddities(train: Survey, val: Survey | None, side: int) -> list[str]:
-    """What a training takes as it is, and the user may not expect; ``side`` is that of its images, in pixels."""
+    """Return what a training accepts but the user may not expect; ``side`` is its image size, in pixels."""
     found, splits = [], [('train', train)] if val is None else [('train', train), ('val', val)]
     for split, what in splits:
         single = [name for name, count in what.counts.items() if count == 1]
@@ -157,15 +157,15 @@ def oddities(train: Survey, val: Survey | None, side: int) -> list[str]:
         (least, fewest), (most, largest) = counts[0], counts[-1]
         small = sum(min(size) < side for size in what.sizes)
         rules = (
-            (what.empty, f'folders without pictures, which are no classes: {_some(what.empty)}'),
-            (single and not what.streams, f'classes of one picture: {_some(single)}'),
+            (what.empty, f'folders without pictures, which do not count as classes: {_some(what.empty)}'),
+            (single and not what.streams, f'classes with only one picture: {_some(single)}'),
             (
                 largest >= _UNEQUAL * fewest and not what.streams,
                 f'classes of very unequal size: {most} has {largest} pictures, {least} {fewest}',
             ),
             (
                 set(what.modes) - {'RGB'},
-                'not all pictures are RGB, and all become it: '
+                'not all pictures are RGB (all are converted): '
                 + ', '.join(f'{mode} {count}' for mode, count in Counter(what.modes).most_common()),
             ),
             (small, f'{small} of {len(what.sizes)} pictures have a side below {side} px, and are enlarged'),

@@ -1,4 +1,4 @@
-"""``timm-dad diagnose``: the flags, and what they build."""
+"""``timm-dad diagnose``: its flags, and what they build."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -50,57 +50,61 @@ from timm_dad.teachers.spec import DataClasses
 from timm_dad.teachers.teacher import Teacher
 
 PROGRAM = 'timm-dad diagnose'
-# Fixed when a DAD set was made.
+# Flags fixed when a DAD set was made.
 _FRAME_FLAGS = ('img_size', 'crop_pct', 'interpolation')
 
 
 def create_parser() -> Parser:
-    """The parser of ``timm-dad diagnose``."""
+    """Create the parser of ``timm-dad diagnose``."""
     default = DiagnoseConfig()
     parser = Parser(
         prog=PROGRAM,
         usage='%(prog)s --data-dir DIR --ood NAME=PATH ... --student SPEC --dad-teacher SPEC --dad-vqgan SPEC [flags]',
-        description='Measure what limits a student on OOD data: its teacher, how well it follows it, or what the '
-        'augmentation does not show.',
+        description='Measure what limits a student on OOD data: its teacher, how well the student follows it, or what '
+        'the augmentation does not cover.',
     )
     add_config_arg(parser)
     add_view_args(parser)
     group = parser.add_argument_group('DAD: loss')
     group.add_argument(
-        '--dad-temperature', type=float, default=default.temperature, help='distillation temperature it is compared at'
+        '--dad-temperature', type=float, default=default.temperature, help='distillation temperature of the comparison'
     )
     take_auto(parser)
     add_speed_args(parser)
     group = parser.add_argument_group('DAD: sets')
-    group.add_argument('--dad-dir', metavar='DIR', help='take the DAD views from a set that timm-dad generate made')
+    group.add_argument('--dad-dir', metavar='DIR', help='take the DAD views from a set made by timm-dad generate')
     group = add_data_args(parser, split='validation')
     group.add_argument(
         '--ood', nargs='+', metavar='NAME=PATH', required=True,
-        help='OOD data with classes of the data: suites as timm-dad evaluate takes them, or demo/STYLE',
+        help='OOD data with classes of the data: suites as for timm-dad evaluate, or demo/STYLE',
     )  # fmt: skip
     group.add_argument('--images', type=int, default=1000, metavar='N', help='images of each set, drawn by --seed')
     group = parser.add_argument_group('Images')
-    size_help = "their size (default: the student's, else the teacher's)"
+    size_help = "image size (default: the student's, else the teacher's)"
     add_frame_args(group, size_help=size_help, input_size=False)
     group = parser.add_argument_group('Student')
-    student_help = 'the student, as --model of timm-dad evaluate: timm:MODEL/FILE, run:FOLDER, ...'
+    student_help = 'the student, as for --model of timm-dad evaluate: timm:MODEL/FILE, run:FOLDER, ...'
     group.add_argument('--student', metavar='SPEC', help=student_help)
     group = parser.add_argument_group('Measurement')
     group.add_argument('--distance', choices=DISTANCES, default=default.distance, help='Wasserstein distance')
     group.add_argument(
-        '--splits', type=int, default=default.num_splits, metavar='N', help='random halvings that it is the mean over'
+        '--splits',
+        type=int,
+        default=default.num_splits,
+        metavar='N',
+        help='random halvings to average over',
     )
     group.add_argument('--seed', type=int, default=default.seed, metavar='S', help='random seed')
     group = parser.add_argument_group('Execution')
     group.add_argument(
-        '--output', metavar='DIR', help='folder for diagnose.json, .md and .html, and plots (default: print alone)'
+        '--output', metavar='DIR', help='folder for diagnose.json, .md and .html, and plots (default: only print)'
     )
     add_execution_args(group, default.batch_size)
     return parser
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse and check, and take the teacher of ``--dad-dir`` where none is given; ``SystemExit`` on a bad flag."""
+    """Parse and check; without a teacher, take that of ``--dad-dir``. ``SystemExit`` on a bad flag."""
     return parse_checked(create_parser, argv, _check_args)
 
 
@@ -108,7 +112,10 @@ def _check_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
     check_data_args(args, given)
     fixed = [written(name) for name in _FRAME_FLAGS if name in given and args.dad_dir]
     rules = (
-        (args.data_dir or args.dataset, '--data-dir must name a folder with a sub-folder a class (or give --dataset)'),
+        (
+            args.data_dir or args.dataset,
+            '--data-dir must name a folder with one sub-folder per class (or give --dataset)',
+        ),
         (not args.no_labels, '--no-labels does not work here: data is compared class by class; leave it out'),
         (args.images >= 4, f'--images must be 4 or more, got {args.images}'),
         (args.img_size is None or args.img_size > 0, f'--img-size must be 1 or more, got {args.img_size}'),
@@ -130,7 +137,7 @@ def _check_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
 
 
 def create_config(args: argparse.Namespace) -> DiagnoseConfig:
-    """How the flags want it measured; ``ValueError`` names the flag."""
+    """Build the measurement config from the flags; ``ValueError`` names the flag."""
     same = {name: name for name in ('distance', 'seed', 'batch_size', 'workers')}
     return from_flags(
         DiagnoseConfig, with_number(args), {**same, 'num_splits': 'splits', 'temperature': 'dad_temperature'}
@@ -138,7 +145,7 @@ def create_config(args: argparse.Namespace) -> DiagnoseConfig:
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
-    """Run ``timm-dad diagnose`` with flags ``argv``; returns the report, as ``diagnose.json`` holds it."""
+    """Run ``timm-dad diagnose`` with flags ``argv``; return the report, as in ``diagnose.json``."""
     setup_logging()
     args = parse_args(argv)
     with user_errors(PROGRAM):
@@ -152,7 +159,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def write_all(args: argparse.Namespace, report: dict[str, Any], text: str, worst: WorstImages) -> list[Path]:
-    """Write report, plots and page into ``--output``; returns the files."""
+    """Write report, plots and page into ``--output``; return the files."""
     folder = Path(args.output)
     files, plots, page = write_report(folder, report, text), write_plots(report, folder), folder / 'diagnose.html'
     flags = describe_flags(vars(args), ('config', 'output', 'workers', 'device'))
@@ -161,7 +168,7 @@ def write_all(args: argparse.Namespace, report: dict[str, Any], text: str, worst
 
 
 def run(args: argparse.Namespace, given: Mapping[str, Any]) -> tuple[dict[str, Any], WorstImages]:
-    """Build what the flags ask for, and measure; ``ValueError`` if something does not exist or fit together.
+    """Build what the flags ask for, and measure; ``ValueError`` if something is missing or does not fit together.
 
     Returns:
         The report, and the images to show in it.
@@ -197,7 +204,7 @@ def run(args: argparse.Namespace, given: Mapping[str, Any]) -> tuple[dict[str, A
 
 
 def open_source(args: argparse.Namespace) -> Source:
-    """Open the clean data, decode some images of it, and settle ``--num-classes``."""
+    """Open the clean data, check that some of its images decode, and set ``--num-classes``."""
     dataset = create_dataset(args, args.split, split_flag='--split')
     flag = data_flag(args)
     if isinstance(dataset, IterableDataset):
@@ -209,7 +216,7 @@ def open_source(args: argparse.Namespace) -> Source:
 
 
 def open_student(args: argparse.Namespace, source: Source, device: torch.device) -> EvalModel | None:
-    """The student of ``--student``, prepared, if there is one."""
+    """Open and prepare the student of ``--student``, if given."""
     if not args.student:
         return None
     data = DataClasses(num_classes=args.num_classes, class_names=source.class_names)
@@ -219,7 +226,7 @@ def open_student(args: argparse.Namespace, source: Source, device: torch.device)
 
 
 def make_frame(args: argparse.Namespace, teacher: Teacher, student: EvalModel | None) -> Frame:
-    """Size and part of all images: those of the DAD set, where there is one."""
+    """Return size and crop of all images: those of the DAD set, if there is one."""
     if args.dad_dir:
         return frame_of_views(read_settings(set_folder(args.dad_dir)))
     size = student.frame.size if student else teacher.input_size
@@ -231,7 +238,7 @@ def make_frame(args: argparse.Namespace, teacher: Teacher, student: EvalModel | 
 def open_views(
     args: argparse.Namespace, source: Source, teacher: Teacher, frame: Frame, device: torch.device
 ) -> MadeViews | StoredViews:
-    """What makes DAD views, or reads them from ``--dad-dir``; teacher and VQGAN are prepared."""
+    """Build what makes DAD views, or reads them from ``--dad-dir``, and prepare teacher and VQGAN."""
     if args.dad_dir:
         dad_set = open_set(args, frame.size)
         with under_flag(f'--dad-dir {args.dad_dir} (--split names the split):'):

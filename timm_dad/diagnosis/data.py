@@ -1,4 +1,4 @@
-"""The images of ``timm-dad diagnose``: samples of clean and OOD data, and the augmented views of the clean ones."""
+"""The images of ``timm-dad diagnose``: samples of clean and OOD data, and augmented views of the clean images."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +24,7 @@ CLEAN, RECONSTRUCTED, DAD, CROP = 'clean', 'Q(x)', 'DAD', 'random crop'
 
 
 class Batch(NamedTuple):
-    """Images ``[B, 3, H, W]`` in [0, 1], their labels ``[B]``, and their places in the data set they are from."""
+    """Images ``[B, 3, H, W]`` in [0, 1], their labels ``[B]``, and their indices in their data set."""
 
     x_pix: Tensor
     label: Tensor
@@ -32,7 +32,7 @@ class Batch(NamedTuple):
 
 
 def sample_indices(count: int, num_images: int, seed: int) -> list[int]:
-    """Places of ``num_images`` of ``count`` images, drawn without repetition, in order; all if there are not more."""
+    """Draw the indices of ``num_images`` of ``count`` images without repetition, sorted; all if there are no more."""
     if num_images >= count:
         return list(range(count))
     return sorted(np.random.default_rng(seed).choice(count, num_images, replace=False).tolist())
@@ -40,24 +40,24 @@ def sample_indices(count: int, num_images: int, seed: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Sample:
-    """Some images of a data set, by their places in it."""
+    """Some images of a data set, by index."""
 
     dataset: Any
     indices: Sequence[int]
     frame: Frame
-    # The model's class of each label, where the data has some of them only; its other outputs are left out then.
+    # The model's class of each label, if the data has only some of them; the model's other outputs are then left out.
     classes: Sequence[int] | None = None
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.indices)
 
     def filenames(self, batch: Batch) -> list[str]:
-        """Names of the images of a batch, from the root of their data set on."""
+        """Return the file names of a batch, relative to the root of the data set."""
         names = []
         for index in batch.indices:
             dataset, place = self.dataset, index
-            if isinstance(dataset, ConcatDataset):  # of the parts of a suite
+            if isinstance(dataset, ConcatDataset):  # the parts of a suite
                 ends = dataset.cumulative_sizes
                 part = bisect_right(ends, index)
                 dataset, place = self.dataset.datasets[part], index - [0, *ends][part]
@@ -67,7 +67,7 @@ class Sample:
     def batches(
         self, name: str, num_classes: int, batch_size: int, workers: int, device: torch.device
     ) -> Iterator[Batch]:
-        """Load the images in order; ``ValueError`` if one cannot be read or a label is none of the classes."""
+        """Load the images in order; ``ValueError`` if one cannot be read or a label is not one of the classes."""
         count = num_classes if self.classes is None else len(self.classes)
         images = FramedImages(self.dataset, self.frame)
         sampler: Any = self.indices
@@ -89,7 +89,7 @@ def sample_suite(
     indices_of: Callable[[int], Sequence[int]],
     frame: Frame,
 ) -> Sample:
-    """Images of a suite, over all its parts; ``ValueError`` if its classes are not the models' or some of them."""
+    """Sample a suite over all its parts; ``ValueError`` unless its classes are among those of the models."""
     dataset: ConcatDataset[Any] = ConcatDataset([part.dataset for part in suite.parts])
     classes = _suite_classes(suite, class_names, num_classes)
     return Sample(dataset, indices_of(len(dataset)), frame, classes)
@@ -98,12 +98,12 @@ def sample_suite(
 def _suite_classes(suite: Suite, class_names: Sequence[str] | None, num_classes: int) -> list[int] | None:
     there = suite.class_names
     if suite.groups is not None:
-        raise ValueError(f'{suite.name} groups classes, and the models know single ones: leave it out')
+        raise ValueError(f'{suite.name} groups classes, but the models predict single classes: leave it out')
     if there is None or class_names is None:
         if suite.num_classes != num_classes:
             raise ValueError(
-                f'{suite.name} has {suite.num_classes} classes without names, and the data {num_classes}: they '
-                'must be the same ones'
+                f'{suite.name} has {suite.num_classes} classes without names, but the data has {num_classes}: '
+                'they must be the same'
             )
         return None
     if list(there) == list(class_names):
@@ -111,30 +111,30 @@ def _suite_classes(suite: Suite, class_names: Sequence[str] | None, num_classes:
     unknown = [name for name in there if name not in class_names]
     if unknown:
         raise ValueError(
-            f'{suite.name} must have classes of the data, and {unknown[:3]} are none of them (the data has '
+            f'{suite.name} must have classes of the data, but {unknown[:3]} are not among them (the data has '
             f'{list(class_names[:3])} ...)'
         )
     return [list(class_names).index(name) for name in there]
 
 
 def random_crop(batch: Batch, seed: int) -> Tensor:
-    """One random resized crop of each image, the usual augmentation, to compare with ``[B, 3, H, W]``.
+    """Return one random resized crop of each image ``[B, 3, H, W]``: the usual augmentation, for comparison.
 
-    Scale and aspect ratio are torchvision's defaults, which are timm's.
+    Scale and aspect ratio are torchvision's defaults, which are also timm's.
     """
     crop = RandomResizedCrop(batch.x_pix.shape[-2:], interpolation=InterpolationMode.BICUBIC, antialias=True)
     crops = []
     for x_pix, index in zip(batch.x_pix, batch.indices, strict=True):
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(view_seed(seed, index, 0))  # and no GPU's
+            torch.default_generator.manual_seed(view_seed(seed, index, 0))  # this seeds no GPU
             crops.append(crop(x_pix))
     return torch.stack(crops).clamp(0, 1)
 
 
 class MadeViews:
-    """``Q(x)``, DAD view and random crop of clean images, and the codes on the way.
+    """``Q(x)``, DAD view and random crop of clean images, with statistics of their codes.
 
-    The DAD view is the first one that ``timm-dad generate`` makes with the same seed, data, models and flags.
+    The DAD view equals the first one that ``timm-dad generate`` makes with the same seed, data, models and flags.
     """
 
     names: tuple[str, ...] = (RECONSTRUCTED, DAD, CROP)
@@ -147,7 +147,7 @@ class MadeViews:
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        """Views ``[B, 3, H, W]`` in [0, 1], by name."""
+        """Return views ``[B, 3, H, W]`` in [0, 1], by name."""
         centre = self.augment.find_centre(batch.x_pix, batch.label)
         x_vq, vq_codes, calm_codes = self.augment.unattacked(centre)
         generators = [torch.Generator().manual_seed(view_seed(self.seed, index, 0)) for index in batch.indices]
@@ -160,7 +160,7 @@ class MadeViews:
         return {RECONSTRUCTED: x_vq, DAD: views.x_dad, CROP: random_crop(batch, self.seed)}
 
     def codebook(self) -> dict[str, Any] | None:
-        """Diversity of the codes of ``x`` and of DAD views, and the part of these that differ from those of ``x``."""
+        """Return the diversity of the codes of ``x`` and of DAD views, and the fraction in which they differ."""
         return {
             'size': self.counts.shape[1],
             **{name: code_usage(counts) for name, counts in zip((CLEAN, DAD), self.counts, strict=True)},
@@ -171,7 +171,7 @@ class MadeViews:
 
 
 class StoredViews:
-    """DAD view, from a set that ``timm-dad generate`` made of ``source``, and random crop of clean images."""
+    """DAD views, from a set made by ``timm-dad generate`` from ``source``, and random crops of clean images."""
 
     names: tuple[str, ...] = (DAD, CROP)
 
@@ -179,7 +179,7 @@ class StoredViews:
         self.dad_set, self.source, self.seed = dad_set, source, seed
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        """Views ``[B, 3, H, W]`` in [0, 1], by name; of several DAD views the first."""
+        """Return views ``[B, 3, H, W]`` in [0, 1], by name; if there are several DAD views, the first."""
         views = [
             pil_to_tensor(self.dad_set.image(index, 0, self.source.name(index, label)))
             for index, label in zip(batch.indices, batch.label.tolist(), strict=True)
@@ -188,5 +188,5 @@ class StoredViews:
         return {DAD: x_dad, CROP: random_crop(batch, self.seed)}
 
     def codebook(self) -> dict[str, Any] | None:
-        """Nothing: the codes of the clean images are not stored."""
+        """Return ``None``: the codes of the clean images are not stored."""
         return None

@@ -1,8 +1,8 @@
-"""The theory of DAD, made measurable: what student and teacher do on clean, DAD and OOD images (``timm-dad diagnose``).
+"""Measurements for the theory of DAD: student and teacher on clean, DAD and OOD images (``timm-dad diagnose``).
 
-What is measured is what the theory of Zhou et al. 2023 (arXiv:2311.01441) is about: the teacher's risk on augmented
-data, how well the student follows it, and Wasserstein distances of clean, augmented and OOD data; here those of their
-features.
+They are the quantities in the theory of Zhou et al. 2023 (arXiv:2311.01441): the teacher's risk on augmented data, how
+well the student follows the teacher, and Wasserstein distances between clean, augmented and OOD data; here they are
+distances between features.
 """
 
 import logging
@@ -27,17 +27,18 @@ from timm_dad.teachers.teacher import Teacher
 
 _logger = logging.getLogger(__name__)
 
-# A teacher that gives one class to so many images, of which no class has so many, gives (nearly) one class.
+# A teacher predicts (nearly) one class if that class has at least this fraction of the predictions, while every class
+# has less than the second fraction of the labels.
 _ONE_CLASS, _NO_CLASS = 0.9, 0.75
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiagnoseConfig:
-    """How it is measured; ``ValueError`` if a value is out of range."""
+    """How to measure; ``ValueError`` if a value is out of range."""
 
     distance: str = 'exact'  # or 'sliced' Wasserstein distance
-    num_splits: int = 3  # random halvings of the images that a distance is the mean over
-    temperature: float = DADLossConfig().temperature  # of the divergence of student and teacher
+    num_splits: int = 3  # random halvings of the images that a distance is averaged over
+    temperature: float = DADLossConfig().temperature  # of the divergence between student and teacher
     seed: int = 0  # of splits and resamples
     batch_size: int = 64
     workers: int = 0
@@ -63,26 +64,29 @@ def diagnose(
     device: torch.device | None = None,
     worst: WorstImages | None = None,
 ) -> dict[str, Any]:
-    """Measure what the student's error away from its data is made of.
+    """Measure the terms of the student's error on OOD data.
 
-    ``make_views`` augments the ``clean`` images, which are like those that the student is trained on. Both models are
-    frozen classifiers on pixels, on ``device`` (by default the CPU); without a student its numbers are left out.
-    ``worst`` gets to see all images with their answers, and keeps some to be shown.
+    ``make_views`` augments the ``clean`` images, which resemble the student's training images. Both models are frozen
+    classifiers on pixels, on ``device`` (by default the CPU); without a student its numbers are left out. ``worst``
+    sees all images with the models' answers, and keeps some to show.
 
     Returns:
-        ``images`` and ``risks`` (by set of images), ``distances`` (by model whose features they are of: noise floors of
-        the sets, and pairs of sets with ``nearer_than_clean``, how much nearer views are to OOD data than clean images
-        are), ``codebook``, ``vqgan_cost`` (the teacher's error on ``Q(x)`` less that on ``x``), ``one_class`` (sets of
-        images of which the teacher gives nearly all one class, with that share) and ``terms``. ``codebook``,
-        ``vqgan_cost`` and ``terms`` may be ``None``; without POT ``distances`` are empty, and a warning says so.
+        - ``images`` and ``risks``: by set of images
+        - ``distances``: by model whose features are compared: noise floors of the sets, and pairs of sets with
+            ``nearer_than_clean``, how much nearer views are to OOD data than clean images are; without POT they are
+            empty, and a warning is logged
+        - ``codebook``: may be ``None``
+        - ``vqgan_cost``: the teacher's error on ``Q(x)`` minus its error on ``x``; may be ``None``
+        - ``one_class``: sets on which the teacher predicts nearly always one class, with the fraction
+        - ``terms``: may be ``None``
 
     Raises:
-        ValueError: If a name stands for two sets, or there is no OOD set.
+        ValueError: If two sets have the same name, or there is no OOD set.
     """
     config, device = config or DiagnoseConfig(), device or torch.device('cpu')
     views = (CLEAN, *make_views.names)
     if not oods or set(views) & set(oods):
-        raise ValueError(f'OOD sets need names of their own, {views} are taken, got {sorted(oods) or "none"}')
+        raise ValueError(f'OOD sets need names other than {views}, got {sorted(oods) or "none"}')
     models = {'teacher': teacher, **({} if student is None else {'student': student})}
     measured = models if _has_pot() else {}
     collector, load = OutputCollector(models), (teacher.num_classes, config.batch_size, config.workers, device)
@@ -113,10 +117,10 @@ def diagnose(
 
 
 def risks(outputs: Mapping[str, Outputs], label: Tensor, temperature: float) -> dict[str, float]:
-    """Risks of the models on one set of images, and how far they are apart.
+    """Compute the risks of the models on one set of images, and how much they differ.
 
-    ``teacher_loss`` (cross-entropy), ``teacher_error`` (top-1), the same of the student, ``disagreement`` (top-1) and
-    ``divergence`` (``T^2 KL(t || s)``, as in training, at that ``temperature``).
+    Returns ``teacher_loss`` (cross-entropy), ``teacher_error`` (top-1), the same for the student, ``disagreement``
+    (top-1) and ``divergence`` (``T^2 KL(t || s)``, as in training, at ``temperature``).
     """
     found = {}
     for role, output in outputs.items():
@@ -133,13 +137,13 @@ def _has_pot() -> bool:
     try:
         require_extra('ot', 'eval')
     except ImportError as error:
-        _logger.warning('No Wasserstein distances, which POT computes: %s', error)
+        _logger.warning('No Wasserstein distances, because they need POT: %s', error)
         return False
     return True
 
 
 def _one_class(outputs: Mapping[str, Mapping[str, Outputs]], labels: Mapping[str, Tensor]) -> dict[str, float]:
-    """By set of images, the share that the teacher gives its most frequent class, where that is nearly all of them."""
+    """Return, by set of images, the fraction of the teacher's most frequent class, if that is nearly all of them."""
     shares = {name: _largest_share(of['teacher'].logits.argmax(dim=-1)) for name, of in outputs.items()}
     return {
         name: share

@@ -1,6 +1,6 @@
-"""How far two models, two sets of features and two sets of codes are apart: the numbers of ``timm-dad diagnose``.
+"""Differences between models, features and codes: the numbers of ``timm-dad diagnose``.
 
-The theory of the paper (Zhou et al. 2023, arXiv:2311.01441) measures distances of distributions by Wasserstein's; POT
+The theory of the paper (Zhou et al. 2023, arXiv:2311.01441) uses the Wasserstein distance between distributions; POT
 computes it (Flamary et al. 2021, POT: Python Optimal Transport).
 """
 
@@ -16,23 +16,23 @@ from timm_dad.common.extras import require_extra
 Array = NDArray[np.float64]
 
 DISTANCES = ('exact', 'sliced')
-# Directions of the sliced distance; its Monte-Carlo error falls with their root.
+# Directions of the sliced distance; its Monte-Carlo error falls with the square root of their number.
 NUM_PROJECTIONS = 500
-# POT stops at 100,000 by default, too few for some thousands of points.
+# POT stops at 100,000 by default, too few for several thousand points.
 _MAX_ITERATIONS = 10_000_000
 
 
 def wasserstein(x: Tensor, y: Tensor, distance: str = 'exact', seed: int = 0) -> float:
-    """1-Wasserstein distance of samples ``[N, D]`` and ``[M, D]``, with Euclidean cost, in the unit of the points.
+    """Return the 1-Wasserstein distance of samples ``[N, D]`` and ``[M, D]``, with Euclidean cost.
 
-    NOTE: of two samples of one distribution it is above 0, the more so the fewer points and the more dimensions:
-    ``split_distances`` of a set with itself says how much.
+    NOTE: the distance of two samples of one distribution is above 0, more so with fewer points and more dimensions;
+    ``split_distances`` of a set with itself measures by how much.
 
-    The time and memory of ``exact`` grow with ``N * M`` and more; ``sliced``, for many points, is the mean over random
-    directions of the distance along them. It is smaller, and comparable with itself alone.
+    Time and memory of ``exact`` grow with ``N * M`` and faster. ``sliced``, for many points, is the mean over random
+    directions of the distance along them. It is smaller, and comparable only with other sliced distances.
 
     Raises:
-        ValueError: If the shapes do not fit, a point is not finite, or there is no such distance.
+        ValueError: If the shapes do not fit, a point is not finite, or ``distance`` is unknown.
         ImportError: If the extra ``eval`` is not installed.
 
     Source: ``ot.emd2`` and ``ot.sliced_wasserstein_distance`` of POT, the latter after Bonneel et al. 2015, "Sliced and
@@ -50,17 +50,18 @@ def wasserstein(x: Tensor, y: Tensor, distance: str = 'exact', seed: int = 0) ->
         return float(
             ot.sliced_wasserstein_distance(x.numpy(), y.numpy(), n_projections=NUM_PROJECTIONS, p=1, seed=seed)
         )
-    # Not by matrix products, whose rounding would put equal points apart.
+    # No matrix products: their rounding would give equal points a distance above 0.
     cost = torch.cdist(x, y, compute_mode='donot_use_mm_for_euclid_dist').numpy()
     return float(ot.emd2([], [], cost, numItermax=_MAX_ITERATIONS))
 
 
 def excess(distances: Mapping[tuple[str, str], Array], one: str, two: str) -> Array:
-    """What a distance is more than sampling makes of 0: it less the mean of both sets' distances to themselves.
+    """Return a distance minus its noise floor: the mean of both sets' distances to themselves.
 
-    One a split, around 0 for sets of one distribution; below 0 where sets of other images show the same things.
+    There is one value per split. It is around 0 for sets of one distribution, and below 0 if sets of other images show
+    the same things.
 
-    Source: the correction is that of the Sinkhorn divergence (``ot.bregman.empirical_sinkhorn_divergence`` of POT).
+    Source: the correction of the Sinkhorn divergence (``ot.bregman.empirical_sinkhorn_divergence`` of POT).
     """
     return distances[one, two] - (distances[one, one] + distances[two, two]) / 2
 
@@ -74,11 +75,12 @@ def split_distances(
     num_splits: int,
     seed: int,
 ) -> dict[tuple[str, str], Array]:
-    """Distances, split by split, of sets that may be views of the same images, between equally many different images.
+    """Return distances of sets for each split, always between equally many different images.
 
-    Every split halves the images: ``A`` and ``B``. Two sets of views are compared as ``A`` of one with ``B`` of the
-    other (and the other way round), so that no image is compared with its own view and the distance of a set to itself
-    is what sampling alone makes of 0: the noise floor. A set of other images is compared half with half.
+    The sets may be views of the same images. Every split halves the images into ``A`` and ``B``. Two sets of views are
+    compared as ``A`` of one with ``B`` of the other (and vice versa), so no image is compared with its own view. The
+    distance of a set to itself is then the noise floor, which comes only from sampling. A set of other images is
+    compared half with half.
 
     Args:
         views: Features ``[N, D]`` of views of ``N`` images, in one order.
@@ -117,7 +119,7 @@ def split_distances(
 
 
 def moments(values: Array) -> dict[str, float]:
-    """Mean and standard deviation over the splits; that of one split is 0."""
+    """Return mean and standard deviation over the splits; one split has standard deviation 0."""
     return {'mean': float(values.mean()), 'std': float(values.std(ddof=1)) if len(values) > 1 else 0.0}
 
 
@@ -126,16 +128,17 @@ def _halves(features: Tensor, order: NDArray[np.int64], half: int) -> tuple[Tens
 
 
 def disagrees(logits: Tensor, other: Tensor) -> Tensor:
-    """Where two models of logits ``[N, K]``, in one shape, name different classes ``[N]``."""
+    """Return the mask ``[N]`` where the logits ``[N, K]`` of two models predict different classes."""
     if logits.shape != other.shape:
         raise ValueError(f'logits of two models must have one shape, got {tuple(logits.shape)}, {tuple(other.shape)}')
     return logits.argmax(dim=-1) != other.argmax(dim=-1)
 
 
 def code_usage(counts: Tensor) -> dict[str, float]:
-    """Diversity of codes that occur ``counts`` times ``[n_embed]``: how many are ``used``, and their ``perplexity``.
+    """Return how many codes are ``used``, and their ``perplexity``, given their ``counts`` ``[n_embed]``.
 
-    That is the ``exp`` of the entropy of their frequencies: that many codes, used equally often, were as diverse.
+    The perplexity is the ``exp`` of the entropy of their frequencies: the number of equally frequent codes that would
+    be as diverse.
 
     Source: ``VectorQuantizer.forward`` of taming-transformers gives the perplexity of a batch.
     """

@@ -1,17 +1,19 @@
 """What limits a student away from its training data: three terms that bound its error (``timm-dad diagnose``).
 
-With top-1 error ``e`` and top-1 disagreement ``d`` of student ``s`` and teacher ``t``: where both name one class, the
-student is wrong only if the teacher is, so on every data set ``e(s) <= e(t) + d``. Written for OOD data::
+Let ``e`` be the top-1 error, and ``d`` the top-1 disagreement of student ``s`` and teacher ``t``. Where both predict
+the same class, the student is wrong only if the teacher is, so ``e(s) <= e(t) + d`` on every data set. For OOD data::
 
     e_ood(s)  <=  e_ood(t)  +  d_dad  +  (d_ood - d_dad)
     student       teacher      fit       shift
 
-``fit`` is what training could still make smaller, for it is distilled on DAD views; ``shift`` is what the DAD views do
-not show of the OOD data (of a disagreement that is Lipschitz in the features it is at most so many times their
-Wasserstein distance, by Kantorovich-Rubinstein duality). The largest term is named.
+``fit`` is the disagreement that more training could still reduce, because the student is distilled on DAD views.
+``shift`` is what the DAD views do not cover of the OOD data (for a disagreement that is Lipschitz in the features, it
+is at most the Lipschitz constant times their Wasserstein distance, by Kantorovich-Rubinstein duality). The largest term
+is reported as the limit.
 
-NOTE: this is a reading of what the theory of Zhou et al. 2023 (arXiv:2311.01441) is about (a robust teacher, augmented
-data like the test data); it is neither that theory's bound nor a proof that mending the largest term helps most.
+NOTE: this is an interpretation of the subject of the theory of Zhou et al. 2023 (arXiv:2311.01441): a robust teacher,
+and augmented data like the test data. It is neither that theory's bound nor a proof that improving the largest term
+helps most.
 """
 
 from collections.abc import Mapping
@@ -28,12 +30,12 @@ ADVICE = {
         '(--dad-teacher), comes first.'
     ),
     'fit': (
-        'The student does not yet follow the teacher on DAD views, the data it is trained on: train longer, a larger '
-        'student, or more weight on distillation (--dad-weight, --dad-kd-weight).'
+        'The student does not yet follow the teacher on DAD views, its training data: train longer, or use a larger '
+        'student or more weight on distillation (--dad-weight, --dad-kd-weight).'
     ),
     'shift': (
-        'The student follows the teacher on DAD views, and less so on the OOD data: the augmentation does not reach '
-        'there. Another or a further augmentation, a larger --dad-eps, or another VQGAN comes first.'
+        'The student follows the teacher on DAD views, but less so on the OOD data: the augmentation does not cover '
+        'it. Another or an additional augmentation, a larger --dad-eps, or another VQGAN comes first.'
     ),
 }
 
@@ -48,7 +50,7 @@ class OODErrors:
 
 
 def terms(teacher: float, fit: float, shift: float) -> dict[str, Any]:
-    """The three terms, their sum (``bound``) and the name of the largest, of equal ones the first (``limiting``)."""
+    """Return the three terms, their sum (``bound``) and the name of the largest, or first of equals (``limiting``)."""
     values = dict(zip(TERMS, (teacher, fit, shift), strict=True))
     return {**values, 'bound': sum(values.values()), 'limiting': max(values, key=values.__getitem__)}
 
@@ -56,14 +58,14 @@ def terms(teacher: float, fit: float, shift: float) -> dict[str, Any]:
 def decompose(
     dad_disagrees: NDArray[np.bool_], oods: Mapping[str, OODErrors], *, num_resamples: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
-    """Terms of every OOD set and of their mean, the limiting one, and how sure that is.
+    """Compute the terms of every OOD set and of their mean, the limiting term, and how certain that is.
 
-    ``dad_disagrees`` is where student and teacher name different classes on DAD views ``[N]``. ``ValueError`` if there
-    are no images or no OOD set.
+    ``dad_disagrees`` marks DAD views ``[N]`` where student and teacher predict different classes. ``ValueError`` if
+    there are no images or no OOD set.
 
     Returns:
         By set, and ``mean``: ``student_error``, ``teacher``, ``fit``, ``shift``, ``bound``, ``limiting``, and
-        ``certainty``, the part of the bootstrap resamples of the images in which that term is the largest.
+        ``certainty``, the fraction of bootstrap resamples of the images in which that term is the largest.
     """
     if not oods or not len(dad_disagrees) or not all(len(ood.disagrees) for ood in oods.values()):
         raise ValueError('the terms need images of DAD views and of one OOD set or more, got none')
@@ -86,10 +88,10 @@ def _certainty(own: Mapping[str, Any], resamples: NDArray[np.float64]) -> dict[s
 
 
 def _resampled(rng: np.random.Generator, count: int, *flags: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Means of flags of the same images, each ``[N]``, over resamples of the images ``[len(flags), count]``."""
+    """Return means ``[len(flags), count]`` of flags of the same images, each ``[N]``, over resamples of the images."""
     size, kinds = len(flags[0]), 2 ** len(flags)
     kind = sum(flag.astype(int) << place for place, flag in enumerate(flags))
-    # Images of one kind are the same to a mean: it is enough to draw how many there are of each.
+    # Images of one kind are interchangeable in a mean, so it is enough to draw the count of each kind.
     drawn = rng.multinomial(size, np.bincount(kind, minlength=kinds) / size, size=count)
     flag_of_kind = np.stack([np.arange(kinds) >> place & 1 for place in range(len(flags))])
     means: NDArray[np.float64] = flag_of_kind @ drawn.T / size

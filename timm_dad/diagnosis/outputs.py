@@ -1,4 +1,4 @@
-"""What models say of sets of images: logits, and the features before the head (``timm-dad diagnose``)."""
+"""Outputs of models on sets of images: logits, and the features before the head (``timm-dad diagnose``)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,10 +24,9 @@ class Outputs:
 
 @torch.no_grad()
 def image_features(model: Teacher, x_pix: Tensor) -> Tensor:
-    """What the head of a classifier on pixels gets ``[B, D]``, fp32; of several teachers side by side.
+    """Return the input of the head of a classifier on pixels ``[B, D]``, fp32; several teachers are concatenated.
 
-    It is of unit length where the head is on such (zero-shot, probes), timm's before the head (``pre_logits``)
-    elsewhere.
+    They have unit length if the head expects it (zero-shot, probes); otherwise they are timm's ``pre_logits``.
     """
     if isinstance(model, TeacherEnsemble):
         members: list[Teacher] = list(model.teachers)  # type: ignore[arg-type]
@@ -44,7 +43,7 @@ def image_features(model: Teacher, x_pix: Tensor) -> Tensor:
 
 
 class OutputCollector:
-    """Outputs of models on pixels, by role, on named sets of images, gathered batch by batch."""
+    """Outputs of models on pixels, by role and named set of images, collected batch by batch."""
 
     def __init__(self, models: Mapping[str, Teacher]) -> None:
         self.models = models
@@ -53,7 +52,7 @@ class OutputCollector:
 
     @torch.no_grad()
     def add(self, name: str, x_pix: Tensor, label: Tensor, classes: Sequence[int] | None = None) -> dict[str, Tensor]:
-        """Run the models on a batch of the set ``name``; ``classes`` are the outputs kept, which ``label`` is among.
+        """Run the models on a batch of the set ``name``; ``classes`` are the outputs to keep; ``label`` indexes them.
 
         Returns:
             Logits ``[B, K]``, on the CPU, by model.
@@ -68,11 +67,11 @@ class OutputCollector:
         return found
 
     def labels(self) -> dict[str, Tensor]:
-        """Classes ``[N]`` of every set."""
+        """Return the labels ``[N]`` of every set."""
         return {name: torch.cat(parts) for name, parts in self._labels.items()}
 
     def outputs(self) -> dict[str, dict[str, Outputs]]:
-        """By set and role."""
+        """Return the outputs by set and role."""
         return {
             name: {role: Outputs(*map(torch.cat, zip(*parts, strict=True))) for role, parts in by_role.items()}
             for name, by_role in self._parts.items()

@@ -20,11 +20,11 @@ def make_page(
     """Build the page; equal input gives equal text.
 
     Args:
-        report: Of ``diagnose``.
-        text: Of ``format_report``.
-        plot_files: Of ``write_plots``.
-        worst: Pictures by set of images, of ``WorstImages``.
-        flags: What the numbers depend on, by flag.
+        report: From ``diagnose``.
+        text: From ``format_report``.
+        plot_files: From ``write_plots``.
+        worst: Pictures by set of images, from ``WorstImages``.
+        flags: Settings that the numbers depend on, by flag.
     """
     has_student = report['terms'] is not None
     shown = ''.join(_of_set(name, of_set, has_student) for name, of_set in worst.items())
@@ -35,5 +35,5 @@ def make_page(
 def _of_set(name: str, shown: Sequence[ShownPicture], has_student: bool) -> str:
     title = f'{name}: the {"student" if has_student else "teacher"} is most confidently wrong'
     if name == DAD and has_student:
-        title = 'DAD views: the student is most sure of another class than the teacher'
+        title = 'DAD views: the student most confidently disagrees with the teacher'
     return f'<h3>{escape(title)}</h3>\n{pictures(shown)}'

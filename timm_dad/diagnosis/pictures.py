@@ -1,4 +1,4 @@
-"""The images that say most of what limits a student: where it is most confidently wrong, or leaves its teacher."""
+"""The images that show best what limits a student: most confidently wrong, or in disagreement with its teacher."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from timm_dad.common.html_report import ShownPicture, picture_name
 from timm_dad.diagnosis.data import CLEAN, DAD, RECONSTRUCTED
 from timm_dad.preview.sheet import percent, to_picture
 
-PICTURES = 4  # of a set of images
+PICTURES = 4  # per set of images
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Kept:
-    """An image that is shown, its views ``[3, H, W]`` in [0, 1] by name, on the CPU."""
+    """An image to show, with its views ``[3, H, W]`` in [0, 1] by name, on the CPU."""
 
     views: dict[str, Tensor]
     label: str
@@ -24,15 +24,14 @@ class _Kept:
 
 
 class WorstImages:
-    """Keeps some images of clean, DAD and OOD data while these are measured.
+    """Images of clean, DAD and OOD data, kept during the measurement in order to show them.
 
-    Of clean and OOD images it keeps those that the student (without one, the teacher) is most confidently wrong on, and
-    of DAD views those on which it is most sure of another class than the teacher's, whoever is right; of equal ones the
-    first.
+    Clean and OOD images are kept if the student (without one, the teacher) is most confidently wrong on them. DAD views
+    are kept if it most confidently disagrees with the teacher, whichever of the two is right. Ties go to the first.
 
     Args:
         class_names: Names of all classes, for readers.
-        count: Images of a set.
+        count: Images to keep per set.
     """
 
     def __init__(self, class_names: Sequence[str], count: int = PICTURES) -> None:
@@ -46,7 +45,7 @@ class WorstImages:
         logits: Mapping[str, Mapping[str, Tensor]],
         files: Sequence[str],
     ) -> None:
-        """Look at a batch of clean images and their views ``[B, 3, H, W]``, by name, as are the logits by model."""
+        """Add a batch of clean images and their views ``[B, 3, H, W]``, by name, with the logits by name and model."""
         self.add(CLEAN, {CLEAN: views[CLEAN]}, label, logits[CLEAN], files)
         path = {name: views[name] for name in (CLEAN, RECONSTRUCTED, DAD) if name in views}
         follows = 'student' in logits[DAD]
@@ -64,16 +63,16 @@ class WorstImages:
         classes: Sequence[int] | None = None,
         right: Tensor | None = None,
     ) -> None:
-        """Look at a batch of the set ``name``.
+        """Add a batch of the set ``name``.
 
         Args:
             name: The set of images.
-            views: What is shown of each image, side by side, ``[B, 3, H, W]`` in [0, 1], by name.
+            views: Views of each image to show side by side, ``[B, 3, H, W]`` in [0, 1], by name.
             label: Labels ``[B]``, among the ``classes``.
             logits: By model (``teacher``, ``student``) ``[B, K]``, on the CPU.
             files: Names of the images.
             classes: The class of each logit; all by default.
-            right: What answers are held against ``[B]``; the labels by default.
+            right: Classes ``[B]`` that count as right; the labels by default.
         """
         said = {role: of_role.softmax(dim=-1).max(dim=-1) for role, of_role in logits.items()}
         confidence, predicted = said['student' if 'student' in said else 'teacher']
@@ -93,7 +92,7 @@ class WorstImages:
         del kept[self.count :]
 
     def shown(self) -> dict[str, list[ShownPicture]]:
-        """The pictures of every set, and what the models say of them."""
+        """Return the pictures of every set, with the answers of the models."""
         return {name: [_show(one) for one in kept] for name, kept in self._kept.items()}
 
 

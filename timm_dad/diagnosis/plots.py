@@ -13,14 +13,14 @@ from timm_dad.evaluation.report.plot_style import line_style, new_plot
 _logger = logging.getLogger(__name__)
 
 _RISKS = ('teacher_error', 'student_error', 'disagreement')
-_GROUP = 0.8  # of the distance of two groups of bars
-_INCHES = 1.1  # of a group
+_GROUP = 0.8  # width of a group of bars, as a fraction of the distance between groups
+_INCHES = 1.1  # per group
 
 
 def write_plots(report: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write ``risks.png`` and, with a student, ``terms.png``; returns them.
+    """Write ``risks.png`` and, with a student, ``terms.png``; return their paths.
 
-    Without the extra ``eval`` there are none, and a warning says so.
+    Without the extra ``eval`` it logs a warning and writes none.
     """
     try:
         files = [_plot_bars(report['risks'], _RISKS, folder / 'risks.png', 'Errors and disagreement, %')]
@@ -36,7 +36,7 @@ def write_plots(report: Mapping[str, Any], folder: Path) -> list[Path]:
 def _plot_bars(
     found: Mapping[str, Mapping[str, Any]], names: Sequence[str], path: Path, title: str, line: str = ''
 ) -> Path:
-    """Plot a group of bars for each set, one for each of the ``names`` that there are, and the ``line`` across it."""
+    """Plot a group of bars for each set, one for each available name, with the value of ``line`` drawn across it."""
     names = [name for name in names if all(name in of for of in found.values())]
     places, width = np.arange(len(found)), _GROUP / len(names)
     with new_plot(path, title, 1, 1, (_INCHES * len(found) + 1, 3)) as axes:

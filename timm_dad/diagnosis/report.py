@@ -1,4 +1,4 @@
-"""The report of ``timm-dad diagnose``: Markdown that reads as plain text, too."""
+"""The report of ``timm-dad diagnose``: Markdown that is also readable as plain text."""
 
 import json
 from collections.abc import Mapping
@@ -20,16 +20,16 @@ _RISKS = {
     'divergence': 'T² KL',
 }
 _IN_PERCENT = ('teacher_error', 'student_error', 'disagreement')
-# Points of the teacher's error that a VQGAN may cost before it is what to mend first.
+# Increase of the teacher's error at and above which the VQGAN is the first thing to improve.
 _MUCH = 0.05
 _WITHOUT_STUDENT = (
-    "Without --student there is no limiting term to name; the teacher's error on the OOD data is what a student that "
-    'follows it everywhere would have.'
+    "Without --student there is no limiting term to report; the teacher's error on the OOD data is the error of a "
+    'student that follows it everywhere.'
 )
 
 
 def format_report(report: Mapping[str, Any]) -> str:
-    """What ``diagnose`` found, as Markdown; its reading is the last paragraph."""
+    """Format the results of ``diagnose`` as Markdown; the last paragraph interprets them."""
     parts = [
         _risks(report),
         *(_distances(role, found, report['config']) for role, found in report['distances'].items()),
@@ -50,15 +50,15 @@ def _risks(report: Mapping[str, Any]) -> str:
         numbers = [f'{100 * found[key]:.1f}' if key in _IN_PERCENT else f'{found[key]:.3f}' for key in columns]
         rows.append([name, str(report['images'][name]), *numbers])
     notes = [
-        f'The teacher gives one class to {100 * share:.0f} % of the images of {name}: it cannot tell them apart. See '
-        'that its size, normalization and class names are right, and what the images look like (timm-dad preview).'
+        f'The teacher predicts one class for {100 * share:.0f} % of the images of {name}: it cannot tell them apart. '
+        'Check its size, normalization and class names, and look at the images (timm-dad preview).'
         for name, share in report['one_class'].items()
     ]
     return '\n\n'.join(['## Risks', format_table(rows), *notes])
 
 
 def _vqgan(report: Mapping[str, Any]) -> str:
-    """The fourth reading: what reconstruction alone does to the teacher."""
+    """Describe the fourth measurement: the effect of reconstruction alone on the teacher."""
     clean, reconstructed = (100 * report['risks'][name]['teacher_error'] for name in (CLEAN, RECONSTRUCTED))
     text = (
         f"The teacher's error is {clean:.1f} % on clean images and {reconstructed:.1f} % on Q(x): reconstruction alone "
@@ -67,8 +67,8 @@ def _vqgan(report: Mapping[str, Any]) -> str:
     if report['vqgan_cost'] < _MUCH:
         return text
     return (
-        f'{text} DAD views go through the same VQGAN, so **the VQGAN comes first**, whatever the terms say: another '
-        'one, one trained on such images (timm-dad vqgan train), or larger images.'
+        f'{text} DAD views go through the same VQGAN, so **the VQGAN comes first**, regardless of the terms: use '
+        'another one, one trained on such images (timm-dad vqgan train), or larger images.'
     )
 
 
@@ -94,8 +94,8 @@ def _codebook(codes: Mapping[str, Any]) -> str:
     rows += [[name, str(codes[name]['used']), f'{codes[name]["perplexity"]:.1f}'] for name in (CLEAN, DAD)]
     return (
         f'## Codebook\n\n{format_table(rows)}\n\n'
-        f'{codes["new"]} codes occur in DAD views alone. Codes that differ from those of the image: '
-        f'{100 * codes["changed"]:.1f} % in DAD views, {100 * codes["changed_without_attack"]:.1f} % where Q(x) is '
+        f'{codes["new"]} codes occur only in DAD views. Codes that differ from those of the image: '
+        f'{100 * codes["changed"]:.1f} % in DAD views, {100 * codes["changed_without_attack"]:.1f} % if Q(x) is '
         'encoded again without an attack.'
     )
 
@@ -109,7 +109,7 @@ def _terms(terms: Mapping[str, Mapping[str, Any]], report: Mapping[str, Any]) ->
     return (
         f'## What limits the student (all in %)\n\n{format_table(rows)}\n\n'
         'teacher: its error on the OOD data. fit: disagreement of student and teacher on DAD views. shift: their '
-        'disagreement on the OOD data, less that on DAD views.\n\n'
+        'disagreement on the OOD data minus that on DAD views.\n\n'
         f'{_reading(terms["mean"], report)}'
     )
 
@@ -124,11 +124,11 @@ def _reading(mean: Mapping[str, Any], report: Mapping[str, Any]) -> str:
         f'{100 * risks[DAD]["disagreement"]:.1f} %.',
         'shift': _coverage(report),
     }
-    first = ' Before that, mend the VQGAN (see above).' if (report['vqgan_cost'] or 0) >= _MUCH else ''
+    first = ' Before that, improve the VQGAN (see above).' if (report['vqgan_cost'] or 0) >= _MUCH else ''
     return (
         f'The term that limits this student is **{limiting}**: {100 * mean[limiting]:.1f} of {100 * mean["bound"]:.1f} '
-        f'points, on the mean of the OOD sets ({sure}). {ADVICE[limiting]} {facts[limiting]}{first} This is a '
-        'reading of measured numbers, no proof: train and measure again.'
+        f'points, on the mean of the OOD sets ({sure}). {ADVICE[limiting]} {facts[limiting]}{first} This '
+        'interprets measured numbers and proves nothing: train and measure again.'
     )
 
 

@@ -1,4 +1,4 @@
-"""The student of a task: alone, or with a linear adapter from its pooled features to the teacher's, trained as one."""
+"""The student of a task, optionally with a linear adapter from its pooled features to the teacher's."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from timm_dad.teachers.features import check_features
 
 
 def find_norm(student: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None, augment: Any) -> PixelNorm:
-    """Normalization of a student's images: the one given, else that of its ``pretrained_cfg``.
+    """Return the normalization of a student's images: as given, else from its ``pretrained_cfg``.
 
     Raises:
         ValueError: If there is none, or ``augment`` has another.
@@ -31,16 +31,16 @@ def find_norm(student: nn.Module, mean: Sequence[float] | None, std: Sequence[fl
 
 
 def distributed(module: nn.Module, device: torch.device, device_ids: list[Any] | None, **ddp_kwargs: Any) -> nn.Module:
-    """Wrap what is trained in ``DistributedDataParallel``, which takes the rest of the arguments.
+    """Wrap the trained module in ``DistributedDataParallel``, which gets the remaining arguments.
 
-    NOTE: timm's train.py names the device always, and ``DistributedDataParallel`` refuses it on a CPU.
+    NOTE: timm's train.py always passes the device, but ``DistributedDataParallel`` rejects it on a CPU.
     """
     device_ids = None if device.type == 'cpu' else device_ids
     return DistributedDataParallel(module, device_ids=device_ids, **ddp_kwargs)
 
 
 def compiled(module: nn.Module, **options: Any) -> tuple[nn.Module, nn.Module]:
-    """Compile what is trained, and the student alone; ``options`` are those of ``torch.compile``."""
+    """Compile the trained module and the student on its own, with ``options`` of ``torch.compile``."""
     adapted = _adapted(module)
     student: Any = torch.compile(module if adapted is None else adapted.student, **options)
     trained: Any = student if adapted is None else torch.compile(adapted, **options)
@@ -48,26 +48,26 @@ def compiled(module: nn.Module, **options: Any) -> tuple[nn.Module, nn.Module]:
 
 
 def without_adapter(module: nn.Module | None) -> Any:
-    """The student in what is trained."""
+    """Return the student in the trained module."""
     adapted = _adapted(module)
     return module if adapted is None else adapted.student
 
 
 def adapter_state(module: nn.Module | None) -> dict[str, Any]:
-    """State of the adapter beside the student's, by the name that timm has for it; empty without one."""
+    """Return the state of the adapter under timm's name for it; empty without an adapter."""
     adapted = _adapted(module)
     return {} if adapted is None else {'projection': adapted.projection.state_dict()}
 
 
 def load_adapter(module: nn.Module | None, state: Any, strict: bool) -> None:
-    """Load what ``adapter_state`` gave; an adapter that the state lacks stays as it is."""
+    """Load a state from ``adapter_state``; an adapter missing in it stays unchanged."""
     adapted = _adapted(module)
     if adapted is not None and state and 'projection' in state:
         adapted.projection.load_state_dict(state['projection'], strict=strict)
 
 
 def clip_parameters(module: nn.Module, exclude_head: bool) -> list[nn.Parameter]:
-    """Parameters whose gradients are clipped; ``exclude_head`` leaves the student's last two out, as timm does."""
+    """Return the parameters whose gradients are clipped; ``exclude_head`` omits the student's last two."""
     adapted = _adapted(module)
     parameters = list((module if adapted is None else adapted.student).parameters())
     of_adapter = [] if adapted is None else adapted.projection.parameters()
@@ -75,21 +75,21 @@ def clip_parameters(module: nn.Module, exclude_head: bool) -> list[nn.Parameter]
 
 
 def _adapted(module: nn.Module | None) -> Any:
-    """What ``with_adapter`` made, in whatever wraps it; ``None`` where it is the student alone, or nothing."""
+    """Return the unwrapped module from ``with_adapter``; ``None`` if ``module`` is only a student, or ``None``."""
     network = None if module is None else unwrap_model(module)
     return network if isinstance(network, FeatureDistillationTrainableModule) else None
 
 
 def with_adapter(student: nn.Module, feature_dim: int) -> nn.Module:
-    """Put a student and a linear adapter from its features to the teacher's into timm's module for both.
+    """Combine a student and a linear adapter from its features to the teacher's in timm's module for both.
 
     Args:
-        student: Maps images to logits, with ``forward_features``, ``forward_head`` and ``num_features`` as timm's
-            models have them.
+        student: Maps images to logits, with ``forward_features``, ``forward_head`` and ``num_features`` like
+            timm's models.
         feature_dim: ``D`` of the teacher.
 
     Returns:
-        A module that gives ``(logits [B, K], features [B, D])``, of one pass but for the head.
+        A module that returns ``(logits [B, K], features [B, D])`` from one pass, except for the head.
 
     Raises:
         ValueError: If the student has no pooled features.
@@ -102,22 +102,22 @@ def with_adapter(student: nn.Module, feature_dim: int) -> nn.Module:
 
 
 def _width(student: Any) -> int:
-    """Width of the pre-logits: a linear classifier says it, whatever the pooling, and else the model."""
+    """Return the width of the pre-logits, from a linear classifier (correct for any pooling), else from the model."""
     classifier = student.get_classifier() if hasattr(student, 'get_classifier') else None
     if isinstance(classifier, nn.Linear):
         return classifier.in_features
     width = getattr(student, 'head_hidden_size', None) or getattr(student, 'num_features', None)
     if width is None:
-        raise ValueError(f'the student must have num_features, as timm models have: {type(student).__name__} has not')
+        raise ValueError(f'the student must have num_features, like timm models: {type(student).__name__} does not')
     return int(width)
 
 
 def feature_pairs(of_student: Tensor | None, prepared: Prepared) -> list[tuple[Tensor, Tensor]]:
-    """Features ``[B, D]`` of student and teacher: of the clean view and, if there is one, of the extra view.
+    """Return features ``[B, D]`` of student and teacher for the clean view and, if there is one, the extra view.
 
     Args:
-        of_student: Of all views of a batch, the clean one first and the extra one last; ``None``: no pairs.
-        prepared: What the teacher says of the batch.
+        of_student: Features of all views of a batch, the clean one first and the extra one last; ``None``: no pairs.
+        prepared: The teacher's answers on the batch.
     """
     if of_student is None:
         return []

@@ -26,42 +26,42 @@ _logger = logging.getLogger(__name__)
 
 
 class DADTask(TrainingTask):  # type: ignore[misc]
-    """Distil a frozen teacher into a student on the clean and the DAD view.
+    """Distillation of a frozen teacher into a student on the clean and the DAD view.
 
-    Only the student is trained, wrapped for distributed training and saved (``state_dict``); with
-    ``feature_weight`` the adapter of its features, too. Teacher and VQGAN are frozen here, not later, and stay in
-    evaluation mode.
+    Only the student is trained, wrapped for distributed training and saved (``state_dict``), with ``feature_weight``
+    together with the adapter of its features. Teacher and VQGAN are frozen on construction, and stay in evaluation
+    mode.
 
     Args:
         student_model: The model to train; maps normalized images to logits ``[B, K]``.
         teacher: Frozen teacher; ``None`` with ``stored``.
-        augment: Makes the DAD view from the clean view. ``None``: batches are pairs, they hold the extra views of all
-            images after all else (DAD views made before, or random ones: the control at equal compute).
-        apart: With ``augment``: it makes the DAD view from pictures that batches hold after all else, one for every
-            image, and not from the clean images (which may be augmented more).
-        stored: The teacher's logits, of pairs whose targets are ``encode_target``'s.
-        criterion: Task loss on all that the batch holds but extra views; that of ``targets`` by default.
+        augment: Makes the DAD view from the clean view. ``None``: batches are pairs, which end with the extra views of
+            all images (DAD views made before, or random ones: the control at equal compute).
+        apart: With ``augment``: make the DAD view from separate pictures at the end of the batch, one for every image,
+            instead of the clean images (which may be augmented more).
+        stored: The teacher's logits, for pairs with targets from ``encode_target``.
+        criterion: Task loss on everything in the batch except extra views; that of ``targets`` by default.
         criterion_kwargs: Without a ``criterion``: arguments of ``timm.loss.create_classification_loss`` (timm 1.0.31).
         loss: Temperature and weights; ``label_free`` for data without labels, whose targets are not read;
-            ``feature_weight`` needs a teacher ``with_features`` and a student that gives features as timm's models do.
-        targets: What targets are; ``SingleLabel()`` by default.
-        schedule: Probability, weight and attack budget of the DAD view by epoch; told by ``set_epoch``.
+            ``feature_weight`` needs a teacher ``with_features`` and a student with features like timm's models.
+        targets: Kind of targets; ``SingleLabel()`` by default.
+        schedule: Probability, weight and attack budget of the DAD view by epoch, as set by ``set_epoch``.
         mean: The student's normalization; ``student_model.pretrained_cfg`` by default.
         std: The student's normalization; ``student_model.pretrained_cfg`` by default.
-        num_splits: Augmentation splits of the batch (AugMix), all of one before all of the next, the clean one first;
-            extra views of pairs are not counted.
-        micro_batch: Images that the teacher takes at a time, without ``augment``, which has its own; 0: as many as fit
-            in memory.
-        seed: Seed of the draw which batches get a DAD view, the same in all processes.
+        num_splits: Augmentation splits of the batch (AugMix), one split after the other, the clean one first; extra
+            views of pairs are not counted.
+        micro_batch: Images per teacher forward; only without ``augment``, which has its own. 0: as many as fit in
+            memory.
+        seed: Seed of the draw of batches that get a DAD view, the same in all processes.
         device: Device of the task.
         dtype: Floating dtype of the task.
         verbose: Log what was built.
 
     Raises:
-        ValueError: If there is no normalization or ``augment`` has another, split batch norm meets a schedule that
-            leaves the DAD view out, there is not one of teacher and stored logits, or one alone of ``augment`` and
-            ``loss`` is label-free; in a call, if targets are of another kind.
-        TypeError: If ``teacher`` is no ``Teacher``, ``augment`` no ``DADAugment``, or a config of another kind.
+        ValueError: If there is no normalization or ``augment`` has another; if split batch norm is used with a schedule
+            that leaves out the DAD view; if not exactly one of teacher and stored logits is given; if only one of
+            ``augment`` and ``loss`` is label-free; in a call, if targets are of another kind.
+        TypeError: If ``teacher`` is not a ``Teacher``, ``augment`` not a ``DADAugment``, or a config of another type.
 
     Source: Zhou et al. 2023, arXiv:2311.01441, equation of section 3.4; timm ``LogitDistillationTask`` for the idiom.
     """
@@ -102,7 +102,7 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         self.chunked = augment.chunked if augment else Chunked(micro_batch)
         self.norm, self.num_splits, self.seed = norm, num_splits, seed
         self.targets, self.schedule = targets or SingleLabel(), schedule or DADSchedule()
-        self.multi_label = self.targets.multi_label  # as timm's tasks say it
+        self.multi_label = self.targets.multi_label  # the attribute of timm's tasks
         criterion = create_criterion(criterion, criterion_kwargs, multi_label=self.multi_label)
         self.loss = DADLoss(loss, criterion, self.targets.distillation_loss).to(self.device)
         check_parts(teacher, stored, augment, self.targets, apart=apart, loss=self.loss.config, schedule=self.schedule)
@@ -127,7 +127,7 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         return f'DADTask(student={student}, augment={made_by}, loss={self.loss.config}, schedule={self.schedule})'
 
     def set_epoch(self, epoch: int, batch: int = 0) -> None:
-        """Set weight and attack budget of the DAD view for an epoch, from 0, and the batch that comes next in it."""
+        """Set weight and attack budget of the DAD view for an epoch, from 0, and the next batch in it."""
         self.epoch, self.next_batch = epoch, batch
         self.dad_weight = self.schedule.weight(epoch)
         if self.augment is not None and self.full_attack is not None:
@@ -141,30 +141,30 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         return self
 
     def prepare_distributed(self, device_ids: list[Any] | None = None, **ddp_kwargs: Any) -> 'DADTask':
-        """Wrap the student, and nothing frozen, in ``DistributedDataParallel``, which takes the arguments."""
+        """Wrap only the student in ``DistributedDataParallel``, and pass it the arguments."""
         self.trainable_module = students.distributed(self.trainable_module, self.device, device_ids, **ddp_kwargs)
         return self
 
     def compile(self, backend: str = 'inductor', mode: str | None = None, **compile_kwargs: Any) -> nn.Module:
-        """Compile the student for training and evaluation; the arguments are those of ``torch.compile``."""
+        """Compile the student for training and evaluation, with the arguments of ``torch.compile``."""
         options = {'backend': backend, 'mode': mode, **compile_kwargs}
         self.trainable_module, self.eval_model = students.compiled(self.trainable_module, **options)
         return self.eval_model
 
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> Any:
-        """The student or, with ``ema``, its moving average, without an adapter."""
+        """Return the student or, with ``ema``, its moving average, without an adapter."""
         return students.without_adapter(super().get_eval_model(module, ema))
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
-        """State of the adapter, by the name that timm has for it; empty without one."""
+        """Return the state of the adapter under timm's name for it; empty without an adapter."""
         return students.adapter_state(module or self.get_trainable_module(ema))
 
     def load_task_state(self, state: Any, strict: bool = True, module: Any = None, ema: bool = False) -> None:
-        """Load what ``get_task_state`` gave; an adapter that the state lacks stays as it is."""
+        """Load a state from ``get_task_state``; an adapter missing in it stays unchanged."""
         students.load_adapter(module or self.get_trainable_module(ema), state, strict)
 
     def get_clip_parameters(self, exclude_head: bool = False) -> Any:
-        """Parameters whose gradients are clipped; ``exclude_head`` leaves the student's last two out, as timm does."""
+        """Return the parameters whose gradients are clipped; ``exclude_head`` omits the last two, as in timm."""
         return students.clip_parameters(self.trainable_module, exclude_head)
 
     def create_evaluator(self, **kwargs: Any) -> Any:
@@ -175,23 +175,23 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         """Compute loss, parts and student output of a batch.
 
         Args:
-            input: Student-normalized images ``[V * B, 3, H, W]``: ``V`` augmentation splits, of pairs with the extra
-                views after them (``V`` one more).
-            target: Class indices, soft or multi-hot targets of ``input``, one row an image; with stored logits what
-                ``encode_target`` makes of class indices.
-            prepared: From ``prepare``, where that was called ahead.
+            input: Student-normalized images ``[V * B, 3, H, W]`` of ``V`` augmentation splits; for pairs, ``V`` counts
+                the extra views, which come last.
+            target: Class indices, soft or multi-hot targets of ``input``, one row per image; with stored logits, the
+                result of ``encode_target`` for class indices.
+            prepared: From ``prepare``, if called before.
 
         Returns:
             - ``loss``: training loss, a scalar
-            - ``output``: student logits ``[num_splits * B, K]``, on all but extra views
-            - ``task_loss``, ``kd_loss``, ``dad_loss``, ...: its parts before their weights, scalars
-            - ``teacher_kept``: fraction of images on whose DAD view the teacher predicts the label (of several: the
-                set of classes that it predicts on the image), a scalar
+            - ``output``: student logits ``[num_splits * B, K]``, without extra views
+            - ``task_loss``, ``kd_loss``, ``dad_loss``, ...: parts of the loss before their weights, scalars
+            - ``teacher_kept``: fraction of images on whose DAD view the teacher predicts the label (with several
+                labels: the same set of classes as on the image), a scalar
 
-            Without a DAD view (schedule) ``dad_loss`` and ``teacher_kept`` are 0.
+            Without a DAD view (schedule), ``dad_loss`` and ``teacher_kept`` are 0.
 
         Raises:
-            ValueError: If the batch does not hold whole splits, or ``prepare`` refuses it.
+            ValueError: If the batch does not consist of whole splits, or ``prepare`` raises it.
         """
         num_views = self.num_splits + self.pairs
         if len(input) % num_views:
@@ -220,17 +220,17 @@ class DADTask(TrainingTask):  # type: ignore[misc]
 
     @torch.no_grad()
     def prepare(self, input: Tensor, target: Tensor) -> Prepared:
-        """All that ``forward`` needs of a batch and that does not depend on the student; once for each batch.
+        """Compute everything for ``forward`` that does not depend on the student; call it once per batch.
 
         Args:
-            input: As ``forward`` takes it.
-            target: As ``forward`` takes it.
+            input: As for ``forward``.
+            target: As for ``forward``.
 
         Returns:
             The teacher's answers and the extra view.
 
         Raises:
-            ValueError: If images are not ``[B, 3, H, W]`` of floating point, or the first batch is not normalized.
+            ValueError: If images are not floating-point ``[B, 3, H, W]``, or the first batch is not normalized.
         """
         self.norm.check(input)
         if not self.loss.config.label_free:
@@ -244,7 +244,7 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         return self._take_extra(input, target, label[num_images * self.num_splits :], fresh)
 
     def _make_extra(self, clean: Tensor, base: Tensor, label: Tensor, fresh: bool) -> Prepared:
-        """Teacher's answers on clean images ``[B, 3, H, W]``, and DAD views of ``base`` or ones of before."""
+        """Get the teacher's answers on clean images ``[B, 3, H, W]``, and DAD views of ``base`` or replayed ones."""
         assert self.augment is not None
         x_pix = self.norm.to_pixels(clean)
         answer: Answer | None = None
@@ -267,7 +267,7 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         return Prepared(answer.logits, ExtraView(x_norm, *dad_answers), answer.features)
 
     def _take_extra(self, input: Tensor, target: Tensor, label: Tensor, wanted: bool) -> Prepared:
-        """Teacher's answers on the clean images of pairs, and their extra view, whose labels are ``label``."""
+        """Get the teacher's answers on the clean images of pairs, and their extra view with the labels ``label``."""
         clean, x_norm = input[: len(label)], input[-len(label) :]
         if self.stored is not None:
             answer, of_extra = map(Answer, self.stored.read(target))
@@ -288,12 +288,12 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         return answer
 
     def _wants_fresh_view(self) -> bool:
-        """Whether this batch gets a DAD view of its own; drawn for all its images at once, as timm draws mixup.
+        """Draw whether this batch gets new DAD views: one draw for all its images, as timm draws mixup.
 
-        All processes draw alike: a batch costs as much as that of the process that makes views.
+        All processes draw the same, because a step takes as long as its slowest process.
         """
         index = self.next_batch
         self.next_batch += 1
-        # Nothing to see again yet: in the first batch, or the first one after a training was resumed.
+        # Nothing to replay yet: in the first batch, or the first one after a training was resumed.
         wanted = self.replay is not None and not len(self.replay)
         return self.dad_weight != 0 and (wanted or self.schedule.draws(self.seed, self.epoch, index))

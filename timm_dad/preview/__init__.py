@@ -1,1 +1,1 @@
-"""Preview: images on the way to their DAD view, as numbers, a PNG sheet and an HTML page."""
+"""Preview: the steps from an image to its DAD view, as numbers, a PNG sheet and an HTML page."""

@@ -1,4 +1,4 @@
-"""A look at some pictures before training: whether teacher, VQGAN and attack can teach anything."""
+"""Check on a few pictures, before training, whether teacher, VQGAN and attack can teach anything."""
 
 import contextlib
 import logging
@@ -18,22 +18,22 @@ from timm_dad.method.augment import DADAugment
 
 _logger = logging.getLogger(__name__)
 
-# An attack that changes fewer codes than one of 200 leaves DAD views what reconstructions are.
+# If an attack changes fewer than one code in 200, DAD views hardly differ from reconstructions.
 _LEAST_CHANGED = 0.005
 
 
 @dataclass(frozen=True, kw_only=True)
 class FirstLook:
-    """What teacher, VQGAN and attack make of some pictures.
+    """Measurements of teacher, VQGAN and attack on some pictures.
 
     Args:
-        count: Pictures.
-        num_classes: Classes.
-        right: On how many of them the teacher predicts the label, for ``x``, ``Q(x)`` and ``x_dad``.
+        count: Number of pictures.
+        num_classes: Number of classes.
+        right: Number of pictures on which the teacher predicts the label, for ``x``, ``Q(x)`` and ``x_dad``.
         psnr: Mean PSNR of ``Q(x)`` to ``x``, in dB.
-        changed: Share of the codes that the attack changes.
+        changed: Fraction of the codes that the attack changes.
         label_free: Whether the label is what the teacher predicts on ``x``.
-        base_rate: Share of the classes that a picture has, where it may have several: right is one of these.
+        base_rate: Mean fraction of the classes that a picture has, if it may have several; each of them is right.
     """
 
     count: int
@@ -46,12 +46,12 @@ class FirstLook:
 
     @property
     def chance(self) -> float:
-        """As many as guessing is right on, at most: two standard deviations above its mean."""
+        """Upper limit for guessing: two standard deviations above the mean number of right guesses."""
         share = self.base_rate or 1 / self.num_classes
         return self.count * share + 2 * math.sqrt(self.count * share * (1 - share))
 
     def __str__(self) -> str:
-        """All numbers in a line."""
+        """Return all numbers in one line."""
         x, x_vq, x_dad = (f'{own / self.count:.0%}' for own in self.right)
         right = f'right on x {x}, Q(x) {x_vq}, x_dad {x_dad}'
         if self.label_free:
@@ -62,7 +62,7 @@ class FirstLook:
         )
 
     def problem(self) -> str | None:
-        """What to change where DAD cannot work; ``None`` where nothing is seen."""
+        """Return what to change if DAD cannot work; ``None`` if no problem was found."""
         x, x_vq, _ = self.right
         if x <= self.chance:
             return (
@@ -86,19 +86,21 @@ class FirstLook:
 
 
 def first_pictures(source: Source, frame: Frame, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Pictures ``[N, 3, H, W]`` in [0, 1] and labels ``[N]`` or ``[N, K]``, spread over data that stays as it is.
+    """Read pictures ``[N, 3, H, W]`` in [0, 1] and labels ``[N]`` or ``[N, K]``, spread evenly over the data.
+
+    The data set is left unchanged.
 
     Args:
-        source: Training data with an index: whoever reads a stream here leaves its loaders without their shards.
-        frame: What is taken of a picture.
-        count: How many, at most; such as do not decode are left out.
-        device: Where to put them.
+        source: Training data with an index; reading a stream here would take shards away from its loaders.
+        frame: Resize and crop of each picture.
+        count: Maximum number; pictures that do not decode are left out.
+        device: Device of the result.
     """
     return read_pictures(source, frame, spread(len(source), count), device)
 
 
 def read_pictures(source: Source, frame: Frame, indices: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Pictures and labels of a data set by index, as ``first_pictures`` gives them; ``ValueError`` if none decodes."""
+    """Read pictures and labels by index, in the form of ``first_pictures``; ``ValueError`` if none decodes."""
     read, own_transform = [], getattr(source.dataset, 'transform', None)
     try:
         for index in indices:
@@ -115,14 +117,14 @@ def read_pictures(source: Source, frame: Frame, indices: Sequence[int], device: 
 
 @torch.no_grad()
 def look(augment: DADAugment, x_pix: Tensor, target: Tensor, *, seed: int, batch_size: int = 64) -> FirstLook:
-    """Make the DAD views of some pictures; torch's global generator stays as it is.
+    """Make the DAD views of some pictures and measure them, without using torch's global generator.
 
     Args:
         augment: Makes the views.
         x_pix: Pictures ``[N, 3, H, W]`` in [0, 1], on the device of the models.
         target: Class indices ``[N]``, or multi-hot ``[N, K]``.
         seed: Seed of the random starts.
-        batch_size: Pictures at a time: those of a training batch, so that nothing is compiled for another shape.
+        batch_size: Pictures at a time; use the training batch size, so that nothing is compiled for another shape.
     """
     rows = torch.arange(len(x_pix)).split(batch_size)
     found = [_look_at(augment, x_pix[part], target[part], [seed + int(place) for place in part]) for part in rows]
@@ -140,13 +142,13 @@ def look(augment: DADAugment, x_pix: Tensor, target: Tensor, *, seed: int, batch
 
 
 def _look_at(augment: DADAugment, x_pix: Tensor, target: Tensor, seeds: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Of a batch, where the teacher is right ``[B, 3]``, PSNR ``[B]``, and where codes are changed ``[B, h, w]``."""
+    """Return for a batch where the teacher is right ``[B, 3]``, PSNR ``[B]`` and where codes change ``[B, h, w]``."""
     centre = augment.find_centre(x_pix, target)
     x_vq, _, calm_codes = augment.unattacked(centre)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     views = augment.attack_centre(centre, target, generator=generators)
     changed = views.dad_codes != calm_codes
-    if augment.keep_label:  # where the label is lost the view is Q(x), whatever the attack did
+    if augment.keep_label:  # if the label is lost, the view is Q(x), whatever the attack did
         changed = changed[views.kept]
     clean_logits = augment.ask_teacher(x_pix) if centre.logits is None else centre.logits
     answers = (clean_logits, augment.ask_teacher(x_vq), views.dad_logits)
@@ -156,7 +158,7 @@ def _look_at(augment: DADAugment, x_pix: Tensor, target: Tensor, seeds: list[int
 
 
 def log_look(found: FirstLook) -> None:
-    """Log the numbers, and what to change where DAD cannot work."""
+    """Log the numbers and, if DAD cannot work, what to change."""
     _logger.info('%s', found)
     problem = found.problem()
     if problem:

@@ -1,4 +1,4 @@
-"""One image on its way to its DAD view, and the numbers about it (Zhou et al. 2023, arXiv:2311.01441, section 3.3)."""
+"""The steps from one image to its DAD view, with measurements (Zhou et al. 2023, arXiv:2311.01441, section 3.3)."""
 
 import re
 from collections.abc import Sequence
@@ -15,18 +15,18 @@ from timm_dad.method.augment import AnyAttack, DADAugment
 from timm_dad.method.code_space import CodeAttackConfig
 from timm_dad.method.latent_space import LatentAttackConfig
 
-# How far an attack moved an image, by its space; the page says more.
+# Name of the distance that an attack moved an image, by space; the page explains them.
 _MEASURES = {'pixels': 'L2', 'latent': 'L2 / ||z||', 'codes': 'codes replaced'}
 
 
 def share(mask: Tensor) -> float:
-    """The share of a mask that is set."""
+    """Return the fraction of a mask that is set."""
     return mask.double().mean().item()
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreviewImage:
-    """One image, its views ``[3, H, W]`` in [0, 1], their codes ``[h, w]``, and what the teacher says; on the CPU."""
+    """One image, its views ``[3, H, W]`` in [0, 1], their codes ``[h, w]`` and the teacher's answers; on the CPU."""
 
     title: str
     labels: Sequence[int]  # or, without labels, the teacher's answer on x
@@ -34,46 +34,46 @@ class PreviewImage:
     label_free: bool = False
     x_pix: Tensor
     x_vq: Tensor  # Q(x)
-    x0: Tensor  # where the attack starts, in its space: Q(x), x itself, latents or codes
+    x0: Tensor  # start of the attack, in its space: Q(x), x itself, latents or codes
     x_adv: Tensor
     distance: float  # of x_adv from x0
     space: str  # of the attack: pixels, latent or codes
     x_dad: Tensor
     vq_codes: Tensor  # of x_vq
     dad_codes: Tensor  # of x_dad
-    calm_codes: Tensor  # that x_dad would have without an attack
+    calm_codes: Tensor  # of x_dad without an attack
     factor: int  # pixels of one code along a side
-    probs: dict[str, Tensor]  # the teacher's softmax, of several labels its sigmoids, [K] on x, Q(x) and x_dad
+    probs: dict[str, Tensor]  # the teacher's softmax (with several labels: sigmoids) [K] on x, Q(x) and x_dad
 
     @property
     def label_is(self) -> str:
-        """What ``labels`` are called."""
+        """Name of ``labels`` for readers."""
         return "teacher's answer on x" if self.label_free else 'labels' if self.multi_label else 'label'
 
     def named(self, class_names: Sequence[str]) -> str:
-        """Title and names of the labels."""
+        """Return the title and the names of the labels."""
         return f'{self.title}, {self.label_is}: {", ".join(class_names[label] for label in self.labels) or "none"}'
 
     @property
     def perturbation(self) -> Tensor:
-        """What the attack added ``[3, H, W]``: to ``x0`` before it was discretized; in another space to ``Q(x)``."""
+        """The attack's change ``[3, H, W]``: to ``x0`` before discretization or, outside pixel space, to ``Q(x)``."""
         return self.x_adv - self.x0 if self.space == 'pixels' else self.x_dad - self.x_vq
 
     @property
     def measure(self) -> str:
-        """What ``distance`` is called."""
+        """Name of ``distance``."""
         return _MEASURES[self.space]
 
     @property
     def changed(self) -> Tensor:
-        """Where the code of ``x_dad`` is another than that of ``Q(x)`` ``[h, w]``, bool."""
+        """Mask ``[h, w]``, bool, of codes of ``x_dad`` that differ from those of ``Q(x)``."""
         return self.vq_codes != self.dad_codes
 
     @property
     def changed_by_attack(self) -> Tensor:
-        """Where it is another than without an attack ``[h, w]``, bool.
+        """Mask ``[h, w]``, bool, of codes of ``x_dad`` that differ from those without an attack.
 
-        A VQGAN need not give ``Q(x)`` the codes that it was decoded from: most changed codes may come of that.
+        Encoding ``Q(x)`` need not return the codes that it was decoded from; this may explain most changed codes.
         """
         return self.calm_codes != self.dad_codes
 
@@ -88,12 +88,12 @@ class PreviewImage:
         return psnr(self.x_pix, self.x_dad).item()
 
     def top(self, view: str, count: int = 3) -> list[tuple[int, float]]:
-        """The teacher's likeliest classes on a view (``x``, ``Q(x)`` or ``x_dad``), and their probabilities."""
+        """Return the teacher's top ``count`` classes on a view (``x``, ``Q(x)`` or ``x_dad``), with probabilities."""
         values, classes = self.probs[view].topk(min(count, len(self.probs[view])))
         return list(zip(classes.tolist(), values.tolist(), strict=True))
 
     def is_right(self, view: str) -> bool:
-        """Whether the teacher's likeliest class on a view is a label."""
+        """Return whether the teacher's top-1 class on a view is a label."""
         return self.top(view, 1)[0][0] in self.labels
 
 
@@ -101,10 +101,11 @@ class PreviewImage:
 def preview_image(augment: DADAugment, x_pix: Tensor, label: int | Tensor, *, title: str, seed: int) -> PreviewImage:
     """Make the DAD view of one image ``[3, H, W]`` in [0, 1], on any device; its label is a class or multi-hot ``[K]``.
 
-    Nothing depends on other images, nor on torch's global generator: ``seed`` is that of the attack's random start.
+    The result depends neither on other images nor on torch's global generator: ``seed`` sets the attack's random
+    start.
 
     Raises:
-        ValueError: If the label is none of the teacher's classes, or the VQGAN does not take the size.
+        ValueError: If the label is not one of the teacher's classes, or the VQGAN does not accept the size.
     """
     teacher, vqgan, targets = augment.teacher, augment.vqgan, augment.targets
     if not isinstance(label, Tensor) and not 0 <= label < teacher.num_classes:
@@ -113,7 +114,7 @@ def preview_image(augment: DADAugment, x_pix: Tensor, label: int | Tensor, *, ti
     batch, target = x_pix.to(device)[None], torch.as_tensor(label, device=device)[None]
     centre = augment.find_centre(batch, target)
     x_vq, vq_codes, calm_codes = augment.unattacked(centre)
-    # The generator is on the CPU, so that every device draws alike.
+    # The generator is on the CPU, so that every device draws the same numbers.
     views = augment.attack_centre(centre, target, generator=[torch.Generator().manual_seed(seed)])
     target = target if centre.label is None else centre.label
     if augment.keep_label and not bool(views.kept):  # then x_dad is Q(x), whatever the attack did
@@ -138,14 +139,14 @@ def preview_image(augment: DADAugment, x_pix: Tensor, label: int | Tensor, *, ti
 
 
 def describe_settings(augment: DADAugment) -> str:
-    """Attack and codebook in a line."""
+    """Describe attack and codebook in one line."""
     config = augment.vqgan.config
     codes = f'{config.n_embed} codes of {config.factor} x {config.factor} pixels'
     return f'attack: {describe_attack(augment)}; VQGAN: {codes}'
 
 
 def describe_attack(augment: DADAugment) -> str:
-    """The attack in plain words."""
+    """Describe the attack in plain words."""
     origin = '' if augment.attack_from == 'reconstruction' else ', from the input'
     lost = 'the label'
     if augment.label_free or augment.targets.multi_label:
@@ -165,7 +166,7 @@ def _describe_config(attack: AnyAttack) -> str:
 
 
 def describe_means(images: Sequence[PreviewImage]) -> str:
-    """The numbers of all images in a line: means, and how often the teacher's answer is the label."""
+    """Describe all images in one line: means, and how often the teacher predicts the label."""
     numbers = [
         (own.psnr_vq, own.psnr_dad, own.distance, share(own.changed), share(own.changed_by_attack)) for own in images
     ]
@@ -180,7 +181,7 @@ def describe_means(images: Sequence[PreviewImage]) -> str:
 
 
 def shown_names(class_names: Sequence[str] | None, num_classes: int) -> list[str]:
-    """Names of the classes for readers: WordNet ids in words where there are any, numbers without names."""
+    """Return class names for readers: WordNet ids as words, numbers if the classes have no names."""
     if not class_names:
         return [str(label) for label in range(num_classes)]
     names = list(class_names)

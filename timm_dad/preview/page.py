@@ -1,4 +1,4 @@
-"""A preview as one HTML file: pictures inside it, nothing loaded from elsewhere, no script, a table an image."""
+"""A preview as one self-contained HTML file: embedded pictures, no script, one table per image."""
 
 from collections.abc import Sequence
 from html import escape
@@ -18,7 +18,7 @@ from timm_dad.preview.sheet import (
     shown_size,
 )
 
-_VIEWS = ('x', 'Q(x)', 'x_dad')  # columns that the teacher sees
+_VIEWS = ('x', 'Q(x)', 'x_dad')  # columns shown to the teacher
 _STYLE = """img { display: block; image-rendering: pixelated; }
 img.shrunk { image-rendering: auto; }
 .label { font-weight: bold; }
@@ -29,29 +29,29 @@ _LEGEND = (
     ('Q(x)', 'its reconstruction by the VQGAN, where the attack starts (with --dad-attack-from input: at x)'),
     (
         'perturbation',
-        'what the attack added, around grey, amplified until its largest entry is black or white; of an attack on '
-        'latents or codes x_dad - Q(x)',
+        'what the attack added, around grey, amplified until its largest entry is black or white; for an attack on '
+        'latents or codes: x_dad - Q(x)',
     ),
     ('x_dad', 'the DAD view: the perturbed reconstruction after the VQGAN'),
     (
         'codes of x_dad',
-        'a fixed colour for every code, pale where it is that of Q(x); a black line around what the attack changed',
+        'a fixed colour for every code, pale where Q(x) has the same code; black lines frame what the attack changed',
     ),
     (
         'by the attack',
-        'codes of x_dad that are others than without an attack: those of Q(x), of an attack on pixels encoded once '
-        'more',
+        'codes of x_dad that differ from those without an attack: from the codes of Q(x) or, for an attack on pixels, '
+        'of Q(x) encoded again',
     ),
     ('PSNR', 'peak signal-to-noise ratio to x, in dB'),
     ('L2', 'norm of the perturbation over the whole image, in [0, 1] pixel units'),
-    ('L2 / ||z||', 'norm of what an attack added to the latents, as a part of their own'),
-    ('codes replaced', 'part of the codes that an attack on codes replaced'),
-    ('✓', "the label (without labels: the teacher's answer on x) among the teacher's likeliest classes"),
+    ('L2 / ||z||', 'norm of what an attack added to the latents, as a fraction of their own norm'),
+    ('codes replaced', 'fraction of the codes that an attack on codes replaced'),
+    ('✓', "the label (without labels: the teacher's answer on x) among the teacher's top classes"),
 )
 
 
 def make_page(images: Sequence[PreviewImage], class_names: Sequence[str], lines: Sequence[str] = ()) -> str:
-    """An HTML document with a paragraph for each of ``lines``; equal images give equal text."""
+    """Build an HTML document with one paragraph for each of ``lines``; equal images give equal text."""
     paragraphs = ''.join(f'<p>{escape(line)}</p>\n' for line in lines)
     legend = ''.join(f'<li><b>{escape(name)}</b>: {escape(meaning)}</li>\n' for name, meaning in _LEGEND)
     body = (
@@ -62,7 +62,7 @@ def make_page(images: Sequence[PreviewImage], class_names: Sequence[str], lines:
 
 
 def _section(image: PreviewImage, class_names: Sequence[str]) -> str:
-    """The table of one image."""
+    """Build the table of one image."""
     head = ''.join(f'<th scope="col">{escape(column)}</th>' for column in COLUMNS)
     shown = [_img(picture, column, image) for column, picture in zip(COLUMNS, pictures(image), strict=True)]
     rows = [_row('', shown)]
@@ -88,7 +88,7 @@ def _section(image: PreviewImage, class_names: Sequence[str]) -> str:
 
 
 def _row(name: str, cells: Sequence[str]) -> str:
-    """A row of a table; cells are HTML."""
+    """Build a table row from cells of HTML."""
     return f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>\n'
 
 

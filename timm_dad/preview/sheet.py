@@ -1,4 +1,4 @@
-"""Pictures of a preview, and the PNG sheet of them: a row an image, a column a view, what they show below."""
+"""Pictures of a preview, and their PNG sheet: one row per image, one column per view, text below each picture."""
 
 import io
 import math
@@ -20,31 +20,34 @@ _LINES, _GAP = 4, 10  # lines of text below a picture, and pixels between two ro
 
 
 def to_picture(x_pix: Tensor) -> Image.Image:
-    """An image ``[3, H, W]`` in [0, 1], to 8 bits."""
+    """Convert an image ``[3, H, W]`` in [0, 1] to 8 bits."""
     return Image.fromarray(x_pix.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy())
 
 
 def amplification(perturbation: Tensor) -> float:
-    """The factor by which a perturbation ``[3, H, W]`` is shown; 1 where there is none."""
+    """Return the factor that a perturbation ``[3, H, W]`` is amplified by for display; 1 if it is zero."""
     peak = perturbation.abs().max().item()
     return 0.5 / peak if peak else 1.0
 
 
 def amplify(perturbation: Tensor) -> Tensor:
-    """A perturbation ``[3, H, W]`` around grey, scaled so that its largest entry is black or white."""
+    """Show a perturbation ``[3, H, W]`` around grey, scaled so that its largest entry is black or white."""
     return 0.5 + amplification(perturbation) * perturbation
 
 
 def code_colours(codes: Tensor) -> Tensor:
-    """A fixed colour ``[..., 3]`` for every code, uint8, from 64 (lines on it are black) to 253; 2**18 differ."""
-    # Multiplying by an odd number permutes the numbers of 18 bits, and puts neighbours far apart.
+    """Return a fixed colour ``[..., 3]`` for every code, uint8, from 64 (so that black lines show) to 253.
+
+    Up to 2**18 codes have different colours.
+    """
+    # Multiplying by an odd number permutes the 18-bit numbers and moves neighbours far apart.
     mixed = codes * 0x2D8F5 % 2**18
     channels = torch.stack([mixed >> 12, mixed >> 6 & 63, mixed & 63], dim=-1)
     return (64 + 3 * channels).byte()
 
 
 def code_map(image: PreviewImage, scale: int) -> Image.Image:
-    """Codes of ``x_dad`` as colours: pale where they are those of ``Q(x)``, framed where the attack changed them."""
+    """Draw the codes of ``x_dad`` as colours: pale if ``Q(x)`` has the same, framed if the attack changed them."""
     cell, (height, width) = image.factor * scale, image.x_pix.shape[-2:]
     colours = code_colours(image.dad_codes)
     colours = torch.where(image.changed[..., None], colours, 255 - (255 - colours) // 3)
@@ -61,7 +64,7 @@ def code_map(image: PreviewImage, scale: int) -> Image.Image:
 
 
 def shown_size(image: PreviewImage) -> tuple[int, int]:
-    """``(width, height)`` of its pictures on the sheet."""
+    """Return ``(width, height)`` of an image's pictures on the sheet."""
     height, width = image.x_pix.shape[-2:]
     longer = max(height, width)
     scale = max(1, math.ceil(_MIN_SIDE / longer)) if longer <= _MAX_SIDE else _MAX_SIDE / longer
@@ -69,29 +72,29 @@ def shown_size(image: PreviewImage) -> tuple[int, int]:
 
 
 def pictures(image: PreviewImage) -> list[Image.Image]:
-    """The pictures of ``COLUMNS``: the code map as large as it must be for frames, the others pixel by pixel."""
+    """Draw the pictures of ``COLUMNS``: the code map large enough for frames, the others pixel by pixel."""
     tensors = (image.x_pix, image.x_vq, amplify(image.perturbation), image.x_dad)
     scale = max(math.ceil(8 / image.factor), shown_size(image)[0] // image.x_pix.shape[-1], 1)
     return [*map(to_picture, tensors), code_map(image, scale)]
 
 
 def percent(value: float) -> str:
-    """A share with one decimal."""
+    """Format a fraction as percent with one decimal."""
     return f'{100 * value:.1f} %'
 
 
 def decibel(value: float) -> str:
-    """A PSNR; without a number where the images are equal."""
+    """Format a PSNR, without a number if the images are equal."""
     return f'{value:.1f} dB' if math.isfinite(value) else 'no difference'
 
 
 def counted(mask: Tensor) -> tuple[str, str]:
-    """How many entries of a mask are set, of how many, and their share."""
+    """Return how many entries of a mask are set, out of how many, and as a percentage."""
     return f'{int(mask.sum())} of {mask.numel()}', percent(share(mask))
 
 
 def make_sheet(images: Sequence[PreviewImage], class_names: Sequence[str], heading: str = '') -> Image.Image:
-    """Draw images of one size; the teacher's answer is green where it is a label, and red where it is not."""
+    """Draw images of equal size; the teacher's answer is green if it is a label and red if not."""
     width, height = shown_size(images[0])
     step_x, step_y = max(width, _MIN_SIDE) + _MARGIN, height + (_LINES + 1) * _LINE + _GAP
     sheet_width = _MARGIN + len(COLUMNS) * step_x
@@ -121,7 +124,7 @@ def make_sheet(images: Sequence[PreviewImage], class_names: Sequence[str], headi
 
 
 def _texts(image: PreviewImage, class_names: Sequence[str]) -> list[list[tuple[str, str, str]]]:
-    """Lines below each picture: text on the left, on the right, colour."""
+    """Return the lines below each picture: text on the left, text on the right, colour."""
 
     def answers(view: str) -> list[tuple[str, str, str]]:
         lines = []
@@ -142,7 +145,7 @@ def _texts(image: PreviewImage, class_names: Sequence[str]) -> list[list[tuple[s
 
 
 def _cut(text: str, room: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """A text in one line, its end left out where there is no room for it."""
+    """Put a text on one line, shortened if it does not fit."""
     text = shown = ' '.join(text.split())
     while text and font.getlength(shown) > room:
         text = text[:-1]
@@ -161,6 +164,6 @@ def _wrap(text: str, room: float, font: ImageFont.FreeTypeFont | ImageFont.Image
 
 
 def png_bytes(picture: Image.Image) -> bytes:
-    """A picture as a PNG file."""
+    """Encode a picture as PNG."""
     picture.save(file := io.BytesIO(), format='PNG')
     return file.getvalue()

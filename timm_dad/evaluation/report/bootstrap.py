@@ -1,4 +1,4 @@
-"""Figures with bootstrap confidence intervals: images are drawn again, once for all that is computed from them.
+"""Figures with bootstrap confidence intervals: one resampling of the images serves all figures computed from them.
 
 Source: Efron & Tibshirani 1993, An Introduction to the Bootstrap; ``scipy.stats.bootstrap``, percentile method.
 """
@@ -19,19 +19,19 @@ T = TypeVar('T')
 
 LEVEL = 95
 RESAMPLES = 1000
-_MAX_COUNTS = 8_000_000  # entries of the table of counts: 32 MB, whatever the number of images and resamples
+_MAX_COUNTS = 8_000_000  # entries in the table of counts: at most 32 MB for any number of images and resamples
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure, and what it is on every resample ``[R]`` of the images, the same for figures of the same images."""
+    """A figure, and its value on every resample ``[R]``; figures of the same images share the resamples."""
 
     value: float
     samples: Array
     images: int  # predictions that it is computed from
 
     def interval(self) -> tuple[float, float] | None:
-        """95 % percentile interval; ``None`` without resamples."""
+        """Return the 95 % percentile interval, or ``None`` without resamples."""
         if not len(self.samples):
             return None
         low, high = np.percentile(self.samples, [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
@@ -39,9 +39,9 @@ class Estimate:
 
 
 def combine(function: Callable[..., Any], *estimates: Estimate, images: int | None = None) -> Estimate:
-    """A figure made of others: ``function`` of their values, and of their resamples ``[R]``.
+    """Compute a figure from others: ``function`` of their values, and of their resamples ``[R]``.
 
-    ``images`` says how many predictions it is computed from: by default the sum of theirs.
+    ``images`` is the number of predictions that it is computed from: by default the sum of theirs.
     """
     value = function(*(estimate.value for estimate in estimates))
     samples = function(*(estimate.samples for estimate in estimates))
@@ -50,18 +50,18 @@ def combine(function: Callable[..., Any], *estimates: Estimate, images: int | No
 
 
 def mean_estimate(estimates: Sequence[Estimate]) -> Estimate:
-    """Plain mean of figures."""
+    """Return the plain mean of figures."""
     return combine(lambda *values: np.mean(values, axis=0), *estimates)
 
 
 def resample_means(
     items: Sequence[T], table: Callable[[T], Array], images: int, resamples: int, seed: Sequence[int]
 ) -> list[Array]:
-    """Column means ``[R, F]`` of items' tables ``[N, F]``, over ``N`` images drawn with replacement, the same for all.
+    """Return column means ``[R, F]`` of items' tables ``[N, F]`` over ``N`` images drawn with replacement.
 
-    Counts of draws times table is a matrix product, so one draw serves the figures of all models and corruptions, which
-    ``scipy.stats.bootstrap`` would draw for again at each call (times and memory in docs/metrics.md). ``table`` is
-    called again for every block of resamples.
+    All items share the draws: counts of draws times table is a matrix product, so one draw serves the figures of all
+    models and corruptions, while ``scipy.stats.bootstrap`` would draw again at each call (times and memory in
+    docs/metrics.md). ``table`` is called again for every block of resamples.
     """
     if images < 1:
         raise ValueError('a figure needs at least one image, got none')
@@ -92,23 +92,23 @@ def _figures(means: Array) -> dict[str, Array]:
 def estimate_figures(
     predictions: Sequence[Predictions], image_set: str, resamples: int = RESAMPLES, seed: int = 0
 ) -> list[dict[str, Estimate]]:
-    """``top1``, ``top5`` and ``ece``, in percent, of several predictions of the same images.
+    """Compute ``top1``, ``top5`` and ``ece``, in percent, for several predictions on the same images.
 
-    These are of several models, or of corrupted versions of the images. Equal names of the ``image_set``, numbers of
-    images and seeds give equal resamples; 0 resamples give no intervals. ``ValueError`` if there are no images, or the
-    labels differ.
+    The predictions may come from several models or from corrupted versions of the images. Equal ``image_set`` names,
+    numbers of images and seeds give equal resamples; 0 resamples give no intervals. ``ValueError`` if there are no
+    images, or the labels differ.
     """
     labels = predictions[0].label
     if not all(np.array_equal(one.label, labels) for one in predictions):
-        raise ValueError(f'{image_set}: predictions to be compared must be of the same images, their labels differ')
+        raise ValueError(f'{image_set}: compared predictions must be of the same images, but their labels differ')
     seeds = [seed, zlib.crc32(image_set.encode())]
     means = resample_means(predictions, _table, len(labels), resamples, seeds)
     estimates = []
     for one, samples in zip(predictions, means, strict=True):
         values, resampled = _figures(_table(one).mean(axis=0)), _figures(samples)
         if resamples:
-            # NOTE: gaps of a resample are noisier, and ECE takes their absolute values: resamples lie above the figure
-            # (by all of it, where calibration is perfect). That bias is taken off.
+            # NOTE: resampled gaps are noisier, and ECE takes their absolute values, so resamples lie above the figure
+            # (entirely, if calibration is perfect). This bias is subtracted.
             shifted = resampled['ece'] - resampled['ece'].mean() + values['ece']
             resampled['ece'] = shifted.clip(0, 100)
         estimates.append({name: Estimate(float(values[name]), resampled[name], len(labels)) for name in values})

@@ -1,6 +1,6 @@
 """Figures of whole suites from those of their parts: means over corruptions, mCE, mean OOD, effective robustness.
 
-A part called ``*`` is the suite as a whole, ``gaussian_noise/*`` a corruption over its severities, and ``*/3`` a
+Part ``*`` stands for the whole suite, ``gaussian_noise/*`` for a corruption over its severities, and ``*/3`` for a
 severity over the corruptions.
 """
 
@@ -25,12 +25,12 @@ SuiteFigures = dict[str, Figures]
 
 WHOLE = '*'
 MEAN_OOD = 'mean-ood'
-# The part that papers and timm mean by the suite's name; others are the mean of their parts.
+# The part that papers and timm mean by the suite's name; other suites are the mean of their parts.
 HEADLINE_PARTS = {'imagenet-v2': 'matched-frequency'}
-# The suite that AlexNet's clean error is on.
+# The suite on which AlexNet's clean error was measured.
 ALEXNET_CLEAN = 'imagenet'
-# Clean top-1 above which effective robustness is defined, by shifted and clean suite: ImageNet-A holds errors of a
-# ResNet-50, so that accuracy bends there. modestyachts/imagenet-testbed, plotting/paper_imagenet_a.py.
+# Clean top-1 above which effective robustness is defined, by shifted and clean suite: ImageNet-A consists of errors
+# of a ResNet-50, which bends accuracy there. modestyachts/imagenet-testbed, plotting/paper_imagenet_a.py.
 BASELINE_ABOVE = {('imagenet-a', 'imagenet'): 76.13, ('imagenet-a', 'imagenet-a-clean'): 91.86}
 _WHOLE_IMAGENET_C = [f'{corruption}/{severity}' for corruption in ALEXNET_ERRORS for severity in SEVERITIES]
 
@@ -38,10 +38,10 @@ _WHOLE_IMAGENET_C = [f'{corruption}/{severity}' for corruption in ALEXNET_ERRORS
 def estimate_parts(
     results: Results, suites: Sequence[Suite], resamples: int, seed: int
 ) -> dict[str, dict[str, SuiteFigures]]:
-    """Top-1, top-5 and calibration error of all models on all parts; ``ValueError`` if their images differ.
+    """Estimate top-1, top-5 and calibration error of all models on all parts; ``ValueError`` if their images differ.
 
-    All models get the same resamples, as do the parts of a corruption suite, and a suite and what is made of it
-    (``--corrupt``, ``--attack``): they show the same images.
+    All models get the same resamples. So do the parts of a corruption suite, and a suite and its changed versions
+    (``--corrupt``, ``--attack``), because they show the same images.
     """
     figures: dict[str, dict[str, SuiteFigures]] = {
         model: {suite.name: {part.name: {} for part in suite.parts} for suite in suites} for model in results
@@ -63,13 +63,13 @@ def estimate_parts(
 def _image_set(suite: Suite, part: Part, predictions: Predictions) -> str:
     if isinstance(part, MadePart):
         return part.image_set or image_set(suite.name, part.name)
-    # Corrupted parts of which some images are missing are another set.
+    # Corrupted parts with missing images are a different set.
     shared = f'{crc32(predictions.label.tobytes()):08x}' if suite.kind == 'corruption' else part.name
     return image_set(suite.name, shared)
 
 
 def missing_parts(suite: Suite) -> list[str]:
-    """Parts that a suite lacks: of ImageNet-C's 15 x 5, where it has some of them, and of ImageNet-V2's variants."""
+    """Return the missing parts of a suite: of ImageNet-C's 15 x 5, if it has any of them, or ImageNet-V2's variants."""
     there = [part.name for part in suite.parts]
     if suite.name == 'imagenet-v2':
         return [variant for variant in V2_VARIANTS if variant not in there]
@@ -88,9 +88,9 @@ def _mean_figures(parts: Sequence[Figures]) -> Figures:
 def add_whole(suite: Suite, figures: SuiteFigures, clean: Estimate | None) -> None:
     """Add the suite as a whole, and each corruption and severity, to one model's ``figures`` of its parts.
 
-    Of corruptions: ``mce_unnormalized``, the mean error of ImageNet-C's 15 x 5 parts, and of ImageNet-C itself ``mce``
-    and, with ``clean`` (top-1 on ImageNet val, which AlexNet's clean error is on), ``relative_mce``; where parts are
-    missing or are others, ``mean_error`` of those there are.
+    A corruption suite gets ``mce_unnormalized``, the mean error of ImageNet-C's 15 x 5 parts. ImageNet-C itself also
+    gets ``mce`` and, with ``clean`` (top-1 on ImageNet val, where AlexNet's clean error was measured),
+    ``relative_mce``. If parts are missing or differ, the suite gets ``mean_error`` of the parts that exist instead.
     """
     if suite.kind != 'corruption':
         headline = HEADLINE_PARTS.get(suite.name)
@@ -116,7 +116,7 @@ def add_whole(suite: Suite, figures: SuiteFigures, clean: Estimate | None) -> No
 
 
 def have_same_classes(of_model: Mapping[str, Mapping[str, Predictions]], *suites: str) -> bool:
-    """Whether all parts of these suites are of the same classes."""
+    """Return whether all parts of these suites have the same classes."""
     classes = {np.unique(part.label).tobytes() for suite in suites for part in of_model[suite].values()}
     return len(classes) == 1
 
@@ -135,7 +135,7 @@ def _add_normalized(
 
 
 def clean_suite(suites: Sequence[Suite], of: str) -> str | None:
-    """Name of the suite whose accuracy is the clean one for the suite ``of``, if there is one.
+    """Return the name of the suite that gives the clean accuracy for the suite ``of``, if there is one.
 
     For ImageNet-A and -R it is ImageNet val with their classes (``imagenet-a-clean``), else ``imagenet`` or the first
     clean suite.

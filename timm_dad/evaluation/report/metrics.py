@@ -1,6 +1,6 @@
 """Figures of robustness that papers report: calibration error, mCE, relative mCE, effective robustness.
 
-Everything is in percent, 0 to 100, as papers print it; of mCE, 100 is AlexNet. Functions take numbers or arrays.
+Everything is in percent, 0 to 100, as papers print it; an mCE of 100 is AlexNet's. Functions take numbers or arrays.
 """
 
 from collections.abc import Sequence
@@ -27,9 +27,10 @@ ALEXNET_CLEAN_ERROR = 43.48
 
 
 def calibration_gaps(confidence: ArrayLike, correct: ArrayLike, bins: int = BINS) -> Array:
-    """What each image adds to the gap of confidence ``[N]`` (softmax, [0, 1]) and accuracy of its bin ``[N, bins]``.
+    """Return what each image adds to the gap between confidence and accuracy of its bin ``[N, bins]``.
 
-    It is zero in the other bins. They have equal width; each has its upper edge, the first has 0 too.
+    ``confidence`` is ``[N]`` (softmax, [0, 1]). The entries of other bins are zero. Bins have equal width and include
+    their upper edge; the first includes 0, too.
     """
     confidence = np.asarray(confidence, np.float64)
     if not ((confidence >= 0) & (confidence <= 1 + 1e-6)).all():
@@ -41,18 +42,18 @@ def calibration_gaps(confidence: ArrayLike, correct: ArrayLike, bins: int = BINS
 
 
 def calibration_error(mean_gaps: ArrayLike) -> Any:
-    """ECE ``[...]``, in percent, of gaps ``[..., bins]`` averaged over images (empty bins count nothing).
+    """Return the ECE ``[...]``, in percent, of gaps ``[..., bins]`` averaged over images (empty bins add nothing).
 
-    Source: Guo et al. 2017, arXiv:1706.04599, equation 3, with the 15 bins of their table 1; their edges are
-    those of gpleiss/temperature_scaling.
+    Source: Guo et al. 2017, arXiv:1706.04599, equation 3, with the 15 bins of their table 1; bin edges as in
+    gpleiss/temperature_scaling.
     """
     return 100 * np.abs(mean_gaps).sum(axis=-1)
 
 
 def corruption_error(error: ArrayLike, corruption: str) -> Any:
-    """CE: mean error of a corruption over its five severities, in percent of AlexNet's.
+    """Return the CE: mean error of a corruption over its five severities, in percent of AlexNet's.
 
-    mCE is its mean over ImageNet-C's 15 corruptions.
+    mCE is the mean CE over ImageNet-C's 15 corruptions.
 
     Source: Hendrycks & Dietterich 2019, arXiv:1903.12261; google-research/augmix, imagenet.py.
     """
@@ -60,7 +61,7 @@ def corruption_error(error: ArrayLike, corruption: str) -> Any:
 
 
 def relative_corruption_error(error: ArrayLike, clean_error: ArrayLike, corruption: str) -> Any:
-    """Relative CE: what the corruption adds to the error on ImageNet val, in percent of what it adds to AlexNet's.
+    """Return the relative CE: error added to that on ImageNet val, in percent of the error added for AlexNet.
 
     Source: Hendrycks & Dietterich 2019, arXiv:1903.12261; google-research/robustness_metrics.
     """
@@ -69,21 +70,21 @@ def relative_corruption_error(error: ArrayLike, clean_error: ArrayLike, corrupti
 
 
 def logit(accuracy: ArrayLike) -> Array:
-    """Logit of accuracies in percent; infinite at 0 and 100."""
+    """Return the logit of accuracies in percent; infinite at 0 and 100."""
     fraction = np.asarray(accuracy, np.float64) / 100
     return np.log(fraction / (1 - fraction))
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """OOD accuracy that is to be expected of a clean accuracy: a line in logit space, fitted to some models."""
+    """Expected OOD accuracy at a given clean accuracy: a line in logit space, fitted to some models."""
 
     slope: float
     intercept: float
     models: int
 
     def effective_robustness(self, clean: ArrayLike, ood: ArrayLike) -> Any:
-        """OOD top-1 above what the line expects of the clean one, in percentage points; both are in percent.
+        """Return by how many percentage points OOD top-1 exceeds the line's value at clean top-1, both in percent.
 
         Source: Taori et al. 2020, arXiv:2007.00644.
         """
@@ -93,10 +94,10 @@ class Baseline:
 
 
 def fit_baseline(models: Sequence[tuple[float, float]]) -> Baseline | None:
-    """Fit top-1 of models on shifted data to that on clean data, in percent, by least squares in logit space.
+    """Fit shifted top-1 of models to their clean top-1, in percent, by least squares in logit space.
 
     Args:
-        models: Clean and shifted top-1 of each; models at 0 % or 100 %, which have no logit, are left out.
+        models: Clean and shifted top-1 of each model; models at 0 % or 100 %, which have no logit, are left out.
 
     Returns:
         The line; ``None`` if fewer than three models of different clean accuracy remain.

@@ -10,8 +10,8 @@ from timm_dad.common.markdown import format_table
 from timm_dad.evaluation.report.text import format_markdown
 
 _WORST = (
-    '<h2>Most confidently wrong</h2>\n<p>Of each model on each suite the pictures whose wrong answer has the largest '
-    'probability, as the model got them (of attacked suites: before the attack).</p>\n'
+    '<h2>Most confidently wrong</h2>\n<p>For each model and suite, the pictures whose wrong answer has the largest '
+    'probability, as the model got them (for attacked suites: before the attack).</p>\n'
 )
 
 
@@ -24,10 +24,10 @@ def make_page(
     """Build the page; equal input gives equal text.
 
     Args:
-        report: Of ``build_report``.
-        plot_files: Of ``write_plots``.
-        worst: Pictures by suite and model, of ``worst_pictures``.
-        flags: What the figures depend on, by flag.
+        report: From ``build_report``.
+        plot_files: From ``write_plots``.
+        worst: Pictures by suite and model, from ``worst_pictures``.
+        flags: Settings that the figures depend on, by flag.
     """
     text = f'{format_markdown(report)}\n**Suites**\n\n{_suites(report)}\n'
     shown = ''.join(_of_suite(suite, of_models) for suite, of_models in worst.items())

@@ -1,4 +1,4 @@
-"""How all plots look, and how they are written: equal input gives equal bytes."""
+"""The style of all plots, and how they are written: equal input gives equal bytes."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -30,10 +30,10 @@ _DPI, _LETTERS_AN_INCH, _ROW_INCHES = 150, 14, 0.2
 def new_plot(
     path: Path, title: str, panels: int, columns: int, size: tuple[float, float], **share: bool
 ) -> Iterator[Any]:
-    """Yield the axes ``[rows, columns]`` of some panels, and write them as PNG with one legend for all.
+    """Yield the axes ``[rows, columns]`` of some panels, then write them as PNG with one legend for all.
 
-    ``size`` is that of a panel, in inches. The style is ours, whatever the user's own; there is no window and no global
-    state. It needs the extra ``eval``.
+    ``size`` is the size of a panel, in inches. The user's own matplotlib style is ignored; no window opens, and no
+    global state changes. Needs the extra ``eval``.
     """
     matplotlib, figures = (require_extra(name, 'eval') for name in ('matplotlib', 'matplotlib.figure'))
     rows = -(-panels // columns)
@@ -48,17 +48,17 @@ def new_plot(
         yield axes
         _add_legend(figure, axes.flat)
         with replacing(path) as temporary:
-            # The version of matplotlib would stand in the file.
+            # By default the file would contain the version of matplotlib.
             figure.savefig(temporary, dpi=_DPI, metadata={'Software': None})
 
 
 def line_style(place: int) -> dict[str, str]:
-    """Colour and marker of the model at this place of the report."""
+    """Return colour and marker of the model at this place in the report."""
     return {'color': _COLOURS[place % len(_COLOURS)], 'marker': _MARKERS[place % len(_MARKERS)]}
 
 
 def _add_legend(figure: Any, axes: Iterable[Any]) -> None:
-    """One legend for all panels, below them, in as many columns as fit; the figure grows by its height."""
+    """Add one legend below all panels, in as many columns as fit; the figure grows by its height."""
     by_label = {handle.get_label(): handle for axis in axes for handle in axis.get_legend_handles_labels()[0]}
     handles = list(by_label.values())
     longest = max(map(len, by_label)) + 6

@@ -25,10 +25,10 @@ _MIN_TICKS = 3
 
 
 def write_plots(report: Mapping[str, Any], folder: str | Path, timm_results: TimmResults | None = None) -> list[Path]:
-    """Write the plots that a report has data for: severity curves, and OOD against clean; none is of one point.
+    """Write the plots that a report has data for: severity curves, and OOD against clean; a single point gets no plot.
 
-    Returns the files: ``severity-SUITE.png``, and ``ood.png`` with what timm publishes as points behind its line.
-    Without the extra ``eval`` there are none, and a warning says so.
+    Returns the files: ``severity-SUITE.png``, and ``ood.png`` with timm's published results as points behind its line.
+    Without the extra ``eval`` it logs a warning and writes none.
     """
     try:
         return list(_write_plots(report, Path(folder), timm_results or {}))
@@ -47,7 +47,7 @@ def _write_plots(report: Mapping[str, Any], folder: Path, timm_results: TimmResu
 
 
 def _severities(report: Mapping[str, Any], suite: str) -> list[int]:
-    """Severities of a suite of corruptions; 0 where its clean images are in the report."""
+    """Return the severities of a corruption suite, with 0 if its clean images are in the report."""
     there = {int(part.rpartition('/')[2]) for part in report['suites'][suite]['parts']}
     return sorted(there | ({0} if _clean_of(suite) in report['suites'] else set()))
 
@@ -57,9 +57,9 @@ def _clean_of(suite: str) -> str:
 
 
 def plot_severity(report: Mapping[str, Any], suite: str, path: Path) -> Path:
-    """Plot top-1 against severity into ``path``: a panel a corruption and one of their mean, a line a model.
+    """Plot top-1 against severity into ``path``: one panel per corruption and one for their mean, one line per model.
 
-    Clean top-1 is severity 0 where the suite that ``suite`` is made from is in the report. Intervals are bands.
+    Clean top-1 is shown at severity 0 if the clean version of ``suite`` is in the report. Intervals are bands.
     """
     corruptions = list(dict.fromkeys(part.rpartition('/')[0] for part in report['suites'][suite]['parts']))
     severities, clean = _severities(report, suite), _clean_of(suite)
@@ -91,7 +91,7 @@ def _point(figure: Mapping[str, Any]) -> Point:
 
 
 def _curve(figures: Mapping[str, Any], corruption: str, severities: Sequence[int]) -> dict[int, Point]:
-    """Top-1 by severity."""
+    """Return top-1 by severity."""
     parts = {severity: f'{corruption}/{severity}' for severity in severities}
     return {severity: _point(figures[part]['top1']) for severity, part in parts.items() if part in figures}
 
@@ -105,15 +105,16 @@ def _draw_curve(axis: Any, points: Mapping[int, Point], place: int, label: str) 
 
 
 def ood_pairs(report: Mapping[str, Any]) -> dict[str, str]:
-    """The clean suite of each suite of shifted data, where there is one."""
+    """Return the clean suite of each suite of shifted data, if there is one."""
     suites = report['suites'].items()
     return {suite: facts['clean'] for suite, facts in suites if facts['kind'] == 'ood' and facts['clean']}
 
 
 def plot_ood(report: Mapping[str, Any], path: Path, timm_results: TimmResults | None = None) -> Path:
-    """Plot OOD against clean top-1 on logit axes into ``path``: a panel a suite, with the line of effective robustness.
+    """Plot OOD against clean top-1 on logit axes into ``path``: one panel per suite, with the baseline.
 
-    Models that timm publishes (``timm_results``) are points behind a line that is fitted to them.
+    The baseline is the line of effective robustness. If it is fitted to models that timm publishes (``timm_results``),
+    these are points behind it.
     """
     pairs = ood_pairs(report)
     columns = 2 if len(pairs) == 4 else min(3, len(pairs))
@@ -132,10 +133,10 @@ def _draw_ood(axis: Any, report: Mapping[str, Any], suite: str, clean: str, timm
     listed = baseline_points(timm_results, clean, suite) if line and line['source'] == 'timm' else []
     if listed:
         x, y = _axis(listed).T
-        axis.scatter(x, y, s=5, color=GREY, alpha=0.35, linewidths=0, label='timm, ImageNet-1k alone')
+        axis.scatter(x, y, s=5, color=GREY, alpha=0.35, linewidths=0, label='timm, ImageNet-1k only')
     for (place, model), sides in points.items():
         (x, left, right), (y, low, high) = (map(float, _axis(side)) for side in sides)
-        # Of a few resamples the figure may be outside its interval.
+        # With few resamples the figure may be outside its interval.
         bars = {'xerr': np.clip([[x - left], [right - x]], 0, None), 'yerr': np.clip([[y - low], [high - y]], 0, None)}
         axis.errorbar(x, y, **bars, **line_style(place), linestyle='', markersize=6, linewidth=1, label=model, zorder=3)
     for place, which in enumerate('xy'):  # the intervals, too

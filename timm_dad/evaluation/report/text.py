@@ -1,4 +1,4 @@
-"""A report as text: Markdown for the terminal and a README, CSV in long format."""
+"""A report as text: Markdown for terminal and README, CSV in long format."""
 
 import csv
 import io
@@ -21,10 +21,10 @@ LABELS = {
     'relative_ce': 'relative CE',
 }
 _KEY = '{} % bootstrap intervals in brackets ({} resamples of the images).'
-_MARK = 'Differences marked * have an interval that leaves out 0.'
+_MARK = 'Differences marked * have an interval that excludes 0.'
 
 Table = list[list[str]]  # rows of cells, the head first
-_TOP5_CLASSES = 6  # with fewer, one of the five largest is right always
+_TOP5_CLASSES = 6  # with fewer classes, top-5 is always right
 
 
 def _number(value: float, sign: str = '') -> str:
@@ -43,7 +43,7 @@ def _cell(figure: Mapping[str, Any] | None, difference: bool = False) -> str:
 
 
 def _wholes(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Label, suite and part of the rows: whole suites, and the parts of those that are no corruptions."""
+    """Yield label, suite and part of the rows: whole suites, and the parts of suites without corruptions."""
     for suite, facts in report['suites'].items():
         headline = HEADLINE_PARTS.get(suite)
         named = f'{suite} ({headline})' if headline in facts['parts'] else suite
@@ -67,7 +67,7 @@ def _table(
     names: Sequence[str] = tuple(LABELS),
     difference: bool = False,
 ) -> Table:
-    """One row a figure of a suite, one column a model."""
+    """Build a table with one row per figure of a suite and one column per model."""
     figures = report['differences' if difference else 'figures']
     table = [['suite', 'figure', 'images', *figures]]
     few = [suite for suite, facts in report['suites'].items() if facts['classes'] < _TOP5_CLASSES]
@@ -102,7 +102,7 @@ def _legend(report: Mapping[str, Any]) -> list[str]:
 
 
 def format_csv(report: Mapping[str, Any]) -> str:
-    """One row a figure: ``model,suite,part,figure,value,low,high,images``; part ``*`` is the whole suite."""
+    """Write one row per figure: ``model,suite,part,figure,value,low,high,images``; part ``*`` is the whole suite."""
     columns = ('model', 'suite', 'part', 'figure', 'value', 'low', 'high', 'images')
     rows = [
         {'model': model, 'suite': suite, 'part': part, 'figure': name, **figure}
@@ -119,7 +119,7 @@ def format_csv(report: Mapping[str, Any]) -> str:
 
 
 def format_markdown(report: Mapping[str, Any]) -> str:
-    """Tables for terminal and README: figures, differences to the reference, published ones, corruptions; notes."""
+    """Build the tables for terminal and README: figures, differences, published figures and corruptions; then notes."""
     differences = [name for name in LABELS if name != 'top5']
     tables = {
         'Figures in percent': _table(report, _wholes(report)),

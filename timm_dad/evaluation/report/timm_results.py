@@ -1,4 +1,4 @@
-"""Figures that timm publishes for its models (``results/*.csv`` of its repository): to compare with, and as a baseline.
+"""Figures that timm publishes for its models (``results/*.csv`` of its repository), for comparison and baselines.
 
 Source: huggingface/pytorch-image-models, results/README.md.
 """
@@ -6,7 +6,7 @@ Source: huggingface/pytorch-image-models, results/README.md.
 import csv
 from pathlib import Path
 
-# Suite (and its part) of each file. ``-clean`` is ImageNet val with the 200 classes of A or R alone.
+# File of each suite. ``-clean`` is ImageNet val restricted to the 200 classes of A or R.
 FILES = {
     'imagenet': 'results-imagenet.csv',
     'imagenet-real': 'results-imagenet-real.csv',
@@ -20,7 +20,7 @@ FILES = {
 # Top-1 and top-5, in percent: TimmResults[model][suite][image size].
 TimmResults = dict[str, dict[str, dict[int, tuple[float, float]]]]
 
-# Words of timm's pretrained tags that stand for more data than ImageNet-1k, or for adversarial training.
+# Words in timm's pretrained tags that mean more data than ImageNet-1k, or adversarial training.
 _MORE_DATA = {
     *('in12k', 'in21k', 'in22k', 'jft', 'ig1b', 'yfcc100m', 'laion2b', 'laiona', 'openai', 'webli', 'clip'),
     *('m30m', 'm38m', 'seer', 'swag', 'ssld', 'adv', 'ap'),
@@ -28,12 +28,12 @@ _MORE_DATA = {
 
 
 def read_timm_results(folder: str | Path) -> TimmResults:
-    """Read timm's ``results/*.csv`` that are in a folder; ``ValueError`` if none is, or one has other columns."""
+    """Read timm's ``results/*.csv`` from a folder; ``ValueError`` if there are none, or one has other columns."""
     found = {suite: Path(folder, name) for suite, name in FILES.items() if Path(folder, name).is_file()}
     if not found:
         raise ValueError(
-            f"--timm-results must be the folder results of timm's repository, with {FILES['imagenet']} and its like; "
-            f'{folder} has none of them'
+            f"--timm-results must be the folder results of timm's repository, with {FILES['imagenet']} and similar "
+            f'files; {folder} has none of them'
         )
     results: TimmResults = {}
     for suite, path in found.items():
@@ -50,16 +50,16 @@ def read_timm_results(folder: str | Path) -> TimmResults:
 
 
 def is_imagenet1k_only(model: str) -> bool:
-    """Whether timm's tag says a model was trained on ImageNet-1k alone, and not adversarially."""
+    """Return whether, by timm's tag, a model was trained on ImageNet-1k only, and not adversarially."""
     words = model.partition('.')[2].split('_')
     before = words[: words.index('ft')] if 'ft' in words else ['in1k']
     return 'in1k' in words and not _MORE_DATA & set(words) and bool({'in1k', 'fcmae'} & set(before))
 
 
 def baseline_points(results: TimmResults, clean: str, ood: str) -> list[tuple[float, float]]:
-    """Clean and OOD top-1, in percent, of models trained on ImageNet-1k alone: one pair a model and image size.
+    """Return clean and OOD top-1, in percent, of models trained on ImageNet-1k only: one pair per model and image size.
 
-    It is what effective robustness is measured against; empty where timm publishes none.
+    Effective robustness is measured against these points; the list is empty if timm publishes none.
     """
     return [
         (suites[clean][size][0], suites[ood][size][0])

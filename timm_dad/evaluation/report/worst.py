@@ -1,4 +1,4 @@
-"""The pictures that models are most confidently wrong on, read again as the models got them."""
+"""The pictures that models get most confidently wrong, read again as the models got them."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,13 +15,13 @@ from timm_dad.evaluation.suites.suite import Part, Suite
 from timm_dad.preview.image import shown_names
 from timm_dad.preview.sheet import percent
 
-PICTURES = 4  # of a model on a suite
-MAX_PICTURES = 120  # of a report, as long as each model on each suite has one
+PICTURES = 4  # per model and suite
+MAX_PICTURES = 120  # per report, but at least one per model and suite
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """A wrong answer: where it is, the classes and the probability of the one that is predicted."""
+    """A wrong answer: its place, the true and the predicted class, and the probability of the latter."""
 
     part: Part
     index: int
@@ -31,9 +31,9 @@ class Mistake:
 
 
 def find_mistakes(suite: Suite, of_parts: Mapping[str, Predictions], count: int) -> list[Mistake]:
-    """Find the ``count`` most confident mistakes on a suite, one a picture; of equal ones the first in the data.
+    """Find the ``count`` most confident mistakes on a suite, at most one per picture; ties go to the first in the data.
 
-    A picture that several parts show (of a corruption, say) comes where the model is most confident.
+    If several parts show a picture (such as those of a corruption), the most confident mistake on it counts.
     """
     found = [mistake for part in suite.parts for mistake in _of_part(part, of_parts[part.name], count)]
     by_file: dict[str, Mistake] = {}
@@ -55,14 +55,14 @@ def worst_pictures(
 ) -> dict[str, dict[str, list[ShownPicture]]]:
     """Read the pictures of the most confident mistakes, by suite and model.
 
-    They are framed and corrupted as the model got them; of an attack, whose pictures are not kept, they are those
-    before it.
+    They are framed and corrupted as the model got them. Attacked pictures are not kept: they are shown as they were
+    before the attack.
 
     Args:
         results: Predictions by model, suite and part.
-        suites: What they are of.
-        frames: How each model takes images.
-        seed: That of the corruptions.
+        suites: The suites of the predictions.
+        frames: Resize and crop of each model.
+        seed: Seed of the corruptions.
 
     Raises:
         ValueError: If a picture cannot be read.
@@ -97,7 +97,7 @@ def _show(mistake: Mistake, suite: Suite, names: Sequence[str], frame: Frame, se
 
 
 def _names(suite: Suite) -> list[str]:
-    """Names of the classes for readers; with the data's own where two are one in words, as ImageNet's cranes are."""
+    """Return class names for readers; equal names, such as ImageNet's two cranes, get the data's own name added."""
     names = shown_names(suite.class_names, suite.num_classes)
     own, counted = suite.class_names or names, Counter(names)
     return [name if counted[name] == 1 else f'{name} ({own[label]})' for label, name in enumerate(names)]

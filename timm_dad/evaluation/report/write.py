@@ -1,4 +1,4 @@
-"""The report of ``timm-dad evaluate``: figures with intervals, paired differences, published ones; plain numbers."""
+"""The report of ``timm-dad evaluate`` as plain numbers: figures with intervals, differences, published figures."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ from timm_dad.evaluation.report.timm_results import TimmResults, baseline_points
 from timm_dad.evaluation.suites.changed import CorruptedPart
 from timm_dad.evaluation.suites.suite import Suite
 
-# Figures by model, suite, part and name, and the facts around them; what json takes.
+# Figures by model, suite, part and name, with facts about them, as JSON takes them.
 Report = dict[str, Any]
 
 _DIGITS = 4
@@ -50,12 +50,12 @@ def build_report(
 
     Args:
         results: Predictions by model (the name shown), suite and part.
-        suites: What they are of, in the order of the report.
+        suites: The suites of the predictions, in the order of the report.
         resamples: Bootstrap resamples of the images; 0 gives no intervals.
         seed: Source of all randomness.
-        missing: Names of suites that were asked for and whose data is not there.
-        timm_results: What timm publishes: shown beside, and the baseline of effective robustness.
-        timm_models: timm's name (with its tag) and the input size of those models that are timm's.
+        missing: Names of requested suites whose data does not exist.
+        timm_results: What timm publishes, for comparison and as baseline of effective robustness.
+        timm_models: timm's name (with its tag) and input size of each model that timm has.
 
     Returns:
         Settings, facts and ``notes``; ``figures[model][suite][part][figure]`` with ``value``, ``low``, ``high``
@@ -124,7 +124,7 @@ def _add_robustness(
         }
         for source, points in candidates.items():
             baseline = fit_baseline([point for point in points if point[0] > (above or -1)])
-            if baseline is None:  # too few models; where all are, there is no such figure, and the notes say so
+            if baseline is None:  # too few models; without any baseline there is no such figure, and a note explains it
                 continue
             line = {'slope': _round(baseline.slope), 'intercept': _round(baseline.intercept), 'models': baseline.models}
             baselines[suite.name] = {'clean': clean, 'source': source, 'above': above, **line}
