@@ -103,12 +103,12 @@ def test_the_api_is_all_public_names():
 def commands_of(page):
     """Arguments of timm-dad in the lines of a page's code that call it, by itself or through a launcher."""
     blocks = re.findall(r'```bash\n(.*?)```', page.read_text(), re.DOTALL)
-    lines = '\n'.join(blocks).replace('\\\n', ' ').replace(' && timm-dad', '\ntimm-dad').splitlines()
-    for line in lines:
+    lines = '\n'.join(blocks).replace('\\\n', ' ').splitlines()
+    for line in '\n'.join(re.sub(r'(^|\s)#.*', '', line) for line in lines).replace(' && ', '\n').splitlines():
         line = re.sub(r".* --wrap '([^']*)'.*", r'\1', line)
         call = re.search(r'(?:^|\s)(?:timm-dad|-m timm_dad|(?:torchrun|launch) .*train_dad\.py) (.*)', line)
-        words = shlex.split(call[1], comments=True) if call else []
-        if words and not line.startswith(('#', 'docker build')):
+        if call and call[1].strip() and not line.startswith('docker build'):
+            words = shlex.split(call[1])
             yield ['train', *words] if 'train_dad.py' in call[0] else words
 
 

@@ -109,9 +109,9 @@ def test_a_run_of_several_sizes_with_dad_goes_on_within_an_epoch_to_the_same_bit
 @pytest.mark.parametrize(
     ('more', 'message'),
     [
-        ((*DAD, '--dad-cache', '1'), '--train-img-sizes needs DAD views that are made from the batch'),
-        ((*DAD[:3], '--dad-view', 'random'), '--train-img-sizes needs DAD views that are made from the batch'),
-        ((*DAD, '--dad-recipe', 'latent'), '--train-img-sizes needs DAD views that are made from the batch'),
+        ((*DAD, '--dad-cache', '1'), '--train-img-sizes needs DAD views made from the batch'),
+        ((*DAD[:3], '--dad-view', 'random'), '--train-img-sizes needs DAD views made from the batch'),
+        ((*DAD, '--dad-recipe', 'latent'), '--train-img-sizes needs DAD views made from the batch'),
         ((*DAD, '--dad-compile'), '--dad-compile is for one image size'),
         (('--aug-splits', '2'), '--train-img-sizes does not go with --aug-splits'),
         (('--aug-repeats', '2'), '--train-img-sizes does not go with --aug-repeats'),

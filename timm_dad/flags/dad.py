@@ -143,7 +143,7 @@ def _size_rules(args: argparse.Namespace) -> Sequence[tuple[Any, str]]:
     sizes = getattr(args, 'train_img_sizes', None)
     return (
         (not (sizes and uses_pairs(args)),
-         '--train-img-sizes needs DAD views that are made from the batch, and those of --dad-dir, --dad-cache, '
+         '--train-img-sizes needs DAD views made from the batch, but those of --dad-dir, --dad-cache, '
          '--dad-view random and --dad-view-aug base have one size: leave one of them out'),
         (not (sizes and args.dad_replay), '--dad-replay keeps views of one size: leave it out with --train-img-sizes'),
         (not (sizes and args.dad_compile), '--dad-compile is for one image size: leave it out with --train-img-sizes'),
