@@ -12,11 +12,10 @@ import pytest
 from mkdocs.config import load_config
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
-from pages import DOCS, run_commands
+from pages import DOCS
 
 import timm_dad
 from timm_dad.cli import COMMANDS, main
-from timm_dad.demo.data import DemoDataset
 from timm_dad.flags.parser import Parser
 from timm_dad.flags.train import create_parser as create_train_parser
 
@@ -161,15 +160,10 @@ def test_messages_of_the_troubleshooting_are_those_of_the_code():
         assert all(part.strip(' ;,:') in source for part in message.split('...')), message
 
 
-@pytest.mark.slow
-def test_the_commands_for_own_data_run(tmp_path, monkeypatch):
-    data, names = DemoDataset('noto', 'train'), ('a', 'b', 'c')
-    monkeypatch.chdir(tmp_path)
-    for index, (image, label) in enumerate(data):
-        if label < len(names) and index < 250:
-            folder = Path('photos', 'val' if index % 4 == 0 else 'train', names[label])
-            folder.mkdir(parents=True, exist_ok=True)
-            image.save(folder / f'{index}.png')
-    assert run_commands('start_own_data', epochs=2, steps=3) == 5
-    assert {'report.md', 'report.json'} <= {path.name for path in Path('results').iterdir()}
-    assert Path('preview/preview.html').is_file()
+def test_the_commands_for_own_data_are_those_of_readme_and_init():
+    """Those of the page of init run in tests/test_init.py."""
+    readme, own, init = (list(commands_of(page)) for page in (PAGES[0], DOCS / 'start_own_data.md', DOCS / 'init.md'))
+    own = own[: own.index(['evaluate', '--config', 'dad.yaml']) + 1]
+    assert len(own) == 6
+    assert all(words in readme for words in own)
+    assert all(any(words == run[: len(words)] for run in init) for words in own)
