@@ -224,13 +224,43 @@ def links(root):
     return {name: {path.name for path in (root / name).iterdir()} for name in CLASSES}
 
 
-def test_links_alone_are_replaced(tmp_path):
+@pytest.mark.parametrize('link', [False, True])
+def test_only_its_own_links_are_replaced(tmp_path, link):
     write_pictures(tmp_path, photos=2)
-    kept = tmp_path / 'split' / 'train' / 'cat' / 'mine.png'
-    kept.parent.mkdir(parents=True)
-    kept.touch()
     hold_out(tmp_path / 'photos', tmp_path / 'split')
-    assert kept.exists()
+    kept = tmp_path / 'split' / 'train' / 'cat' / 'mine.png'
+    kept.symlink_to(tmp_path) if link else kept.touch()
+    before = sorted(tmp_path.rglob('*'))
+    with pytest.raises(ValueError, match=r'mine\.png is not a link into .*photos: move it away'):
+        hold_out(tmp_path / 'photos', tmp_path / 'split')
+    assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_the_map_of_classes_is_found_in_a_flat_folder(work, capsys):
+    write_pictures(work, photos=(5, 5, 5, 5))
+    (work / 'photos' / 'map.txt').write_text('\n'.join(reversed(CLASSES)))
+    init.main(['photos', '--class-map', 'map.txt'])
+    assert parse('timm-dad train --config dad.yaml').class_map == 'photos/map.txt'
+
+
+def test_models_of_other_data_with_the_same_name_are_refused(work, capsys):
+    for folder in ('a', 'b'):
+        write_pictures(work / folder / 'pics', train=4, val=1)
+    teacher = work / 'output' / 'pics' / 'teacher'
+    teacher.mkdir(parents=True)
+    (teacher / 'args.yaml').write_text('data_dir: a/pics')
+    init.main(['a/pics'])
+    with pytest.raises(SystemExit) as raised:
+        init.main(['b/pics', '--output', 'b.yaml'])
+    assert raised.value.code == 2
+    assert 'output/pics/teacher was trained on ' in capsys.readouterr().err
+    assert not (work / 'b.yaml').exists()
+
+
+def test_the_vqgan_takes_few_pictures(work, capsys):
+    write_pictures(work / 'photos', train=2, val=1)
+    init.main(['photos'])
+    assert parse('timm-dad vqgan train --config dad.yaml').batch_size == 2 * len(CLASSES)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ def test_content_is_read_with_or_without_a_byte_order_mark(tmp_path):
         (b'a: 1\nb: \x00', 'line 2, column 4: not valid YAML: special characters'),
         (b'model: x\nlr: \xff\xfe', 'line 2, column 5: not UTF-8; save the file as UTF-8'),
         (b'a: 2020-99-99', 'not valid YAML: month must be in 1..12'),
+        (b'a: 1\nb: {c: 1, c: 2}', "line 2, column 11: not valid YAML: 'c' comes twice"),
         (b'[' * 5000, 'not valid YAML: nested too deeply'),
     ],
 )

@@ -70,6 +70,8 @@ def main(argv: Sequence[str]) -> Report:
     setup_logging(logging.WARNING)
     with user_errors(PROGRAM):
         check_values(args, ((('gpus', 'images', 'batches'), '1 or more', lambda value: value >= 1),))
+        if args.train_img_sizes:
+            raise ValueError('--train-img-sizes: one size is measured; leave it out, and give each size as --img-size')
         if int(os.environ.get('WORLD_SIZE', 1)) > 1:
             raise ValueError('it measures in one process: start it without a launcher, and give --gpus N')
         report = make_report(args, args.gpus, args.images, args.batches)

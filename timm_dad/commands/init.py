@@ -16,6 +16,7 @@ from timm_dad.commands.init_proposal import Data, Machine, Proposal, config_text
 from timm_dad.common.errors import user_errors
 from timm_dad.common.files import write_file
 from timm_dad.common.log import setup_logging
+from timm_dad.common.text_files import read_yaml
 from timm_dad.dad_sets.store_cache import data_folder
 from timm_dad.data.held_out import hold_out
 from timm_dad.data.images import Source
@@ -37,6 +38,7 @@ from timm_dad.preview.first_look import first_pictures, look
 from timm_dad.teachers.spec import DEFAULT_TEACHER, check_spec
 from timm_dad.teachers.trained import BEST
 from timm_dad.training.announce import validation_suite
+from timm_dad.training.run_folder import ARGS
 from timm_dad.vqgan.presets import PRESETS
 from timm_dad.vqgan_training.args import check_image_size
 
@@ -115,6 +117,7 @@ def main(argv: Sequence[str]) -> Proposal:
         data, surveys = look_at_data(args, root)
         machine = look_at_machine(device)
         proposal = propose(machine, data, args.dad_teacher, args.dad_vqgan, args.img_size or 0)
+        check_folder(proposal.folder, args)
         found = _describe(args, surveys, machine, proposal)
         print('\n'.join(found))
         header = [_printable(f'Written by: {" ".join(["timm-dad init", shlex.join(argv)])}'), *found, *_HOW_TO_READ]
@@ -125,6 +128,15 @@ def main(argv: Sequence[str]) -> Proposal:
             print(_printable(f'To mend before training: {line}'))
         print_next(args, data, machine, proposal, device, broken=bool(mended))
     return proposal
+
+
+def check_folder(folder: Path, args: argparse.Namespace) -> None:
+    """Check that a teacher in the folder of all runs was trained on these data; ``ValueError`` names both."""
+    written = folder / 'teacher' / ARGS
+    found = read_yaml(written) if written.is_file() else vars(args)
+    before, now = (data.get('dataset') or os.path.abspath(data.get('data_dir') or '') for data in (found, vars(args)))
+    if before != now:
+        raise ValueError(f'{folder / "teacher"} was trained on {before}, not on {now}: move {folder} away')
 
 
 def find_splits(args: argparse.Namespace, given: Mapping[str, Any]) -> Path | None:
@@ -153,6 +165,8 @@ def find_splits(args: argparse.Namespace, given: Mapping[str, Any]) -> Path | No
             f'{flag}: pictures must lie in one folder per class, of two classes or more, but the folders of {source} '
             f'are {class_folders(source)}'
         )
+    if args.class_map and not os.path.isfile(args.class_map):  # timm looks in the folder of the data, too
+        args.class_map = str(source / args.class_map)
     folder = Path(args.output).parent / f'{Path(os.path.abspath(root)).name}-split'
     if folder.exists() and not args.force:
         raise ValueError(f'{folder}, for links of pictures, already exists: give --force to replace its links')

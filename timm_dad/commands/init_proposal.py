@@ -245,7 +245,8 @@ def _sections(proposal: Proposal, data: Data, machine: Machine) -> list[tuple[st
             ('train_split', data.train_split, ''),
             ('val_split', data.val_split, ''),
             ('init', 'demo', 'the VQGAN to fine-tune: that of the demo'),
-            ('steps', proposal.vqgan_steps, f'with {VQGAN_BATCH} pictures each; more steps make Q(x) sharper'),
+            ('batch_size', min(VQGAN_BATCH, data.count), ''),
+            ('steps', proposal.vqgan_steps, 'more steps make Q(x) sharper'),
             ('output', str(folder / 'vqgan'), ''),
         ]))  # fmt: skip
     sections += [

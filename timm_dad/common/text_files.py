@@ -26,11 +26,24 @@ def read_text(path: str | Path) -> str:
         raise ValueError(f'{path}, line {line}, column {column}: not UTF-8; save the file as UTF-8') from error
 
 
+class _Loader(yaml.SafeLoader):
+    """The safe loader, but a key that comes twice is an error, not the second value."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(':merge'):
+                if (key.tag, key.value) in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f'{key.value!r} comes twice', key.start_mark)
+                seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: str | Path) -> Any:
     """Read a YAML file of plain values, ``None`` if it is empty; raise ``ValueError`` as in ``read_text``."""
     text = read_text(path)
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f', line {mark.line + 1}, column {mark.column + 1}' if mark else ''

@@ -14,8 +14,8 @@ _SHARE = 5  # one picture in 5
 def hold_out(root: Path, folder: Path) -> tuple[Path, Path]:
     """Link the pictures of class folders into ``folder/train`` and ``folder/val``; ``root`` stays unchanged.
 
-    One fifth of each class is held out, ordered by a hash of the name, so each run holds out the same pictures. At
-    least one picture of a class is held out; if it is the only one, it is in both splits.
+    One fifth of each class is held out, ordered by a hash of the name, so each run holds out the same pictures,
+    unless pictures are added or removed. At least one picture of a class is held out; if it is the only one, it is in both splits.
 
     Args:
         root: Folder of class folders, with the pictures directly inside.
@@ -25,7 +25,7 @@ def hold_out(root: Path, folder: Path) -> tuple[Path, Path]:
         The two folders.
 
     Raises:
-        ValueError: If fewer than two classes have pictures; nothing is linked then.
+        ValueError: If fewer than two classes have pictures, or ``folder`` has anything but such links; nothing changes then.
     """
     pictures = {name: _pictures(root / name) for name in class_folders(root)}
     if len([paths for paths in pictures.values() if paths]) < 2:
@@ -33,9 +33,12 @@ def hold_out(root: Path, folder: Path) -> tuple[Path, Path]:
             f'{root} must have one folder per class, of two classes or more, with pictures directly inside; there are '
             f'{ ({name: len(paths) for name, paths in pictures.items()}) }'
         )
-    for link in folder.rglob('*'):
-        if link.is_symlink():
-            link.unlink()
+    there = [path for path in folder.rglob('*') if path.is_symlink() or not path.is_dir()]
+    for path in there:
+        if not (path.is_symlink() and path.readlink().is_relative_to(root.absolute())):
+            raise ValueError(f'{path} is not a link into {root}: move it away, or use another folder than {folder}')
+    for path in there:
+        path.unlink()
     splits = folder / 'train', folder / 'val'
     for name, paths in pictures.items():
         held = max(1, round(len(paths) / _SHARE)) if paths else 0

@@ -75,7 +75,7 @@ def survey(source: Source, class_names: Sequence[str], folder: Path | None = Non
         folder: Its folder of class folders, if it has one.
 
     Raises:
-        ValueError: If a picture has several labels.
+        ValueError: If a picture has several labels, or none has the label of a class.
     """
     broken: list[str] = []
     modes: Counter[str] = Counter()
@@ -95,6 +95,8 @@ def survey(source: Source, class_names: Sequence[str], folder: Path | None = Non
     if listed is not None:
         labels = Counter(listed.tolist())
     counts = {class_names[label]: labels[label] for label in sorted(labels) if 0 <= label < len(class_names)}
+    if not counts:
+        raise ValueError(f'none of the {looked} pictures looked at has a label from 0 to {len(class_names) - 1}')
     return Survey(
         counts=counts, looked=looked, broken=broken, modes=modes, sizes=sizes,
         empty=[] if folder is None else sorted(set(class_folders(folder)) - set(counts)), streams=source.streams,
