@@ -464,7 +464,7 @@ def test_a_set_is_made_and_trained_from(data, trained, tmp_path, capsys):
     argv[argv.index('multilabel')] = 'classification'
     assert 'was made with --task multilabel: add it, or make another set' in error_of(capsys, train_dad.main, argv)
     line = error_of(capsys, generate, [*common, *views, '--output', str(tmp_path / 'b'), '--dad-store-logits', '2'])
-    assert '--task multilabel: --dad-store-logits stores answers of one class an image; leave it out' in line
+    assert '--task multilabel: --dad-store-logits stores answers with one class per image; leave it out' in line
     line = error_of(capsys, generate, [*common, *views, '--output', str(tmp_path / 'set'), '--dad-eps', '1'])
     assert 'is a set with other settings' in line
 
@@ -519,7 +519,7 @@ DAD = ('--dad', '--dad-teacher', 'demo', '--dad-vqgan', 'demo')
     ('more', 'message'),
     [
         (('--jsd-loss', '--aug-splits', '2'), r'--jsd-loss does not support --task multilabel: use bce, asl, .* or db'),
-        ((*DAD, '--dad-temperature', 'auto'), r'--dad-temperature auto goes by the entropy of softmaxes'),
+        ((*DAD, '--dad-temperature', 'auto'), r'--dad-temperature auto uses the entropy of softmaxes'),
         (('--loss', 'ce'), r'--loss ce does not support --task multilabel: use bce, asl, poly, twoway, zlpr or db'),
         (('--loss', 'zlpr', '--mixup', '0.2'), r'--loss zlpr takes only targets of 0 and 1: leave --mixup, --cutmix'),
         (
@@ -528,12 +528,12 @@ DAD = ('--dad', '--dad-teacher', 'demo', '--dad-vqgan', 'demo')
         ),
         (('--loss', 'db'), r"--loss db needs --class-stats, the counts from timm's class_weights.py"),
         (('--loss', 'poly', '--loss-pos-weight', '2'), r'--loss-pos-weight is for --loss bce or asl, got --loss poly'),
-        (('--kd-model-name', 'test_resnet'), r"--kd-model-name is timm's distillation of one class an image"),
+        (('--kd-model-name', 'test_resnet'), r"--kd-model-name is timm's distillation with one class per image"),
         (('--eval-suites', 'demo/noto'), r'--eval-suites measures top-1; leave it out'),
-        ((*DAD, '--no-labels'), r'--no-labels goes by one class an image; leave it out'),
+        ((*DAD, '--no-labels'), r'--no-labels needs one class per image; leave it out'),
         (
             ('--dad', '--dad-dir', 'set', '--dad-stored-logits'),
-            r'--dad-stored-logits takes stored answers, which are of',
+            r'--dad-stored-logits uses stored answers, which have',
         ),
         (('--eval-metric', 'top1'), r'--eval-metric must be one of map, .* with --task multilabel, got top1'),
         (('--multilabel-threshold', '1'), r'--multilabel-threshold must be between 0 and 1, got 1'),

@@ -287,11 +287,11 @@ def test_a_training_without_labels_names_its_classes_by_its_validation_data(tmp_
 
 BAD = {
     '': (['--no-labels'], r'--no-labels needs --dad: '),
-    'smoothing': (['--dad', '--smoothing', '0.1'], r'--smoothing is about the task loss, and --no-labels leaves none'),
+    'smoothing': (['--dad', '--smoothing', '0.1'], r'--smoothing is about the task loss, but --no-labels leaves none'),
     'bce': (['--dad', '--bce-loss'], r'--bce-loss is about the task loss'),
     'weight': (['--dad', '--dad-task-weight', '0.5'], r'--dad-task-weight is about the task loss'),
     'extra': (['--dad', '--dad-extra-task-weight', '0.5'], r'--dad-extra-task-weight is about the task loss'),
-    'splits': (['--dad', '--aug-splits', '3'], r'--aug-splits gives views that the task loss alone sees'),
+    'splits': (['--dad', '--aug-splits', '3'], r'--aug-splits makes views only for the task loss'),
     'nothing': (['--dad', '--dad-kd-weight', '0', '--dad-weight', '0'], r'--dad-kd-weight or --dad-weight must be'),
     'map': (['--dad', '--class-map', 'map.txt', '--val-split', ''], r'--class-map is about labels'),
     'kind': (['--dad', '--dataset', 'hfds/x', '--data-dir', ''], r'--no-labels is for folders and tars .* hfds/x'),
@@ -314,7 +314,7 @@ def test_classes_that_nobody_names_end_with_one_line(flat, tmp_path, capsys):
         (preview.main, ['--data-dir', str(flat), '--split', '', '--no-labels', *models]),
     ):
         one_line(capsys, main, command, r'--no-labels leaves the classes open: .* --dad-classnames .* --num-classes')
-        message = r'--dad-classnames: .*one\.txt must name two classes or more'
+        message = r'--dad-classnames: .*one\.txt must name two or more classes'
         one_line(capsys, main, [*command, '--dad-classnames', str(one)], message)
         one_line(
             capsys, main, [*command, '--num-classes', '4'], r'zero-shot teacher needs class names.*--dad-classnames'

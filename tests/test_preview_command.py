@@ -136,7 +136,7 @@ CHANGES = {
     'dad_candidates': (CODES, ('--dad-candidates', '1')),
 }
 ERRORS = {
-    'task': (('--task', 'multilabel'), '--task multilabel needs data with several labels an image'),
+    'task': (('--task', 'multilabel'), '--task multilabel needs data with several labels per image'),
     'target_format': (('--target-format', 'multihot'), '--target-format needs --task multilabel'),
     'multilabel_threshold': (('--multilabel-threshold', '0.3'), '--multilabel-threshold needs --task multilabel'),
     'config': (('--config', 'nowhere.yaml'), '--config must be a YAML file'),

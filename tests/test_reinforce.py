@@ -290,7 +290,7 @@ def test_damage_is_found_and_made_again(made):
         ((*MIX, '--mixup', '0.2'), 'mixup.mixup_alpha: here 0.2, there 0.8'),
         (('--mixup', '0', '--cutmix', '0'), 'mixup.cutmix_alpha: here null, there 1.0'),
         ((*MIX, '--mixup-mode', 'pair'), 'drawn one by one: leave --mixup-mode pair out'),
-        ((*MIX, '--mixup-off-epoch', '1'), 'are all of mixtures: leave --mixup-off-epoch out'),
+        ((*MIX, '--mixup-off-epoch', '1'), 'are all for mixtures: leave --mixup-off-epoch out'),
     ],
 )
 def test_another_augmentation_is_refused(made, flags, match):
@@ -305,7 +305,7 @@ def test_another_augmentation_is_refused(made, flags, match):
     ('flags', 'match'),
     [
         (('--reprob', '0.5'), '--reprob: .*add --no-prefetcher'),
-        (('--aug-splits', '2'), '--aug-splits: stored answers are of one augmentation'),
+        (('--aug-splits', '2'), '--aug-splits: stored answers are for one augmentation'),
         (('--dad-teacher', 'demo'), '--dad-teacher is about the teacher'),
     ],
 )
@@ -326,7 +326,7 @@ def test_without_answers_stored_logits_need_no_aug(made, capsys):
     ('flags', 'match'),
     [
         (('--aa', 'rand-m9'), '--aa is for --reinforce N: add it'),
-        (('--reinforce', '2', '--shards', '0/2'), '--reinforce asks about a set that is whole'),
+        (('--reinforce', '2', '--shards', '0/2'), '--reinforce needs a complete set'),
         (('--reinforce', '-1'), '--reinforce must be 0 or more, got -1'),
         (('--reinforce', '2', '--aa', 'augmix-m3-w3'), '--aa augmix-m3-w3 makes splits'),
         (('--mixup', '0.8'), '--mixup is for --reinforce N: add it'),

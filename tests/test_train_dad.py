@@ -352,7 +352,7 @@ def bad_folder(tmp_path, pictures, kind):
         ((*DAD, '--dad-preview-interval', '-1'), r'--dad-preview-interval must be 0 or more, got -1'),
         (
             (*DAD[:3], '--dad-view', 'random', '--dad-preview-interval', '1'),
-            r'--dad-preview-interval shows DAD views, and --dad-view random makes none',
+            r'--dad-preview-interval shows DAD views, but --dad-view random makes none',
         ),
         ((*DAD, '--val-split', '', '--dad-preview-interval', '1'), r'shows validation images: it needs --val-split'),
         (
@@ -388,7 +388,7 @@ def bad_folder(tmp_path, pictures, kind):
         (('--cutmix-minmax', '0.8', '0.2'), r'--cutmix-minmax must be two numbers from 0 to 1, the smaller one first'),
         (('--seed', '-1'), r'--seed must be 0 or more, got -1'),
         (('--resume', 'auto', '--experiment', ''), r'--resume auto needs --experiment'),
-        (('--opt', 'lookahead_nobody'), r'--opt must be of the'),
+        (('--opt', 'lookahead_nobody'), r'--opt must be one of the'),
         (
             ('--model', 'vit_tiny_patch16_224', '--img-size', '48'),
             r'--img-size: vit_tiny\w+ does not take pictures of 3x48x48 \(.*48.*\); add --model-kwargs img_size=48',
@@ -438,7 +438,7 @@ def bad_folder(tmp_path, pictures, kind):
         (('--device', 'cuda'), r'--device cuda: there is no CUDA device; use --device cpu'),
         (('--log-with', 'notepad'), r'--log-with'),
         (('--wandb-resume-id', 'x'), r'--wandb-resume-id needs --resume'),
-        (('--local_rank', '3'), r'--local_rank must be what the launcher says'),
+        (('--local_rank', '3'), r'--local_rank must match the launcher'),
         (('--drop-connect', '0.1'), r'--drop-connect is deprecated'),
         (('--loss', 'jsd'), r'--loss jsd needs --aug-splits 2 or more, got --aug-splits 0'),
         (('--loss', 'jsd', '--bce-loss'), r'--bce-loss and --loss jsd exclude each other'),
@@ -1208,7 +1208,7 @@ def test_previews_show_the_attack_of_their_epoch_in_folder_and_trackers(pictures
 def test_a_set_has_no_previews(pictures, dad_set, tmp_path, capsys):
     with pytest.raises(SystemExit):
         train_dad.main(flags(pictures, tmp_path / 'out', '--dad', '--dad-dir', dad_set, '--dad-preview-interval', '1'))
-    assert 'those of --dad-dir are there already: leave it out' in capsys.readouterr().err
+    assert 'but --dad-dir already contains its views: leave it out' in capsys.readouterr().err
     assert not (tmp_path / 'out').exists()
 
 

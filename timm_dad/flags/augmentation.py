@@ -1,4 +1,4 @@
-"""The flags about augmenting one image and mixing two: timm's, for trainings and reinforced sets."""
+"""timm's flags for augmenting one image and mixing two, for trainings and reinforced sets."""
 
 import argparse
 from typing import Any
@@ -14,7 +14,7 @@ _FRACTIONS = """hflip vflip reprob mixup_prob mixup_switch_prob color_jitter_pro
 
 
 def add_transform_args(group: Any) -> None:
-    """Add the flags about augmenting one image to a group of a parser."""
+    """Add the flags for augmenting one image to a group of a parser."""
     group.add_argument('--train-crop-mode', metavar='NAME', help='rrc (random resized crop), rkrc or rkrr')
     group.add_argument('--scale', type=float, nargs='+', default=[0.08, 1.0], metavar='PCT', help='area range of crops')
     group.add_argument('--ratio', type=float, nargs='+', default=[3 / 4, 4 / 3], metavar='RATIO', help='aspect ratio')
@@ -32,7 +32,7 @@ def add_transform_args(group: Any) -> None:
 
 
 def add_mixing_args(group: Any) -> None:
-    """Add the flags about mixing two images to a group of a parser."""
+    """Add the flags for mixing two images to a group of a parser."""
     group.add_argument('--mixup', type=float, default=0.0, help='mixup alpha')
     group.add_argument('--cutmix', type=float, default=0.0, help='cutmix alpha')
     group.add_argument('--cutmix-minmax', type=float, nargs='+', help='minimum and maximum cutmix ratio, not alpha')
@@ -41,7 +41,7 @@ def add_mixing_args(group: Any) -> None:
 
 
 def check_augmentation_args(args: argparse.Namespace) -> None:
-    """Check the flags, and ``--std`` beside them; ``ValueError`` names flag, rule and value."""
+    """Check the flags and ``--std``; ``ValueError`` names flag, rule and value."""
     rules = (
         (['mixup', 'cutmix', 'color_jitter'], '0 or more', lambda value: value >= 0),
         (_FRACTIONS, 'from 0 to 1', lambda value: 0 <= value <= 1),
@@ -60,7 +60,7 @@ def check_augmentation_args(args: argparse.Namespace) -> None:
 
 
 def _check_policy(policy: str) -> None:
-    """Check the policy of ``--aa``; timm passes by parts of it without a number."""
+    """Check the policy of ``--aa``; timm itself ignores parts without a number."""
     hint = f'--aa must be a policy such as rand-m9-mstd0.5-inc1, augmix-m5-w4 or original, got {policy!r}'
     _, *parts = str(policy).split('-')
     if any(not any(letter.isdigit() for letter in part) for part in parts if not part.startswith('t')):

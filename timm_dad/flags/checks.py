@@ -27,11 +27,11 @@ _AT_LEAST_0 = """warmup_epochs cooldown_epochs start_epoch workers recovery_inte
     lr_base weight_decay clip_grad warmup_lr min_lr aug_repeats dad_preview_interval eval_suites_interval""".split()
 _FRACTIONS = 'smoothing model_ema_decay drop drop_path drop_block'.split()
 _LENGTHS = {'mean': 3, 'std': 3, 'opt_betas': 2}
-_NULL = {'eval_metric': 'top1', 'smoothing': 0.1}  # what timm's train.py takes for null, which its configs say
+_NULL = {'eval_metric': 'top1', 'smoothing': 0.1}  # what timm's train.py uses for null, as in its configs
 
 
 def check_ranges(args: argparse.Namespace) -> None:
-    """Check the numbers among timm's flags; ``ValueError`` names flag, rule and value."""
+    """Check timm's numeric flags; ``ValueError`` names flag, rule and value."""
     channels = num_channels(args)
     rules = (
         (_AT_LEAST_1, '1 or more', lambda value: value >= 1),
@@ -67,7 +67,7 @@ def check_args(args: argparse.Namespace, chosen: set[str]) -> None:
     check_ranges(args)
     for name, known in (('opt', list_optimizers()), ('sched', SCHEDULES)):
         if getattr(args, name).lower().removeprefix(LOOKAHEAD) not in known:
-            few = f'one of {", ".join(known)}' if len(known) < 20 else f'of the {len(known)} that timm has'
+            few = f'one of {", ".join(known)}' if len(known) < 20 else f'one of the {len(known)} that timm has'
             near = did_you_mean(getattr(args, name), known)
             raise ValueError(f'--{name} must be {few}, got {getattr(args, name)!r}{near}')
     check_schedule_args(args)
@@ -91,7 +91,7 @@ def check_args(args: argparse.Namespace, chosen: set[str]) -> None:
         (not args.eval_suites_interval or args.eval_suites, '--eval-suites-interval needs --eval-suites'),
         (not args.eval_suites or num_channels(args) == 3, f'--eval-suites needs images of 3 channels, got {size}'),
         ('local_rank' not in chosen or str(args.local_rank) == os.environ.get('LOCAL_RANK'),
-         f'--local_rank must be what the launcher says (LOCAL_RANK), got {args.local_rank}; use torchrun'),
+         f'--local_rank must match the launcher (LOCAL_RANK), got {args.local_rank}; use torchrun'),
         (args.drop_connect is None, '--drop-connect is deprecated in timm and does nothing there: use --drop-path'),
         device_rule(args.device),
         (NEW_TIMM or args.workers or not args.dataset.startswith('wds'),
@@ -112,24 +112,24 @@ def check_args(args: argparse.Namespace, chosen: set[str]) -> None:
 
 
 def check_extra_args(args: argparse.Namespace) -> None:
-    """Check that previews have DAD views to show, and ``--dad-overlap`` some to overlap; ``ValueError`` where not."""
+    """Check that previews have DAD views to show, and ``--dad-overlap`` views to overlap; ``ValueError`` if not."""
     if not args.dad:
         return
     previews, overlaps = args.dad_preview_interval, args.dad_overlap
     rules = (
         (not previews or args.dad_view == 'dad',
-         '--dad-preview-interval shows DAD views, and --dad-view random makes none: leave one of them out'),
+         '--dad-preview-interval shows DAD views, but --dad-view random makes none: leave one of them out'),
         (not previews or not args.dad_dir,
-         '--dad-preview-interval shows views that are made in training, and those of --dad-dir are there already: '
-         'leave it out, and see images of that data with timm-dad preview'),
+         '--dad-preview-interval shows views made in training, but --dad-dir already contains its views: leave it out, '
+         'and look at that data with timm-dad preview'),
         (not previews or args.val_split, '--dad-preview-interval shows validation images: it needs --val-split'),
         (not overlaps or args.device.startswith('cuda'),
          f'--dad-overlap needs a CUDA device, got --device {args.device}'),
         (not overlaps or makes_views(args),
-         '--dad-overlap is for DAD views that are made while training: leave it out'),
+         '--dad-overlap is only for DAD views made in training: leave it out'),
         (not overlaps or args.dad_attack != DISAGREEMENT,
-         '--dad-overlap makes views beside the step of the student, which --dad-attack disagreement asks: leave one of '
-         'them out'),
+         '--dad-overlap makes views during the step of the student, but --dad-attack disagreement needs the student: '
+         'leave one of them out'),
         (not previews or args.dad_attack != DISAGREEMENT,
          '--dad-preview-interval shows views without a student: leave it out with --dad-attack disagreement'),
     )  # fmt: skip

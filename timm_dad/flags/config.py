@@ -1,4 +1,4 @@
-"""``--config FILE``: defaults of a command's flags, from YAML; and how commands read their flags."""
+"""``--config FILE``: defaults of a command's flags, from YAML; and parsing of command lines with it."""
 
 import argparse
 import os
@@ -10,7 +10,7 @@ from timm_dad.common.text_files import read_yaml
 from timm_dad.flags.parser import Parser, did_you_mean
 from timm_dad.flags.rules import check_seed, given_flags, under_flag, without_required, written
 
-# The commands that take --config; a section of a file is for those that its name lists.
+# The commands that take --config; the name of a section in a file lists the commands that read it.
 COMMANDS = (
     'train', 'info', 'demo', 'generate', 'preview', 'evaluate', 'diagnose', 'probe', 'vqgan train', 'vqgan distill',
 )  # fmt: skip
@@ -31,7 +31,7 @@ def read_config(parser: Parser, path: str) -> dict[str, Any]:
     A file maps flags, or sections of them, to values; the name of a section lists its commands: ``train, generate``.
 
     Raises:
-        ValueError: If the file is not a YAML of flags, or a value does not fit its flag; the message says which and
+        ValueError: If the file is not YAML with flags, or a value does not fit its flag; the message says which and
             where.
     """
     if not os.path.isfile(path):
@@ -46,16 +46,16 @@ def read_config(parser: Parser, path: str) -> dict[str, Any]:
     unknown = sorted(str(name) for name in content if name not in flags) if isinstance(content, dict) else [content]
     if unknown:
         near = did_you_mean(unknown[0], [*flags, *COMMANDS])
-        raise ValueError(f'--config {path} must map flags to values; these are no flags: {unknown}{near}')
+        raise ValueError(f'--config {path} must map flags to values; these are not flags: {unknown}{near}')
     with under_flag(f'--config {path}:'):
         return checked_flags(parser, content)
 
 
 def _of_command(command: str, content: Mapping[Any, Any]) -> dict[Any, Any]:
-    """The flags of a file that a command reads: those in no section, and those in the sections that name it.
+    """Return the flags of a file that a command reads: those in no section, and those in sections that name it.
 
-    NOTE: a flag that all commands could read, and some have not, would hide its misspellings: each section says whose
-    flags it has, and a command refuses what it does not know there.
+    NOTE: ignoring flags that a command does not have would hide misspelt ones. Therefore each section names its
+    commands, and a command rejects unknown flags there.
     """
     flags: dict[Any, Any] = {}
     for name, value in content.items():
@@ -65,7 +65,7 @@ def _of_command(command: str, content: Mapping[Any, Any]) -> dict[Any, Any]:
             commands, value = [command], {name: value}
         elif unknown:
             near = did_you_mean(unknown[0], COMMANDS)
-            raise ValueError(f'the section {name!r} is for commands with --config, and {unknown[0]!r} is none{near}')
+            raise ValueError(f'the section {name!r} is for commands with --config, but {unknown[0]!r} is none{near}')
         if not isinstance(value, dict | None):
             raise ValueError(f'the section {name!r} must map flags to values, got {value!r}')
         if command not in commands:

@@ -1,4 +1,4 @@
-"""``--no-labels``: data without labels, and a student that learns from the teacher alone."""
+"""``--no-labels``: data without labels, and a student that learns only from the teacher."""
 
 import argparse
 from collections.abc import Collection, Sequence
@@ -18,13 +18,13 @@ def add_labels_arg(group: Any) -> None:
     """Add the flag to a group of a parser."""
     group.add_argument(
         '--no-labels', action='store_true',
-        help="the data has no labels (or they are not read): the attack ascends the loss of the teacher's likeliest "
-        'class on the image, and a student learns from the teacher alone',
+        help="the data has no labels (or they are not read): the attack ascends the loss of the teacher's top-1 class "
+        'on the image, and a student learns only from the teacher',
     )  # fmt: skip
 
 
 def check_labels_args(args: argparse.Namespace, given: Collection[str]) -> None:
-    """Check the flags of data without labels; ``ValueError`` where one of ``given`` would be ignored."""
+    """Check the flags of data without labels; ``ValueError`` if one of ``given`` would be ignored."""
     if not args.no_labels:
         return
     kind = args.dataset.partition('/')[0] if '/' in args.dataset else ''
@@ -32,7 +32,7 @@ def check_labels_args(args: argparse.Namespace, given: Collection[str]) -> None:
     rules = (
         (kind in _KINDS,
          f'--no-labels is for folders and tars of pictures, wds/ and demo/, got --dataset {args.dataset}'),
-        (not unread, f'{"".join(unread[:1])} is about labels, and --no-labels reads none: leave it out'),
+        (not unread, f'{"".join(unread[:1])} is about labels, but --no-labels reads none: leave it out'),
     )  # fmt: skip
     check_rules(rules)
 
@@ -45,17 +45,18 @@ def check_training_without_labels(args: argparse.Namespace, given: Collection[st
     """
     if not args.no_labels:
         return
-    # Those that are on in a config file cannot be meant; of those that have a value anyway, the command line alone.
+    # Flags that are off by default must not be on, even from a config file; flags that always have a value must only
+    # not be given on the command line.
     asked = [name for name in _OF_TASK_LOSS if name in given or (name in _off() and getattr(args, name, False))]
     asked += [name for name in _TASK_WEIGHTS if name in given and getattr(args, name)]
     rules = (
         (args.dad, '--no-labels needs --dad: without labels the student learns from the teacher'),
         (not asked,
-         f'{"".join(map(written, asked[:1]))} is about the task loss, and --no-labels leaves none: leave it out'),
+         f'{"".join(map(written, asked[:1]))} is about the task loss, but --no-labels leaves none: leave it out'),
         (not args.aug_splits,
-         '--aug-splits gives views that the task loss alone sees, and --no-labels leaves none: leave it out'),
+         '--aug-splits makes views only for the task loss, but --no-labels leaves none: leave it out'),
         (args.dad_kd_weight or args.dad_weight,
-         '--no-labels leaves the teacher alone to learn from: --dad-kd-weight or --dad-weight must be more than 0'),
+         '--no-labels leaves only the teacher to learn from: --dad-kd-weight or --dad-weight must be more than 0'),
     )  # fmt: skip
     check_rules(rules)
     check_labels_args(args, given)
@@ -64,21 +65,21 @@ def check_training_without_labels(args: argparse.Namespace, given: Collection[st
 
 
 def _off() -> set[str]:
-    """The flags of the task loss that are off by default."""
+    """Return the flags of the task loss that are off by default."""
     parser = argparse.ArgumentParser(add_help=False)
     add_loss_args(parser)
     return {action.dest for action in parser._actions if action.default is None or action.default is False}
 
 
 def find_class_names(args: argparse.Namespace, of_data: Sequence[str] | None) -> Sequence[str] | None:
-    """Names of the classes: those of the data or, with ``--no-labels``, of ``--dad-classnames``.
+    """Return the class names of the data or, with ``--no-labels``, of ``--dad-classnames``.
 
     Args:
         args: Flags.
-        of_data: Names that the data has.
+        of_data: Class names of the data.
 
     Raises:
-        ValueError: If neither they nor ``--num-classes`` say how many classes there are.
+        ValueError: If neither they nor ``--num-classes`` give the number of classes.
     """
     if not args.no_labels or of_data is not None:
         return of_data
@@ -86,7 +87,7 @@ def find_class_names(args: argparse.Namespace, of_data: Sequence[str] | None) ->
         with under_flag('--dad-classnames:'):
             names = list(read_class_file(args.dad_classnames, 'name'))
             if len(names) < 2:
-                raise ValueError(f'{args.dad_classnames} must name two classes or more, got {names}')
+                raise ValueError(f'{args.dad_classnames} must name two or more classes, got {names}')
             return names
     if args.num_classes is None:
         raise ValueError(

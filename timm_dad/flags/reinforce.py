@@ -1,4 +1,4 @@
-"""The flags of reinforced sets: augmentations whose answers ``timm-dad generate`` stores and a training replays."""
+"""Flags of reinforced sets: ``timm-dad generate`` stores answers on augmented images, and a training replays them."""
 
 import argparse
 import json
@@ -25,21 +25,21 @@ _FLAGS = {'repeats': 'reinforce', 'top_k': 'reinforce_top_k'}
 
 
 def add_pairing_args(group: Any) -> None:
-    """Add the flags of how an image and its extra view are augmented together."""
+    """Add the flags for augmenting an image together with its extra view."""
     group.add_argument(
         '--dad-same-crop', action='store_true',
-        help='one random crop, flip, ... for image and DAD view (--dad-dir or --dad-cache; default: one for each)',
+        help='same random crop, flip, ... for image and DAD view (--dad-dir or --dad-cache; default: one for each)',
     )  # fmt: skip
     group.add_argument(
         '--dad-view-aug', choices=VIEW_AUGS, default=VIEW_AUGS[0],
-        help='what the extra view gets: full: RandAugment, color jitter, erasing, mixing, ... like the image (a DAD '
-        'view made in the training step is made of the augmented image); base: crop and flip alone (and it is made '
-        'before the rest)',
+        help='augmentation of the extra view: full: RandAugment, color jitter, erasing, mixing, ... like the image (a '
+        'DAD view made in the training step is made from the augmented image); base: only crop and flip (and the '
+        'view is made before the rest)',
     )  # fmt: skip
 
 
 def add_reinforce_args(parser: Parser) -> None:
-    """Add the flags of ``timm-dad generate``, timm's augmentations among them."""
+    """Add the flags of ``timm-dad generate``, including timm's augmentations."""
     group = parser.add_argument_group(
         'DAD: answers on augmentations',
         'With --reinforce, for trainings with --dad-stored-logits and the same augmentation.',
@@ -57,17 +57,17 @@ def add_reinforce_args(parser: Parser) -> None:
 
 
 def check_reinforce_args(args: argparse.Namespace, given: Mapping[str, Any], parser: Parser) -> None:
-    """Raise ``ValueError`` where flags of ``add_reinforce_args`` are given, and nothing is reinforced."""
+    """Check the flags of ``add_reinforce_args``; ``ValueError`` if one is given but nothing is reinforced."""
     (group,) = (group for group in parser._action_groups if group.title == 'DAD: answers on augmentations')
     useless = [action.dest for action in group._group_actions if action.dest in given and action.dest != 'reinforce']
     rules = (
         (args.reinforce >= 0, f'--reinforce must be 0 or more, got {args.reinforce}'),
         (args.reinforce or not useless, f'{"".join(map(written, useless[:1]))} is for --reinforce N: add it'),
         (not args.reinforce or args.shards is None,
-         '--reinforce asks about a set that is whole: make its parts with --shards first, and then give the same '
-         'command with --reinforce in its place'),
+         '--reinforce needs a complete set: make its parts with --shards first, then run the same command with '
+         '--reinforce instead'),
         (not (args.reinforce and (args.aa or '').startswith('augmix')),
-         f'--aa {args.aa} makes splits of an image, which --reinforce has no answers for'),
+         f'--aa {args.aa} makes splits of an image, for which --reinforce has no answers'),
     )  # fmt: skip
     check_rules(rules)
     check_augmentation_args(args)
@@ -76,7 +76,7 @@ def check_reinforce_args(args: argparse.Namespace, given: Mapping[str, Any], par
 
 
 def reinforce_config(args: argparse.Namespace, size: tuple[int, int]) -> ReinforceConfig:
-    """How the flags of ``timm-dad generate`` want a set reinforced; ``ValueError`` names the flag."""
+    """Build the config of a reinforced set from flags of ``timm-dad generate``; ``ValueError`` names the flag."""
     data = {'input_size': (3, *size), 'mean': args.mean, 'std': args.std}
     own = {'transform': _transform(args, data), 'mixup': _mixup(args), **_pairs(args)}
     more = {'temperature': with_number(args).dad_temperature, 'seed': args.seed, 'batch_size': args.batch_size}
@@ -84,7 +84,7 @@ def reinforce_config(args: argparse.Namespace, size: tuple[int, int]) -> Reinfor
 
 
 def _transform(args: argparse.Namespace, data_config: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of ``create_transform``, as JSON gives them back."""
+    """Return the arguments of ``create_transform``, after a round trip through JSON."""
     data = {name: data_config[name] for name in ('input_size', 'mean', 'std')}
     kwargs: dict[str, Any] = json.loads(
         json.dumps({**transform_kwargs(args), **data, 'interpolation': args.train_interpolation})
@@ -102,27 +102,27 @@ def _pairs(args: argparse.Namespace) -> dict[str, bool]:
 
 
 def replays(args: argparse.Namespace) -> bool:
-    """Whether a training takes stored answers on augmented images, and not on those that are as they are."""
+    """Return whether a training uses stored answers on augmented images, not on unaugmented ones."""
     return bool(args.dad_stored_logits and not args.no_aug and is_reinforced(set_folder(args.dad_dir)))
 
 
 def check_replay_args(args: argparse.Namespace) -> None:
     """Check the flags of a training that ``replays``; ``ValueError`` names the flag."""
     rules = (
-        (not args.aug_splits, '--aug-splits: stored answers are of one augmentation an image; leave it out'),
-        (not args.aug_repeats, '--aug-repeats: stored answers are drawn once an epoch for an image; leave it out'),
+        (not args.aug_splits, '--aug-splits: stored answers are for one augmentation per image; leave it out'),
+        (not args.aug_repeats, '--aug-repeats: stored answers are drawn once per image and epoch; leave it out'),
         (not args.reprob or args.no_prefetcher,
-         "--reprob: timm's prefetcher erases batches, and stored answers are of images that were erased one by one: "
+         "--reprob: timm's prefetcher erases batches, but stored answers are for images erased one by one: "
          'add --no-prefetcher'),
     )  # fmt: skip
     check_rules(rules)
 
 
 def open_reinforcement(args: argparse.Namespace, dad_set: DADSet, data_config: Mapping[str, Any]) -> Reinforcement:
-    """Open the answers that a training replays, and compare its augmentation with theirs.
+    """Open the answers that a training replays, and check that its augmentation matches theirs.
 
     Raises:
-        ValueError: If they are not whole, or of another augmentation, normalization or temperature.
+        ValueError: If they are incomplete, or their augmentation, normalization or temperature differs.
     """
     found = _answers_of(dad_set)
     take_set_temperature(args, {**dad_set.settings, 'logits': found.settings['logits']}, args.dad_dir)
@@ -137,7 +137,7 @@ def open_reinforcement(args: argparse.Namespace, dad_set: DADSet, data_config: M
     others = differences(here, {name: found.settings[name] for name in here})
     if others:
         raise ValueError(
-            f'its stored answers are of another augmentation ({"; ".join(others[:3])}): give the flags that they were '
+            f'its stored answers are for another augmentation ({"; ".join(others[:3])}): use the flags that they were '
             'made with, or reinforce another set'
         )
     return found
@@ -147,19 +147,19 @@ def _check_mixing_args(args: argparse.Namespace) -> None:
     """Check the flags of a training that replays mixtures."""
     check_rules((
         (args.mixup_mode == 'batch',
-         f'its answers are of mixtures that were drawn one by one: leave --mixup-mode {args.mixup_mode} out'),
-        (not args.mixup_off_epoch, 'its answers are all of mixtures: leave --mixup-off-epoch out'),
+         f'its answers are for mixtures drawn one by one: leave --mixup-mode {args.mixup_mode} out'),
+        (not args.mixup_off_epoch, 'its answers are all for mixtures: leave --mixup-off-epoch out'),
     ))  # fmt: skip
 
 
 @lru_cache(maxsize=1)
 def _answers_of(dad_set: DADSet) -> Reinforcement:
-    """The answers of a set, whose data set and whose task both ask for them."""
+    """Return the answers of a set, cached because both the data set and the task need them."""
     return Reinforcement(dad_set)
 
 
 def stored_logits(args: argparse.Namespace, dad_set: DADSet, data_config: Mapping[str, Any]) -> StoredLogits:
-    """The answers that ``--dad-stored-logits`` takes in place of a teacher's; ``ValueError`` if they do not fit."""
+    """Return the answers that ``--dad-stored-logits`` uses instead of a teacher; ``ValueError`` if they do not fit."""
     if not replays(args):
         return StoredLogits.of_views(dad_set)
     return open_reinforcement(args, dad_set, data_config).stored_logits(args.smoothing)

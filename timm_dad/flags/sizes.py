@@ -1,4 +1,4 @@
-"""``--train-img-sizes``: batches of several image sizes, by the schedules of timm's train.py since 1.0.29."""
+"""``--train-img-sizes``: batches of several image sizes, with the schedules of timm's train.py since 1.0.29."""
 
 import argparse
 from collections.abc import Collection
@@ -12,10 +12,10 @@ _OF_SIZES = ('train_size_probs', 'train_size_schedule', 'train_size_schedule_spr
 
 
 def add_size_args(group: Any) -> None:
-    """Add the flags to a group of a parser, by name, default and meaning those of timm's ``train.py``."""
+    """Add the flags to a group of a parser, with name, default and meaning as in timm's ``train.py``."""
     group.add_argument(
         '--train-img-sizes', type=int, nargs='+', metavar='N',
-        help='image sizes, of which each training batch gets one; validation uses --img-size',
+        help='image sizes; each training batch gets one of them; validation uses --img-size',
     )  # fmt: skip
     group.add_argument(
         '--train-size-probs',
