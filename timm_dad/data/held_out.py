@@ -15,7 +15,8 @@ def hold_out(root: Path, folder: Path) -> tuple[Path, Path]:
     """Link the pictures of class folders into ``folder/train`` and ``folder/val``; ``root`` stays unchanged.
 
     One fifth of each class is held out, ordered by a hash of the name, so each run holds out the same pictures,
-    unless pictures are added or removed. At least one picture of a class is held out; if it is the only one, it is in both splits.
+    unless pictures are added or removed. At least one picture of a class is held out; if it is the only one, it is in
+    both splits.
 
     Args:
         root: Folder of class folders, with the pictures directly inside.
@@ -25,7 +26,8 @@ def hold_out(root: Path, folder: Path) -> tuple[Path, Path]:
         The two folders.
 
     Raises:
-        ValueError: If fewer than two classes have pictures, or ``folder`` has anything but such links; nothing changes then.
+        ValueError: If fewer than two classes have pictures, or ``folder`` holds anything but such links; then nothing
+            changes.
     """
     pictures = {name: _pictures(root / name) for name in class_folders(root)}
     if len([paths for paths in pictures.values() if paths]) < 2:

@@ -45,7 +45,7 @@ def read_config(parser: Parser, path: str) -> dict[str, Any]:
             content = _of_command(parser.prog.removeprefix('timm-dad '), content)
     unknown = sorted(str(name) for name in content if name not in flags) if isinstance(content, dict) else [content]
     if unknown:
-        near = did_you_mean(unknown[0], [*flags, *COMMANDS])
+        near = did_you_mean(unknown[0], [name for name in (*flags, *COMMANDS) if name != unknown[0]])
         raise ValueError(f'--config {path} must map flags to values; these are not flags: {unknown}{near}')
     with under_flag(f'--config {path}:'):
         return checked_flags(parser, content)
