@@ -22,7 +22,7 @@ from timm_dad.vqgan_training.args import COMMANDS as VQGAN_COMMANDS
 ROOT = Path(__file__).parents[1]
 PATTERNS = (
     '*.md', 'CITATION.cff', 'LICENSE', 'docs/*.md', 'docs/*.png', 'docs/*.css', 'benchmarks/**/*.md',
-    'benchmarks/**/*.png', 'patches/*.patch', 'timm_dad/demo/assets/*.md',
+    'benchmarks/**/*.png', 'notebooks/*.ipynb', 'patches/*.patch', 'timm_dad/demo/assets/*.md',
 )  # fmt: skip
 
 
