@@ -203,7 +203,7 @@ row('train-config-picture', f'{PLAIN} --config a.yaml', '--config', r'a\.yaml', 
     files={'a.yaml': b'\x89PNG\r\n\x1a\n\0\0'})  # fmt: skip
 row('train-config-tab', f'{PLAIN} --config a.yaml', '--config', r'a\.yaml', 'YAML',
     files={'a.yaml': 'epochs: 3\n\tlr: 0.1\n'})  # fmt: skip
-row('train-config-unknown-flag', f'{PLAIN} --config a.yaml', '--config a.yaml', 'epoch', r'no flag|unknown|--epochs',
+row('train-config-unknown-flag', f'{PLAIN} --config a.yaml', '--config a.yaml', 'epoch', r'not flags|unknown|--epochs',
     files={'a.yaml': 'epoch: 3\n'})  # fmt: skip
 row('train-config-word', f'{PLAIN} --config a.yaml', '--config a.yaml', 'high', r'weight.decay',
     files={'a.yaml': 'weight_decay: high\n'})  # fmt: skip
