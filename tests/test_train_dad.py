@@ -527,7 +527,8 @@ def fingerprint(argv, root, monkeypatch):
         loader = batches.loader
         student = train_dad.utils.unwrap_model(task.trainable_module)
         inner = getattr(loader, 'loader', loader)
-        seen['loader'] = (inner.batch_sampler.batch_size, inner.num_workers, inner.pin_memory, inner.persistent_workers)
+        batch_size = getattr(inner.batch_sampler, 'batch_size', None)  # that of several image sizes has none
+        seen['loader'] = (batch_size, inner.num_workers, inner.pin_memory, inner.persistent_workers)
         seen['prefetcher'] = inner is not loader
         seen['compiled'] = type(task.trainable_module).__name__
         seen['checkpointing'] = getattr(student, 'grad_checkpointing', None)
