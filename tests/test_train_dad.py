@@ -228,7 +228,10 @@ def test_a_resumed_run_ends_with_the_bits_of_an_undisturbed_one(
     assert [row['lr'] for row in rows] == [row['lr'] for row in summary(tmp_path / 'whole')]
     assert 'Already finished' not in caplog.text
     train_dad.main(flags(pictures, tmp_path / 'broken', *more, '--resume', 'auto'))
-    assert f'Already finished: all 4 epochs are done, in {tmp_path}/broken/run; to continue, give more --epochs' in caplog.text
+    assert (
+        f'Already finished: all 4 epochs are done, in {tmp_path}/broken/run; to continue, give more --epochs'
+        in caplog.text
+    )
 
 
 @pytest.mark.timm
