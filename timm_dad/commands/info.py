@@ -9,7 +9,6 @@ import math
 import os
 import resource
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import mean
@@ -30,6 +29,7 @@ from timm_dad.common.log import setup_logging
 from timm_dad.common.macs import count_macs, count_model_macs
 from timm_dad.common.seeds import RUN, seed_all
 from timm_dad.common.spread import spread
+from timm_dad.common.timing import clock
 from timm_dad.flags import kwargs
 from timm_dad.flags.data import check_training_data, open_training_data
 from timm_dad.flags.pairs import cached_set, open_dad_set, pair_dataset, uses_cache, uses_pairs
@@ -227,13 +227,6 @@ def _create_training(
             raise ValueError(f'{error}; lower --lr or set --clip-grad') from error
 
     return train, num_epochs
-
-
-def clock(device: torch.device) -> float:
-    """Return the time in seconds, once the device has finished all queued work."""
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def peak_memory(device: torch.device) -> int:

@@ -249,12 +249,13 @@ def print_next(
     ready = not broken and not proposal.missing() and (machine.cached or not fetched)
     standing = proposal.own_teacher and not fetched
     times: dict[str, float] = {}
+    augment = None
     if 'vqgan' not in machine.missing and not data.streams:
         augment = check_models(args, data) if ready else None
         if ready or standing:
             times = measure(proposal, data.num_classes, device, augment).of_steps(proposal, data.count)
     if ready:
-        preview.main(['--config', args.output, '--device', args.device])
+        preview.main(['--config', args.output, '--device', args.device], augment)
     print('Next:')
     for command, about in next_commands(args.output, data, machine, proposal, seen=ready, times=times):
         print(f'  {command:<70} {about}'.rstrip())

@@ -1,7 +1,6 @@
 """Estimate how long the training proposed by ``timm-dad init`` takes here, from some of its steps."""
 
 import itertools
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from timm_dad.commands.init_proposal import VQGAN_BATCH, Proposal
+from timm_dad.common.timing import clock
 from timm_dad.demo.data import DEMO_VQGAN
 from timm_dad.frozen.prepare import prepare_frozen
 from timm_dad.method.augment import DADAugment
@@ -76,7 +76,5 @@ def _time(step: Callable[[], object], device: torch.device) -> float:
     clocks = []
     for _ in range(1 + _TIMES):
         step()
-        if device.type == 'cuda':
-            torch.cuda.synchronize(device)
-        clocks.append(time.perf_counter())
+        clocks.append(clock(device))
     return min(after - before for before, after in itertools.pairwise(clocks)) / _PICTURES

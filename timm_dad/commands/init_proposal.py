@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import shutil
 import tempfile
 import urllib.request
@@ -17,6 +16,7 @@ import yaml
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
+from timm_dad.flags.execution import CORES
 from timm_dad.teachers.spec import DEFAULT_TEACHER
 from timm_dad.teachers.trained import BEST
 from timm_dad.vqgan.presets import PRESETS
@@ -89,13 +89,12 @@ class Machine:
 
 def look_at_machine(device: torch.device) -> Machine:
     """Inspect the machine for a training on ``device``, and check whether the hub can be reached."""
-    affinity = getattr(os, 'sched_getaffinity', None)
     gpu = ''
     if device.type == 'cuda':
         properties = torch.cuda.get_device_properties(device)
         gpu = f'{properties.name}, {properties.total_memory / _GB:.0f} GB'
     return Machine(
-        cores=len(affinity(0)) if affinity else os.cpu_count() or 1,
+        cores=CORES,
         memory=psutil.virtual_memory().total / _GB,
         gpu=gpu,
         missing=frozenset(extra for name, extra in _PACKAGES.items() if importlib.util.find_spec(name) is None),

@@ -110,8 +110,13 @@ def _check_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
     create_frame(args)
 
 
-def main(argv: Sequence[str]) -> list[PreviewImage]:
-    """Run ``timm-dad preview`` with its command line; return the images with their views."""
+def main(argv: Sequence[str], augment: DADAugment | None = None) -> list[PreviewImage]:
+    """Run ``timm-dad preview`` with its command line; return the images with their views.
+
+    Args:
+        argv: Command line without ``preview``.
+        augment: What the flags would build, if it is there already.
+    """
     args = parse_args(argv)
     setup_logging()
     with user_errors(PROGRAM):
@@ -120,7 +125,7 @@ def main(argv: Sequence[str]) -> list[PreviewImage]:
         source = open_source(args)
         chosen = choose_images(args, source)
         check_teacher_args(args, given_flags(create_parser(), argv))
-        augment = build_augment(args, source)
+        augment = augment or build_augment(args, source)
         images = make_previews(args, augment, source, chosen)
         names = shown_names(source.class_names, args.num_classes)
         texts = (f'{describe_settings(augment)}; seed {args.seed}', describe_means(images))

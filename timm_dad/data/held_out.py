@@ -4,8 +4,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from timm.data import get_img_extensions
-
+from timm_dad.data.pictures import picture_names
 from timm_dad.data.survey import class_folders
 
 _SHARE = 5  # one picture in 5
@@ -54,6 +53,5 @@ def hold_out(root: Path, folder: Path) -> tuple[Path, Path]:
 
 def _pictures(folder: Path) -> list[Path]:
     """Return the pictures directly inside a folder, ordered by the hashes of their names."""
-    extensions = tuple(get_img_extensions())
-    paths = [path for path in folder.iterdir() if path.suffix.lower() in extensions and not path.name.startswith('.')]
-    return sorted(paths, key=lambda path: hashlib.sha256(os.fsencode(path.name)).digest())
+    names = sorted(picture_names(folder), key=lambda name: hashlib.sha256(os.fsencode(name)).digest())
+    return [folder / name for name in names]

@@ -6,10 +6,12 @@ Their labels are class indices or, in a data set with a ``target_transform`` (ti
 import os
 import stat
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from timm.data import get_img_extensions
 from torch import Tensor
 
 NOTHING_READ = (
@@ -26,6 +28,12 @@ class DataError(ValueError):
     def __init__(self, message: str) -> None:
         own = message.rpartition(f'{DataError.__name__}: ')[2] if message.startswith('Caught ') else message
         super().__init__(own.strip())
+
+
+def picture_names(folder: Path) -> list[str]:
+    """Return the names of the pictures in a folder, unsorted; hidden files are ignored."""
+    extensions, names = tuple(get_img_extensions()), [path.name for path in folder.iterdir()]
+    return [name for name in names if name.lower().endswith(extensions) and not name.startswith('.')]
 
 
 def eight_bits(picture: Image.Image) -> Image.Image:

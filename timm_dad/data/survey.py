@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from timm_dad.common.listing import some
 from timm_dad.common.spread import spread
 from timm_dad.data.datasets import listed_labels
 from timm_dad.data.images import Source
@@ -53,6 +54,11 @@ class Survey:
         """Median of the shorter sides, in pixels; 0 if no picture decodes."""
         return int(median(map(min, self.sizes))) if self.sizes else 0
 
+    @property
+    def modes_text(self) -> str:
+        """Modes with their numbers of pictures, the most frequent first."""
+        return ', '.join(f'{mode} {count}' for mode, count in Counter(self.modes).most_common())
+
     def __str__(self) -> str:
         """Return pictures, classes, sizes and modes in one line."""
         counts = sorted(self.counts.values())
@@ -62,7 +68,7 @@ class Survey:
         seen = 'the first ' if self.streams else ''
         return (
             f'{seen}{self.total} pictures in {len(counts)} classes, {each} a class; shorter side {wide}; '
-            f'{", ".join(f"{mode} {count}" for mode, count in Counter(self.modes).most_common())}'
+            f'{self.modes_text}'
         )
 
 
@@ -140,12 +146,12 @@ def to_mend(train: Survey, val: Survey | None) -> list[str]:
         if what is not None and what.broken:
             found.append(
                 f'{len(what.broken)} of {what.looked} pictures of {split} do not decode: repair or remove them: '
-                f'{_some(what.broken)}'
+                f'{some(what.broken, _FEW)}'
             )
     if val is not None and set(train.counts) != set(val.counts) and not val.streams:
         extra, missing = (sorted(set(a.counts) - set(b.counts)) for a, b in ((val, train), (train, val)))
         both = ((extra, 'only in val'), (missing, 'only in train'))
-        parts = [f'{_some(names)} {where}' for names, where in both if names]
+        parts = [f'{some(names, _FEW)} {where}' for names, where in both if names]
         found.append(f'train and val must have the same classes: {"; ".join(parts)}')
     return found
 
@@ -159,23 +165,14 @@ def oddities(train: Survey, val: Survey | None, side: int) -> list[str]:
         (least, fewest), (most, largest) = counts[0], counts[-1]
         small = sum(min(size) < side for size in what.sizes)
         rules = (
-            (what.empty, f'folders without pictures, which do not count as classes: {_some(what.empty)}'),
-            (single and not what.streams, f'classes with only one picture: {_some(single)}'),
+            (what.empty, f'folders without pictures, which do not count as classes: {some(what.empty, _FEW)}'),
+            (single and not what.streams, f'classes with only one picture: {some(single, _FEW)}'),
             (
                 largest >= _UNEQUAL * fewest and not what.streams,
                 f'classes of very unequal size: {most} has {largest} pictures, {least} {fewest}',
             ),
-            (
-                set(what.modes) - {'RGB'},
-                'not all pictures are RGB (all are converted): '
-                + ', '.join(f'{mode} {count}' for mode, count in Counter(what.modes).most_common()),
-            ),
+            (set(what.modes) - {'RGB'}, f'not all pictures are RGB (all are converted): {what.modes_text}'),
             (small, f'{small} of {len(what.sizes)} pictures have a side below {side} px, and are enlarged'),
         )
         found += [f'{split}: {text}' for holds, text in rules if holds]
     return found
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f' and {len(names) - _FEW} more' if len(names) > _FEW else ''
-    return ', '.join(names[:_FEW]) + more

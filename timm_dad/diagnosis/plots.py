@@ -1,16 +1,13 @@
 """Plots of ``timm-dad diagnose`` as PNG: errors by set of images, and the terms of the bound."""
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from timm_dad.diagnosis.limiting_term import TERMS
-from timm_dad.evaluation.report.plot_style import line_style, new_plot
-
-_logger = logging.getLogger(__name__)
+from timm_dad.evaluation.report.plot_style import line_style, new_plot, plot_files
 
 _RISKS = ('teacher_error', 'student_error', 'disagreement')
 _GROUP = 0.8  # width of a group of bars, as a fraction of the distance between groups
@@ -22,15 +19,14 @@ def write_plots(report: Mapping[str, Any], folder: Path) -> list[Path]:
 
     Without the extra ``eval`` it logs a warning and writes none.
     """
-    try:
-        files = [_plot_bars(report['risks'], _RISKS, folder / 'risks.png', 'Errors and disagreement, %')]
-        if report['terms']:
-            title = "Terms that bound the student's error, %"
-            files.append(_plot_bars(report['terms'], TERMS, folder / 'terms.png', title, 'student_error'))
-    except ImportError as error:
-        _logger.warning('No plots: %s', error)
-        return []
-    return files
+    return plot_files(_write_plots(report, folder))
+
+
+def _write_plots(report: Mapping[str, Any], folder: Path) -> Iterator[Path]:
+    yield _plot_bars(report['risks'], _RISKS, folder / 'risks.png', 'Errors and disagreement, %')
+    if report['terms']:
+        title = "Terms that bound the student's error, %"
+        yield _plot_bars(report['terms'], TERMS, folder / 'terms.png', title, 'student_error')
 
 
 def _plot_bars(

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 # Loader processes by default: timm's 4, or fewer where torch would warn that the machine has not so many cores.
-WORKERS = min(4, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1)
+WORKERS = min(4, CORES)
 
 
 def add_device_arg(group: Any) -> None:

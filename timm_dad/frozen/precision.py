@@ -3,12 +3,12 @@
 import copy
 import logging
 import math
-import time
 from statistics import median
 
 import torch
 from torch import Tensor, nn
 
+from timm_dad.common.timing import clock
 from timm_dad.frozen.prepare import round_weights
 from timm_dad.teachers.ensemble import TeacherEnsemble
 from timm_dad.teachers.teacher import Teacher
@@ -48,9 +48,7 @@ def _most_of_the_work(teacher: Teacher, vqgan: VQGAN | None, image_size: tuple[i
 
 @torch.inference_mode()
 def _time(network: nn.Module, batch: Tensor, bf16: bool) -> float:
-    begin = time.perf_counter()
+    begin = clock(batch.device)
     with torch.autocast(batch.device.type, torch.bfloat16, enabled=bf16):
         network(batch)
-    if batch.device.type == 'cuda':
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin
+    return clock(batch.device) - begin

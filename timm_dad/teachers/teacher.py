@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from timm_dad.common.extras import require_extra
 from timm_dad.common.hashing import content_hash
 from timm_dad.common.hub import quiet_hub
+from timm_dad.common.listing import some
 from timm_dad.common.pixels import PixelNorm
 from timm_dad.teachers.backbones import INTERPOLATIONS, load_open_clip, load_timm, open_clip_norm, timm_norm
 from timm_dad.teachers.classes import match_classes, resolve_classes, timm_labels
@@ -199,8 +200,7 @@ def _check_finite(model: nn.Module) -> None:
         name for name, value in model.state_dict().items() if value.is_floating_point() and not value.isfinite().all()
     ]
     if broken:
-        more = f' and {len(broken) - 3} more' if len(broken) > 3 else ''
-        raise ValueError(f'weights of the network must be finite, got NaN or infinity in {", ".join(broken[:3])}{more}')
+        raise ValueError(f'weights of the network must be finite, got NaN or infinity in {some(broken)}')
 
 
 def create_timm_teacher(

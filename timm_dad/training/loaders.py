@@ -153,7 +153,7 @@ def create_train_loader(
     if sizes:
         num_batches = len(dataset) // (settings['batch_size'] * accelerator.num_processes)
         settings.update(num_batches=num_batches, batch_choice_seed=seed)
-    by_timm = streams or sizes or bool(num_aug_repeats)
+    by_timm = streams or bool(num_aug_repeats)
     if num_aug_splits and pairs is None:
         dataset = AugMixDataset(dataset, num_splits=num_aug_splits)
     if not streams:
@@ -166,7 +166,7 @@ def create_train_loader(
         num_aug_splits=num_aug_splits,
         use_prefetcher=use_prefetcher,
         collate_fn=create_collate(mixup, pairs, views=views, prefetcher=use_prefetcher),
-        distributed=by_timm and not sizes and accelerator.num_processes > 1,
+        distributed=by_timm and accelerator.num_processes > 1,
         device=accelerator.device,
         **settings,
     )
@@ -174,15 +174,15 @@ def create_train_loader(
     if num_aug_repeats:
         batches = unwrapped(loader).batch_sampler
         batches.sampler = Positions(batches.sampler, *processes)
-    if sizes:
-        order = Shuffled(len(dataset), seed)
-        unwrapped(loader).batch_sampler.sampler = OfProcess(order, settings['batch_size'], *processes)
     if getattr(loader, 'random_erasing', None) is not None:
         num_views = (num_aug_splits or 1) + (pairs is not None)
         spared = int(pairs is not None and pairs.base_alone)
         loader.random_erasing = SeededErasing(loader.random_erasing, seed, num_views, *processes, spared=spared)
     if not by_timm:
-        unwrapped(loader).batch_sampler.sampler = Shuffled(len(dataset), seed)
+        order = Shuffled(len(dataset), seed)
+        sampler = OfProcess(order, settings['batch_size'], *processes) if sizes else order
+        unwrapped(loader).batch_sampler.sampler = sampler
+    if not by_timm and not sizes:
         loader = _shard(accelerator, loader)
     if not len(loader):
         raise ValueError(_too_few(dataset, accelerator, settings['batch_size']))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from timm_dad.common.files import sha256_of_file
 from timm_dad.common.hub import SCHEME
+from timm_dad.common.listing import some
 from timm_dad.common.torch_files import MoreThanWeightsError, read_checkpoint, read_safetensors
 from timm_dad.vqgan.config import VQGANConfig
 from timm_dad.vqgan.diffusers import read_diffusers
@@ -141,11 +142,7 @@ def load_weights(vqgan: VQGAN, state: Mapping[str, Tensor]) -> None:
         ],
         'has non-finite': [name for name, value in state.items() if not value.isfinite().all()],
     }
-    problems = [f'it {what} {_some(names)}' for what, names in wrong.items() if names]
+    problems = [f'it {what} {some(names)}' for what, names in wrong.items() if names]
     if problems:
         raise ValueError('; '.join(problems))
     vqgan.load_state_dict({name: value.float() for name, value in state.items()})
-
-
-def _some(names: list[str]) -> str:
-    return ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')

@@ -1,6 +1,5 @@
 """Plots of ``timm-dad evaluate`` as PNG: severity curves, and OOD against clean accuracy."""
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,8 @@ import numpy as np
 
 from timm_dad.evaluation.report.figures import WHOLE
 from timm_dad.evaluation.report.metrics import logit
-from timm_dad.evaluation.report.plot_style import GREY, line_style, new_plot
+from timm_dad.evaluation.report.plot_style import GREY, line_style, new_plot, plot_files
 from timm_dad.evaluation.report.timm_results import TimmResults, baseline_points
-
-_logger = logging.getLogger(__name__)
 
 Point = tuple[float, float, float]  # value, low, high
 
@@ -30,11 +27,7 @@ def write_plots(report: Mapping[str, Any], folder: str | Path, timm_results: Tim
     Returns the files: ``severity-SUITE.png``, and ``ood.png`` with timm's published results as points behind its line.
     Without the extra ``eval`` it logs a warning and writes none.
     """
-    try:
-        return list(_write_plots(report, Path(folder), timm_results or {}))
-    except ImportError as error:
-        _logger.warning('No plots: %s', error)
-        return []
+    return plot_files(_write_plots(report, Path(folder), timm_results or {}))
 
 
 def _write_plots(report: Mapping[str, Any], folder: Path, timm_results: TimmResults) -> Iterator[Path]:

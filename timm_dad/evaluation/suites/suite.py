@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from timm.data import get_img_extensions
 from torch.utils.data import Dataset, Subset
 
 from timm_dad.common.spread import spread
-from timm_dad.data.pictures import DataError, decode
+from timm_dad.data.pictures import DataError, decode, picture_names
 from timm_dad.flags.rules import under_flag
 
 _MAX_CHECKED = 1000
@@ -94,12 +93,6 @@ class Chosen(Subset[Any]):
     def filename(self, index: int, *, absolute: bool = False) -> str:
         """Return the image's file, as the data set names it."""
         return str(self.dataset.filename(self.indices[index], absolute=absolute))  # type: ignore[attr-defined]
-
-
-def picture_names(folder: Path) -> list[str]:
-    """Return the names of the pictures in a folder, unsorted; hidden files are ignored."""
-    extensions, names = tuple(get_img_extensions()), [path.name for path in folder.iterdir()]
-    return [name for name in names if name.lower().endswith(extensions) and not name.startswith('.')]
 
 
 def open_picture(file: Any, name: str) -> Image.Image:
