@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -276,8 +277,9 @@ def test_a_cluster_that_is_not_there_is_one_line(monkeypatch, address):
 def start(files, output, address='local'):
     """The command in a process, whose cluster it is where there is no other."""
     argv = [sys.executable, '-m', 'timm_dad', 'generate', *many(files, output), '--engine', 'ray']
-    env = {**os.environ, 'RAY_ADDRESS': address}
-    return subprocess.Popen(argv, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    options = {'env': {**os.environ, 'RAY_ADDRESS': address}, 'stderr': subprocess.PIPE, 'text': True}
+    ctrl_c = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # ignored in what a shell starts in the background
+    return subprocess.Popen(argv, **options, start_new_session=True, preexec_fn=ctrl_c)
 
 
 def wait_for_a_shard(process, root):
