@@ -180,9 +180,10 @@ def test_table_of_updates():
 
 
 TRIES = (
-    'contiguous', 'weights prepacked for oneDNN', 'blocks of 1 image', 'blocks of 2 images', '1 threads, an image each',
-    'inductor', 'inductor, freezing',
+    'contiguous', 'weights prepacked for oneDNN', 'Winograd convolutions', 'blocks of 1 image', 'blocks of 2 images',
+    '1 threads, an image each', 'inductor', 'inductor, freezing',
 )  # fmt: skip
+AMX = 'with AMX' if torch.cpu._is_amx_tile_supported() else 'without AMX'
 SCRIPTS = [
     ('generation.py', {f'generation, {p}, attack from {f}, cpu' for p in ('fp32', 'bf16') for f in ('Q(x)', 'x')}),
     ('step.py', {f'step, fp32, attack from {name}, cpu' for name in ('Q(x)', 'x')}),
@@ -193,7 +194,7 @@ SCRIPTS = [
     ('large_set.py', {'large set, memory, generate', 'large set, memory, train', 'large set, open'}),
     ('reinforced.py', {'training, reinforced'}),
     ('start_up.py', {'start-up, import', 'start-up, train', 'start-up, demo'}),
-    ('cpu_tries.py', {f'cpu tries, {precision}, {name}' for precision in ('fp32', 'bf16') for name in TRIES}),
+    ('cpu_tries.py', {f'cpu tries, last level, {p}, {name}, {AMX}' for p in ('fp32', 'bf16') for name in TRIES}),
 ]
 
 
