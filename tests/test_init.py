@@ -7,7 +7,7 @@ import torch
 import yaml
 from folders import CLASSES, write_pictures
 from pages import run_commands
-from PIL import Image
+from PIL import ExifTags, Image
 
 from timm_dad.commands import generate, init, init_measure, init_proposal, preview
 from timm_dad.commands import info as info_command
@@ -280,23 +280,33 @@ def test_the_splits_that_are_there_are_found(work, folders, data_dir, splits):
     assert (args.data_dir, args.train_split, args.val_split) == (data_dir, *splits)
 
 
+def turned(orientation):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    return exif
+
+
 def test_it_says_what_is_odd_and_what_to_mend(work, capsys):
     write_pictures(work / 'photos', train=(22, 1, 2, 0), val=(2, 2, 0, 1))
     train_folder = work / 'photos' / 'train'
     for name, mode in (('0.png', 'L'), ('1.png', 'RGBA')):
         Image.new(mode, (12, 50)).save(train_folder / 'cat' / name)
     (train_folder / 'fish' / '0.png').write_bytes(b'no picture')
+    Image.new('RGB', (36, 36)).save(train_folder / 'cat' / '2.png', exif=turned(6))
+    Image.new('RGB', (36, 36)).save(train_folder / 'cat' / '3.png', exif=turned(1))
     init.main(['photos', '--img-size', '32'])
     out = capsys.readouterr().out
     assert 'train: 25 pictures in 3 classes, 1 to 22 a class; shorter side 12 to 36 px, median 36;' in out
     assert 'odd: train: folders without pictures, which do not count as classes: tree' in out
     assert 'odd: train: classes with only one picture: dog' in out
     assert 'odd: train: classes of very unequal size: cat has 22 pictures, dog 1' in out
-    assert 'odd: train: not all pictures are RGB (all are converted): RGB 22, L 1, RGBA 1' in out
+    assert 'odd: train: not all pictures are RGB (all are converted, without transparency): RGB 22, L 1, RGBA 1' in out
+    assert 'odd: train: 1 of 24 pictures are stored turned, as their EXIF data say; timm ignores that' in out
     assert 'odd: train: 2 of 24 pictures have a side below 32 px, and are enlarged' in out
     assert 'To mend before training: 1 of 25 pictures of train do not decode: repair or remove them:' in out
     assert 'fish/0.png (cannot identify image file' in out
     assert 'same classes: tree only in val; fish only in train' in out
+    assert 'Then run again: timm-dad init photos --img-size 32 --force\n' in out
     content = yaml.safe_load(Path('dad.yaml').read_text())
     assert content['train, info']['val_split'] == 'val'
 

@@ -120,12 +120,15 @@ def main(argv: Sequence[str]) -> Proposal:
         check_folder(proposal.folder, args)
         found = _describe(args, surveys, machine, proposal)
         print('\n'.join(found))
-        header = [_printable(f'Written by: {" ".join(["timm-dad init", shlex.join(argv)])}'), *found, *_HOW_TO_READ]
+        called = _printable(f'timm-dad init {shlex.join(argv)}')
+        header = [f'Written by: {called}', *found, *_HOW_TO_READ]
         write_file(args.output, config_text(proposal, data, machine, header))
         print(f'Written: {args.output}')
         mended = to_mend(*surveys)
         for line in mended:
             print(_printable(f'To mend before training: {line}'))
+        if mended:
+            print(f'Then run again: {called}{"" if args.force else " --force"}')
         print_next(args, data, machine, proposal, device, broken=bool(mended))
     return proposal
 
@@ -236,13 +239,7 @@ def _printable(text: str) -> str:
 
 
 def print_next(
-    args: argparse.Namespace,
-    data: Data,
-    machine: Machine,
-    proposal: Proposal,
-    device: torch.device,
-    *,
-    broken: bool,
+    args: argparse.Namespace, data: Data, machine: Machine, proposal: Proposal, device: torch.device, *, broken: bool
 ) -> None:
     """Check teacher and VQGAN, if they exist, and print the next commands, with the time of each."""
     fetched = proposal.teacher == DEFAULT_TEACHER or proposal.vqgan in PRESETS

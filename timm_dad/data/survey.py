@@ -1,14 +1,15 @@
 """A survey of a data set before training: its classes, its pictures, and their oddities."""
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from timm_dad.common.listing import some
 from timm_dad.common.spread import spread
@@ -32,6 +33,7 @@ class Survey:
         broken: Pictures that do not decode, with the reason.
         modes: Number of pictures in each of Pillow's modes.
         sizes: Width and height of each picture.
+        turned: Number of pictures that are stored turned or mirrored, and say so in their EXIF data.
         empty: Class folders without pictures.
         streams: Whether it is a stream, of which only the first pictures were read.
     """
@@ -41,6 +43,7 @@ class Survey:
     broken: Sequence[str]
     modes: Mapping[str, int]
     sizes: Sequence[tuple[int, int]]
+    turned: int = 0
     empty: Sequence[str] = ()
     streams: bool = False
 
@@ -87,16 +90,16 @@ def survey(source: Source, class_names: Sequence[str], folder: Path | None = Non
     modes: Counter[str] = Counter()
     sizes: list[tuple[int, int]] = []
     labels: Counter[int] = Counter()
-    looked = 0
+    looked = turned = 0
     for name, found in _pictures(source):
         looked += 1
         if isinstance(found, Exception):
             broken.append(f'{name} ({found})')
             continue
-        mode, size, label = found
-        modes[mode] += 1
-        sizes.append(size)
-        labels[as_label(label, image=name)] += 1
+        modes[found.mode] += 1
+        sizes.append(found.size)
+        turned += found.turned
+        labels[as_label(found.label, image=name)] += 1
     listed = listed_labels(source.dataset)
     if listed is not None:
         labels = Counter(listed.tolist())
@@ -104,7 +107,7 @@ def survey(source: Source, class_names: Sequence[str], folder: Path | None = Non
     if not counts:
         raise ValueError(f'none of the {looked} pictures looked at has a label from 0 to {len(class_names) - 1}')
     return Survey(
-        counts=counts, looked=looked, broken=broken, modes=modes, sizes=sizes,
+        counts=counts, looked=looked, broken=broken, modes=modes, sizes=sizes, turned=turned,
         empty=[] if folder is None else sorted(set(class_folders(folder)) - set(counts)), streams=source.streams,
     )  # fmt: skip
 
@@ -114,11 +117,18 @@ def class_folders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith('.'))
 
 
-def _pictures(source: Source) -> Iterator[tuple[str, tuple[str, tuple[int, int], Any] | Exception]]:
-    """Yield names of some pictures, each with mode, size and label, or with the error if it does not decode."""
+class _Look(NamedTuple):
+    mode: str
+    size: tuple[int, int]
+    turned: bool
+    label: Any
+
+
+def _pictures(source: Source) -> Iterator[tuple[str, _Look | Exception]]:
+    """Yield names of some pictures, each with what is seen of it, or with the error if it does not decode."""
     if source.streams:
         for index, image in source.some(_OF_A_STREAM).items():
-            yield str(index), (image.image.mode, image.image.size, image.label)
+            yield str(index), _look(image.image, image.label)
         return
     for index in spread(len(source), MOST):
         try:
@@ -127,16 +137,22 @@ def _pictures(source: Source) -> Iterator[tuple[str, tuple[str, tuple[int, int],
             yield source.filename(index), error
 
 
-def _look_at(source: Source, index: int) -> tuple[str, tuple[int, int], Any]:
+def _look_at(source: Source, index: int) -> _Look:
     if not source.has_files:
         image = source.read(index, hashed=False)
-        return image.image.mode, image.image.size, image.label
+        return _look(image.image, image.label)
     file, label = open_entry(source.reader, index)
     with file, Image.open(file) as picture:
-        mode, size = picture.mode, picture.size
         picture.load()
         eight_bits(picture).convert('RGB')
-    return mode, size, label
+        return _look(picture, label)
+
+
+def _look(picture: Image.Image, label: Any) -> _Look:
+    turned = False
+    with contextlib.suppress(Exception):  # a picture whose EXIF data are broken trains as well as another
+        turned = picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    return _Look(picture.mode, picture.size, turned, label)
 
 
 def to_mend(train: Survey, val: Survey | None) -> list[str]:
@@ -171,7 +187,15 @@ def oddities(train: Survey, val: Survey | None, side: int) -> list[str]:
                 largest >= _UNEQUAL * fewest and not what.streams,
                 f'classes of very unequal size: {most} has {largest} pictures, {least} {fewest}',
             ),
-            (set(what.modes) - {'RGB'}, f'not all pictures are RGB (all are converted): {what.modes_text}'),
+            (
+                set(what.modes) - {'RGB'},
+                f'not all pictures are RGB (all are converted, without transparency): {what.modes_text}',
+            ),
+            (
+                what.turned,
+                f'{what.turned} of {len(what.sizes)} pictures are stored turned, as their EXIF data say; timm ignores '
+                'that: rotate the files (such as with `exiftran -ai`)',
+            ),
             (small, f'{small} of {len(what.sizes)} pictures have a side below {side} px, and are enlarged'),
         )
         found += [f'{split}: {text}' for holds, text in rules if holds]
