@@ -1,3 +1,4 @@
+import logging
 import os
 import tempfile
 import uuid
@@ -50,6 +51,15 @@ def own_accelerator_state():
     """Leave no state of Accelerate to the next test: it is shared by all of a process."""
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(autouse=True)
+def own_log_levels():
+    """Leave no level of this project's loggers to the next test: each command sets its own."""
+    loggers = [logging.getLogger(name) for name in ('train_dad', 'timm_dad')]
+    yield
+    for logger in loggers:
+        logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture

@@ -261,7 +261,7 @@ def test_previews_show_the_teachers_answer(flat, tmp_path, capsys):
 
 
 def test_the_first_look_says_how_often_the_answer_is_kept(flat, tmp_path, caplog):
-    caplog.set_level('INFO')
+    caplog.set_level('INFO', logger='timm_dad')
     train(tmp_path, of_folder(flat))
     assert re.search(r'DAD on 12 pictures: teacher keeps its answer on Q\(x\) \d+%, x_dad \d+%; PSNR', caplog.text)
     assert 'right on' not in caplog.text

@@ -128,7 +128,7 @@ def timm_folder(tmp_path):
 def test_a_probe_is_a_teacher_that_knows_the_pictures(pictures, clip, timm_folder, tmp_path, source, caplog):
     spec = {'open_clip': f'open_clip:local-dir:{clip}', 'timm': f'timm:local-dir:{timm_folder}'}[source]
     logging.getLogger('timm_dad').setLevel(logging.WARNING)  # as `timm-dad info` leaves it
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, 'timm_dad'):
         head = probe(pictures, spec, tmp_path / 'probe.safetensors')
     assert f'use it with --dad-teacher probe:{tmp_path / "probe.safetensors"}' in caplog.text
     assert head.tower == spec

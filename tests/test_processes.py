@@ -341,7 +341,7 @@ def test_flags_that_cannot_change_are_refused_before_models_are_built(pictures, 
             train_dad.main(flags(pictures, tmp_path, *more, '--resume', 'auto'))
         assert f'error: {flag} must be' in capsys.readouterr().err
     monkeypatch.undo()
-    caplog.set_level('INFO')
+    caplog.set_level('INFO', logger='timm_dad')
     train_dad.main(flags(pictures, tmp_path, '--lr', '0.001', '--resume', 'auto'))
     assert 'Flags that changed since: --epochs 1 -> 2, --lr 0.003 -> 0.001' in caplog.text
     assert (tmp_path / 'run' / 'args-1.yaml').exists()

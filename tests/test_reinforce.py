@@ -254,7 +254,7 @@ def test_shards_by_number_are_answered_and_whoever_makes_the_last_one_finishes(m
 
 
 def test_it_says_how_much_of_an_answer_is_kept(made, caplog):
-    caplog.set_level('INFO')
+    caplog.set_level('INFO', logger='timm_dad')
     store(made, ask=lambda x_pix: torch.zeros(len(x_pix), 4), top_k=1)
     (said,) = (record.getMessage() for record in caplog.records if record.getMessage().startswith('Answers'))
     assert said == (

@@ -93,7 +93,7 @@ def test_a_set_that_changed_is_fetched_anew_and_the_old_one_stays(cache):
 
 def test_its_size_is_told_before_it_is_fetched(caplog):
     url = make_set()
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, 'timm_dad')
     root = fetch_set(url)
     told = [record.getMessage() for record in caplog.records if 'fetching' in record.getMessage()]
     files = {name: data for name, data in tree(root).items() if not name.startswith('manifest')}
