@@ -151,7 +151,7 @@ def _look_at(source: Source, index: int) -> _Look:
 def _look(picture: Image.Image, label: Any) -> _Look:
     turned = False
     with contextlib.suppress(Exception):  # a picture whose EXIF data are broken trains as well as another
-        turned = picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        turned = picture.getexif().get(ExifTags.Base.Orientation) in range(2, 9)
     return _Look(picture.mode, picture.size, turned, label)
 
 
