@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import threading
 import time
+from pathlib import Path
 
 import filelock
 import pytest
@@ -19,7 +20,7 @@ from timm_dad.dad_sets.manifest import (
     sync_folders,
 )
 from timm_dad.dad_sets.parts import Part
-from timm_dad.dad_sets.shards import ShardedFolder
+from timm_dad.dad_sets.shards import ShardedFolder, check_folder
 
 FORK = multiprocessing.get_context('fork')
 SETTINGS = {'format_version': 1, 'views': {'seed': 0}}
@@ -207,6 +208,23 @@ def test_other_files_are_refused_and_named(tmp_path):
         (tmp_path / name).write_text('')
     with pytest.raises(ValueError, match=r'contains other files \(a, b, c\): choose an empty folder'):
         open_folder(tmp_path)
+
+
+@pytest.mark.parametrize('seed', [0, 1])
+def test_a_set_that_is_begun_while_the_folder_is_looked_at_is_no_stranger(tmp_path, monkeypatch, seed):
+    listing = Path.iterdir
+
+    def begun_before(folder):
+        monkeypatch.undo()
+        open_folder(tmp_path)
+        return listing(folder)
+
+    monkeypatch.setattr(Path, 'iterdir', begun_before)
+    if seed:
+        with pytest.raises(ValueError, match=r'other settings \(views.seed: here 1, there 0\)'):
+            check_folder(tmp_path, {**SETTINGS, 'views': {'seed': 1}})
+    else:
+        check_folder(tmp_path, SETTINGS)
 
 
 def test_two_that_start_at_once_agree(tmp_path):

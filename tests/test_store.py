@@ -20,10 +20,12 @@ from timm_dad.cli import main as command
 from timm_dad.commands.generate import main as generate
 from timm_dad.dad_sets.hub import set_folder
 from timm_dad.dad_sets.leases import Leases
+from timm_dad.dad_sets.manifest import SETTINGS, canonical_json
 from timm_dad.dad_sets.parts import Part
 from timm_dad.dad_sets.store import Store, is_url
 from timm_dad.dad_sets.store_claims import _LeaseObjects, store_claims
 from timm_dad.dad_sets.store_errors import StoreError
+from timm_dad.dad_sets.store_folder import check_place
 from timm_dad.dad_sets.verify import verify
 from timm_dad.data.images import Source
 
@@ -215,6 +217,23 @@ def test_parts_make_a_set_where_objects_can_be_created_twice(memory, tmp_path):
         assert make(source, 'simple://set', shard_size=1, claims=lambda url, i=index: Part(i, 3)) is None
     assert make(source, 'simple://set', shard_size=1, claims=lambda url: Part(1, 3))['images'] == 4
     assert contents('simple://set') == tree(tmp_path / 'set')
+
+
+@pytest.mark.parametrize('seed', [0, 1])
+def test_a_set_that_is_begun_while_the_url_is_looked_at_is_no_stranger(memory, monkeypatch, seed):
+    store, settings, listing = Store('memory://set'), {'format_version': 1, 'views': {'seed': 0}}, Store.names
+
+    def begun_before(self, folder=''):
+        monkeypatch.undo()
+        store.create(SETTINGS, canonical_json(settings))
+        return listing(self, folder)
+
+    monkeypatch.setattr(Store, 'names', begun_before)
+    if seed:
+        with pytest.raises(ValueError, match=r'other settings \(views.seed: here 1, there 0\)'):
+            check_place(store.url, {**settings, 'views': {'seed': 1}})
+    else:
+        check_place(store.url, settings)
 
 
 def test_what_is_there_is_not_mixed_with_another_set(memory):

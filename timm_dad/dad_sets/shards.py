@@ -39,15 +39,16 @@ _START = 180  # seconds to wait for another process to have begun; leases of one
 
 def check_folder(root: Path, settings: Mapping[str, Any]) -> None:
     """Raise ``ValueError`` if a folder contains anything but a set with these settings; nothing is written."""
-    path = root / SETTINGS
     if not root.exists():
         return
-    if not path.exists():
-        strangers = sorted(file.name for file in root.iterdir() if file.name != WORK)[:3]
-        if strangers and not _has_own_shards(root, settings_id(settings)):
-            raise ValueError(f'{root} contains other files ({", ".join(strangers)}): choose an empty folder')
+    path = root / SETTINGS
+    names = [SETTINGS] if path.exists() else sorted(file.name for file in root.iterdir())
+    if SETTINGS in names:  # in the list, too: another process may have begun the set in between
+        check_same(root, settings, read_json(path))
         return
-    check_same(root, settings, read_json(path))
+    strangers = [name for name in names if name != WORK][:3]
+    if strangers and not _has_own_shards(root, settings_id(settings)):
+        raise ValueError(f'{root} contains other files ({", ".join(strangers)}): choose an empty folder')
 
 
 def check_same(place: Path | str, settings: Mapping[str, Any], there: Mapping[str, Any]) -> None:

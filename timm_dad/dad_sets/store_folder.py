@@ -93,10 +93,11 @@ def check_place(root: Path | str, settings: Mapping[str, Any]) -> None:
 
 
 def _check_store(store: Store, settings: Mapping[str, Any]) -> None:
-    if store.exists(SETTINGS):
+    names = [SETTINGS] if store.exists(SETTINGS) else store.names()
+    if SETTINGS in names:  # in the list, too: another process may have begun the set in between
         check_same(store.url, settings, parse_json(store.read(SETTINGS), f'{store.url}/{SETTINGS}'))
         return
-    strangers = [name for name in store.names() if name != WORK][:3]
+    strangers = [name for name in names if name != WORK][:3]
     if strangers and not are_of(settings_id(settings), [store.read(manifest_name(n)) for n in _stored_shards(store)]):
         raise ValueError(f'{store.url} contains other objects ({", ".join(strangers)}): choose a URL without any')
 
