@@ -9,7 +9,7 @@ import argparse
 import contextlib
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -43,7 +43,6 @@ from timm_dad.training.batches import Batches, save_batch
 from timm_dad.training.checkpoint import Checkpoints
 from timm_dad.training.loaders import create_eval_loader, create_train_loader
 from timm_dad.training.meters import Meters, Metrics
-from timm_dad.training.overlap import prepared_ahead
 from timm_dad.training.preview import PreviewHook
 from timm_dad.training.resume import TrainState, advising_where_to_go_on, find_newest, open_checkpoint, resume_training
 from timm_dad.training.run_folder import RunFolder, take_over_flags
@@ -193,17 +192,14 @@ def train_one_epoch(
     task.train()
     optimizer.zero_grad()
     num_batches, updates_per_epoch = len(batches), math.ceil(len(batches) / args.grad_accum_steps)
-    source: Iterator[Any] = batches.of_epoch(epoch, state.batch)
-    if args.dad_overlap and isinstance(task, DADTask):
-        source = prepared_ahead(source, task)
     shown = {'desc': f'Epoch {epoch}', 'total': num_batches, 'initial': state.batch, 'leave': False}
-    bar = progress(source, show=accelerator.is_main_process, **shown)
-    for batch_idx, input, target, *prepared in bar:
+    bar = progress(batches.of_epoch(epoch, state.batch), show=accelerator.is_main_process, **shown)
+    for batch_idx, input, target in bar:
         first_of_update = batch_idx - batch_idx % args.grad_accum_steps
         of_update = min(args.grad_accum_steps, num_batches - first_of_update)
         need_update = batch_idx + 1 == first_of_update + of_update
         with contextlib.nullcontext() if need_update else task.no_sync():
-            result = task(input, target, *prepared)
+            result = task(input, target)
             accelerator.backward(result['loss'] / of_update)
         meters.add(result, len(input), f'epoch {epoch}, batch {batch_idx}')
         if not need_update:

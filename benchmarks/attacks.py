@@ -25,7 +25,8 @@ PIXELS = 'pixels, from Q(x)'
 
 def make_attacks(args: argparse.Namespace) -> dict[str, DADAugment]:
     """Ways to make a DAD view, by name."""
-    vqgan, teacher = workload.build_vqgan(args.vqgan), workload.build_teacher(args.teacher)
+    vqgan = workload.build_vqgan(args.vqgan, device=args.device)
+    teacher = workload.build_teacher(args.teacher, device=args.device)
     tiny = create_tiny(vqgan, args.img_size, workload.TINY_CH)
     for model in (vqgan, tiny):
         prepare_frozen(teacher, model, args.precision, torch.device(args.device), compile=args.compile)

@@ -77,8 +77,8 @@ def write_pictures(root: Path, count: int) -> Source:
 def create_augment(args: argparse.Namespace, device: torch.device) -> DADAugment:
     """A teacher and a VQGAN of factor 8 that are small enough for a CPU, or those of the paper in bf16."""
     if args.full:
-        teacher = workload.build_teacher('vit_large_patch14_clip_224')
-        vqgan = workload.build_vqgan('openimages-f8-16384')
+        teacher = workload.build_teacher('vit_large_patch14_clip_224', device=args.device)
+        vqgan = workload.build_vqgan('openimages-f8-16384', device=args.device)
         prepare_frozen(teacher, vqgan, 'bf16', device)
         return DADAugment(teacher, vqgan, mean=[0] * 3, std=[1] * 3)
     ddconfig = {**workload.vqgan_config('tiny').ddconfig, 'ch': 32, 'ch_mult': [1, 1, 1, 1], 'num_res_blocks': 0}

@@ -49,8 +49,12 @@ def set_precision(name: str) -> str:
 
 
 def command() -> str:
-    """The command line of this process, as one would type it in the repository."""
-    return ' '.join(['python', f'benchmarks/{Path(sys.argv[0]).name}', *sys.argv[1:]])
+    """The command line of this process, as one would type it in the repository; not where its results go."""
+    argv = sys.argv[1:]
+    while '--results' in argv:
+        place = argv.index('--results')
+        argv = argv[:place] + argv[place + 2 :]
+    return ' '.join(['python', f'benchmarks/{Path(sys.argv[0]).name}', *argv])
 
 
 def wait(device: torch.device) -> None:

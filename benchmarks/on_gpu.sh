@@ -72,19 +72,23 @@ benchmark() { # NAME SECONDS SCRIPT FLAGS ...
     part "$1" "$2" "$python" "benchmarks/$3" "${flags[@]}" "${@:4}"
 }
 
-precisions=(--batch-size 64 --results "$output/precisions.json") # the last --results counts
+precisions=(--batch-size 16 --results "$output/precisions.json") # the last --results counts
 batches=(--rounds 2 --batches)
 set_of=(--only training --rounds 2)
 [ -n "$quick" ] || set_of+=(--model resnet50 --img-size 128 --copies 4 --batch-size 64 --workers "$((threads < 8 ? threads : 8))")
 full=()
 [ -n "$quick" ] || full=(--full --images 256 --batch-size 64)
 
-part tests 90 "$python" -m pytest -q -m gpu tests/test_gpu.py
-benchmark precisions 110 precisions.py "${precisions[@]}"
-benchmark generation 190 generation.py "${batches[@]}" 8 32 64 128 256 --more --seconds 28 --precision bf16 fp16 tf32 fp32
-benchmark step 50 step.py --rounds 2 --precision bf16 --batch-size 64 --overlap
-benchmark cost 45 online_cost.py --rounds 2 --precision bf16 --batch-size 64
+# Limits are what the parts took on an H200 and some more; most of it is choosing algorithms for convolutions. What has to
+# be compiled comes late.
+part tests 60 "$python" -m pytest -q -m 'gpu and not compiles' tests/test_gpu.py
+benchmark kernels 60 kernels.py --rounds 3 --batch-size 32
+benchmark step 60 step.py --rounds 2 --precision bf16 --batch-size 64
+benchmark generation 120 generation.py "${batches[@]}" 8 32 128 --more --seconds 40 --precision bf16 tf32 fp32 fp16
+benchmark cost 90 online_cost.py --rounds 2 --precision bf16 --batch-size 32
+benchmark precisions 50 precisions.py "${precisions[@]}" --only 'fp32, channels-last' tf32 bf16 fp16
+benchmark compiled 120 generation.py "${batches[@]}" 32 --precision bf16 --compile
 benchmark files 50 generator.py --rounds 1 "${full[@]}"
 benchmark training 60 reinforced.py "${set_of[@]}"
-benchmark compiled 90 generation.py "${batches[@]}" 64 --precision bf16 --compile
+part compiled_tests 60 "$python" -m pytest -q -m 'gpu and compiles' tests/test_gpu.py
 exit $status

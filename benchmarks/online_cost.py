@@ -194,7 +194,8 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, results.Figure]
     """Count the passes of each update and its memory, then time them in turn."""
     device = torch.device(args.device)
     student = workload.build_student(args.student).to(device)
-    teacher, vqgan = workload.build_teacher(args.teacher), workload.build_vqgan(args.vqgan)
+    teacher = workload.build_teacher(args.teacher, device=args.device)
+    vqgan = workload.build_vqgan(args.vqgan, device=args.device)
     prepare_frozen(teacher, vqgan, harness.set_precision(args.precision), device, compile=args.compile)
     networks = parts_of(student, teacher, vqgan)
     optimizer = torch.optim.SGD(student.parameters(), lr=1e-4)

@@ -81,8 +81,11 @@ def main() -> None:
     args = parser.parse_args()
     args.results = args.results or (None if args.quick else harness.HERE / 'precisions.json')
     device = harness.start(args)
+    torch.backends.cudnn.benchmark = False  # nothing is timed
     workload.shrink(args)
-    models = workload.build_teacher(args.teacher).to(device), workload.build_vqgan(args.vqgan).to(device)
+    teacher = workload.build_teacher(args.teacher, device=args.device).to(device)
+    vqgan = workload.build_vqgan(args.vqgan, device=args.device).to(device)
+    models = teacher, vqgan
     x_pix, target = workload.images(args.batch_size, args.img_size, device)
     harness.set_precision('fp32')
     expected = answers(*models, x_pix, target, None)

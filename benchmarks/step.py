@@ -9,8 +9,6 @@ and normalization are no parts: they count against the step.
 
 import argparse
 from collections.abc import Callable
-from functools import partial
-from statistics import median
 from typing import Any
 
 import harness
@@ -22,10 +20,8 @@ from torch import Tensor
 from workload import FAITHFUL, FROM_INPUT
 
 from timm_dad import DADTask, Teacher
-from timm_dad.training.overlap import prepared_ahead
 
 AT_MOST = 1.05
-STEPS = 3  # in a row, with views made ahead and without
 # Passes of a batch through each part of a step.
 PASSES = {
     FAITHFUL: {'student forward + backward': 1, 'teacher forward + backward': 1, 'teacher forward': 2, 'VQGAN': 2},
@@ -41,7 +37,8 @@ def attack_gradient(teacher: Teacher, x_pix: Tensor, target: Tensor) -> Tensor:
 
 def create_task(args: argparse.Namespace, name: str) -> DADTask:
     """A task that makes views online, in one of the modes."""
-    vqgan, teacher = workload.build_vqgan(args.vqgan), workload.build_teacher(args.teacher)
+    vqgan = workload.build_vqgan(args.vqgan, device=args.device)
+    teacher = workload.build_teacher(args.teacher, device=args.device)
     augment = workload.make_ours(args, vqgan, teacher, [name], args.precision, random_start=0.8)[name]
     student = workload.build_student(args.student).to(args.device)
     device = torch.device(args.device)
@@ -98,54 +95,20 @@ def measure(args: argparse.Namespace, name: str, task: DADTask) -> results.Figur
     )
 
 
-def measure_ahead(args: argparse.Namespace, name: str, task: DADTask) -> results.Figure:
-    """Time some steps with ``--dad-overlap`` and without, in turn."""
-    device = torch.device(args.device)
-    optimizer = torch.optim.SGD(task.trainable_module.parameters(), lr=1e-4)
-    x_pix, target = workload.images(args.batch_size, args.img_size, device)
-    x_norm = task.norm.normalize(x_pix)
-
-    def steps(ahead: bool) -> None:
-        batches = ((place, x_norm, target) for place in range(STEPS))
-        for _, input, label, *prepared in prepared_ahead(batches, task) if ahead else batches:
-            with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == 'bf16'):
-                loss = task(input, label, *prepared)['loss']
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            loss.item()  # as a training reads it
-
-    taken = harness.in_rounds(
-        {name: partial(steps, name == 'ahead') for name in ('ahead', 'plain')}, args.rounds, device
-    )
-    ahead, plain = (median(taken[name]) / STEPS for name in ('ahead', 'plain'))
-    return results.Figure.of_ratio(
-        harness.ratio(taken['ahead'], taken['plain']),
-        figure=f'an online DAD step with --dad-overlap, {name}, {args.precision}, {args.device}',
-        against='without it',
-        at_most=1.0,
-        detail=f'{ahead:.3g} against {plain:.3g} s; {args.rounds} rounds of {STEPS} batches of {args.batch_size} at '
-        f'{args.img_size} px',
-        numbers={'ahead': ahead, 'plain': plain},
-    )
-
-
 def main() -> None:
     """Measure both modes."""
     parser = argparse.ArgumentParser(description=__doc__)
     harness.add_flags(parser, rounds=7)
     workload.add_flags(parser, batch_size=4)
     parser.add_argument('--precision', choices=('fp32', 'bf16'), default='fp32', help='of all networks')
-    parser.add_argument('--overlap', action='store_true', help='steps with --dad-overlap against those without, too')
     args = parser.parse_args()
     harness.start(args)
     workload.shrink(args)
     for name in PASSES:
         task = create_task(args, name)
-        for what, measured in {'step': measure, **({'overlap': measure_ahead} if args.overlap else {})}.items():
-            key = f'{what}, {args.precision}, {name}, {args.device}'
-            figure = measured(args, name, task)
-            results.write(args.results, key, figure, harness.command(), results.machine(args.device, args.threads))
+        figure = measure(args, name, task)
+        key = f'step, {args.precision}, {name}, {args.device}'
+        results.write(args.results, key, figure, harness.command(), results.machine(args.device, args.threads))
 
 
 if __name__ == '__main__':

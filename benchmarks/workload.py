@@ -64,20 +64,22 @@ def vqgan_config(name: str, n_embed: int | None = None) -> VQGANConfig:
 
 
 @torch.no_grad()
-def build_vqgan(name: str, n_embed: int | None = None) -> VQGAN:
-    """A VQGAN of random weights whose codes lie where its latents do, so that many of them are used."""
+def build_vqgan(name: str, n_embed: int | None = None, device: str = 'cpu') -> VQGAN:
+    """A VQGAN of random weights, drawn on its device; its codes lie where its latents do, so that many are used."""
     torch.manual_seed(0)
-    vqgan = VQGAN(vqgan_config(name, n_embed)).eval()
-    z = vqgan.encode(torch.rand(1, 3, 64, 64))
+    with torch.device(device):
+        vqgan = VQGAN(vqgan_config(name, n_embed)).eval()
+        z = vqgan.encode(torch.rand(1, 3, 64, 64))
     std, mean = torch.std_mean(z, dim=(0, 2, 3))
     vqgan.codebook.normal_().mul_(std).add_(mean)
     return vqgan
 
 
-def build_teacher(name: str) -> Teacher:
-    """A timm model of random weights as teacher."""
+def build_teacher(name: str, device: str = 'cpu') -> Teacher:
+    """A timm model of random weights, drawn on its device, as teacher."""
     torch.manual_seed(1)
-    model = timm.create_model(name, num_classes=NUM_CLASSES)
+    with torch.device(device):
+        model = timm.create_model(name, num_classes=NUM_CLASSES)
     cfg = model.pretrained_cfg
     norm = {'mean': cfg['mean'], 'std': cfg['std']}
     return Teacher(model, **norm, input_size=tuple(cfg['input_size'][-2:]), num_classes=NUM_CLASSES)
@@ -146,7 +148,8 @@ def make_variants(
         names: Which ones.
         random_start: Probability of a random start of the attack.
     """
-    vqgan, teacher = vqgan or build_vqgan(args.vqgan), teacher or build_teacher(args.teacher)
+    vqgan = vqgan or build_vqgan(args.vqgan, device=args.device)
+    teacher = teacher or build_teacher(args.teacher, device=args.device)
     variants: dict[str, Variant] = {}
     if RELEASED in names:
         alone = set(names) == {RELEASED}

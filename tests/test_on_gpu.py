@@ -10,7 +10,9 @@ import pytest
 import torch
 
 SCRIPT = Path(__file__).parents[1] / 'benchmarks' / 'on_gpu.sh'
-PARTS = ('tests', 'precisions', 'generation', 'step', 'cost', 'files', 'training', 'compiled')
+PARTS = (
+    'tests', 'kernels', 'step', 'generation', 'cost', 'precisions', 'compiled', 'files', 'training', 'compiled_tests',
+)  # fmt: skip
 
 
 def run(python, *flags):
@@ -41,7 +43,8 @@ def test_every_part_passes_on_a_cpu(tmp_path):
         'generation, fp16, attack on latents, cpu, batch 3',
         'generation, tf32, attack from Q(x), tiny VQGAN, cpu, batch 2',
         'generation, bf16, attack from x, cpu, compiled, batch 3',
-        'overlap, bf16, attack from Q(x), cpu',
+        'kernels, attack on latents, bf16, cpu',
+        'step, bf16, attack from Q(x), cpu',
         'online cost, bf16, DAD from Q(x), cpu',
         'generator, waiting, cpu',
         'training, reinforced',
@@ -88,7 +91,7 @@ def test_wrong_arguments(flags):
 
 
 def test_table_of_batches():
-    from gpu_table import generation_table
+    from results import generation_table
 
     def entry(rate, value, peak):
         return {'value': value, 'numbers': {'images_per_second': rate, 'peak': peak, 'released_peak': 2 * 2**20}}

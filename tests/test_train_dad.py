@@ -346,7 +346,6 @@ def bad_folder(tmp_path, pictures, kind):
             r'--dad-replay keeps views made during training',
         ),
         ((*DAD, '--dad-micro-batch', '-2'), r'--dad-micro-batch: micro_batch must be 0 .* or more, got -2'),
-        ((*DAD, '--dad-overlap'), r'--dad-overlap needs a CUDA device, got --device cpu'),
         (
             (*DAD[:3], '--dad-view', 'random', '--dad-attack-from', 'input'),
             r'--dad-attack-from shapes the DAD view and needs --dad-view dad',
@@ -821,7 +820,6 @@ ELSEWHERE = {
     'torchcompile_mode': 'test_the_mode_reaches_torch_compile',
     'data': 'test_the_folder_may_be_positional',
     'synchronize_step': 'test_gpu.py',
-    'dad_overlap': 'test_gpu.py',
     'dad_look': 'test_first_look.py',
     **dict.fromkeys(('task', 'target_format', 'multilabel_threshold'), 'test_multilabel.py'),
     **dict.fromkeys(losses._MULTILABEL_SETTINGS, 'test_losses.py'),
@@ -921,7 +919,7 @@ ALWAYS = ('dad', 'dad_view', 'dad_dir', 'eval_suites')
 
 
 # What train_one_epoch and its loop read themselves.
-TRAINING_FLAGS = """grad_accum_steps clip_grad clip_mode synchronize_step log_interval save_images dad_overlap
+TRAINING_FLAGS = """grad_accum_steps clip_grad clip_mode synchronize_step log_interval save_images
     val_interval dad_preview_interval seed""".split()
 LOSSES = (
     'AsymmetricLossSingleLabel', 'BinaryCrossEntropy', 'JsdCrossEntropy', 'LabelSmoothingCrossEntropy',

@@ -79,12 +79,12 @@ def build(augmented):
     return create
 
 
-def waits_of_updates(task, *, accum=1, mixup=None, optimizer='sgd', clip_grad=None, overlap=False):
+def waits_of_updates(task, *, accum=1, mixup=None, optimizer='sgd', clip_grad=None):
     """What is waited for in the second of two updates, and after it."""
     accelerator, parameters = OnMeta(cpu=True), task.get_trainable_module()
     args = SimpleNamespace(
         grad_accum_steps=accum, clip_grad=clip_grad, clip_mode='norm', synchronize_step=False, log_interval=1000,
-        save_images=False, dad_overlap=overlap,
+        save_images=False,
     )  # fmt: skip
     nothing = SimpleNamespace(step_update=lambda **_: None)
     checkpoints = SimpleNamespace(accelerator=accelerator, folder=None, save_recovery=lambda *_: None)
@@ -120,7 +120,6 @@ WAYS = {
     'accumulated': {'accum': 3},
     'mixed': {'mixup': Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, num_classes=5)},
     'clipped': {'clip_grad': 1.0, 'optimizer': 'adamw', 'accum': 2},
-    'ahead': {'overlap': True, 'accum': 2},
 }
 
 

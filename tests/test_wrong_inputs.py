@@ -313,7 +313,6 @@ row('train-dad-recipe', f'{DAD} --dad-recipe papers', '--dad-recipe', 'papers', 
 row('train-dad-view-flag', f'{PLAIN} --dad --dad-teacher demo --dad-view random --dad-eps 0.2', '--dad-eps',
     '--dad-view', 'dad|leave')  # fmt: skip
 row('train-dad-same-crop', f'{DAD} --dad-same-crop', '--dad-same-crop', '--dad-dir', LEAVE)
-row('train-dad-overlap-cpu', f'{DAD} --dad-overlap --device cpu', '--dad-overlap', 'cpu', '(?i)cuda')
 row('train-dad-neighbours-of-pixels', f'{DAD} --dad-neighbours 4', '--dad-neighbours', 'pixels|neighbours', 'codes')
 row('train-dad-latent-norm', f'{DAD} --dad-attack latent --dad-norm linf', '--dad-norm', 'linf', r'\bl2\b')
 row('train-dad-latent-pixel-eps', f'{DAD} --dad-attack latent --dad-eps 0.01', '--dad-eps', r'0\.01', r'0\.05|0\.5')

@@ -33,7 +33,7 @@ _OWN_FLAGS = (
     '--seed',
     '--dad-view',
 )
-_DAD_ALONE = (*VIEW_FLAGS, 'dad_look', 'dad_same_crop', 'dad_replay', 'dad_overlap', 'dad_preview_interval')
+_DAD_ALONE = (*VIEW_FLAGS, 'dad_look', 'dad_same_crop', 'dad_replay', 'dad_preview_interval')
 MEANS = {'mean unseen': UNSEEN_STYLES, 'mean but noto': tuple(style for style in STYLES if style != 'noto')}
 
 # Two-sided 95 % quantiles of Student's t, by number of seeds.

@@ -14,7 +14,6 @@ from timm_dad.flags.execution import device_rule
 from timm_dad.flags.hints import LOOKAHEAD
 from timm_dad.flags.kwargs import mixes, num_channels
 from timm_dad.flags.losses import check_loss_args
-from timm_dad.flags.pairs import makes_views
 from timm_dad.flags.parser import did_you_mean
 from timm_dad.flags.rules import check_file_args, check_rules, check_values, written
 from timm_dad.flags.schedule import SCHEDULES, check_schedule_args
@@ -112,10 +111,10 @@ def check_args(args: argparse.Namespace, chosen: set[str]) -> None:
 
 
 def check_extra_args(args: argparse.Namespace) -> None:
-    """Check that previews have DAD views to show, and ``--dad-overlap`` views to overlap; ``ValueError`` if not."""
+    """Check that previews have DAD views to show; ``ValueError`` if not."""
     if not args.dad:
         return
-    previews, overlaps = args.dad_preview_interval, args.dad_overlap
+    previews = args.dad_preview_interval
     rules = (
         (not previews or args.dad_view == 'dad',
          '--dad-preview-interval shows DAD views, but --dad-view random makes none: leave one of them out'),
@@ -123,13 +122,6 @@ def check_extra_args(args: argparse.Namespace) -> None:
          '--dad-preview-interval shows views made in training, but --dad-dir already contains its views: leave it out, '
          'and look at that data with timm-dad preview'),
         (not previews or args.val_split, '--dad-preview-interval shows validation images: it needs --val-split'),
-        (not overlaps or args.device.startswith('cuda'),
-         f'--dad-overlap needs a CUDA device, got --device {args.device}'),
-        (not overlaps or makes_views(args),
-         '--dad-overlap is only for DAD views made in training: leave it out'),
-        (not overlaps or args.dad_attack != DISAGREEMENT,
-         '--dad-overlap makes views during the step of the student, but --dad-attack disagreement needs the student: '
-         'leave one of them out'),
         (not previews or args.dad_attack != DISAGREEMENT,
          '--dad-preview-interval shows views without a student: leave it out with --dad-attack disagreement'),
     )  # fmt: skip

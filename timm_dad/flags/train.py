@@ -41,10 +41,6 @@ def create_parser(program: str = PROGRAM) -> Parser:
 def _add_own_args(group: Any) -> None:
     """Add the flags that timm's train.py with the flags of DAD lacks."""
     group.add_argument(
-        '--dad-overlap', action='store_true',
-        help='make the DAD views of the next batch on a separate CUDA stream while the student trains on this one',
-    )  # fmt: skip
-    group.add_argument(
         '--dad-preview-interval', type=int, default=0, metavar='N',
         help='epochs between preview sheets of DAD views, for folder and trackers (default: one at the end)',
     )  # fmt: skip

@@ -31,11 +31,6 @@ class Prepared:
     extra: ExtraView | None
     features: Tensor | None = None
 
-    def tensors(self) -> list[Tensor]:
-        """Return all tensors in it."""
-        extra = () if self.extra is None else vars(self.extra).values()
-        return [tensor for tensor in (self.logits, self.features, *extra) if tensor is not None]
-
 
 def like(x: Tensor, other: Tensor) -> Tensor:
     """Images ``[B, 3, H, W]`` in the dtype and memory layout of others."""

@@ -171,7 +171,7 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         """Create timm's evaluator of the student (timm 1.0.31 or later); ``kwargs`` are its arguments."""
         return self.targets.create_evaluator(self.device, **kwargs)
 
-    def forward(self, input: Tensor, target: Tensor, prepared: Prepared | None = None) -> dict[str, Tensor]:
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Compute loss, parts and student output of a batch.
 
         Args:
@@ -179,7 +179,6 @@ class DADTask(TrainingTask):  # type: ignore[misc]
                 the extra views, which come last.
             target: Class indices, soft or multi-hot targets of ``input``, one row per image; with stored logits, the
                 result of ``encode_target`` for class indices.
-            prepared: From ``prepare``, if called before.
 
         Returns:
             - ``loss``: training loss, a scalar
@@ -199,7 +198,7 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         num_images = len(input) // num_views
         own = num_images * self.num_splits
         label = target if self.stored is None else self.stored.labels(target)
-        prepared = prepared or self.prepare(input, target)
+        prepared = self.prepare(input, target)
         logits, extra = prepared.logits, prepared.extra
         views = input
         if extra is None:

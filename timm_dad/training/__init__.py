@@ -1,1 +1,1 @@
-"""The trainer's parts: loaders, checkpoints, suites, overlap; ``train_dad.py`` assembles them."""
+"""The trainer's parts: loaders, checkpoints, suites; ``train_dad.py`` assembles them."""

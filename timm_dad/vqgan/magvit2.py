@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from timm_dad.vqgan.fused import norm_silu
 from timm_dad.vqgan.quantizers import Quantizer
 
 
@@ -52,8 +53,8 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the block's output."""
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(norm_silu(self.norm1, x))
+        h = self.conv2(norm_silu(self.norm2, h))
         output: Tensor = h + (self.nin_shortcut(x) if hasattr(self, 'nin_shortcut') else x)
         return output
 
@@ -91,7 +92,7 @@ class Encoder(nn.Module):
             h = level.block(h)
             if hasattr(level, 'downsample'):
                 h = level.downsample(h)
-        output: Tensor = self.conv_out(F.silu(self.norm_out(self.mid_block(h))))
+        output: Tensor = self.conv_out(norm_silu(self.norm_out, self.mid_block(h)))
         return output
 
 
@@ -124,7 +125,7 @@ class Decoder(nn.Module):
             h = level.block(adaptive(h, z))
             if hasattr(level, 'upsample'):
                 h = level.upsample(h)
-        output: Tensor = self.conv_out(F.silu(self.norm_out(h)))
+        output: Tensor = self.conv_out(norm_silu(self.norm_out, h))
         return output
 
 

@@ -1,7 +1,7 @@
 """Faster versions of taming-transformers' Encoder and Decoder: the same weights, the same function.
 
-They differ from taming's own ``forward`` as follows: SiLU works in place on the output of group norm, attention is
-PyTorch's fused one, a nearest upsampling and the convolution after it are one step with fewer multiplications, and the
+They differ from taming's own ``forward`` as follows: group norm, SiLU and sums are few steps (``fused``), attention is
+PyTorch's, a nearest upsampling and the convolution after it are one step with fewer multiplications, and the
 encoder does not keep a list of all its feature maps.
 
 Source: taming-transformers, ``taming/modules/diffusionmodules/model.py`` (Esser et al. 2021, arXiv:2012.09841).
@@ -9,10 +9,11 @@ Source: taming-transformers, ``taming/modules/diffusionmodules/model.py`` (Esser
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from taming.modules.diffusionmodules import model as taming
 from torch import Tensor, nn
+
+from timm_dad.vqgan.fused import attention, conv_add, conv_norm_silu, group_norm, norm_silu
 
 
 class Encoder(taming.Encoder):  # type: ignore[misc]
@@ -77,33 +78,26 @@ def _run_middle(middle: Any, h: Tensor, *condition: Tensor) -> Tensor:
 
 
 def _run_end(network: Any, h: Tensor, *condition: Tensor) -> Tensor:
-    output: Tensor = network.conv_out(_norm_silu(network.norm_out, h, *condition))
+    output: Tensor = network.conv_out(norm_silu(network.norm_out, h, *condition))
     return output
-
-
-def _norm_silu(norm: nn.Module, x: Tensor, *condition: Tensor) -> Tensor:
-    # In place where nothing is differentiated: a feature map at full size is 26 MB an image.
-    return F.silu(norm(x, *condition), inplace=not torch.is_grad_enabled())
 
 
 def residual_block(block: Any, x: Tensor, *condition: Tensor) -> Tensor:
     """Compute taming's ``ResnetBlock`` on feature maps ``[B, C, H, W]``."""
-    h = block.conv1(_norm_silu(block.norm1, x, *condition))
-    h = block.conv2(block.dropout(_norm_silu(block.norm2, h, *condition)))
+    h = conv_norm_silu(block.conv1, block.norm2, norm_silu(block.norm1, x, *condition), *condition)
     if block.in_channels != block.out_channels:
         x = block.conv_shortcut(x) if block.use_conv_shortcut else block.nin_shortcut(x)
-    output: Tensor = h + x if torch.is_grad_enabled() else h.add_(x)
-    return output
+    return conv_add(block.conv2, block.dropout(h), x)
 
 
 def attention_block(block: Any, x: Tensor, *condition: Tensor) -> Tensor:
     """Compute taming's ``AttnBlock`` on feature maps ``[B, C, H, W]``: one head over all places."""
     batch, channels, height, width = x.shape
-    h = block.norm(x, *condition)
+    h = group_norm(block.norm, x, *condition)
     # [B, 1, H * W, C]
     q, k, v = (project(h).flatten(2).transpose(1, 2).unsqueeze(1) for project in (block.q, block.k, block.v))
-    h = F.scaled_dot_product_attention(q, k, v).squeeze(1).transpose(1, 2).reshape(batch, channels, height, width)
-    return x + block.proj_out(h)  # type: ignore[no-any-return]
+    h = attention(q, k, v).squeeze(1).transpose(1, 2).reshape(batch, channels, height, width)
+    return conv_add(block.proj_out, h, x)
 
 
 def upsample(block: Any, x: Tensor) -> Tensor:
