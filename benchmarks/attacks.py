@@ -8,6 +8,7 @@ gradient goes through (`--dad-gradient-vqgan`); what it costs does not depend on
 import argparse
 from collections.abc import Callable
 from dataclasses import replace
+from statistics import median
 from typing import Any
 
 import harness
@@ -60,7 +61,7 @@ def main() -> None:
     macs = {name: count_macs(call(augment, x_pix[:1], target[:1])) for name, augment in attacks.items()}
     taken = harness.in_rounds({name: call(augment) for name, augment in attacks.items()}, args.rounds, device)
     for name, seconds in taken.items():
-        rate = args.batch_size / sorted(seconds)[len(seconds) // 2]
+        rate = args.batch_size / median(seconds)
         figure = results.Figure.of_ratio(
             harness.ratio(taken[PIXELS], seconds),
             figure=f'images per second, making DAD images, attack on {name}, {args.precision}, {device.type}',
@@ -70,7 +71,7 @@ def main() -> None:
             numbers={'gmacs': macs[name] / 1e9, 'images_per_second': rate},
         )
         key = f'attacks, {args.precision}, {name}, {args.device}'
-        results.write(args.results, key, figure, harness.command(), results.machine(args.device, args.threads))
+        harness.report(args, key, figure)
 
 
 if __name__ == '__main__':

@@ -84,6 +84,12 @@ def winograd(conv: nn.Conv2d, shape: torch.Size) -> nn.Module:
     return Winograd(conv) if fits else conv
 
 
+def run(function: Callable[[Tensor], Tensor], h: Tensor, dtype: torch.dtype) -> Tensor:
+    """Compute a function of feature maps in fp32, or in bf16 by autocast."""
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16, enabled=dtype is torch.bfloat16):
+        return function(h).float()
+
+
 def with_convolutions(network: nn.Module, h: Tensor, other: Callable[[nn.Conv2d, torch.Size], nn.Module]) -> nn.Module:
     """Put others in place of the convolutions that are called, each told the shape of the feature maps it meets."""
     shapes: dict[nn.Module, torch.Size] = {}
@@ -92,8 +98,7 @@ def with_convolutions(network: nn.Module, h: Tensor, other: Callable[[nn.Conv2d,
         conv.register_forward_pre_hook(lambda module, inputs: shapes.update({module: inputs[0].shape}))
         for conv in convolutions
     ]
-    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16, enabled=convolutions[0].weight.dtype is torch.bfloat16):
-        network(h)
+    run(network, h, convolutions[0].weight.dtype)
     for hook in hooks:
         hook.remove()
     for module in list(network.modules()):
@@ -122,13 +127,9 @@ def build(args: argparse.Namespace, precision: str) -> dict[str, Run]:
     h = plain.contiguous(memory_format=torch.channels_last)
     pool = ThreadPoolExecutor(args.threads, initializer=lambda: torch.set_num_threads(1))
 
-    def run(function: Callable[[Tensor], Tensor], h: Tensor = h) -> Tensor:
-        with torch.no_grad(), torch.autocast('cpu', torch.bfloat16, enabled=dtype is torch.bfloat16):
-            return function(h).float()
-
     def in_blocks(size: int, each: Callable[..., Any] = map) -> Run:
         own = network()
-        return lambda: torch.cat(list(each(lambda block: run(own, block), h.split(size))))
+        return lambda: torch.cat(list(each(lambda block: run(own, block, dtype), h.split(size))))
 
     now, contiguous = network(), network(torch.contiguous_format)
     packed, by_winograd = (with_convolutions(network(), h, other) for other in (Prepacked, winograd))
@@ -136,17 +137,17 @@ def build(args: argparse.Namespace, precision: str) -> dict[str, Run]:
 
     def freezing() -> Tensor:
         with torch._inductor.config.patch(freezing=True):
-            return run(frozen)
+            return run(frozen, h, dtype)
 
     return {
-        NOW: lambda: run(now),
-        'contiguous': lambda: run(contiguous, plain),
-        'weights prepacked for oneDNN': lambda: run(packed),
-        'Winograd convolutions': lambda: run(by_winograd),
+        NOW: lambda: run(now, h, dtype),
+        'contiguous': lambda: run(contiguous, plain, dtype),
+        'weights prepacked for oneDNN': lambda: run(packed, h, dtype),
+        'Winograd convolutions': lambda: run(by_winograd, h, dtype),
         'blocks of 1 image': in_blocks(1),
         'blocks of 2 images': in_blocks(2),
         f'{args.threads} threads, an image each': in_blocks(1, pool.map),
-        'inductor': lambda: run(inductor),
+        'inductor': lambda: run(inductor, h, dtype),
         'inductor, freezing': freezing,
     }
 
@@ -168,7 +169,7 @@ def usable(tries: dict[str, Run], tolerance: float) -> dict[str, Run]:
 def main() -> None:
     """Compare."""
     parser = argparse.ArgumentParser(description=__doc__)
-    harness.add_flags(parser, rounds=5)
+    harness.add_flags(parser, rounds=5, on_gpu=False)
     parser.add_argument('--part', choices=('last level', 'decoder'), default='last level', help='what is run')
     parser.add_argument('--batch-size', type=int, default=4, help='images of a batch')
     parser.add_argument('--img-size', type=int, default=128, help='side of the images')
@@ -193,7 +194,7 @@ def main() -> None:
                 numbers={'seconds': taken[name], 'now': taken[NOW]},
             )
             key = f'cpu tries, {args.part}, {precision}, {name}, {amx}'
-            results.write(args.results, key, figure, harness.command(), results.machine('cpu', args.threads))
+            harness.report(args, key, figure)
 
 
 if __name__ == '__main__':

@@ -119,7 +119,7 @@ def measure(args: argparse.Namespace, precision: str, names: tuple[str, ...]) ->
         for name, figure in figures.items():
             key = f'generation, {precision}, {name}, {args.device}' + QUANTIZER[args.quantizer] + compiled(args)
             key += f', batch {batch_size}' if args.batches else ''
-            results.write(args.results, key, figure, harness.command(), results.machine(args.device, args.threads))
+            harness.report(args, key, figure)
         if args.batches and place + 1 < len(args.batches):
             coming = args.batches[place + 1]
             if time.perf_counter() - begin + seconds_of(figures, coming, args.rounds) > args.seconds:
@@ -131,7 +131,7 @@ def main() -> None:
     """Check the views, then time them."""
     parser = argparse.ArgumentParser(description=__doc__)
     harness.add_flags(parser, rounds=5)
-    workload.add_flags(parser, batch_size=4)
+    workload.add_flags(parser, batch_size=4, released=True)
     parser.add_argument(
         '--precision', nargs='+', choices=harness.PRECISIONS, default=('fp32', 'bf16'), help='of all networks'
     )

@@ -154,8 +154,7 @@ def main() -> None:
         ),
     }  # fmt: skip
     for key, figure in figures.items():
-        machine = results.machine(args.device, args.threads)
-        results.write(args.results, f'generator, {key}, {device}', figure, harness.command(), machine)
+        harness.report(args, f'generator, {key}, {device}', figure)
 
 
 if __name__ == '__main__':

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import resource
+import shlex
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import results
 import torch
 
 HERE = Path(__file__).parent
@@ -22,11 +24,15 @@ HERE = Path(__file__).parent
 PRECISIONS = ('fp32', 'tf32', 'bf16', 'fp16')
 
 
-def add_flags(parser: argparse.ArgumentParser, rounds: int) -> None:
-    """Flags of every benchmark."""
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='cpu or cuda')
+def add_flags(parser: argparse.ArgumentParser, rounds: int = 0, on_gpu: bool = True) -> None:
+    """Flags of every benchmark; ``--rounds`` where something is timed, ``--device`` where a GPU may do the work."""
+    parser.set_defaults(device='cpu')
+    if on_gpu:
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+        parser.add_argument('--device', default=device, help='cpu or cuda')
     parser.add_argument('--threads', type=int, default=2, help='threads of torch on a CPU')
-    parser.add_argument('--rounds', type=int, default=rounds, help='measurements of each; the median counts')
+    if rounds:
+        parser.add_argument('--rounds', type=int, default=rounds, help='measurements of each; the median counts')
     parser.add_argument('--quick', action='store_true', help='tiny sizes, to see that it runs; writes no results')
     parser.add_argument('--results', type=Path, help='where the figures go (default: results.json, nowhere if --quick)')
 
@@ -54,7 +60,12 @@ def command() -> str:
     while '--results' in argv:
         place = argv.index('--results')
         argv = argv[:place] + argv[place + 2 :]
-    return ' '.join(['python', f'benchmarks/{Path(sys.argv[0]).name}', *argv])
+    return shlex.join(['python', f'benchmarks/{Path(sys.argv[0]).name}', *argv])
+
+
+def report(args: argparse.Namespace, key: str, figure: results.Figure) -> None:
+    """Print a figure of this run, and write it to ``--results``."""
+    results.write(args.results, key, figure, command(), results.machine(args.device, args.threads))
 
 
 def wait(device: torch.device) -> None:

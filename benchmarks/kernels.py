@@ -86,7 +86,7 @@ def compare(args: argparse.Namespace, calls: dict[str, Callable[[], Any]], key: 
     detail = f'{seconds[first] * 1e3:.4g} against {seconds[second] * 1e3:.4g} ms; ' + figure.pop('detail')
     ratio = harness.ratio(taken[second], taken[first])
     found = results.Figure.of_ratio(ratio, detail=detail, numbers=seconds, **figure)
-    results.write(args.results, key, found, harness.command(), results.machine(args.device, args.threads))
+    harness.report(args, key, found)
 
 
 def whole(args: argparse.Namespace) -> None:
@@ -122,10 +122,9 @@ def whole(args: argparse.Namespace) -> None:
 
 
 def single(args: argparse.Namespace) -> None:
-    """Compare norm and SiLU on single feature maps, with a gradient and without, and check that they agree."""
+    """Compare norm and SiLU on single feature maps, with a gradient and without, and tell how far they agree."""
     device, dtype = torch.device(args.device), PRECISIONS[args.precision]
-    for channels, side in MAPS:
-        channels, side = (channels, side) if not args.quick else (64, 8)
+    for channels, side in ((64, 8),) if args.quick else MAPS:
         torch.manual_seed(0)
         norm = nn.GroupNorm(GROUPS, channels, eps=1e-6, device=device)
         nn.init.normal_(norm.weight)
@@ -204,8 +203,7 @@ def agreement(norm: nn.GroupNorm, x: Tensor) -> str:
 def enlarged(args: argparse.Namespace) -> None:
     """Compare a transposed convolution with an upsampling and a convolution."""
     device, dtype = torch.device(args.device), PRECISIONS[args.precision]
-    for channels, side in ((256, 112), (512, 28)):
-        channels, side = (channels, side) if not args.quick else (16, 8)
+    for channels, side in ((16, 8),) if args.quick else MAPS[1:]:
         block: Any = nn.Module()
         block.with_conv, block.conv = True, nn.Conv2d(channels, channels, 3, padding=1, device=device, dtype=dtype)
         block.to(memory_format=torch.channels_last)
@@ -229,7 +227,7 @@ def main() -> None:
     """Compare all of them."""
     parser = argparse.ArgumentParser(description=__doc__)
     harness.add_flags(parser, rounds=5)
-    workload.add_flags(parser, batch_size=64)
+    workload.add_flags(parser, batch_size=64, compile=False)
     parser.add_argument('--precision', choices=tuple(PRECISIONS), default='bf16', help='of all networks')
     args = parser.parse_args()
     harness.start(args)

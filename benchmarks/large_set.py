@@ -213,7 +213,7 @@ def figures(args: argparse.Namespace, folder: Path) -> dict[str, results.Figure]
 def main() -> None:
     """Measure all."""
     parser = argparse.ArgumentParser(description=__doc__)
-    harness.add_flags(parser, rounds=3)
+    harness.add_flags(parser, rounds=3, on_gpu=False)
     parser.add_argument('--images', type=int, default=1_000_000, help='of the large set')
     parser.add_argument('--part', choices=PARTS, help='measure this one, here')
     parser.add_argument('--root', type=Path, help='the set, of --part')
@@ -227,7 +227,7 @@ def main() -> None:
     args.images = 10_000 if args.quick else args.images
     with tempfile.TemporaryDirectory() as folder:
         for key, figure in figures(args, Path(folder)).items():
-            results.write(args.results, key, figure, harness.command(), results.machine('cpu', args.threads))
+            harness.report(args, key, figure)
 
 
 if __name__ == '__main__':

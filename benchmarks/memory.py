@@ -37,7 +37,7 @@ def main() -> None:
     """Measure every variant in a process of its own and compare."""
     parser = argparse.ArgumentParser(description=__doc__)
     harness.add_flags(parser, rounds=3)
-    workload.add_flags(parser, batch_size=8)
+    workload.add_flags(parser, batch_size=8, released=True)
     parser.add_argument('--precision', choices=('fp32', 'bf16'), default='fp32', help='of all networks')
     parser.add_argument('--variant', choices=(RELEASED, FAITHFUL, FROM_INPUT), help='measure this one, here')
     args = parser.parse_args()
@@ -63,7 +63,7 @@ def main() -> None:
             numbers={'above': above[name], 'released_above': above[RELEASED], 'total': totals[name]},
         )
         key = f'memory, {args.precision}, {name}, {args.device}'
-        results.write(args.results, key, figure, harness.command(), results.machine(args.device, args.threads))
+        harness.report(args, key, figure)
 
 
 if __name__ == '__main__':

@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import harness
@@ -63,7 +64,7 @@ def compare(args: argparse.Namespace) -> dict[str, results.Figure]:
     searches = build(args, names)
     same = check(searches)
     taken = harness.in_rounds(searches, args.rounds, device)
-    middle = {name: sorted(values)[len(values) // 2] for name, values in taken.items()}
+    middle = {name: median(values) for name, values in taken.items()}
     peaks: dict[str, list[int]] = {name: [] for name in names}
     for _ in range(min(3, args.rounds)):
         for name in names:
@@ -114,7 +115,7 @@ def main() -> None:
         return
     for name, figure in compare(args).items():
         key = f'nearest code, {name}, {args.device}'
-        results.write(args.results, key, figure, harness.command(), results.machine(args.device, args.threads))
+        harness.report(args, key, figure)
 
 
 if __name__ == '__main__':

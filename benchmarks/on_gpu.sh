@@ -1,7 +1,7 @@
 #!/bin/bash
 # All that is to be known of a GPU, in nine minutes at most: tests, precisions, speed and memory, one part after the other.
 #
-#   benchmarks/on_gpu.sh [--quick] [--device cuda|cpu] [--output DIR] [--wheels DIR] [--commit NAME]
+#   benchmarks/on_gpu.sh [--quick] [--device cuda|cpu] [--output DIR] [--wheels DIR] [--commit NAME] [--only NAMES]
 #
 # --quick   tiny networks, none of them compiled, to see that it runs; on a CPU, too
 # --device  where the networks are (default: cuda)
@@ -9,15 +9,16 @@
 #           relative to the repository (default: output/on_gpu)
 # --wheels  folder of wheels of the packages that Python lacks; no network is asked
 # --commit  what is measured, for the table (default: that of git)
+# --only    names of parts, in quotes: what a first run had no time for
 #
 # The last line of a part says `part NAME: ok|failed|timed out in N s`. Returns 1 unless all of them are ok.
 set -u
 cd "$(dirname "$0")/.." || exit 2
-quick='' device=cuda output=output/on_gpu wheels='' commit=$(git rev-parse HEAD 2>/dev/null || echo unknown)
+quick='' device=cuda output=output/on_gpu wheels='' only='' commit=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 while [ $# -gt 0 ]; do
     case $1 in
         --quick) quick=--quick; shift; continue ;;
-        --device | --output | --wheels | --commit) [ $# -gt 1 ] || { echo "on_gpu.sh: $1 needs a value" >&2; exit 2; } ;;
+        --device | --output | --wheels | --commit | --only) [ $# -gt 1 ] || { echo "on_gpu.sh: $1 needs a value" >&2; exit 2; } ;;
         *) echo "on_gpu.sh: unknown argument $1; see the head of $0" >&2; exit 2 ;;
     esac
     case $1 in
@@ -25,6 +26,7 @@ while [ $# -gt 0 ]; do
         --output) output=$2 ;;
         --wheels) wheels=$2 ;;
         --commit) commit=$2 ;;
+        --only) only=$2 ;;
     esac
     shift 2
 done
@@ -56,6 +58,7 @@ flags=(--device "$device" --threads "$threads" --results "$output/results.json" 
 part() { # NAME SECONDS COMMAND ...: run it, and say what became of it
     local name=$1 limit=$2 begin=$SECONDS left code how
     shift 2
+    case " ${only:-$name} " in *" $name "*) ;; *) return ;; esac
     left=$((530 - SECONDS))
     [ -n "$quick" ] && left=600 limit=300
     [ "$limit" -gt "$left" ] && limit=$((left > 1 ? left : 1))
@@ -79,16 +82,15 @@ set_of=(--only training --rounds 2)
 full=()
 [ -n "$quick" ] || full=(--full --images 256 --batch-size 64)
 
-# Limits are what the parts took on an H200 and some more; most of it is choosing algorithms for convolutions. What has to
-# be compiled comes late.
-part tests 60 "$python" -m pytest -q -m 'gpu and not compiles' tests/test_gpu.py
-benchmark kernels 60 kernels.py --rounds 3 --batch-size 32
-benchmark step 60 step.py --rounds 2 --precision bf16 --batch-size 64
-benchmark generation 120 generation.py "${batches[@]}" 8 32 128 --more --seconds 40 --precision bf16 tf32 fp32 fp16
-benchmark cost 90 online_cost.py --rounds 2 --precision bf16 --batch-size 32
-benchmark precisions 50 precisions.py "${precisions[@]}" --only 'fp32, channels-last' tf32 bf16 fp16
-benchmark compiled 120 generation.py "${batches[@]}" 32 --precision bf16 --compile
-benchmark files 50 generator.py --rounds 1 "${full[@]}"
-benchmark training 60 reinforced.py "${set_of[@]}"
+# Limits but the last add up to 470 s, what is left is for the last. Most of it is choosing algorithms for convolutions; what has to be compiled comes last.
+part tests 45 "$python" -m pytest -q -m 'gpu and not compiles' tests/test_gpu.py
+benchmark kernels 50 kernels.py --rounds 3 --batch-size 32
+benchmark step 50 step.py --rounds 2 --precision bf16 --batch-size 64
+benchmark generation 95 generation.py "${batches[@]}" 8 32 128 --more --seconds 40 --precision bf16 tf32 fp32 fp16
+benchmark cost 65 online_cost.py --rounds 2 --precision bf16 --batch-size 32
+benchmark precisions 35 precisions.py "${precisions[@]}" --only 'fp32, channels-last' tf32 bf16 fp16
+benchmark files 35 generator.py --rounds 1 "${full[@]}"
+benchmark training 35 reinforced.py "${set_of[@]}"
 part compiled_tests 60 "$python" -m pytest -q -m 'gpu and compiles' tests/test_gpu.py
+benchmark compiled 300 generation.py "${batches[@]}" 32 --precision bf16 --compile
 exit $status

@@ -248,7 +248,7 @@ def main() -> None:
     """Measure all of them."""
     parser = argparse.ArgumentParser(description=__doc__)
     harness.add_flags(parser, rounds=3)
-    workload.add_flags(parser, batch_size=4)
+    workload.add_flags(parser, batch_size=4, student=True)
     parser.add_argument('--precision', choices=('fp32', 'tf32', 'bf16'), default='fp32', help='of all networks')
     args = parser.parse_args()
     harness.start(args)
@@ -259,7 +259,7 @@ def main() -> None:
         figures = measure(args, Path(folder))
     for name, found in figures.items():
         key = f'online cost, {args.precision}, {name}, {args.device}' + (', compiled' if args.compile else '')
-        results.write(args.results, key, found, harness.command(), results.machine(args.device, args.threads))
+        harness.report(args, key, found)
 
 
 if __name__ == '__main__':

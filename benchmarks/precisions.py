@@ -75,8 +75,8 @@ def check(way: str, row: dict[str, float]) -> None:
 def main() -> None:
     """Compare all ways, and write what was found after each of them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    harness.add_flags(parser, rounds=1)
-    workload.add_flags(parser, batch_size=16)
+    harness.add_flags(parser)
+    workload.add_flags(parser, batch_size=16, compile=False)
     parser.add_argument('--only', nargs='+', choices=tuple(WAYS), default=tuple(WAYS), help='ways to compare')
     args = parser.parse_args()
     args.results = args.results or (None if args.quick else harness.HERE / 'precisions.json')

@@ -108,7 +108,7 @@ def main() -> None:
     """Count, measure, project, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     harness.add_flags(parser, rounds=3)
-    workload.add_flags(parser, batch_size=4)
+    workload.add_flags(parser, batch_size=4, student=True)
     parser.add_argument('--precision', choices=('fp32', 'bf16'), default='bf16', help='of all networks')
     parser.add_argument('--images', type=int, default=IMAGES, help='training images')
     parser.add_argument('--tflops', type=float, help='TFLOP/s of one GPU')

@@ -170,7 +170,7 @@ def training(args: argparse.Namespace) -> dict[str, Any]:
         f'{args.rounds} rounds of 2 epochs',
     )
     key = 'training, reinforced' + ('' if args.device == 'cpu' else f', {args.device}')
-    results.write(args.results, key, figure, harness.command(), results.machine(args.device, args.threads))
+    harness.report(args, key, figure)
     return {}
 
 

@@ -71,7 +71,7 @@ def figure(taken: dict[str, list[float]], what: str, against: str, at_most: floa
 def main() -> None:
     """Measure imports, then starts."""
     parser = argparse.ArgumentParser(description=__doc__)
-    harness.add_flags(parser, rounds=15)
+    harness.add_flags(parser, rounds=15, on_gpu=False)
     args = parser.parse_args()
     harness.start(args)
     ours, timms = 'python -c "import timm_dad"', 'python -c "import timm"'
@@ -95,7 +95,7 @@ def main() -> None:
         'start-up, demo': figure(taken, demo, imported, START_AT_MOST),
     }
     for key, found in figures.items():
-        results.write(args.results, key, found, harness.command(), results.machine('cpu', args.threads))
+        harness.report(args, key, found)
 
 
 if __name__ == '__main__':

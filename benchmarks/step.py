@@ -9,6 +9,7 @@ and normalization are no parts: they count against the step.
 
 import argparse
 from collections.abc import Callable
+from statistics import median
 from typing import Any
 
 import harness
@@ -82,7 +83,7 @@ def measure(args: argparse.Namespace, name: str, task: DADTask) -> results.Figur
     taken = harness.in_rounds({'step': step, **parts}, args.rounds, device)
     passes = PASSES[name]
     sums = [sum(passes[part] * taken[part][index] for part in parts) for index in range(args.rounds)]
-    middle = {part: sorted(values)[len(values) // 2] for part, values in taken.items()}
+    middle = {part: median(values) for part, values in taken.items()}
     listed = ', '.join(f'{passes[part]} x {part} {middle[part]:.3g} s' for part in parts)
     return results.Figure.of_ratio(
         harness.ratio(taken['step'], sums),
@@ -99,7 +100,7 @@ def main() -> None:
     """Measure both modes."""
     parser = argparse.ArgumentParser(description=__doc__)
     harness.add_flags(parser, rounds=7)
-    workload.add_flags(parser, batch_size=4)
+    workload.add_flags(parser, batch_size=4, student=True)
     parser.add_argument('--precision', choices=('fp32', 'bf16'), default='fp32', help='of all networks')
     args = parser.parse_args()
     harness.start(args)
@@ -108,7 +109,7 @@ def main() -> None:
         task = create_task(args, name)
         figure = measure(args, name, task)
         key = f'step, {args.precision}, {name}, {args.device}'
-        results.write(args.results, key, figure, harness.command(), results.machine(args.device, args.threads))
+        harness.report(args, key, figure)
 
 
 if __name__ == '__main__':

@@ -27,18 +27,29 @@ NUM_CLASSES = 1000
 Variant = Callable[[Tensor, Tensor], Any]
 
 
-def add_flags(parser: argparse.ArgumentParser, batch_size: int) -> None:
-    """Flags of the models and images."""
+def add_flags(
+    parser: argparse.ArgumentParser,
+    batch_size: int,
+    *,
+    student: bool = False,
+    released: bool = False,
+    compile: bool = True,
+) -> None:
+    """Flags of the models and images; those of what a benchmark does not have are left out."""
+    parser.set_defaults(student='resnet50', quantizer='lookup', compile=False)
     parser.add_argument('--batch-size', type=int, default=batch_size, help='images of a batch')
     parser.add_argument('--img-size', type=int, default=224, help='side of the images')
     parser.add_argument('--teacher', default='vit_large_patch14_clip_224', help="timm's name of the teacher")
-    parser.add_argument('--student', default='resnet50', help="timm's name of the student")
+    if student or released:
+        parser.add_argument('--student', default='resnet50', help="timm's name of the student")
     taming = [name for name, preset in PRESETS.items() if is_tamings(preset.config)]
     parser.add_argument(
         '--vqgan', default='openimages-f8-16384', choices=(*taming, 'tiny'), help='preset whose architecture it has'
     )
-    parser.add_argument('--quantizer', choices=('lookup', 'one-hot'), default='lookup', help='of released.py')
-    parser.add_argument('--compile', action='store_true', help='compile our frozen networks')
+    if released:
+        parser.add_argument('--quantizer', choices=('lookup', 'one-hot'), default='lookup', help='of released.py')
+    if compile:
+        parser.add_argument('--compile', action='store_true', help='compile our frozen networks')
 
 
 def shrink(args: argparse.Namespace) -> None:

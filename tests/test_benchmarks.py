@@ -16,7 +16,8 @@ def benchmarks(monkeypatch):
 
 
 def run(script, *flags):
-    command = [sys.executable, str(FOLDER / script), '--quick', '--threads', '1', '--device', 'cpu', *flags]
+    device = () if script in ('start_up.py', 'large_set.py', 'cpu_tries.py') else ('--device', 'cpu')  # of CPUs alone
+    command = [sys.executable, str(FOLDER / script), '--quick', '--threads', '1', *device, *flags]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -183,6 +184,9 @@ TRIES = (
     'contiguous', 'weights prepacked for oneDNN', 'Winograd convolutions', 'blocks of 1 image', 'blocks of 2 images',
     '1 threads, an image each', 'inductor', 'inductor, freezing',
 )  # fmt: skip
+KERNELS = (
+    '64 x 8', '64 x 8, gradient', 'attention', 'enlarging 16 x 8', 'attack from Q(x)', 'attack on latents',
+)  # fmt: skip
 AMX = 'with AMX' if torch.cpu._is_amx_tile_supported() else 'without AMX'
 SCRIPTS = [
     ('generation.py', {f'generation, {p}, attack from {f}, cpu' for p in ('fp32', 'bf16') for f in ('Q(x)', 'x')}),
@@ -190,6 +194,7 @@ SCRIPTS = [
     ('online_cost.py', {f'online cost, fp32, {name}, cpu' for name in UPDATES}),
     ('memory.py', {f'memory, fp32, attack from {name}, cpu' for name in ('Q(x)', 'x')}),
     ('nearest_code.py', {'nearest code, time, cpu', 'nearest code, memory, cpu'}),
+    ('kernels.py', {f'kernels, {what}, bf16, cpu' for what in KERNELS}),
     ('generator.py', {'generator, speed, cpu', 'generator, waiting, cpu'}),
     ('large_set.py', {'large set, memory, generate', 'large set, memory, train', 'large set, open'}),
     ('reinforced.py', {'training, reinforced'}),

@@ -82,6 +82,8 @@ def test_biases_are_part_of_the_next_step(on_a_cpu):
     other = torch.randn_like(x)
     check(fused.conv_add(conv, x, other), conv(x) + other, x, dy)
     check(fused.conv_add(conv, other, x), conv(other) + x, x, dy)
+    with pytest.raises(ValueError, match=r'the same shape, got \(2, 64, 9, 5\) and \(2, 64, 9, 4\)'):
+        fused.conv_add(conv, x, other[..., 1:])
 
 
 @interpreted
@@ -112,12 +114,40 @@ def test_whole_networks(on_a_cpu, monkeypatch):
     check(found, decoder(encoder(x)), x, torch.randn_like(x), tolerance=5e-4)
 
 
-def test_attention_by_matrix_products_is_the_same():
+@pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float32, 1e-5), (torch.bfloat16, 3e-3)])
+@pytest.mark.parametrize('spread', [1, 4])
+def test_attention_by_matrix_products_is_as_exact(dtype, tolerance, spread):
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 1, 20, 300)
+    q, k, v = (q * spread).to(dtype).requires_grad_(), k.to(dtype), v.to(dtype)
     on_a_gpu = q.as_subclass(type('OnGPU', (torch.Tensor,), {'is_cuda': True}))
-    assert fused.attention(on_a_gpu, k, v).is_cuda
-    torch.testing.assert_close(fused.attention(on_a_gpu, k, v).as_subclass(torch.Tensor), fused.attention(q, k, v))
+    with torch.autocast('cpu', torch.bfloat16, enabled=dtype == torch.bfloat16):
+        found = fused.attention(on_a_gpu, k, v).as_subclass(torch.Tensor)
+    assert found.dtype == dtype
+    expected = F.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    assert (found - expected).norm() < tolerance * expected.norm()
+
+
+def test_without_triton_there_is_a_warning(caplog, monkeypatch):
+    def missing(*_, **__):
+        raise ImportError('No module named triton')
+
+    monkeypatch.setattr(fused, '_normalize', missing)
+    norm = random_norm(2, 8)
+    monkeypatch.setattr(nn, 'GroupNorm', lambda *_, **__: norm)
+    assert not fused.kernels_work.__wrapped__(0)
+    assert caplog.messages == [
+        "Triton does not work here (No module named triton): PyTorch's own group norm is used, which is slower"
+    ]
+
+
+def test_no_memory_is_not_taken_for_no_triton(monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(nn, 'GroupNorm', full)
+    with pytest.raises(torch.OutOfMemoryError):
+        fused.kernels_work.__wrapped__(0)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 
 SCRIPT = Path(__file__).parents[1] / 'benchmarks' / 'on_gpu.sh'
 PARTS = (
-    'tests', 'kernels', 'step', 'generation', 'cost', 'precisions', 'compiled', 'files', 'training', 'compiled_tests',
+    'tests', 'kernels', 'step', 'generation', 'cost', 'precisions', 'files', 'training', 'compiled_tests', 'compiled',
 )  # fmt: skip
 
 
@@ -64,6 +64,12 @@ def test_a_part_that_fails_is_told_and_the_others_run(tmp_path):
     assert lines(done) == [f'part {name}: {"failed" if name == "precisions" else "ok"}' for name in PARTS]
     assert done.returncode == 1
     assert (tmp_path / 'out' / 'parts.txt').read_text() == done.stdout
+
+
+def test_parts_by_name(tmp_path):
+    noting = python_that(tmp_path / 'python', 'exit 0')
+    done = run(noting, '--quick', '--only', 'step compiled', '--output', str(tmp_path / 'out'))
+    assert lines(done) == ['part step: ok', 'part compiled: ok']
 
 
 def test_a_killed_part_ran_out_of_time_or_memory(tmp_path):

@@ -85,21 +85,21 @@ def make_task(student, teacher, vqgan, monkeypatch):
 def test_every_nth_batch_gets_fresh_views(make_task, x_pix, every, expected):
     make, made = make_task
     task = make(every=every)
-    seconds = [task.prepare(x_pix * 2 - 1, TARGET).extra is not None for _ in range(7)]
+    seconds = [task._prepare(x_pix * 2 - 1, TARGET).extra is not None for _ in range(7)]
     assert made == expected
     assert [index for index, has in enumerate(seconds) if has] == expected
     task.set_epoch(1)
-    task.prepare(x_pix * 2 - 1, TARGET)
+    task._prepare(x_pix * 2 - 1, TARGET)
     assert made[-1] == 0  # the first of an epoch is one
     task.set_epoch(1, batch=every)
-    task.prepare(x_pix * 2 - 1, TARGET)
+    task._prepare(x_pix * 2 - 1, TARGET)
     assert made[-1] == every  # and a resumed epoch goes on counting
 
 
 def test_batches_between_see_recent_views_with_the_teachers_answer_to_them(make_task, teacher, x_pix):
     make, made = make_task
     task = make(every=2, replay=4)
-    fresh, again = (task.prepare(x_pix * 2 - 1, TARGET).extra for _ in range(2))
+    fresh, again = (task._prepare(x_pix * 2 - 1, TARGET).extra for _ in range(2))
     assert made == [0]
     to_bytes = lambda x_norm: ((x_norm + 1) / 2 * 255).round()  # noqa: E731
     for own, logits in zip(to_bytes(again.x_norm), again.logits, strict=True):
@@ -114,7 +114,7 @@ def test_views_are_seen_again_where_probability_leaves_a_batch_out(make_task, x_
     make, made = make_task
     task = make(prob=0.5, replay=8)
     torch.manual_seed(0)
-    assert all(task.prepare(x_pix * 2 - 1, TARGET).extra is not None for _ in range(12))
+    assert all(task._prepare(x_pix * 2 - 1, TARGET).extra is not None for _ in range(12))
     assert 0 < len(made) < 12
     assert made[0] == 0
 
@@ -125,7 +125,7 @@ def test_what_is_drawn_does_not_depend_on_whether_there_is_something_to_see_agai
     for is_empty in (False, True):
         task = make(prob=0.01, replay=8)
         if not is_empty:
-            task.prepare(x_pix * 2 - 1, TARGET)
+            task._prepare(x_pix * 2 - 1, TARGET)
         torch.manual_seed(3)
         task._wants_fresh_view()
         drawn.append(torch.rand(()))
@@ -137,7 +137,7 @@ def test_a_resumed_epoch_has_views_from_its_first_batch(make_task, x_pix):
     make, made = make_task
     task = make(every=4, replay=8)
     task.set_epoch(1, batch=2)
-    assert all(task.prepare(x_pix * 2 - 1, TARGET).extra is not None for _ in range(3))
+    assert all(task._prepare(x_pix * 2 - 1, TARGET).extra is not None for _ in range(3))
     assert made == [2, 4]
 
 
@@ -146,7 +146,7 @@ def test_views_have_the_memory_layout_of_the_batch(make_task, x_pix, layout):
     make, _ = make_task
     task = make(every=2, replay=4)
     batch = (x_pix * 2 - 1).contiguous(memory_format=layout)
-    for second in (task.prepare(batch, TARGET).extra for _ in range(2)):
+    for second in (task._prepare(batch, TARGET).extra for _ in range(2)):
         assert second.x_norm.is_contiguous(memory_format=layout)
 
 
@@ -155,9 +155,9 @@ def test_no_view_is_seen_again_where_the_schedule_has_none(make_task, x_pix, sch
     make, _ = make_task
     task = make(every=2, replay=8, **schedule)
     task.set_epoch(0 if 'off_epoch' in schedule else 1)
-    assert all(task.prepare(x_pix * 2 - 1, TARGET).extra is not None for _ in range(2))
+    assert all(task._prepare(x_pix * 2 - 1, TARGET).extra is not None for _ in range(2))
     task.set_epoch(1 if 'off_epoch' in schedule else 0)
-    assert all(task.prepare(x_pix * 2 - 1, TARGET).extra is None for _ in range(2))
+    assert all(task._prepare(x_pix * 2 - 1, TARGET).extra is None for _ in range(2))
 
 
 def test_replay_makes_a_schedule_one_that_always_has_a_view():

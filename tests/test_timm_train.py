@@ -224,7 +224,7 @@ def test_views_have_the_size_of_the_batch(parse, pictures):
     shapes = set()
     for input, target in loader:
         shapes.add(tuple(input.shape))
-        x_norm = task.prepare(input, target).extra.x_norm
+        x_norm = task._prepare(input, target).extra.x_norm
         torch.testing.assert_close(x_norm, 2 * task.augment.make_views(input / 2 + 0.5, target).x_dad - 1)
         assert x_norm.shape == input.shape
         assert task(input, target)['dad_loss'] > 0

@@ -121,7 +121,7 @@ def test_dad_views_are_made_of_the_pictures_apart(student, teacher, vqgan, x_pix
     soft = torch.full((4, 5), 0.2)  # mixed
     labels = torch.cat([soft, torch.eye(5)[target]])
     torch.manual_seed(1)
-    prepared = task.prepare(torch.cat([norm(noise), norm(x_pix)]), labels)
+    prepared = task._prepare(torch.cat([norm(noise), norm(x_pix)]), labels)
     torch.manual_seed(1)
     views = augment.make_views(x_pix, torch.eye(5)[target])
     torch.testing.assert_close(prepared.extra.x_norm, norm(views.x_dad))

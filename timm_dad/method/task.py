@@ -190,7 +190,8 @@ class DADTask(TrainingTask):  # type: ignore[misc]
             Without a DAD view (schedule), ``dad_loss`` and ``teacher_kept`` are 0.
 
         Raises:
-            ValueError: If the batch does not consist of whole splits, or ``prepare`` raises it.
+            ValueError: If the batch does not consist of whole splits, or images are not floating-point
+                ``[B, 3, H, W]``, or the first batch is not normalized.
         """
         num_views = self.num_splits + self.pairs
         if len(input) % num_views:
@@ -198,7 +199,7 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         num_images = len(input) // num_views
         own = num_images * self.num_splits
         label = target if self.stored is None else self.stored.labels(target)
-        prepared = self.prepare(input, target)
+        prepared = self._prepare(input, target)
         logits, extra = prepared.logits, prepared.extra
         views = input
         if extra is None:
@@ -218,19 +219,8 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         return {**parts, 'output': output, 'teacher_kept': extra.kept.float().mean()}
 
     @torch.no_grad()
-    def prepare(self, input: Tensor, target: Tensor) -> Prepared:
-        """Compute everything for ``forward`` that does not depend on the student; call it once per batch.
-
-        Args:
-            input: As for ``forward``.
-            target: As for ``forward``.
-
-        Returns:
-            The teacher's answers and the extra view.
-
-        Raises:
-            ValueError: If images are not floating-point ``[B, 3, H, W]``, or the first batch is not normalized.
-        """
+    def _prepare(self, input: Tensor, target: Tensor) -> Prepared:
+        """Get what does not depend on the student, once per batch: the teacher's answers and the extra view."""
         self.norm.check(input)
         if not self.loss.config.label_free:
             self.targets.check(target)

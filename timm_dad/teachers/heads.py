@@ -5,7 +5,6 @@ open_clip's image tower if it was fine-tuned. The head takes features of unit le
 """
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,8 +25,6 @@ from timm_dad.teachers.classes import match_classes, resolve_classes
 from timm_dad.teachers.teacher import Teacher
 from timm_dad.teachers.trained import find_run
 from timm_dad.teachers.zero_shot import unit_features
-
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)

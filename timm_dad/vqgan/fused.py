@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 _logger = logging.getLogger(__name__)
 _MOST_CHANNELS = 1024  # a tile has all channels
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def norm_silu(norm: nn.Module, x: Tensor, *condition: Tensor) -> Tensor:
@@ -52,13 +53,14 @@ def conv_add(conv: nn.Conv2d, x: Tensor, other: Tensor) -> Tensor:
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Compute ``scaled_dot_product_attention`` of ``[B, heads, places, C]``.
 
-    PyTorch's fast kernels on GPUs take at most 256 channels a head; that for more is slower than matrix products.
+    With more than 256 channels a head PyTorch has one kernel on GPUs, whose gradient is slower than matrix products.
     """
     places, channels = q.shape[-2:]
-    if q.is_cuda and channels > 256 and places <= 1024:
-        weights: Tensor = (q * channels**-0.5 @ k.transpose(-1, -2)).softmax(-1)
-        return weights.to(v.dtype) @ v
-    return F.scaled_dot_product_attention(q, k, v)
+    if not (q.is_cuda and q.requires_grad and channels > 256 and places <= 1024):
+        return F.scaled_dot_product_attention(q, k, v)
+    with torch.autocast(q.device.type, enabled=False):  # fp32, as inside PyTorch's kernel
+        weights = (q.float() * channels**-0.5 @ k.float().transpose(-1, -2)).softmax(-1)
+        return weights.to(v.dtype) @ v  # type: ignore[no-any-return]
 
 
 def _convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
@@ -86,7 +88,9 @@ def _is_frozen(layer: Any) -> bool:
 
 def _fits(channels: int, x: Tensor) -> bool:
     """Return whether the kernels compute feature maps: on a GPU, of a power of two; a compiler makes its own."""
-    if not x.is_cuda or torch.compiler.is_compiling() or channels > _MOST_CHANNELS or channels & (channels - 1):
+    if not (x.is_cuda and x.numel() and x.ndim == 4 and x.dtype in _DTYPES) or torch.compiler.is_compiling():
+        return False
+    if channels > _MOST_CHANNELS or channels & (channels - 1):
         return False
     return kernels_work(x.device.index)
 
@@ -96,9 +100,13 @@ def kernels_work(device: int) -> bool:
     """Try the kernels on a GPU: Triton may be missing, or a C compiler, which it needs at the first call."""
     try:
         norm = nn.GroupNorm(2, 8, device=f'cuda:{device}').requires_grad_(False)
-        x = torch.arange(64.0, device=norm.weight.device).view(1, 8, 2, 4)
-        with torch.autocast('cuda', enabled=False):
-            torch.testing.assert_close(_normalize(norm, x, silu=True), F.silu(norm(x)), atol=1e-4, rtol=1e-4)
+        x = torch.arange(64.0, device=norm.weight.device).view(1, 8, 2, 4).requires_grad_()
+        with torch.enable_grad(), torch.autocast('cuda', torch.bfloat16):
+            y = _Add.apply(_normalize(norm, x, silu=True), x.bfloat16(), norm.bias)
+            torch.testing.assert_close(y.float(), F.silu(norm(x)) + x, atol=0.1, rtol=0.02)
+            torch.autograd.grad(y.sum(), x)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # Triton raises what it likes
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         _logger.warning("Triton does not work here (%s): PyTorch's own group norm is used, which is slower", reason)
@@ -114,7 +122,7 @@ def _normalize(norm: nn.Module, x: Tensor, silu: bool, before: Tensor | None = N
 
 
 class _Normalize(torch.autograd.Function):
-    """Group norm, and SiLU, with a gradient to the feature map, of which nothing else is kept."""
+    """Group norm, and SiLU, with a gradient (a first one) to the feature map, which alone is kept of its size."""
 
     @staticmethod
     def forward(
@@ -144,10 +152,10 @@ class _Add(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, other: Tensor, bias: Tensor) -> Tensor:
         from timm_dad.vqgan import fused_kernels
 
+        if x.shape != other.shape:
+            raise ValueError(f'feature maps must have the same shape, got {tuple(x.shape)} and {tuple(other.shape)}')
         ctx.dtypes = x.dtype, other.dtype
-        y = torch.empty_like(x, dtype=torch.promote_types(*ctx.dtypes))
-        fused_kernels.add(x, other, bias, y)
-        return y
+        return fused_kernels.add(x, other, bias, torch.promote_types(*ctx.dtypes))
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:

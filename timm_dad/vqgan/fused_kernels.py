@@ -239,8 +239,10 @@ def gradient(x: Tensor, dy: Tensor, norm: nn.GroupNorm, facts: list[Tensor], sil
     return dx
 
 
-def add(x: Tensor, other: Tensor, bias: Tensor, y: Tensor) -> None:
-    """Write ``x + bias + other`` to ``y``, which may be ``x``; all of them channels-last ``[B, C, H, W]``."""
+def add(x: Tensor, other: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``x + bias + other`` of feature maps, all of them channels-last ``[B, C, H, W]``, in ``dtype``."""
     (parts, batch), tile, part_size = _divide(x)
+    y = torch.empty_like(x, dtype=dtype)
     with torch.cuda.device_of(x):
         _add[parts, batch](x, other, bias, y, x.shape[2] * x.shape[3], part_size, **tile)
+    return y
