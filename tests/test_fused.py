@@ -4,13 +4,14 @@ import copy
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from timm_dad.vqgan import fused
+from timm_dad.vqgan import fused, movq, networks
 
 INTERPRETED = {'TRITON_INTERPRET': '1'}.items() <= os.environ.items()
 interpreted = pytest.mark.skipif(not INTERPRETED, reason='test_by_the_interpreter runs it')
@@ -99,19 +100,23 @@ def test_autocast_decides_what_is_returned(on_a_cpu):
 
 
 @interpreted
-def test_whole_networks(on_a_cpu, monkeypatch):
-    from timm_dad.vqgan.networks import Decoder, Encoder
-
+@pytest.mark.parametrize('create', [networks.Decoder, partial(movq.Decoder, 4)], ids=['taming', 'movq'])
+def test_whole_networks(on_a_cpu, monkeypatch, create):
     ddconfig = {
         'ch': 32, 'out_ch': 3, 'ch_mult': (1, 2), 'num_res_blocks': 1, 'attn_resolutions': [8], 'resolution': 16,
         'in_channels': 3, 'z_channels': 4, 'double_z': False,
     }  # fmt: skip
     torch.manual_seed(0)
-    encoder, decoder = Encoder(**ddconfig).requires_grad_(False), Decoder(**ddconfig).requires_grad_(False)
+    encoder, decoder = networks.Encoder(**ddconfig).requires_grad_(False), create(**ddconfig).requires_grad_(False)
     x = torch.rand(2, 3, 16, 16, requires_grad=True)
-    found = decoder(encoder(x))
+
+    def autoencode():
+        z = encoder(x)
+        return decoder(z) if create is networks.Decoder else decoder(z, z)
+
+    found = autoencode()
     monkeypatch.undo()
-    check(found, decoder(encoder(x)), x, torch.randn_like(x), tolerance=5e-4)
+    check(found, autoencode(), x, torch.randn_like(x), tolerance=5e-4)
 
 
 @pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float32, 1e-5), (torch.bfloat16, 3e-3)])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from timm_dad.vqgan import networks
+from timm_dad.vqgan.fused import group_norm
 
 
 class SpatialNorm(nn.Module):
@@ -29,7 +30,7 @@ class SpatialNorm(nn.Module):
     def forward(self, x: Tensor, z_q: Tensor) -> Tensor:
         """Normalize feature maps ``[B, C, k * h, k * w]``, modulated by latents ``[B, embed_dim, h, w]``."""
         (height, width), side = z_q.shape[-2:], x.shape[-1] // z_q.shape[-1]
-        places = self.norm_layer(x).unflatten(3, (width, side)).unflatten(2, (height, side))
+        places = group_norm(self.norm_layer, x).unflatten(3, (width, side)).unflatten(2, (height, side))
         scale, shift = (conv(z_q)[:, :, :, None, :, None] for conv in (self.conv_y, self.conv_b))
         output: Tensor = torch.addcmul(shift.to(places.dtype), places, scale.to(places.dtype))
         return output.flatten(4, 5).flatten(2, 3)
