@@ -9,7 +9,7 @@
 #           relative to the repository (default: output/on_gpu)
 # --wheels  folder of wheels of the packages that Python lacks; no network is asked
 # --commit  what is measured, for the table (default: that of git)
-# --only    names of parts, in quotes: what a first run had no time for
+# --only    names of parts, in quotes: what a first run had no time for; its results stay
 #
 # The last line of a part says `part NAME: ok|failed|timed out in N s`. Returns 1 unless all of them are ok.
 set -u
@@ -30,9 +30,13 @@ while [ $# -gt 0 ]; do
     esac
     shift 2
 done
+names='tests kernels step generation cost precisions files training compiled_tests compiled'
+for name in $only; do
+    case " $names " in *" $name "*) ;; *) echo "on_gpu.sh: --only has no part $name; there are: $names" >&2; exit 2 ;; esac
+done
 python=${PYTHON:-python3}
 mkdir -p "$output" || exit 2
-rm -f "$output"/{results.json,precisions.json,table.md,parts.txt,log.txt}
+[ -n "$only" ] || rm -f "$output"/{results.json,precisions.json,table.md,parts.txt,log.txt}
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 if [ -n "$wheels" ]; then
     # Beside the packages that are there: a virtual environment would not see those of another one, such as torch.

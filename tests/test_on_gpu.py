@@ -70,6 +70,8 @@ def test_parts_by_name(tmp_path):
     noting = python_that(tmp_path / 'python', 'exit 0')
     done = run(noting, '--quick', '--only', 'step compiled', '--output', str(tmp_path / 'out'))
     assert lines(done) == ['part step: ok', 'part compiled: ok']
+    again = run(noting, '--quick', '--only', 'cost', '--output', str(tmp_path / 'out'))
+    assert (tmp_path / 'out' / 'parts.txt').read_text() == done.stdout + again.stdout
 
 
 def test_a_killed_part_ran_out_of_time_or_memory(tmp_path):
@@ -89,7 +91,7 @@ def test_wheels_come_from_their_folder_alone(tmp_path):
     assert first.endswith(f'{tmp_path}/wheels/a.whl')
 
 
-@pytest.mark.parametrize('flags', [('--device',), ('--fast',)])
+@pytest.mark.parametrize('flags', [('--device',), ('--fast',), ('--only', 'tests stepp')])
 def test_wrong_arguments(flags):
     done = run('false', *flags)
     assert done.returncode == 2
