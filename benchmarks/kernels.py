@@ -135,7 +135,7 @@ def single(args: argparse.Namespace) -> None:
         conv = nn.Conv2d(channels, 8, 1, device=device, dtype=dtype).to(memory_format=torch.channels_last)
 
         def forward(norm: nn.Module = norm, x: Tensor = x, conv: nn.Module = conv) -> Tensor:
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            with workload.autocast(args.precision, args.device):
                 return conv(fused.norm_silu(norm, x))  # type: ignore[no-any-return]
 
         def call(way: str, gradient: bool, forward: Callable[..., Tensor] = forward, x: Tensor = x) -> Any:
@@ -168,7 +168,7 @@ def attentive(args: argparse.Namespace) -> None:
 
     def call(attention: Callable[..., Tensor]) -> Callable[[], Any]:
         def called() -> None:
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            with workload.autocast(args.precision, args.device):
                 y = attention(q, k, v)
             torch.autograd.grad(y, (q, k, v), torch.ones_like(y))
 

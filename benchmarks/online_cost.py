@@ -203,7 +203,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, results.Figure]
 
     def update(loss_of: Callable[[], Tensor]) -> Callable[[], None]:
         def step() -> None:
-            with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == 'bf16'):
+            with workload.autocast(args.precision, args.device):
                 loss = loss_of()
             loss.backward()
             optimizer.step()

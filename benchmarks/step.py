@@ -56,20 +56,17 @@ def measure(args: argparse.Namespace, name: str, task: DADTask) -> results.Figur
     views, labels = torch.cat([x_norm, x_norm]), torch.cat([target, target])
 
     def student_alone() -> None:
-        with precision():
+        with workload.autocast(args.precision, args.device):
             loss = F.cross_entropy(student(views), labels)
         loss.backward()
         optimizer.zero_grad()
 
     def step() -> None:
-        with precision():
+        with workload.autocast(args.precision, args.device):
             loss = task(x_norm, target)['loss']
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-
-    def precision() -> Any:
-        return torch.autocast(device.type, torch.bfloat16, enabled=args.precision == 'bf16')
 
     def no_grad(function: Callable[[], Any]) -> Callable[[], Any]:
         return torch.no_grad()(function)

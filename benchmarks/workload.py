@@ -170,11 +170,17 @@ def make_variants(
     return {**variants, **{name: augment.make_views for name, augment in ours.items()}}
 
 
+def autocast(precision: str, device: str) -> torch.autocast:
+    """Autocast to a precision of ``harness.PRECISIONS``; none in fp32, with TF32 or without."""
+    lower = PRECISIONS[precision] if precision in ('bf16', 'fp16') else None
+    return torch.autocast(torch.device(device).type, lower, enabled=lower is not None)
+
+
 def in_precision(released: Released, precision: str, device: str) -> Variant:
     """The released generator, all of it in one precision."""
 
     def generate(x_pix: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast(torch.device(device).type, PRECISIONS[precision], enabled=precision != 'fp32'):
+        with autocast(precision, device):
             return released(x_pix, target)
 
     return generate

@@ -112,17 +112,16 @@ def check_args(args: argparse.Namespace, chosen: set[str]) -> None:
 
 def check_extra_args(args: argparse.Namespace) -> None:
     """Check that previews have DAD views to show; ``ValueError`` if not."""
-    if not args.dad:
+    if not (args.dad and args.dad_preview_interval):
         return
-    previews = args.dad_preview_interval
     rules = (
-        (not previews or args.dad_view == 'dad',
+        (args.dad_view == 'dad',
          '--dad-preview-interval shows DAD views, but --dad-view random makes none: leave one of them out'),
-        (not previews or not args.dad_dir,
+        (not args.dad_dir,
          '--dad-preview-interval shows views made in training, but --dad-dir already contains its views: leave it out, '
          'and look at that data with timm-dad preview'),
-        (not previews or args.val_split, '--dad-preview-interval shows validation images: it needs --val-split'),
-        (not previews or args.dad_attack != DISAGREEMENT,
+        (args.val_split, '--dad-preview-interval shows validation images: it needs --val-split'),
+        (args.dad_attack != DISAGREEMENT,
          '--dad-preview-interval shows views without a student: leave it out with --dad-attack disagreement'),
     )  # fmt: skip
     check_rules(rules)

@@ -44,7 +44,8 @@ def conv_norm_silu(conv: nn.Conv2d, norm: nn.Module, x: Tensor, *condition: Tens
 def conv_add(conv: nn.Conv2d, x: Tensor, other: Tensor) -> Tensor:
     """Compute ``conv(x) + other`` of feature maps ``[B, C, H, W]``."""
     if _is_plain(conv) and _fits(conv.out_channels, x):
-        output: Tensor = _Add.apply(_convolve(conv, x), other.contiguous(memory_format=torch.channels_last), conv.bias)
+        maps = (h.contiguous(memory_format=torch.channels_last) for h in (_convolve(conv, x), other))
+        output: Tensor = _Add.apply(*maps, conv.bias)
         return output
     h: Tensor = conv(x)
     return h + other if torch.is_grad_enabled() else h.add_(other)
@@ -65,8 +66,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def _convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """Compute a convolution without its bias."""
-    h = F.conv2d(x, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
-    return h.contiguous(memory_format=torch.channels_last)
+    return F.conv2d(x, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
 def _fuses(norm: nn.Module, x: Tensor) -> bool:
