@@ -13,7 +13,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from test_generate import Memory, Stream, assert_same_tree, make, picture, tree
+from folders import picture
+from test_generate import Memory, Stream, assert_same_tree, make, tree
 from test_shards import commit, open_folder
 
 from timm_dad.common.files import write_file

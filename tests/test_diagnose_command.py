@@ -6,9 +6,8 @@ from types import SimpleNamespace
 import pytest
 import timm
 import torch
-from folders import write_pictures
+from folders import write_pictures, write_wds
 from safetensors.torch import save_file
-from test_generate import _wds
 from tiny import save_tiny
 from torch import nn
 
@@ -33,7 +32,7 @@ def root(tmp_path_factory):
     (root / 'ood' / 'val' / 'fish').rename(root / 'ood' / 'val' / 'whale')
     write_pictures(root / 'more', val=2)
     (root / 'wds').mkdir()
-    _wds(root / 'wds', [str(index) for index in range(12)], [index % 4 for index in range(12)])
+    write_wds(root / 'wds', [str(index) for index in range(12)], [index % 4 for index in range(12)])
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for name, num_classes in (('student', 16), ('small', 4)):

@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from accelerate.state import AcceleratorState
+from commands import error_line, words
 from folders import write_pictures
 from predicted import predict
 from suite_folders import label_of, write_corruptions, write_imagenet, write_subset
@@ -57,23 +58,12 @@ def flags(files, output, *more, **changes):
         'model': f'a=timm:test_resnet/{files}/a.pth.tar', 'suite': f'val={files}/data/validation', 'output': output,
         'batch_size': 4, 'workers': 0, 'bootstrap': 20, 'device': 'cpu', **changes,
     }  # fmt: skip
-    given = [[f'--{name.replace("_", "-")}', str(value)] for name, value in values.items() if value is not None]
-    return [word for flag in given for word in flag] + [str(word).format(files=files) for word in more]
+    return words(values, more, files)
 
 
 def content(output):
     """Every file that a call leaves."""
     return {str(path.relative_to(output)): path.read_bytes() for path in output.rglob('*') if path.is_file()}
-
-
-def error_of(capsys, argv):
-    """The one line that a command ends with."""
-    with pytest.raises(SystemExit) as caught:
-        main(argv)
-    assert caught.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if 'timm-dad evaluate: error: ' in line]
-    assert len(lines) == 1
-    return lines[0]
 
 
 MORE = (
@@ -314,7 +304,7 @@ def test_errors_are_one_line(more, changes, message, files, tmp_path, capsys):
     output = changes.pop('output', tmp_path / 'out')
     # No format: a message has braces of its own.
     argv = [*flags(files, output, **changes), *(word.replace('{files}', str(files)) for word in more)]
-    assert message in error_of(capsys, argv)
+    assert message in error_line(capsys, main, argv)
     assert not (tmp_path / 'out' / 'report.json').exists()
 
 

@@ -5,9 +5,8 @@ import logging
 
 import pytest
 import torch
-from folders import write_pictures
+from folders import write_pictures, write_wds
 from PIL import Image
-from test_generate import _wds
 from timm.data import create_dataset
 from torch import nn
 
@@ -126,7 +125,7 @@ def test_pieces_find_what_the_whole_finds(teacher, vqgan, x_pix):
 def test_a_stream_is_not_looked_at(tmp_path, caplog):
     """Whoever reads it before its loader leaves every worker with all of it."""
     (tmp_path / 'wds').mkdir()
-    _wds(tmp_path / 'wds', [str(index) for index in range(16)], list(range(16)))
+    write_wds(tmp_path / 'wds', [str(index) for index in range(16)], list(range(16)))
     (tmp_path / 'names.txt').write_text('\n'.join(f'thing {index}' for index in range(16)))
     caplog.set_level('INFO', logger='timm_dad')
     argv = ['--dataset', 'wds/', '--data-dir', str(tmp_path / 'wds'), '--num-classes', '16', '--img-size', '32']

@@ -5,11 +5,12 @@ import tarfile
 import numpy as np
 import pytest
 import torch
+from folders import picture
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
-from test_generate import items, make, open_source, picture, tree, view_pixels, write_images
+from test_generate import items, make, open_source, tree, view_pixels, write_images
 from timm.data import create_dataset
 
 from timm_dad.common.files import write_files

@@ -5,12 +5,10 @@ import errno
 import hashlib
 import io
 import itertools
-import json
 import os
 import sys
 import tarfile
 import threading
-import zlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,6 +16,7 @@ import pytest
 import torch
 from conftest import DDCONFIG
 from dad_sets import stored_logits
+from folders import picture, write_wds
 from PIL import Image
 from timm.data import create_dataset, create_transform
 from torch import nn
@@ -41,13 +40,6 @@ from timm_dad.vqgan.model import VQGAN, VQGANConfig
 
 SIDE = 8
 PICTURES = tuple(f'{name}/{index}.png' for name in ('cat', 'dog', 'fish', 'tree') for index in range(5))
-
-
-def picture(seed, size=(12, 10), mode='RGB'):
-    """A picture of smooth colours of its own."""
-    rng = np.random.default_rng(zlib.crc32(str(seed).encode()))
-    small = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
-    return small.resize(size, Image.Resampling.BICUBIC).convert(mode)
 
 
 def write_images(root, names=PICTURES):
@@ -438,26 +430,6 @@ def _tar(path, folder):
     return path
 
 
-def _wds(root, names, labels, shard_size=4):
-    filenames, lengths = [], []
-    for first in range(0, len(names), shard_size):
-        filenames.append(f'{first // shard_size:03d}.tar')
-        with tarfile.open(root / filenames[-1], 'w') as tar:
-            part = list(zip(names, labels, strict=True))[first : first + shard_size]
-            for index, (name, label) in enumerate(part, first):
-                with io.BytesIO() as file:
-                    picture(name).save(file, 'png')
-                    data = file.getvalue()
-                for suffix, content in (('png', data), ('cls', str(label).encode())):
-                    info = tarfile.TarInfo(f'{index:05d}.{suffix}')
-                    info.size = len(content)
-                    tar.addfile(info, io.BytesIO(content))
-        lengths.append(min(shard_size, len(names) - first))
-    split = {'name': 'train', 'num_samples': len(names), 'filenames': filenames, 'shard_lengths': lengths}
-    (root / '_info.json').write_text(json.dumps({'splits': {'train': split}}))
-    return root
-
-
 def _reader(kind, root):
     """One data set under every reader; its labels in its order."""
     names = [f'{label}/{index}.png' for label in ('b', 'a', 'c10', 'c9') for index in range(3)]
@@ -479,7 +451,7 @@ def _reader(kind, root):
         return open_source(root / 'all.tar')
     labels = [index % 4 for index in range(12)]
     if kind == 'wds':
-        return open_source(_wds(root, names, labels), 'wds/x')
+        return open_source(write_wds(root, names, labels), 'wds/x')
     if kind == 'hfds':
         datasets = pytest.importorskip('datasets')
         features = datasets.Features(
@@ -663,7 +635,7 @@ def test_an_image_that_a_stream_leaves_out_moves_no_other_ones_view(tmp_path, ta
     """timm's wds reader skips what does not decode: everything behind it moves up by one."""
     names, labels = [f'{index}' for index in range(20)], [index % 4 for index in range(20)]
     (tmp_path / 'bad').mkdir()
-    _wds(tmp_path / 'bad', names, labels)
+    write_wds(tmp_path / 'bad', names, labels)
     data = (tmp_path / 'bad' / tar).read_bytes()
     (tmp_path / 'bad' / tar).write_bytes(data.replace(b'IHDR', b'XXXX', 1))
     with pytest.raises(ValueError, match=r'it has 19 that decode: fix it, .* and choose an empty folder'):

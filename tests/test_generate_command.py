@@ -1,6 +1,5 @@
 """``timm-dad generate`` in this process, flag by flag, and in real processes that are started together and killed."""
 
-import json
 import logging
 import os
 import random
@@ -14,14 +13,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-import timm
-import torch
-import yaml
-from conftest import DDCONFIG
-from safetensors.torch import save_file
-from test_generate import _wds, assert_same_tree, items, picture, tree, write_images
-from tiny import save_tiny
-from torch import nn
+from commands import error_line, words
+from folders import picture, write_hfds, write_wds
+from frozen_files import attack_flags, write_frozen
+from test_generate import assert_same_tree, items, tree, write_images
 
 from timm_dad.cli import main as cli
 from timm_dad.commands.generate import create_parser, main, parse_args
@@ -35,7 +30,6 @@ from timm_dad.data import datasets as data
 from timm_dad.flags import pairs
 from timm_dad.flags.reinforce import reinforce_config
 from timm_dad.flags.rules import written
-from timm_dad.vqgan.model import VQGAN, VQGANConfig
 
 NAMES = tuple(f'{name}/{index}.png' for name in ('cat', 'dog', 'fish', 'tree') for index in range(3))
 
@@ -52,58 +46,17 @@ def files(tmp_path_factory):
         picture(index).save(path)
     write_images(root / 'many', [f'{name}/{index}.png' for name in 'abcd' for index in range(50)])
     (root / 'wds').mkdir()
-    _wds(root / 'wds', [str(index) for index in range(12)], [index % 4 for index in range(12)])
-    _write_hfds(root / 'hfds')
-    with torch.random.fork_rng():
-        for seed in (1, 2):
-            torch.manual_seed(seed)
-            teacher = timm.create_model('test_resnet', num_classes=4)
-            nn.init.normal_(teacher.get_classifier().weight, std=5.0)
-            save_file(teacher.state_dict(), root / f'teacher{seed}.safetensors')
-            vqgan = VQGAN(VQGANConfig(ddconfig=DDCONFIG, n_embed=32, embed_dim=4))
-            with torch.no_grad():
-                vqgan.quant_conv.weight.mul_(3)
-                vqgan.quantize.embedding.weight.normal_()
-                vqgan.decoder.conv_out.weight.mul_(1.5)
-            save_file(vqgan.state_dict(), root / f'vqgan{seed}.safetensors')
-            params = {'ddconfig': DDCONFIG, 'n_embed': 32, 'embed_dim': 4}
-            content = {'model': {'target': 'taming.models.vqgan.VQModel', 'params': params}}
-            (root / f'vqgan{seed}.yaml').write_text(yaml.safe_dump(content))
-            if seed == 1:
-                save_tiny(vqgan, root / 'tiny.safetensors')
-    (root / 'map.txt').write_text('tree\nfish\ndog\ncat\n')
-    (root / 'teacher.json').write_text(json.dumps({'cat': 3, 'dog': 2, 'fish': 1, 'tree': 0}))
-    (root / 'names.txt').write_text('tool\nvehicle\nanimal\nplant\n')
-    (root / 'templates.txt').write_text('an abstract painting of a {}.\n')
+    write_wds(root / 'wds', [str(index) for index in range(12)], [index % 4 for index in range(12)])
+    write_hfds(root / 'hfds')
+    write_frozen(root)
     return root
-
-
-def _write_hfds(root):
-    import datasets
-
-    image, classes = datasets.Image(), datasets.ClassLabel(names=['a', 'b', 'c', 'd'])
-    features = datasets.Features({'image': image, 'label': classes, 'image2': image, 'label2': classes})
-    content = {
-        'image': [picture(index) for index in range(8)],
-        'label': [0, 1, 2, 3] * 2,
-        'image2': [picture(-index) for index in range(8)],
-        'label2': [3, 2, 1, 0] * 2,
-    }
-    datasets.Dataset.from_dict(content, features=features).to_parquet(str(root / 'train-0.parquet'))
 
 
 def flags(files, output, *more, **changes):
     """A command line; ``changes`` replace flags, ``None`` leaves one out."""
-    values = {
-        'data_dir': files / 'data', 'output': output, 'img_size': 16,
-        'dad_teacher': f'timm:test_resnet/{files / "teacher1.safetensors"}',
-        'dad_vqgan': files / 'vqgan1.safetensors', 'dad_eps': 2, 'dad_step_size': 2,
-        'batch_size': 4, 'shard_size': 5, 'workers': 0, 'device': 'cpu', **changes,
-    }  # fmt: skip
-    if 'codes' in more and '--dad-attack' in more:  # whose radius is another, and which has no step size
-        values.update(dad_eps=changes.get('dad_eps'), dad_step_size=changes.get('dad_step_size'))
-    given = [[f'--{name.replace("_", "-")}', str(value)] for name, value in values.items() if value is not None]
-    return [word for flag in given for word in flag] + [str(word).format(files=files) for word in more]
+    small = {'batch_size': 4, 'shard_size': 5, 'workers': 0}
+    attack = attack_flags(files, more, changes)
+    return words({'data_dir': files / 'data', 'output': output, 'img_size': 16, **small, **attack}, more, files)
 
 
 def content(root):
@@ -118,16 +71,6 @@ def base(files, tmp_path_factory):
     output = tmp_path_factory.mktemp('base')
     main(flags(files, output))
     return content(output)
-
-
-def error_of(capsys, argv):
-    """The one line that a command ends with."""
-    with pytest.raises(SystemExit) as caught:
-        main(argv)
-    assert caught.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if 'timm-dad generate: error: ' in line]
-    assert len(lines) == 1
-    return lines[0]
 
 
 # Every flag: what is given beside the plain flags (in both runs, and in the second alone), or the error.
@@ -247,7 +190,7 @@ def test_every_flag_changes_something_or_is_an_error(files, base, tmp_path, caps
         assert ELSEWHERE[dest] in globals()
     elif dest in ERRORS:
         given, message = ERRORS[dest]
-        assert message in error_of(capsys, flags(files, tmp_path / 'set', *given))
+        assert message in error_line(capsys, main, flags(files, tmp_path / 'set', *given))
         assert not (tmp_path / 'set').exists()
     else:
         both, second = CHANGES[dest]
@@ -306,13 +249,13 @@ def test_a_set_without_them_has_the_settings_that_sets_always_had(files, base, t
 
 def test_a_machine_that_cannot_compile_says_so_before_work_starts(files, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr('torch.compile', lambda *args, **kwargs: 1 / 0)
-    message = error_of(capsys, flags(files, tmp_path / 'set', '--dad-compile'))
+    message = error_line(capsys, main, flags(files, tmp_path / 'set', '--dad-compile'))
     assert '--dad-compile: torch.compile does not work on this machine' in message
     assert not (tmp_path / 'set').exists()
 
 
 def test_the_precision_of_a_set_is_named(files, tmp_path, capsys):
-    message = error_of(capsys, flags(files, tmp_path / 'set', '--dad-precision', 'auto'))
+    message = error_line(capsys, main, flags(files, tmp_path / 'set', '--dad-precision', 'auto'))
     assert '--dad-precision auto is not supported here, because the precision changes the files' in message
 
 
@@ -331,7 +274,7 @@ def test_shards_are_the_default_and_a_set_goes_on_in_its_own_format(files, tmp_p
     assert_same_tree(tmp_path / 'set', whole)
     (tmp_path / 'flags.yaml').write_text('format: wds\n')
     for given in (('--format', 'wds'), ('--config', tmp_path / 'flags.yaml')):
-        message = error_of(capsys, flags(files, tmp_path / 'set', *given))
+        message = error_line(capsys, main, flags(files, tmp_path / 'set', *given))
         assert 'is a set with other settings (files.format: here "wds", there "folder")' in message
 
 
@@ -358,8 +301,8 @@ def test_size_is_224_by_default(files):
 def test_the_number_of_images_of_a_stream_may_be_given(files, tmp_path, capsys):
     root = files / 'wds'
     more = ('--dataset', 'wds/', '--data-dir', root, '--num-classes', '4', '--train-split')
-    assert '--train-num-samples must give the number of images' in error_of(
-        capsys, flags(files, tmp_path / 'set', *more, '{{000..002}}.tar')
+    assert '--train-num-samples must give the number of images' in error_line(
+        capsys, main, flags(files, tmp_path / 'set', *more, '{{000..002}}.tar')
     )
     main(flags(files, tmp_path / 'set', *more, '{{000..002}}.tar', '--train-num-samples', '12'))
     assert len(items(tmp_path / 'set')) == 12
@@ -393,7 +336,7 @@ def test_flags_of_the_data_reach_timm(files, tmp_path, monkeypatch, flag):
 )
 def test_a_flag_that_would_be_ignored_is_an_error(files, tmp_path, capsys, given):
     """For a folder of pictures, one teacher, and no stored logits none of them means anything."""
-    assert given[0] in error_of(capsys, flags(files, tmp_path / 'set', *given))
+    assert given[0] in error_line(capsys, main, flags(files, tmp_path / 'set', *given))
 
 
 @pytest.mark.parametrize('flag', ['--class-map', '--input-key', '--target-key', '--train-num-samples'])
@@ -401,7 +344,7 @@ def test_a_flag_that_the_demo_would_ignore_is_an_error(files, tmp_path, capsys, 
     (tmp_path / 'set').mkdir()
     (tmp_path / 'set' / 'stranger').write_text('')  # an error, but later
     given = (flag, '3' if flag == '--train-num-samples' else files / 'map.txt')
-    assert flag in error_of(capsys, flags(files, tmp_path / 'set', *given, **DEMO))
+    assert flag in error_line(capsys, main, flags(files, tmp_path / 'set', *given, **DEMO))
 
 
 def test_weights_of_the_teacher_may_be_a_flag_of_their_own(files, base, tmp_path):
@@ -476,7 +419,7 @@ def test_words_of_a_zero_shot_teacher_change_the_views(files, tmp_path, flag):
     ],
 )
 def test_errors_name_the_flag(files, tmp_path, capsys, given, message):
-    assert message in error_of(capsys, flags(files, tmp_path / 'set', *given))
+    assert message in error_line(capsys, main, flags(files, tmp_path / 'set', *given))
     assert not (tmp_path / 'set').exists()
 
 
@@ -491,38 +434,38 @@ def test_errors_name_the_flag(files, tmp_path, capsys, given, message):
 )
 def test_what_is_missing_is_named(files, tmp_path, capsys, left_out, message):
     argv = flags(files, **{'output': tmp_path / 'set', left_out: None})
-    assert message in error_of(capsys, argv)
+    assert message in error_line(capsys, main, argv)
 
 
 def test_the_engine_ray_needs_its_extra(files, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, 'ray', None)
-    message = error_of(capsys, flags(files, tmp_path / 'set', '--engine', 'ray'))
+    message = error_line(capsys, main, flags(files, tmp_path / 'set', '--engine', 'ray'))
     assert 'ray is missing; run: pip install "timm-dad[ray]"' in message
     assert not (tmp_path / 'set').exists()
 
 
 def test_the_engine_ray_takes_no_launcher(files, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv('RANK', '0')
-    message = error_of(capsys, flags(files, tmp_path / 'set', '--engine', 'ray'))
+    message = error_line(capsys, main, flags(files, tmp_path / 'set', '--engine', 'ray'))
     assert '--engine ray starts its processes itself: leave the launcher (torchrun, accelerate) out' in message
 
 
 def test_a_bad_input_size_names_its_own_flag(files, capsys):
     argv = flags(files, 'x', '--input-size', '3', '0', '16', img_size=None)
-    assert '--input-size: size must be positive, got (0, 16)' in error_of(capsys, argv)
+    assert '--input-size: size must be positive, got (0, 16)' in error_line(capsys, main, argv)
     argv = flags(files, 'x', '--input-size', '1', '16', '16', img_size=None)
-    assert '--input-size must begin with 3, got [1, 16, 16]' in error_of(capsys, argv)
+    assert '--input-size must begin with 3, got [1, 16, 16]' in error_line(capsys, main, argv)
 
 
 def test_data_without_names_of_classes_needs_their_number(files, tmp_path, capsys):
     argv = flags(files, tmp_path / 'set', dataset='wds/', data_dir=files / 'wds')
-    assert '--num-classes must be given: the data does not name its classes' in error_of(capsys, argv)
+    assert '--num-classes must be given: the data does not name its classes' in error_line(capsys, main, argv)
 
 
 def test_an_image_that_does_not_decode_is_named(files, tmp_path, capsys):
     write_images(tmp_path / 'data', NAMES)
     (tmp_path / 'data' / 'train' / 'dog' / '1.png').write_bytes(b'x')
-    message = error_of(capsys, flags(files, tmp_path / 'set', data_dir=tmp_path / 'data'))
+    message = error_line(capsys, main, flags(files, tmp_path / 'set', data_dir=tmp_path / 'data'))
     assert 'dog/1.png' in message
     assert not (tmp_path / 'set').exists()
 
@@ -582,7 +525,7 @@ def test_it_is_a_command_of_timm_dad(files, tmp_path, base):
 
 @pytest.mark.slow
 def test_repair_makes_again_what_is_damaged(files, tmp_path, base, capsys, monkeypatch):
-    assert 'contains no DAD set' in error_of(capsys, flags(files, tmp_path / 'set', '--repair'))
+    assert 'contains no DAD set' in error_line(capsys, main, flags(files, tmp_path / 'set', '--repair'))
     main(flags(files, tmp_path / 'set'))
     shard = tmp_path / 'set' / 'shards' / '000001.tar'
     shard.write_bytes(shard.read_bytes()[:-1])
@@ -591,7 +534,9 @@ def test_repair_makes_again_what_is_damaged(files, tmp_path, base, capsys, monke
     main(flags(files, tmp_path / 'set', '--repair'))
     assert content(tmp_path / 'set') == base
     monkeypatch.setenv('WORLD_SIZE', '2')
-    assert '--repair finds damage in one process' in error_of(capsys, flags(files, tmp_path / 'set', '--repair'))
+    assert '--repair finds damage in one process' in error_line(
+        capsys, main, flags(files, tmp_path / 'set', '--repair')
+    )
 
 
 @pytest.mark.parametrize('claim', ['lock', 'lease'])
@@ -607,7 +552,7 @@ def test_claims_change_no_byte(files, tmp_path, base, claim, monkeypatch):
 
 def test_locks_that_do_not_work_are_an_error_before_a_shard_is_made(files, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr('timm_dad.dad_sets.claims._TRY_LOCK', 'pass')
-    message = error_of(capsys, flags(files, tmp_path / 'set', '--claim', 'lock'))
+    message = error_line(capsys, main, flags(files, tmp_path / 'set', '--claim', 'lock'))
     assert 'where a lock (flock) does not keep a second process out: give --claim lease' in message
     assert not (tmp_path / 'set' / 'dad_set.json').exists()
 

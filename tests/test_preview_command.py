@@ -1,25 +1,19 @@
 """``timm-dad preview``, flag by flag."""
 
-import json
 import os
 
 import pytest
 import timm
 import torch
-import yaml
-from conftest import DDCONFIG
-from folders import write_pictures
+from commands import error_line, words
+from folders import write_hfds, write_pictures, write_wds
+from frozen_files import attack_flags, write_frozen
 from PIL import Image
 from safetensors.torch import save_file
-from test_generate import _wds
-from test_generate_command import _write_hfds
-from tiny import save_tiny
-from torch import nn
 
 from timm_dad.cli import main as cli
 from timm_dad.commands.generate import main as generate
 from timm_dad.commands.preview import create_parser, main, parse_args
-from timm_dad.vqgan.model import VQGAN, VQGANConfig
 
 FILES = ['preview.html', 'preview.png']
 
@@ -31,44 +25,17 @@ def files(tmp_path_factory):
     write_pictures(root / 'data', train=2, validation=3)
     write_pictures(root / 'other', validation=1)
     write_pictures(root / 'plain', none=2)
-    _write_hfds(root / 'hfds')
+    write_hfds(root / 'hfds')
     (root / 'wds').mkdir()
-    _wds(root / 'wds', [str(index) for index in range(8)], [index % 4 for index in range(8)])
-    with torch.random.fork_rng():
-        for seed in (1, 2):
-            torch.manual_seed(seed)
-            teacher = timm.create_model('test_resnet', num_classes=4)
-            nn.init.normal_(teacher.get_classifier().weight, std=5.0)
-            save_file(teacher.state_dict(), root / f'teacher{seed}.safetensors')
-            vqgan = VQGAN(VQGANConfig(ddconfig=DDCONFIG, n_embed=32, embed_dim=4))
-            with torch.no_grad():
-                vqgan.quant_conv.weight.mul_(3)
-                vqgan.quantize.embedding.weight.normal_()
-                vqgan.decoder.conv_out.weight.mul_(1.5)
-            save_file(vqgan.state_dict(), root / f'vqgan{seed}.safetensors')
-            params = {'ddconfig': DDCONFIG, 'n_embed': 32, 'embed_dim': 4}
-            content = {'model': {'target': 'taming.models.vqgan.VQModel', 'params': params}}
-            (root / f'vqgan{seed}.yaml').write_text(yaml.safe_dump(content))
-            if seed == 1:
-                save_tiny(vqgan, root / 'tiny.safetensors')
-    (root / 'map.txt').write_text('tree\nfish\ndog\ncat\n')
-    (root / 'teacher.json').write_text(json.dumps({'cat': 3, 'dog': 2, 'fish': 1, 'tree': 0}))
-    (root / 'names.txt').write_text('tool\nvehicle\nanimal\nplant\n')
-    (root / 'templates.txt').write_text('an abstract painting of a {}.\n')
+    write_wds(root / 'wds', [str(index) for index in range(8)], [index % 4 for index in range(8)])
+    write_frozen(root)
     return root
 
 
 def flags(files, output, *more, **changes):
     """A command line; ``changes`` replace flags, ``None`` leaves one out."""
-    values = {
-        'data_dir': files / 'data', 'output': output, 'img_size': 16, 'images': 2,
-        'dad_teacher': f'timm:test_resnet/{files / "teacher1.safetensors"}',
-        'dad_vqgan': files / 'vqgan1.safetensors', 'dad_eps': 2, 'dad_step_size': 2, 'device': 'cpu', **changes,
-    }  # fmt: skip
-    if 'codes' in more and '--dad-attack' in more:  # whose radius is another, and which has no step size
-        values.update(dad_eps=changes.get('dad_eps'), dad_step_size=changes.get('dad_step_size'))
-    given = [[f'--{name.replace("_", "-")}', str(value)] for name, value in values.items() if value is not None]
-    return [word for flag in given for word in flag] + [str(word).format(files=files) for word in more]
+    attack = attack_flags(files, more, changes)
+    return words({'data_dir': files / 'data', 'output': output, 'img_size': 16, 'images': 2, **attack}, more, files)
 
 
 def content(folder):
@@ -80,16 +47,6 @@ def base(files, tmp_path_factory):
     output = tmp_path_factory.mktemp('base')
     main(flags(files, output))
     return content(output)
-
-
-def error_of(capsys, argv):
-    """The one line that a command ends with."""
-    with pytest.raises(SystemExit) as caught:
-        main(argv)
-    assert caught.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if 'timm-dad preview: error: ' in line]
-    assert len(lines) == 1
-    return lines[0]
 
 
 # Every flag: what is given beside the plain flags (in both runs, and in the second alone), or the error.
@@ -166,7 +123,7 @@ def test_every_flag_changes_something_or_is_an_error(files, base, tmp_path, caps
         assert ELSEWHERE[dest] in globals()
     elif dest in ERRORS:
         given, message = ERRORS[dest]
-        assert message in error_of(capsys, flags(files, tmp_path / 'out', *given))
+        assert message in error_line(capsys, main, flags(files, tmp_path / 'out', *given))
         assert not (tmp_path / 'out').exists()
     else:
         both, second = CHANGES[dest]
@@ -267,9 +224,9 @@ def test_a_stream_gives_its_first_images(files, tmp_path, capsys):
     images = main(flags(files, tmp_path, *stream, images=3))
     assert [image.title for image in images] == ['image 0', 'image 1', 'image 2']
     assert [image.labels[0] for image in images] == [0, 1, 2]
-    error = error_of(capsys, flags(files, tmp_path, *stream, '--index', '1', images=None))
+    error = error_line(capsys, main, flags(files, tmp_path, *stream, '--index', '1', images=None))
     assert '--index needs data with an index, not a stream (wds/): use --images' in error
-    error = error_of(capsys, flags(files, tmp_path, *stream, images=9))
+    error = error_line(capsys, main, flags(files, tmp_path, *stream, images=9))
     assert '--images must be at most 8, the size of the data, got 9' in error
 
 
@@ -314,19 +271,23 @@ def test_wordnet_ids_are_shown_in_words(files, tmp_path):
 def test_bad_flags_are_named_before_anything_is_written(files, tmp_path, capsys, more, message):
     without = {'images': None} if '--index' in more or '--images' in more else {}
     without |= {'img_size': None} if '--img-size' in more or '--input-size' in more else {}
-    assert message in error_of(capsys, flags(files, tmp_path / 'out', *more, **without))
+    assert message in error_line(capsys, main, flags(files, tmp_path / 'out', *more, **without))
     assert not (tmp_path / 'out').exists()
 
 
 def test_what_is_missing_is_said(files, tmp_path, capsys):
-    assert '--dad-vqgan must name the weights of a VQGAN' in error_of(capsys, flags(files, tmp_path, dad_vqgan=None))
-    assert '--dad-teacher must be given: its default' in error_of(capsys, flags(files, tmp_path, dad_teacher=None))
+    assert '--dad-vqgan must name the weights of a VQGAN' in error_line(
+        capsys, main, flags(files, tmp_path, dad_vqgan=None)
+    )
+    assert '--dad-teacher must be given: its default' in error_line(
+        capsys, main, flags(files, tmp_path, dad_teacher=None)
+    )
 
 
 def test_a_label_that_is_no_class(files, tmp_path, capsys):
     save_file(timm.create_model('test_resnet', num_classes=3).state_dict(), tmp_path / 'three.safetensors')
     more = (*WDS, '--num-classes', '3', '--dad-teacher', f'timm:test_resnet/{tmp_path / "three.safetensors"}')
-    error = error_of(capsys, flags(files, tmp_path / 'out', *more, images=4))
+    error = error_line(capsys, main, flags(files, tmp_path / 'out', *more, images=4))
     assert error.endswith('labels must be from 0 to 2, image 3 has 3')
     assert not (tmp_path / 'out').exists()
 
@@ -334,20 +295,20 @@ def test_a_label_that_is_no_class(files, tmp_path, capsys):
 def test_an_image_that_does_not_decode_is_named(files, tmp_path, capsys):
     write_pictures(tmp_path / 'data', validation=1)
     (tmp_path / 'data' / 'validation' / 'dog' / '0.png').write_bytes(b'no picture')
-    error = error_of(capsys, flags(files, tmp_path / 'out', data_dir=tmp_path / 'data', images=4))
+    error = error_line(capsys, main, flags(files, tmp_path / 'out', data_dir=tmp_path / 'data', images=4))
     assert 'dog/0.png does not decode' in error
     assert not (tmp_path / 'out').exists()
 
 
 def test_a_folder_that_cannot_be_written(files, tmp_path, capsys, monkeypatch):
     (tmp_path / 'file').write_text('x')
-    error = error_of(capsys, flags(files, tmp_path / 'file' / 'out'))
+    error = error_line(capsys, main, flags(files, tmp_path / 'file' / 'out'))
     assert f'--output: {tmp_path / "file" / "out"} cannot be written: {tmp_path / "file"} is not a folder' in error
     (tmp_path / 'out' / 'preview.html').mkdir(parents=True)
-    error = error_of(capsys, flags(files, tmp_path / 'out'))
+    error = error_line(capsys, main, flags(files, tmp_path / 'out'))
     assert f'--output: {tmp_path / "out"} cannot be written: ' in error
     monkeypatch.setattr(os, 'access', lambda path, mode: False)  # root may write everywhere
-    assert 'you may not write to' in error_of(capsys, flags(files, tmp_path / 'mine'))
+    assert 'you may not write to' in error_line(capsys, main, flags(files, tmp_path / 'mine'))
 
 
 def test_it_is_a_command_of_timm_dad(files, base, tmp_path):
@@ -357,5 +318,5 @@ def test_it_is_a_command_of_timm_dad(files, base, tmp_path):
 
 def test_models_are_compiled(files, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr('torch.compile', lambda *args, **kwargs: 1 / 0)
-    message = error_of(capsys, flags(files, tmp_path / 'out', '--dad-compile'))
+    message = error_line(capsys, main, flags(files, tmp_path / 'out', '--dad-compile'))
     assert '--dad-compile: torch.compile does not work on this machine' in message

@@ -16,8 +16,10 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import test_generate_command
-from test_generate import assert_same_tree, picture, tree, write_images
-from test_generate_command import error_of, flags
+from commands import error_line
+from folders import picture
+from test_generate import assert_same_tree, tree, write_images
+from test_generate_command import flags
 
 from timm_dad.commands.generate import main
 from timm_dad.dad_sets.manifest import found_shards
@@ -206,7 +208,7 @@ def test_an_image_that_a_task_cannot_read_is_one_line(files, cluster, tmp_path, 
     write_images(tmp_path / 'data', names)
     broken = tmp_path / 'data' / 'train' / names[105]  # none of those that are looked at before
     broken.write_bytes(b'x')
-    message = error_of(capsys, many(files, tmp_path / 'set', '--engine', 'ray', data_dir=tmp_path / 'data'))
+    message = error_line(capsys, main, many(files, tmp_path / 'set', '--engine', 'ray', data_dir=tmp_path / 'data'))
     assert f'{names[105]} does not decode' in message
     assert message.endswith(f'(on {os.uname().nodename})')
     picture(names[105]).save(broken)
@@ -249,7 +251,7 @@ def test_a_task_that_fails_is_one_line_and_gone_on_from(files, cluster, tmp_path
     with monkeypatch.context() as patch:
         patch.setattr(ray_engine, '_PATIENCE', 0)
         patch.setattr(generate_ray, '_make_shards', task)
-        assert message in error_of(capsys, [*argv, '--engine', 'ray'])
+        assert message in error_line(capsys, main, [*argv, '--engine', 'ray'])
     main(argv)
     assert list(verify(tmp_path / 'set')) == []
 

@@ -6,8 +6,9 @@ import random
 import numpy as np
 import pytest
 import torch
+from folders import picture
 from PIL import Image
-from test_generate import Memory, Stream, open_source, picture, write_images
+from test_generate import Memory, Stream, open_source, write_images
 from timm.data import create_dataset, create_transform
 
 from timm_dad.data.images import Frame, Source

@@ -12,9 +12,10 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from folders import picture
 from stores import Counted, contents, quick_leases, s3_server
 from test_claims import few_pictures
-from test_generate import Stream, make, open_source, picture, tree, write_images
+from test_generate import Stream, make, open_source, tree, write_images
 
 from timm_dad.cli import main as command
 from timm_dad.commands.generate import main as generate

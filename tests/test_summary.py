@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from folders import picture
 from PIL import Image
-from test_generate import AUGMENT, SIDE, Memory, Stream, items, make, make_augment, open_source, picture, write_images
+from test_generate import AUGMENT, SIDE, Memory, Stream, items, make, make_augment, open_source, write_images
 
 from timm_dad.dad_sets.formats import unpack_codes
 from timm_dad.dad_sets.manifest import ShardManifest, read_json
