@@ -1,7 +1,7 @@
 """Tables of the second views: on emoji64 (study `latent`) and on PACS, with other augmentations beside them."""
 
 from collections.abc import Sequence
-from statistics import mean
+from statistics import correlation, mean
 
 from data import TRAIN_STYLE
 from latent_jobs import SECOND_VIEWS
@@ -25,6 +25,14 @@ from timm_dad.demo.data import TUNING_STYLE
 from timm_dad.evaluation.corruptions import CORRUPTIONS
 
 LATENT, MIXED_SPACES = 'DAD latent', 'DAD pixels or latent'
+LINE_DRAWINGS = ('noto-mono', 'emojione-mono')
+# Corruptions by what they take away: fine contours, the shape, or neither.
+KINDS = {
+    'pixel noise': ('gaussian_noise', 'shot_noise', 'impulse_noise'),
+    'elastic, pixelate': ('elastic_transform', 'pixelate'),
+    'blur': ('defocus_blur', 'glass_blur', 'motion_blur', 'zoom_blur'),
+    'weather, light': ('snow', 'frost', 'fog', 'brightness', 'contrast'),
+}
 
 
 def mean_three(result: Result) -> float:
@@ -119,6 +127,29 @@ def corruptions_table(runs: Runs) -> str:
     return markdown(['corruption', *(f'{row} - control' for row in rows)], lines)
 
 
+def trade_table(runs: Runs) -> str:
+    """Top-1 on line drawings beside that on kinds of corruptions, and how the two go together."""
+    figures: dict[str, Figure] = {'line drawings': mean_line_drawings}
+    figures |= {name: mean_of(names) for name, names in KINDS.items()}
+    rows = [row for row in row_names('latent') if row in runs.rows]
+    lines = [[row, *(runs.cell(row, of) for of in figures.values())] for row in rows]
+    if len(rows) > 2:
+        by_row = [[mean(of(result) for result in runs.rows[row].values()) for row in rows] for of in figures.values()]
+        cells = [f'{correlation(by_row[0], values):.2f}' for values in by_row[1:]]
+        lines.append(['correlation with line drawings, over the rows', '', *cells])
+    return markdown(['second view', *figures], lines)
+
+
+def mean_line_drawings(result: Result) -> float:
+    """Mean top-1 of the two styles without colour."""
+    return mean(result['styles'][name] for name in LINE_DRAWINGS)
+
+
+def mean_of(corruptions: Sequence[str]) -> Figure:
+    """Mean top-1 of some corruptions of noto val, over severities."""
+    return lambda result: mean(mean(result['corruptions'][name]) for name in corruptions)
+
+
 def latent_tables(results: dict[str, Result]) -> dict[str, str]:
     """Tables by name."""
     emoji, pacs, students = (Runs(results, study) for study in ('latent', 'pacs latent', 'pacs students'))
@@ -128,6 +159,7 @@ def latent_tables(results: dict[str, Result]) -> dict[str, str]:
         **{study: arms_table(runs, row_names(study), EMOJI_MIXED, EMOJI_AGAINST) for study, runs in others.items()},
         'latent curve': arms_table(curve, [*row_names('latent curve'), *SECOND_VIEWS], EMOJI_MIXED, EMOJI_AGAINST),
         'latent corruptions': corruptions_table(emoji),
+        'latent trade': trade_table(emoji),
         'latent ablation': ablation_table(results),
         'latent': arms_table(emoji, row_names('latent'), COLUMNS, EMOJI_AGAINST),
         'latent mixed': mixed_table(emoji, EMOJI_MIXED),
