@@ -7,6 +7,7 @@ import yaml
 
 from timm_dad.commands.generate import parse_args as parse_generate
 from timm_dad.commands.preview import parse_args as parse_preview
+from timm_dad.diagnosis.command import parse_args as parse_diagnose
 from timm_dad.flags.attack import attack_config, describe_attack
 from timm_dad.flags.dad import add_dad_args, check_dad_args, loss_config
 from timm_dad.flags.recipe import RECIPES
@@ -160,6 +161,44 @@ def test_radii_of_a_file_are_those_of_its_own_attack(tmp_path, config):
     assert attack_config(parse_args(args)).eps == 0.3
     assert attack_config(parse_args([*args, '--dad-attack', config.space])) == config
     assert attack_config(parse_args([*args, '--dad-attack', config.space, '--dad-eps', '0.2'])).eps == 0.2
+
+
+@pytest.mark.parametrize('parse_command', [parse_generate, parse_preview, parse_diagnose, parse_args])
+@pytest.mark.parametrize('own', ['', 'dad_attack: latent\n'])
+def test_every_command_leaves_the_lengths_of_another_attack_in_its_file(tmp_path, parse_command, own):
+    lengths = 'dad_eps: 0.3\ndad_step_size: 0.02\n' + ('dad_attack_from: input\n' if not own else '')
+    (tmp_path / 'own.yaml').write_text(own + lengths)
+    argv = ['--dataset', 'demo/noto', '--num-classes', '16', '--img-size', '32', '--output', str(tmp_path / 'out')]
+    argv += ['--dad-teacher', 'demo', '--dad-vqgan', 'demo', '--config', str(tmp_path / 'own.yaml')]
+    argv += {parse_args: ['--dad'], parse_diagnose: ['--ood', 'demo/twemoji']}.get(parse_command, [])
+    assert attack_config(parse_command(argv)).eps == 0.3
+    assert attack_config(parse_command([*argv, '--dad-attack', 'codes'])) == CodeAttackConfig()
+    other = AttackConfig() if own else LatentAttackConfig()
+    assert attack_config(parse_command([*argv, '--dad-attack', 'pixels' if own else 'latent'])) == other
+
+
+def test_a_recipe_is_an_attack_too(tmp_path):
+    (tmp_path / 'own.yaml').write_text('dad_recipe: latent\ndad_eps: 0.3\ndad_gradient_vqgan: demo\n')
+    argv = ['--config', str(tmp_path / 'own.yaml')]
+    assert attack_config(parse(*argv)).eps == 0.3
+    assert attack_config(parse(*argv, '--dad-attack', 'latent')).eps == 0.3
+    assert attack_config(parse(*argv, '--dad-recipe', 'released')) == AttackConfig()
+    assert attack_config(parse(*argv, '--dad-attack', 'codes')) == CodeAttackConfig()
+    assert parse(*argv, '--dad-attack', 'codes').dad_gradient_vqgan == 'demo'  # which codes take, too
+    (tmp_path / 'own.yaml').write_text('dad_eps: 0.3\ndad_eps_sched: linear\ndad_eps_start: 0.2\n')
+    args = parse(*argv, '--dad-recipe', 'latent')
+    assert attack_config(args) == LatentAttackConfig()
+    assert (args.dad_eps_sched, args.dad_eps_start) == ('linear', 0.0)
+
+
+@pytest.mark.parametrize('recipe', ['paper', 'released'])
+def test_a_recipe_of_the_command_line_takes_back_that_of_a_file(tmp_path, recipe):
+    (tmp_path / 'args.yaml').write_text(yaml.safe_dump(vars(parse('--dad-recipe', 'latent'))))
+    argv = ['--config', str(tmp_path / 'args.yaml'), '--dad-recipe', recipe]
+    args = parse_args(argv)
+    assert (args.dad_attack, args.dad_view_aug) == ('pixels', 'full')
+    assert loss_config(args) == loss_config(parse('--dad-recipe', recipe))
+    assert parse_args([*argv, '--dad-weight', '2']).dad_weight == 2.0
 
 
 def test_values_of_a_file_that_argparse_does_not_see():

@@ -178,6 +178,14 @@ def test_flags_of_the_dad_view_are_its_arms_alone(flags):
         assert args.dad_eps == eps
 
 
+@pytest.mark.parametrize('flags', ['--dad-recipe latent', '--dad-weight 1.5 --dad-view-aug base'])
+def test_the_control_keeps_its_augmentation_on_both_views(flags):
+    """The better control: with RandAugment on both views."""
+    of_arms = {arm: parse_args(run.arm_flags(arm, flags.split())) for arm in ('kd', 'dad')}
+    assert {arm: args.dad_view_aug for arm, args in of_arms.items()} == {'kd': 'full', 'dad': 'base'}
+    assert {args.dad_weight for args in of_arms.values()} == {1.5}
+
+
 @pytest.mark.parametrize(
     ('flags', 'message'),
     [

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 
 import pytest
+import timm
 import torch
 from folders import write_pictures, write_wds
 from PIL import Image
@@ -11,7 +12,11 @@ from timm.data import create_dataset
 from torch import nn
 
 import train_dad
+from timm_dad.data.datasets import dataset_class_names
 from timm_dad.data.images import Frame, Source
+from timm_dad.flags.dad import build_task
+from timm_dad.flags.data import create_dataset as create_data
+from timm_dad.flags.train import parse_args
 from timm_dad.method.attack import AttackConfig
 from timm_dad.method.augment import DADAugment
 from timm_dad.method.latent_space import LatentAttackConfig
@@ -41,14 +46,33 @@ def test_numbers_are_those_of_the_views(teacher, vqgan, x_pix):
 
 
 def test_the_label_filter_counts_no_view_that_became_the_reconstruction(teacher, vqgan, x_pix):
-    attack = LatentAttackConfig(eps=2.0, step_size=2.0)
-    target = torch.tensor([0, 1, 2, 3])
-    augment = DADAugment(teacher, vqgan, **ZERO_ONE, attack=attack, keep_label=True)
-    kept = augment.attack_centre(
-        augment.find_centre(x_pix, target), target, generator=[torch.Generator().manual_seed(i) for i in range(4)]
-    ).kept
-    found = look(augment, x_pix, target, seed=0)
-    assert found.changed == 0.0 if not kept.any() else found.changed > 0.5
+    for eps, steps in ((0.1, 1), (0.5, 0)):  # the attack loses labels that noise keeps
+        attack, target = LatentAttackConfig(eps=eps, num_steps=steps), teacher(vqgan(x_pix)).argmax(dim=1)
+        augment = DADAugment(teacher, vqgan, **ZERO_ONE, attack=attack, keep_label=True)
+        generators = [torch.Generator().manual_seed(index) for index in range(4)]
+        views = augment.attack_centre(augment.find_centre(x_pix, target), target, generator=generators)
+        found = look(augment, x_pix, target, seed=0)
+        assert found.kept == int(views.kept.sum())
+        assert f'in the {found.kept} views that --dad-keep-label leaves' in str(found)
+        changed = (views.dad_codes != vqgan.encode_to_codes(x_pix))[views.kept].float().flatten()
+        assert found.changed == pytest.approx(changed.mean().item() if len(changed) else 0.0)
+
+
+def test_the_attack_is_looked_at_as_it_will_be_when_the_schedule_ends(caplog):
+    """Cosine starts with next to nothing, which would be called too little."""
+    caplog.set_level('INFO', logger='timm_dad')
+    argv = '--dataset demo/noto --num-classes 16 --img-size 32 --dad --dad-teacher demo --dad-vqgan demo --epochs 300'
+    args = parse_args([*argv.split(), '--dad-recipe', 'latent', '--dad-eps-sched', 'cosine', '--dad-look', '4'])
+    student = timm.create_model('test_resnet', num_classes=16)
+    dataset = create_data(args, 'train', split_flag='--train-split')
+    half = {'mean': (0.5,) * 3, 'std': (0.5,) * 3}
+    data_config = {'input_size': (3, 32, 32), 'crop_pct': 1.0, 'interpolation': 'bicubic', **half}
+    names = dataset_class_names(dataset)
+    task, _ = build_task(args, student, data_config, names, dataset=dataset, device=torch.device('cpu'))
+    assert 'latents, l2, eps 0.5, 1 step of 0.5' in caplog.text
+    assert 'DAD on 4 pictures' in caplog.text
+    assert 'DAD will teach little' not in caplog.text
+    assert task.augment.attack.eps < 0.001
 
 
 @pytest.mark.parametrize(
@@ -57,6 +81,8 @@ def test_the_label_filter_counts_no_view_that_became_the_reconstruction(teacher,
         ({}, None),
         ({'right': (5, 5, 5)}, r'the teacher is right on 5 of 64 pictures, no more than chance.*docs/teachers\.md'),
         ({'right': (60, 8, 8)}, r'on 8 of their reconstructions.*--dad-vqgan.*docs/vqgan\.md'),
+        ({'kept': 0, 'changed': 0.0}, r'loses the label on every DAD view.*smaller --dad-eps.*--dad-keep-label out'),
+        ({'kept': 3}, None),
         ({'changed': 0.0}, r'the attack changes 0\.0% of the codes.*--dad-attack latent.*docs/attacks\.md'),
         ({'num_classes': 1000, 'right': (1, 1, 1)}, None),  # one of 64 is more than chance there
         ({'num_classes': 1000, 'right': (0, 0, 0)}, r'on 0 of 64'),

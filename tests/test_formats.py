@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
-from test_generate import items, make, open_source, tree, view_pixels, write_images
+from test_generate import AUGMENT, assert_same_view, items, make, open_source, tree, view_pixels, write_images
 from timm.data import create_dataset
 
 from timm_dad.common.files import write_files
@@ -26,6 +26,9 @@ from timm_dad.dad_sets.formats import (
 )
 from timm_dad.dad_sets.manifest import sha256
 from timm_dad.dad_sets.read import DADSet
+from timm_dad.method.augment import DADAugment
+from timm_dad.method.code_space import CodeAttackConfig
+from timm_dad.method.latent_space import LatentAttackConfig
 
 
 @pytest.fixture(scope='module')
@@ -74,6 +77,20 @@ def test_codes_of_a_set_are_those_that_its_file_holds(source, tmp_path):
             item = items(tmp_path)[8 * shard + row]
             for view in (0, 1):
                 assert dad_set._read(item['index'], view, item['name']) == codes[row, view].numpy().tobytes()
+
+
+@pytest.mark.parametrize('attack', [LatentAttackConfig(), CodeAttackConfig(neighbours=8)])
+def test_a_set_of_codes_has_the_views_of_a_set_of_pictures(source, tmp_path, attack):
+    """Views are images of codes in every space, so nothing of them is lost."""
+    augment = DADAugment(AUGMENT.teacher, AUGMENT.vqgan, mean=(0, 0, 0), std=(1, 1, 1), attack=attack)
+    sets = []
+    for format in ('folder', 'codes'):
+        make(source, tmp_path / format, augment, format=format, num_views=2)
+        sets.append(DADSet(tmp_path / format))
+    for index in range(len(source)):
+        for view in (0, 1):
+            found, expected = (view_pixels(dad_set, source, index, view) for dad_set in reversed(sets))
+            assert_same_view(found, expected, 'codes')
 
 
 # Pictures

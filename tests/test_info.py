@@ -13,6 +13,7 @@ from dad_sets import write_taught_set
 from folders import write_pictures
 from timm.data import create_dataset
 from timm.models import save_for_hf
+from tiny import save_tiny
 from torch import nn
 
 from timm_dad import load_vqgan
@@ -170,6 +171,17 @@ def test_other_trainings(flags, parts, kind, title, capsys):
     assert set(made['parts']) == parts
     assert list(made['batches']) == [kind]
     assert title in capsys.readouterr().out
+
+
+def test_the_attack_is_named_and_the_other_vqgan_counted(tmp_path, capsys):
+    save_tiny(load_vqgan(DEMO_VQGAN), tmp_path / 'tiny.safetensors')
+    attack = ['--dad-attack', 'disagreement', '--dad-eps-sched', 'linear', '--dad-cache', '0']
+    made = info.main([*SMALL, *attack, '--dad-gradient-vqgan', str(tmp_path / 'tiny.safetensors')])
+    own = sum(value.numel() for value in load_vqgan(tmp_path / 'tiny.safetensors').parameters())
+    assert made['parts']['gradient vqgan'] == {'parameters': own}
+    text = capsys.readouterr().out
+    assert 'Attack: latents, l2, eps 0.5, 1 step of 0.5, towards disagreement with the student' in text
+    assert 'gradient vqgan' in text
 
 
 @pytest.mark.parametrize('stored', [False, True])

@@ -1,5 +1,7 @@
 """The steps from one image to its DAD view."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from timm_dad.preview.image import (
     share,
     shown_names,
 )
+from timm_dad.vqgan.model import VQGAN
 
 NORM = {'mean': (0, 0, 0), 'std': (1, 1, 1)}
 
@@ -118,6 +121,33 @@ def test_settings_and_means_in_a_line(augment, x_pix):
     assert f'codes changed {sum(share(image.changed) for image in images) / 3:.1%}' in means
     right = [sum(image.probs[view].argmax().item() == image.labels[0] for image in images) for view in images[0].probs]
     assert means.endswith(f'teacher right on x {right[0]}, Q(x) {right[1]}, x_dad {right[2]}')
+
+
+def test_attacks_that_differ_are_told_apart(teacher, vqgan, vqgan_config):
+    tiny = VQGAN(dataclasses.replace(vqgan_config, networks='tiny'))
+    tiny.codebook.data.copy_(vqgan.codebook)
+    latent, codes = LatentAttackConfig(), CodeAttackConfig(neighbours=8)
+    attacks = [
+        (attack, gradient_vqgan)
+        for attack in (
+            latent,
+            LatentAttackConfig(objective='disagreement'),
+            LatentAttackConfig(num_steps=0),
+            LatentAttackConfig(num_steps=0, start_size=1.0),
+            codes,
+            dataclasses.replace(codes, candidates=1.0),
+            dataclasses.replace(codes, num_steps=0),
+        )
+        for gradient_vqgan in (None, tiny)
+    ]
+    told = [
+        describe_settings(
+            DADAugment(teacher, vqgan, mean=(0.5,) * 3, std=(0.5,) * 3, attack=attack, gradient_vqgan=gradient_vqgan)
+        )
+        for attack, gradient_vqgan in attacks
+    ]
+    assert len(set(told)) == len(attacks)
+    assert 'latents, l2, eps 0.5, 1 step of 0.5, random start with probability 1 at 0.5 of eps' in told[0]
 
 
 def test_names_for_readers():

@@ -301,13 +301,18 @@ def test_disagreement_in_a_step_of_any_student(teacher, vqgan, x_pix, name, dtyp
     assert (found[0] == found[1]).float().mean() > 0.95
 
 
-def test_a_task_freezes_the_other_decoder(student, teacher, vqgan, vqgan_config):
+def test_a_task_freezes_the_other_decoder_and_takes_it_along(student, teacher, vqgan, vqgan_config):
     tiny = VQGAN(dataclasses.replace(vqgan_config, networks='tiny')).train()
     tiny.codebook.data.copy_(vqgan.codebook)
     augment = DADAugment(teacher, vqgan, **HALF, attack=LATENT, gradient_vqgan=tiny)
-    DADTask(student, teacher, augment, **HALF, verbose=False)
+    task = DADTask(student, teacher, augment, **HALF, verbose=False)
     assert not tiny.training
     assert not any(parameter.requires_grad for parameter in tiny.parameters())
+    assert not any('vqgan' in name for name in task.state_dict())
+    task.load_state_dict(task.state_dict())
+    assert not task.train().gradient_vqgan.training
+    task.to('meta')
+    assert {part.device.type for part in tiny.parameters()} == {'meta'}
 
 
 @KINDS
@@ -320,13 +325,30 @@ def test_precisions(build, teacher, vqgan, x_pix, attack, precision):
     assert views.distance.max() > 0
 
 
-def test_gradients_of_zero_are_told(build, teacher, x_pix):
-    with torch.no_grad():
-        for parameter in teacher.parameters():
-            parameter.zero_()
-    for attack in (LATENT, CODES, AttackConfig()):
+ON_THE_SPHERE = LatentAttackConfig(start_size=1.0)  # where rounding moves a point that nothing else does
+
+
+@pytest.mark.parametrize('value', [0.0, float('nan')])
+@pytest.mark.parametrize('attack', [LATENT, ON_THE_SPHERE, CODES, AttackConfig()])
+def test_gradients_that_move_nothing_are_told(build, teacher, x_pix, attack, value):
+    teacher.register_full_backward_hook(lambda module, inputs, outputs: tuple(part * value for part in inputs))
+    for seed in range(4):
         with pytest.raises(ValueError, match=r'gradients .* are zero or not finite'):
-            make(build(attack), x_pix)
+            make(build(attack), x_pix, seeds=range(seed, seed + 4))
+
+
+def test_a_small_step_from_the_sphere_is_one(build, x_pix):
+    make(build(dataclasses.replace(ON_THE_SPHERE, step_size=0.001)), x_pix)
+
+
+def test_an_attack_that_is_replaced_takes_its_objective_along(student, teacher, vqgan, x_pix):
+    augment = DADAugment(teacher, vqgan, **HALF, attack=LatentAttackConfig(objective='disagreement'))
+    DADTask(student, teacher, augment, **HALF, verbose=False)
+    against_student = make(augment, x_pix)
+    augment.attack = LATENT
+    views = make(augment, x_pix)
+    assert torch.equal(views.x_adv, make(DADAugment(teacher, vqgan, **HALF, attack=LATENT), x_pix).x_adv)
+    assert not torch.equal(views.x_adv, against_student.x_adv)
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,16 @@ def test_a_yaml_file_may_hold_dad_flags_that_the_command_line_turns_off(parse):
     check_args(args)
 
 
+def test_lengths_of_another_attack_in_a_yaml_file_are_left(parse, tmp_path):
+    (tmp_path / 'own.yaml').write_text('lr: 0.1\ndad_eps: 0.3\ndad_step_size: 0.02\n')
+    for attack, expected in (('pixels', (0.3, 0.02)), ('latent', (0.5, 0.5))):
+        args = parse(*DAD, '--dad-attack', attack)
+        args.dad_eps, args.dad_step_size = 0.3, 0.02  # as set_defaults of a --config does
+        sys.argv += ['--config', str(tmp_path / 'own.yaml')]
+        check_args(args)
+        assert (args.dad_eps, args.dad_step_size) == expected
+
+
 # The task and its data.
 
 
@@ -383,6 +393,19 @@ def test_pairs_in_both_ways(script, pictures, dad_set, monkeypatch, kind):
 def to_pixels(x_norm):
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in ((0.4, 0.5, 0.6), (0.3, 0.2, 0.1)))
     return x_norm * std + mean
+
+
+@pytest.mark.parametrize(
+    'more', ['--dad-recipe latent --mixup 0.8', '--dad-attack codes --dad-neighbours 8', '--dad-attack disagreement']
+)
+def test_run_attacks_in_every_space(script, pictures, more):
+    main(['run', script(), '--data-dir', str(pictures), *DAD, *more.split(), '--epochs', '1'])
+    task = seen()[-1][1]
+    assert task.augment.attack.space == ('codes' if 'codes' in more else 'latent')
+    assert task.apart == ('recipe' in more)
+    for _, _, result in vars(sys.modules['__main__'])['batches']:
+        assert result['loss'].isfinite()
+        assert result['dad_loss'] > 0
 
 
 def test_run_without_dad_is_the_script(script, pictures):

@@ -12,9 +12,11 @@ from timm.task import TrainingTask
 from torch import nn
 
 from timm_dad.common.errors import is_main_process, user_errors
+from timm_dad.common.text_files import read_yaml
 from timm_dad.common.torch_files import read_checkpoint
 from timm_dad.data.datasets import dataset_class_names
 from timm_dad.data.pairs import DADPairs, PairStream
+from timm_dad.flags.attack import of_another_attack
 from timm_dad.flags.dad import add_dad_args, build_task, check_dad_args
 from timm_dad.flags.kwargs import mixes, mixup_kwargs
 from timm_dad.flags.pairs import open_dad_set, pair_dataset, uses_pairs
@@ -37,16 +39,27 @@ def check_args(args: argparse.Namespace) -> None:
         SystemExit: On a bad flag, with one line that names flag, rule, value and fix.
     """
     with user_errors(os.path.basename(sys.argv[0])):
-        check_dad_args(args, _given_dad_args())
+        given, configured = vars(without_defaults(_dad_parser()).parse_known_args()[0]), _read_config()
+        for name in of_another_attack(given, configured):
+            setattr(args, name, _dad_parser().get_default(name))
+        check_dad_args(args, given, configured)
         if args.dad:
             _check_train_script(args)
 
 
-def _given_dad_args() -> dict[str, Any]:
-    """Return only the flags ``--dad ...`` of the command line."""
+def _dad_parser() -> argparse.ArgumentParser:
+    """Create a parser of only the flags ``--dad ...``."""
     parser = argparse.ArgumentParser(add_help=False)
     add_dad_args(parser)
-    return vars(without_defaults(parser).parse_known_args()[0])
+    return parser
+
+
+def _read_config() -> dict[str, Any]:
+    """Return the flags of the file of timm's ``--config``, which has made them defaults; empty without one."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument('-c', '--config')
+    path = parser.parse_known_args()[0].config
+    return read_yaml(path) or {} if path else {}
 
 
 def _check_train_script(args: argparse.Namespace) -> None:

@@ -23,7 +23,7 @@ from timm_dad.flags.train import create_parser, parse_args
 PROGRAM = 'timm-dad demo'
 
 # KD sees a second random view, so that both it and DAD train on the same number of images.
-ARMS = {'plain': ['--no-dad'], 'kd': ['--dad-view', 'random'], 'dad': ['--dad-view', 'dad']}
+ARMS = {'plain': ['--no-dad'], 'kd': ['--dad-view', 'random', '--dad-view-aug', 'full'], 'dad': ['--dad-view', 'dad']}
 _OWN_FLAGS = (
     '--eval-suites',
     '--experiment',
@@ -33,7 +33,7 @@ _OWN_FLAGS = (
     '--seed',
     '--dad-view',
 )
-_DAD_ALONE = (*VIEW_FLAGS, 'dad_look', 'dad_same_crop', 'dad_replay', 'dad_preview_interval')
+_DAD_ALONE = (*VIEW_FLAGS, 'dad_view_aug', 'dad_look', 'dad_same_crop', 'dad_replay', 'dad_preview_interval')
 MEANS = {'mean unseen': UNSEEN_STYLES, 'mean but noto': tuple(style for style in STYLES if style != 'noto')}
 
 # Two-sided 95 % quantiles of Student's t, by number of seeds.

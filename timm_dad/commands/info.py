@@ -41,6 +41,7 @@ from timm_dad.flags.train import learning_rate, parse_args
 from timm_dad.method.augment import DADAugment
 from timm_dad.method.schedule import DADSchedule
 from timm_dad.method.task import DADTask
+from timm_dad.preview.image import describe_attack
 from timm_dad.training.batches import Batches
 from timm_dad.training.checkpoint import Checkpoints
 from timm_dad.training.loaders import create_train_loader
@@ -158,6 +159,7 @@ def make_report(args: argparse.Namespace, gpus: int = 1, images: int | None = No
     report['configuration'] = {
         'student': args.model,
         'input_size': list(config['input_size']),
+        'attack': None if augment is None else describe_attack(augment),
         'vqgan': augment.vqgan.origin.describe() if augment is not None and augment.vqgan.origin else None,
         'dad_precision': args.dad_precision if 'teacher' in report['parts'] and args.dad else None,
         'batch_size': args.batch_size,
@@ -182,6 +184,7 @@ def count_parts(task: TrainingTask, augment: DADAugment | None, x_norm: Tensor) 
         'student': task.get_eval_model(),
         'teacher': getattr(task, 'teacher', None),
         'vqgan': None if augment is None else augment.vqgan,
+        'gradient vqgan': None if augment is None else augment.gradient_vqgan,
     }
     parts: Report = {
         name: {'parameters': sum(value.numel() for value in network.parameters())}

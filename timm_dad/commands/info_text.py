@@ -25,14 +25,14 @@ def format_report(report: Mapping[str, Any]) -> str:
     size = 'x'.join(map(str, values['input_size']))
     lines = [
         f'{values["student"]} at {size}{precision}, {values["images"]} images, on {values["device"]}',
-        *([f'VQGAN: {values["vqgan"]}'] if values.get('vqgan') else []),
+        *(f'{title}: {values[key]}' for title, key in (('VQGAN', 'vqgan'), ('Attack', 'attack')) if values.get(key)),
         '',
-        f'{"an image":<10}{"parameters":>13}{"GMACs forward":>16}{"GMACs backward":>16}',
+        f'{"an image":<15}{"parameters":>13}{"GMACs forward":>16}{"GMACs backward":>16}',
     ]
     for name, part in report['parts'].items():
         forward, backward = (f'{part[way] / 1e9:.4g}' if way in part else '-' for way in ('forward', 'backward'))
         parameters = f'{part["parameters"] / 1e6:.2f} M' if 'parameters' in part else '-'
-        lines.append(f'{name:<10}{parameters:>13}{forward:>16}{backward:>16}')
+        lines.append(f'{name:<15}{parameters:>13}{forward:>16}{backward:>16}')
     lines.append('')
     if 'making' in report:
         making = report['making']

@@ -2,10 +2,11 @@
 
 import argparse
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from timm_dad.flags.fields import field_kwargs
+from timm_dad.flags.recipe import RECIPES
 from timm_dad.flags.rules import naming_flag, written
 from timm_dad.method.attack import AttackConfig
 from timm_dad.method.augment import AnyAttack
@@ -88,12 +89,26 @@ def attack_config(args: argparse.Namespace) -> AnyAttack:
         return config(**values)
 
 
-def forget_other_attack(args: argparse.Namespace, given: Collection[str], configured: Mapping[str, Any]) -> None:
-    """Drop a config file's values for another attack than the requested one: radii there have other units."""
-    if args.dad_attack != configured.get('dad_attack', 'pixels'):
-        for name in _FIELDS:
-            if f'dad_{name}' in configured and f'dad_{name}' not in given:
-                setattr(args, f'dad_{name}', None)
+def of_another_attack(given: Mapping[str, Any], configured: Mapping[str, Any]) -> set[str]:
+    """Return the flags of a file that are about another attack than the command line's: radii there have other units.
+
+    Args:
+        given: Flags from the command line; they name an attack or a recipe, or the file's attack stays.
+        configured: Flags from the config file.
+    """
+    own = _attack_of(configured)
+    wanted = _attack_of(given) if {'dad_attack', 'dad_recipe'} & set(given) else own
+    if wanted == own:
+        return set()
+    names = {*(f'dad_{name}' for name in _FIELDS), 'dad_eps_start', 'dad_attack_from'}
+    if wanted == 'pixels':
+        names.add('dad_gradient_vqgan')
+    return names & set(configured) - set(given)
+
+
+def _attack_of(flags: Mapping[str, Any]) -> Any:
+    recipe = RECIPES.get(str(flags.get('dad_recipe')), {})
+    return flags.get('dad_attack', recipe.get('dad_attack', 'pixels'))
 
 
 def fill_in_attack(args: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from timm_dad.common.errors import user_errors
 from timm_dad.common.text_files import read_yaml
+from timm_dad.flags.attack import of_another_attack
 from timm_dad.flags.parser import Parser, did_you_mean
 from timm_dad.flags.rules import check_seed, given_flags, under_flag, without_required, written
 
@@ -187,7 +188,8 @@ def parse_flags(
 
 def _not_overridden(parser: Parser, given: Mapping[str, Any], configured: Mapping[str, Any]) -> dict[str, Any]:
     """Return the file's values of flags not set on the command line; raise ``ValueError`` if it contradicts itself."""
-    kept = {name: value for name, value in configured.items() if name not in given}
+    dropped = {*given, *of_another_attack(given, configured)}
+    kept = {name: value for name, value in configured.items() if name not in dropped}
     for group in parser._mutually_exclusive_groups:
         names = [action.dest for action in group._group_actions]
         said = [name for name in names if kept.get(name) is not None]

@@ -2,7 +2,7 @@
 
 import argparse
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,6 @@ from timm_dad.common.errors import is_main_process
 from timm_dad.dad_sets.match import check_teacher
 from timm_dad.dad_sets.read import DADSet
 from timm_dad.data.images import Source
-from timm_dad.flags.attack import forget_other_attack
 from timm_dad.flags.fields import add_fields, dad_flags, from_flags
 from timm_dad.flags.header import log_models
 from timm_dad.flags.kwargs import num_channels, task_loss
@@ -77,15 +76,13 @@ def schedule_config(args: argparse.Namespace) -> DADSchedule:
     return from_flags(DADSchedule, args, {**_SCHEDULE, 'epochs': 'epochs'})
 
 
-def check_dad_args(
-    args: argparse.Namespace, given: Mapping[str, Any], configured: Mapping[str, Any] | None = None
-) -> None:
+def check_dad_args(args: argparse.Namespace, given: Mapping[str, Any], configured: Collection[str] = ()) -> None:
     """Apply the recipe, and check the group before anything is built.
 
     Args:
         args: Flags; defaults from the recipe and the attack are filled in.
         given: Flags from the command line, which must not be ignored.
-        configured: Flags from a config file; ``None`` if they are unknown.
+        configured: Flags from a config file.
 
     Raises:
         ValueError: If a flag has a bad value, is missing, or would be ignored.
@@ -98,7 +95,6 @@ def check_dad_args(
         return
     apply_recipe(args, add_dad_args, given, configured)
     check_training_without_labels(args, given)
-    forget_other_attack(args, given, configured or {})
     check_view_args(args, has_student=True)
     loss_config(args)
     schedule = schedule_config(args)
@@ -119,11 +115,12 @@ def check_dad_args(
         (not args.kd_model_name, '--kd-model-name is another kind of distillation than --dad: give only one'),
         (channels == 3, f'--dad needs images of 3 channels, got {channels}'),
         (constant or not uses_cache(args),
-         '--dad-eps-sched changes the attack by epoch, but cached views are made once: leave --dad-cache out'),
+         '--dad-eps-sched changes the attack by epoch, but cached views are made once: give --dad-cache 0'),
         (not args.dad_replay or args.dad_every > 1 or args.dad_prob < 1,
          '--dad-replay is for batches without fresh DAD views: it needs --dad-every or --dad-prob'),
         (not (args.dad_replay and args.dad_extra_task_weight),
-         '--dad-replay keeps views without labels, but --dad-extra-task-weight needs them: leave one of them out'),
+         '--dad-replay keeps views without labels, but --dad-extra-task-weight (set by --dad-recipe released) needs '
+         'them: leave one of them out'),
         (not args.dad_replay or makes_views(args),
          '--dad-replay keeps views made during training: leave it out with --dad-dir, --dad-cache and '
          '--dad-view random'),
@@ -218,6 +215,8 @@ def build_task(
         device=device,
         verbose=False,
     )
+    if task.full_attack is not None and augment is not None:
+        augment.attack = task.full_attack  # for what is logged: a schedule begins with less
     found = None
     if augment is not None and dataset is not None and args.dad_look and is_main_process():
         found = _look_first(args, augment, Source(dataset), data_config, device)
@@ -225,6 +224,7 @@ def build_task(
         log_models(args, task, augment, found)
     if found is not None:
         log_look(found)
+    task.set_epoch(0)
     return task, augment
 
 

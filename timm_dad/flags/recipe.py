@@ -39,27 +39,29 @@ def apply_recipe(
     args: argparse.Namespace,
     add_args: Callable[[argparse.ArgumentParser], None],
     given: Collection[str],
-    configured: Collection[str] | None,
+    configured: Collection[str],
 ) -> None:
     """Set the flags of the recipe, except those on the command line and those in the file that names the recipe.
+
+    A recipe of the command line also takes back what a recipe in the file may have set.
 
     Args:
         args: Flags, which are changed.
         add_args: Adds all these flags to a parser.
         given: Flags from the command line.
-        configured: Flags from a config file; if unknown, those that differ from their defaults.
+        configured: Flags from a config file.
 
     Raises:
         ValueError: If there is no such recipe.
     """
     if args.dad_recipe not in RECIPES:  # of a config file, which argparse does not check
         raise ValueError(f'--dad-recipe must be one of {", ".join(RECIPES)}, got {args.dad_recipe!r}')
-    parser = argparse.ArgumentParser(add_help=False)
-    add_args(parser)
-    kept = set(given)
-    if 'dad_recipe' not in given:
-        changed = {name for name in vars(args) if getattr(args, name) != parser.get_default(name)}
-        kept |= changed if configured is None else set(configured)
-    for name, value in RECIPES[args.dad_recipe].items():
+    values, kept = RECIPES[args.dad_recipe], {*given, *configured}
+    if 'dad_recipe' in given:
+        parser = argparse.ArgumentParser(add_help=False)
+        add_args(parser)
+        of_others = {name: parser.get_default(name) for flags in RECIPES.values() for name in flags}
+        values, kept = {**of_others, **values}, set(given)
+    for name, value in values.items():
         if name not in kept:
             setattr(args, name, value)

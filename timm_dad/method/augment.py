@@ -133,11 +133,15 @@ class DADAugment:
 
     def _ascended(self, x_pix: Tensor, target: Tensor) -> Tensor:
         """Return the loss of each image ``[B]`` that the attack ascends."""
-        if self.disagreement is not None:
-            return self.disagreement(x_pix)
-        if getattr(self.attack, 'objective', 'cross_entropy') != 'cross_entropy':
+        if not self._ascends_disagreement:
+            return self.targets.attack_loss(self.teacher(x_pix), target)
+        if self.disagreement is None:
             raise ValueError('objective disagreement needs the student: create the DADTask before making views')
-        return self.targets.attack_loss(self.teacher(x_pix), target)
+        return self.disagreement(x_pix)
+
+    @property
+    def _ascends_disagreement(self) -> bool:
+        return getattr(self.attack, 'objective', '') == 'disagreement'
 
     def make_views(self, x_pix: Tensor, target: Tensor, eps: Tensor | None = None) -> DADViews:
         """Reconstruct, attack and discretize.
@@ -243,7 +247,8 @@ class DADAugment:
 
     def _attack(self, centre: Centre, start: Tensor, target: Tensor, eps: Tensor | None) -> DADViews:
         space = self.space
-        evaluating = contextlib.nullcontext() if self.disagreement is None else self.disagreement.evaluating()
+        disagreement = self.disagreement if self._ascends_disagreement else None
+        evaluating = contextlib.nullcontext() if disagreement is None else disagreement.evaluating()
         with torch.autocast(centre.x0.device.type, enabled=False):
             with evaluating:
                 x_adv = space.attack(centre, start, target, eps)

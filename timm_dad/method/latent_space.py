@@ -23,6 +23,8 @@ OBJECTIVES = ('cross_entropy', 'disagreement')
 class LatentAttackConfig(AttackConfig):
     """Attack on a VQGAN's latents before quantization; lengths are fractions of an image's ``||encode(x)||``.
 
+    NOTE: below about 0.05 a radius hardly changes a code; one like 8/255 is meant for pixels.
+
     Raises:
         ValueError: If a value is out of range.
     """

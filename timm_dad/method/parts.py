@@ -1,6 +1,5 @@
 """The frozen parts of the method: checking their types, describing them, and keeping them out of the state dict."""
 
-from collections.abc import Mapping
 from typing import Any, get_args
 
 from timm.utils.model import unwrap_model
@@ -13,7 +12,7 @@ from timm_dad.teachers.ensemble import TeacherEnsemble
 from timm_dad.teachers.teacher import Teacher
 from timm_dad.vqgan.model import VQGAN
 
-FROZEN = ('teacher', 'vqgan')
+FROZEN = ('teacher', 'vqgan', 'gradient_vqgan')
 _MADE_BY: dict[type, str] = {
     Teacher: ': Teacher(net, mean=..., std=..., input_size=..., num_classes=...)',
     VQGAN: ': load_vqgan(PATH)',
@@ -90,6 +89,11 @@ def describe_vqgan(vqgan: VQGAN | None) -> str:
     return f'VQGAN({config.n_embed} codes of {config.embed_dim}, factor {config.factor})'
 
 
+def frozen_parts(task: nn.Module) -> dict[str, nn.Module]:
+    """Return the frozen networks that a task has, by name."""
+    return {name: part for name in FROZEN if (part := getattr(task, name)) is not None}
+
+
 def keep_student_alone(task: nn.Module) -> None:
     """Leave the frozen networks of a task out of its ``state_dict``, and do not require them in ``load_state_dict``."""
     task.register_state_dict_post_hook(_leave_out)
@@ -105,7 +109,5 @@ def _leave_out(task: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> 
 def _put_in(task: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     # States of before hold frozen networks, too; what counts are those that the task was made with.
     _leave_out(task, state, prefix)
-    for name in FROZEN:
-        frozen = getattr(task, name)
-        own: Mapping[str, Any] = {} if frozen is None else frozen.state_dict()
-        state.update({f'{prefix}{name}.{key}': value for key, value in own.items()})
+    for name, frozen in frozen_parts(task).items():
+        state.update({f'{prefix}{name}.{key}': value for key, value in frozen.state_dict().items()})

@@ -14,7 +14,14 @@ from timm_dad.method.chunked import Chunked
 from timm_dad.method.disagreement import Disagreement
 from timm_dad.method.extra import ExtraView, Prepared, StoredAnswers, like
 from timm_dad.method.loss import Criterion, DADLoss, DADLossConfig, create_criterion
-from timm_dad.method.parts import check_kinds, check_parts, describe_student, describe_teacher, keep_student_alone
+from timm_dad.method.parts import (
+    check_kinds,
+    check_parts,
+    describe_student,
+    describe_teacher,
+    frozen_parts,
+    keep_student_alone,
+)
 from timm_dad.method.replay import ReplayCache
 from timm_dad.method.schedule import DADSchedule
 from timm_dad.method.splits import add_splits
@@ -93,10 +100,11 @@ class DADTask(TrainingTask):  # type: ignore[misc]
         check_kinds(loss=(loss, DADLossConfig | None), schedule=(schedule, DADSchedule | None))
         norm = students.find_norm(student_model, mean, std, augment)
         self.trainable_module = student_model
-        self.teacher = teacher and teacher.eval().requires_grad_(False).to(self.device)
-        self.vqgan = augment.vqgan.eval().requires_grad_(False).to(self.device) if augment else None
-        if augment and augment.gradient_vqgan:
-            augment.gradient_vqgan.eval().requires_grad_(False).to(self.device)
+        # Parts of the task, so that they move with it.
+        self.teacher, self.vqgan = teacher, augment and augment.vqgan
+        self.gradient_vqgan = augment and augment.gradient_vqgan
+        for frozen in frozen_parts(self).values():
+            frozen.eval().requires_grad_(False).to(self.device)
         self.augment, self.apart, self.stored = augment, apart, stored
         self.pairs, self.full_attack = augment is None or apart, augment.attack if augment else None
         self.chunked = augment.chunked if augment else Chunked(micro_batch)
@@ -134,9 +142,9 @@ class DADTask(TrainingTask):  # type: ignore[misc]
             self.augment.attack = self.schedule.attack(self.full_attack, epoch)
 
     def train(self, mode: bool = True) -> 'DADTask':
-        """Set the student's mode; teacher and VQGAN stay in evaluation mode."""
+        """Set the student's mode; teacher and VQGANs stay in evaluation mode."""
         super().train(mode)
-        for frozen in filter(None, (self.teacher, self.vqgan)):
+        for frozen in frozen_parts(self).values():
             frozen.eval()
         return self
 

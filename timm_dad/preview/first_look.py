@@ -31,7 +31,8 @@ class FirstLook:
         num_classes: Number of classes.
         right: Number of pictures on which the teacher predicts the label, for ``x``, ``Q(x)`` and ``x_dad``.
         psnr: Mean PSNR of ``Q(x)`` to ``x``, in dB.
-        changed: Fraction of the codes that the attack changes.
+        changed: Fraction of the codes that the attack changes, in pictures whose view is not replaced by ``Q(x)``.
+        kept: Number of such pictures, if the label filter replaces the others.
         label_free: Whether the label is what the teacher predicts on ``x``.
         base_rate: Mean fraction of the classes that a picture has, if it may have several; each of them is right.
     """
@@ -41,6 +42,7 @@ class FirstLook:
     right: tuple[int, int, int]
     psnr: float
     changed: float
+    kept: int | None = None
     label_free: bool = False
     base_rate: float = 0.0
 
@@ -56,9 +58,10 @@ class FirstLook:
         right = f'right on x {x}, Q(x) {x_vq}, x_dad {x_dad}'
         if self.label_free:
             right = f'keeps its answer on Q(x) {x_vq}, x_dad {x_dad}'
+        filtered = '' if self.kept is None else f', in the {self.kept} views that --dad-keep-label leaves'
         return (
             f'DAD on {self.count} pictures: teacher {right}; PSNR of Q(x) '
-            f'{self.psnr:.1f} dB; codes changed by the attack {self.changed:.1%}'
+            f'{self.psnr:.1f} dB; codes changed by the attack {self.changed:.1%}{filtered}'
         )
 
     def problem(self) -> str | None:
@@ -76,6 +79,11 @@ class FirstLook:
             return (
                 f'the teacher {known}, no more than chance: the VQGAN loses what is in them; give --dad-vqgan one for '
                 'such pictures (docs/vqgan.md)'
+            )
+        if self.kept == 0:
+            return (
+                'the teacher loses the label on every DAD view, so all are reconstructions: give a smaller --dad-eps, '
+                'or leave --dad-keep-label out (docs/attacks.md)'
             )
         if self.changed < _LEAST_CHANGED:
             return (
@@ -136,6 +144,7 @@ def look(augment: DADAugment, x_pix: Tensor, target: Tensor, *, seed: int, batch
         right=(x, vq, dad),
         psnr=noise.mean().item(),
         changed=changed.float().mean().item() if len(changed) else 0.0,
+        kept=len(changed) if augment.keep_label else None,
         label_free=augment.label_free,
         base_rate=target.mean().item() if augment.targets.multi_label else 0.0,
     )

@@ -152,17 +152,23 @@ def describe_attack(augment: DADAugment) -> str:
     if augment.label_free or augment.targets.multi_label:
         lost = 'its answer'
     kept = f'; where the teacher loses {lost} x_dad is Q(x)' if augment.keep_label else ''
-    return f'{_describe_config(augment.attack)}{origin}{kept}'
+    through = '' if augment.gradient_vqgan is None else ', gradient through another VQGAN'
+    return f'{_describe_config(augment.attack)}{origin}{through}{kept}'
 
 
 def _describe_config(attack: AnyAttack) -> str:
     if isinstance(attack, CodeAttackConfig):
         which = 'that raise the loss most' if attack.num_steps else 'at random'
-        return f'codes, {attack.eps:g} of them replaced by ones of the {attack.neighbours} nearest, {which}'
+        return (
+            f'codes, {attack.eps:g} of them replaced by ones of the {attack.neighbours} nearest, {which}, at '
+            f'{attack.candidates:g} of the positions'
+        )
     steps = f'{attack.num_steps} step{"" if attack.num_steps == 1 else "s"} of {attack.step_size:g}'
     start = f'random start with probability {attack.random_start:g}'
-    of = f'latents, {attack.norm}' if isinstance(attack, LatentAttackConfig) else attack.norm
-    return f'{of}, eps {attack.eps:g}, {steps}, {start}'
+    if not isinstance(attack, LatentAttackConfig):
+        return f'{attack.norm}, eps {attack.eps:g}, {steps}, {start}'
+    towards = ', towards disagreement with the student' if attack.objective == 'disagreement' else ''
+    return f'latents, {attack.norm}, eps {attack.eps:g}, {steps}{towards}, {start} at {attack.start_size:g} of eps'
 
 
 def describe_means(images: Sequence[PreviewImage]) -> str:
