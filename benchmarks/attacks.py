@@ -19,6 +19,7 @@ from torch import Tensor
 
 from timm_dad import CodeAttackConfig, DADAugment, LatentAttackConfig, prepare_frozen
 from timm_dad.common.macs import count_macs
+from timm_dad.method.disagreement import Disagreement
 from timm_dad.vqgan_training.distill import create_tiny
 
 PIXELS = 'pixels, from Q(x)'
@@ -33,12 +34,17 @@ def make_attacks(args: argparse.Namespace) -> dict[str, DADAugment]:
         prepare_frozen(teacher, model, args.precision, torch.device(args.device), compile=args.compile)
     norm: dict[str, Any] = {'mean': (0.5,) * 3, 'std': (0.5,) * 3}
     latent, codes = LatentAttackConfig(), CodeAttackConfig()
+    disagreeing = DADAugment(teacher, vqgan, **norm, attack=replace(latent, objective='disagreement'))
+    student = workload.build_student(args.student).to(args.device).requires_grad_(False)
+    disagreeing.disagreement = Disagreement(student, teacher, disagreeing.norm, temperature=4.0)
     return {
         PIXELS: DADAugment(teacher, vqgan, **norm),
         'pixels, from x': DADAugment(teacher, vqgan, **norm, attack_from='input'),
         'latent': DADAugment(teacher, vqgan, **norm, attack=latent),
         'latent, gradient through tiny': DADAugment(teacher, vqgan, **norm, attack=latent, gradient_vqgan=tiny),
+        'latent, disagreement': disagreeing,
         'codes': DADAugment(teacher, vqgan, **norm, attack=codes),
+        'codes at random': DADAugment(teacher, vqgan, **norm, attack=replace(codes, num_steps=0)),
         'latent noise': DADAugment(teacher, vqgan, **norm, attack=replace(latent, num_steps=0)),
     }
 
@@ -47,7 +53,7 @@ def main() -> None:
     """Count and time all of them."""
     parser = argparse.ArgumentParser(description=__doc__)
     harness.add_flags(parser, rounds=3)
-    workload.add_flags(parser, batch_size=2)
+    workload.add_flags(parser, batch_size=2, student=True)
     parser.add_argument('--precision', choices=('fp32', 'bf16', 'fp16'), default='bf16', help='of all networks')
     args = parser.parse_args()
     device = harness.start(args)
