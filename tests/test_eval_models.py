@@ -14,6 +14,7 @@ from folders import CLASSES, write_pictures
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.data import ImageNetInfo, create_transform, resolve_data_config
+from timm.models import save_for_hf
 from torch import nn
 
 from timm_dad.commands.probe import main as probe
@@ -32,6 +33,7 @@ from timm_dad.evaluation.models import (
 from timm_dad.evaluation.runs import read_run
 from timm_dad.evaluation.suites.suite import Part, Suite
 from timm_dad.flags.train import create_parser
+from timm_dad.teachers.heads import load_tower
 from timm_dad.teachers.spec import DataClasses
 from timm_dad.teachers.teacher import create_open_clip_teacher
 
@@ -244,6 +246,18 @@ def test_the_fingerprint_is_of_weights_classes_and_cut(checkpoint, tmp_path):
     assert named.network.model.dad_precision == 'bf16'
 
 
+@pytest.mark.parametrize('change', [{'act_layer': 'silu'}, {'global_pool': 'max'}])
+def test_the_fingerprint_is_of_layers_without_weights_too(tmp_path, change):
+    state = timm.create_model('test_resnet', num_classes=4).state_dict()
+    prints = []
+    for name, model_kwargs in (('a', {}), ('b', change)):
+        args = argparse.Namespace(model='test_resnet', num_classes=4, model_kwargs=model_kwargs)
+        torch.save({'state_dict': state, 'args': args}, tmp_path / f'{name}.pth')
+        model = open_model(spec(f'timm:test_resnet/{tmp_path}/{name}.pth'), DataClasses(num_classes=4), ModelOptions())
+        prints.append(model.fingerprint)
+    assert prints[0] != prints[1]
+
+
 def test_the_fingerprint_is_of_the_text_tower(tmp_path):
     write_clip_folder(tmp_path)
     data = DataClasses(num_classes=2, class_names=['cat', 'dog'])
@@ -315,6 +329,14 @@ def test_a_run_is_its_student_as_it_was_validated(run, checkpoint):
         x_norm = (x_pix - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / torch.tensor([0.5, 0.6, 0.7]).view(3, 1, 1)
         torch.testing.assert_close(model.network(x_pix), expected.eval()(x_norm))
     assert model.frame == Frame(size=(160, 160), interpolation='nearest', crop_pct=0.9, fill=(0.1, 0.2, 0.3))
+
+
+def test_the_student_of_a_run_may_come_from_a_folder_of_another_number_of_classes(run, tmp_path):
+    save_for_hf(timm.create_model('test_vit', num_classes=3), tmp_path / 'three', model_config={'num_classes': 3})
+    folder = run('--model', f'local-dir:{tmp_path / "three"}')
+    model = open_model(spec(f'run:{folder}'), DataClasses(num_classes=2, class_names=['tree', 'cat']), ModelOptions())
+    assert model.network.class_index.tolist() == [CLASSES.index('tree'), CLASSES.index('cat')]
+    assert load_tower(f'run:{folder}')[0](torch.rand(1, 3, 160, 160)).shape == (1, 64)
 
 
 def test_classes_of_a_run_are_found_by_the_folders_of_its_training_data(run):

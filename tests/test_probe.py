@@ -289,6 +289,23 @@ def test_a_clip_fine_tuned_with_a_head_is_a_teacher(tmp_path, suffix, bias):
         torch.testing.assert_close(teacher(x_pix), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_the_tag_beside_such_a_file_states_activation_and_normalization(tmp_path, monkeypatch):
+    add_clip_name(tmp_path, 'tiny-tag')
+    tag = open_clip.pretrained._pcfg('nowhere', quick_gelu=True, mean=(0.5,) * 3, std=(0.5,) * 3)
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, 'tiny-tag', {'own': tag})
+    tuned = open_clip.create_model('tiny-tag', force_quick_gelu=True).eval()
+    head = nn.Linear(16, 5)
+    state = {f'visual.{name}': value for name, value in tuned.visual.state_dict().items()}
+    state.update({f'head.{name}': value.detach() for name, value in head.state_dict().items()})
+    save_file(state, tmp_path / 'tuned.safetensors')
+    x_pix = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = head(F.normalize(tuned.encode_image(normalize(x_pix, (0.5,) * 3, (0.5,) * 3)), dim=-1))
+    file = str(tmp_path / 'tuned.safetensors')
+    teacher = create_teacher_by_spec('open_clip:tiny-tag/own', DataClasses(num_classes=5), file)
+    torch.testing.assert_close(teacher(x_pix), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_a_file_of_a_whole_clip_has_no_head(tmp_path):
     file, _ = add_clip_name(tmp_path, 'tiny-whole')
     assert read_head(file) is None

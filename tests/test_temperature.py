@@ -169,6 +169,10 @@ def test_a_run_that_goes_on_keeps_its_number_and_no_other_does():
         ({**before, 'dad': False}, AUTO, ('auto', None)),
         ({**before, 'dad_teacher': ['timm:another']}, AUTO, ('auto', None)),
         ({**before, 'dad_teacher_weights': [1.0, 2.0]}, AUTO, ('auto', None)),
+        *(
+            ({**before, name: 'another'}, AUTO, ('auto', None))
+            for name in ('dad_teacher_img_size', 'dad_templates', 'dad_classnames', 'dad_class_map')
+        ),
     ):
         args = parse(*given)
         keep_temperature(args, flags_before)

@@ -77,6 +77,18 @@ def test_an_own_teacher_runs_as_it_was_trained(tmp_path, caplog, said):
     assert tower(x_pix).shape == (2, model.num_features)
 
 
+def test_class_names_beside_a_file_are_those_of_a_folder(tmp_path):
+    """As many classes in another order are not taken to be those of the data."""
+    config = {'num_classes': 3, 'label_names': ['c', 'a', 'b']}
+    save_for_hf(resnet(3), tmp_path, model_config=config, safe_serialization=True)
+    for spec in ('test_resnet/model.safetensors', 'local-dir:'):
+        name = spec.replace('/', f'/{tmp_path}/') if '/' in spec else f'{spec}{tmp_path}'
+        teacher = create_timm_teacher(name, 3, class_names=['a', 'b', 'c'])
+        assert teacher.class_index.tolist() == [1, 2, 0]
+        with pytest.raises(ValueError, match='it knows 0 of them by name'):
+            create_timm_teacher(name, 3, class_names=['x', 'y', 'z'])
+
+
 def test_the_file_is_read_once(tmp_path, monkeypatch):
     in_the_checkpoint(tmp_path, resnet())
     reads = []

@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import shutil
 import subprocess
 import sys
 import types
@@ -190,6 +191,10 @@ def test_fine_tuning_starts_from_the_weights(trained, pictures, tmp_path):
         (['--clip-grad', '0'], '--clip-grad: clip_grad must be more than 0, got 0.0'),
         (['--weight-decay', '-1'], '--weight-decay: weight_decay must be from 0 to 1, got -1.0'),
         (['--perceptual-weight', '0'], '--perceptual-weight: perceptual_weight must be more than 0 (or --perceptual'),
+        (['--perceptual-weight', '2'], '--perceptual-weight needs --perceptual lpips'),
+        (['--amp-dtype', 'bfloat16'], '--amp-dtype needs --amp'),
+        (['--no-aug', '--hflip', '1'], '--no-aug takes centre crops without mirroring: leave --hflip out'),
+        (['--epochs', '1', '--batch-size', '40'], '--epochs must give 2 steps or more, got 1'),
         (['--restart-interval', '-1'], '--restart-interval: restart_interval must be 0 or more, got -1'),
         (['--restart-until', '2'], '--restart-until: restart_until must be a fraction, from 0 to 1, got 2.0'),
         (['--scale', '0.5', '0.1'], '--scale must be two areas, 0 < LEAST <= MOST <= 1, got [0.5, 0.1]'),
@@ -255,6 +260,18 @@ def test_a_run_is_not_resumed_with_other_flags(trained, pictures, capsys):
     with pytest.raises(SystemExit):
         main(flags(pictures, trained[0], '--epochs', '3', '--resume', 'auto', '--hflip', '0'))
     assert 'resume.pt has other flags: --hflip 0.5 -> 0.0; choose another --output' in capsys.readouterr().err
+
+
+def test_a_run_from_another_vqgan_goes_on_with_it(pictures, tmp_path, capsys):
+    small = ['vqgan', 'train', '--data-dir', str(pictures), '--img-size', '16', '--batch-size', '8', '--workers', '0']
+    small += ['--output', str(tmp_path), '--steps', '4']
+    main([*small, '--init', 'demo'])
+    with pytest.raises(SystemExit):
+        main([*small, '--resume', 'auto'])
+    assert 'resume.pt has other flags: --init a VQGAN -> none' in capsys.readouterr().err
+    shutil.copy(tmp_path / 'best.safetensors', tmp_path / 'own.safetensors')
+    shutil.copy(tmp_path / 'best.yaml', tmp_path / 'own.yaml')
+    main([*small, '--init', str(tmp_path / 'own.safetensors'), '--resume', 'auto'])
 
 
 def test_a_run_of_version_0_1_is_not_resumed(pictures, tmp_path, capsys):

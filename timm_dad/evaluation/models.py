@@ -163,7 +163,12 @@ def open_model(
     teacher.input_size = frame.size
     preprocess = {name: getattr(frame, name) for name in ('interpolation', 'crop_pct', 'crop_mode', 'fill')}
     preprocess['input_size'] = frame.size
-    facts = {'model': teacher.fingerprint(), 'text': text_sketch(teacher), 'preprocess': preprocess}
+    facts = {
+        'model': teacher.fingerprint(),
+        'layers': _layers(teacher),
+        'text': text_sketch(teacher),
+        'preprocess': preprocess,
+    }
     prepare_frozen(teacher, None, options.precision, device)
     return EvalModel(
         name=model.name,
@@ -173,6 +178,14 @@ def open_model(
         timm_name=_timm_name(model, teacher),
         uncut_network=uncut_network(teacher),
     )
+
+
+def _layers(network: torch.nn.Module) -> list[str]:
+    """Describe what networks of the same weights may differ by: activations, pooling and the like."""
+    return [
+        f'{name}: {type(layer).__name__}({layer.extra_repr()}) {getattr(layer, "global_pool", "")!s:.40}'
+        for name, layer in network.named_modules()
+    ]
 
 
 def _timm_name(model: ModelSpec, teacher: Teacher) -> str | None:

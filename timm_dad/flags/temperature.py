@@ -21,7 +21,11 @@ AUTO = 'auto'
 NUM_IMAGES = 1000
 _BATCH_SIZE = 32
 # What else than the data decides the number.
-_DECIDES = ('dad', 'dad_teacher', 'dad_teacher_weights', 'dad_teacher_checkpoint')
+_DECIDES = (
+    'dad',
+    *(f'dad_teacher{what}' for what in ('', '_weights', '_checkpoint', '_img_size')),
+    *('dad_classnames', 'dad_templates', 'dad_class_map'),
+)
 _logger = logging.getLogger(__name__)
 
 # Gives the images, in batches [B, 3, H, W] in [0, 1], on which a teacher is asked.

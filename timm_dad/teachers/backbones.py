@@ -79,8 +79,8 @@ def _load_checkpoint(
     if architecture and trained.model.split('.')[0] == architecture:
         name = trained.model  # with the tag that the training began with, which has a normalization
     cfg = timm.get_pretrained_cfg(architecture) if architecture else None
-    head = cfg.classifier if cfg else None
-    weight = trained.state.get(f'{head[0] if isinstance(head, tuple) else head}.weight')
+    head = cfg.classifier if cfg else timm.create_model(name, **trained.model_kwargs).pretrained_cfg.get('classifier')
+    weight = trained.state.get(f'{head[0] if isinstance(head, list | tuple) else head}.weight')
     count = num_classes if weight is None else len(weight)
     model = timm.create_model(name, **{**trained.model_kwargs, 'num_classes': count})
     try:

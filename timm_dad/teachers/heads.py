@@ -113,15 +113,20 @@ def save_head(path: str | Path, head: LinearHead) -> None:
         save_file(tensors, temporary, {'timm_dad': json.dumps(known)})
 
 
-def load_tower(spec: str, weights: bool = True) -> tuple[nn.Module, dict[str, Any]]:
+def load_tower(spec: str, weights: bool = True, checkpoint_path: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
     """Load the image tower (to features ``[B, D]``) of a SPEC, and its normalization for ``Teacher``.
+
+    Args:
+        spec: The SPEC.
+        weights: Whether to load weights, or only build it.
+        checkpoint_path: Weights in place of those of an open_clip tag, which then states activation and normalization.
 
     Raises:
         ValueError: If it cannot be loaded, or the SPEC is of another kind.
     """
     source, _, name = spec.partition(':')
     if source == 'open_clip':
-        visual = load_open_clip(name, weights=weights)[0].visual
+        visual = load_open_clip(name, checkpoint_path, weights)[0].visual
         return visual.eval(), open_clip_norm(visual)
     if source in ('timm', 'run'):
         model = load_timm(*find_run(name)) if source == 'run' else load_timm(name)
@@ -136,14 +141,17 @@ def create_head_teacher(
     spec: str,
     num_classes: int,
     *,
+    checkpoint_path: str | None = None,
     class_names: Sequence[str] | None = None,
     class_map: Sequence[str] | None = None,
 ) -> Teacher:
     """Create a frozen teacher with the head's own logits; ``ValueError`` if tower, head or classes do not fit.
 
+    ``spec`` names the tower, and ``checkpoint_path`` the file of its weights, if ``spec`` names a tag beside it.
+
     If the data's class names differ from the head's, they are looked up there, unless there is a class map.
     """
-    visual, norm = load_tower(spec, weights=not head.visual)
+    visual, norm = load_tower(spec, not head.visual, checkpoint_path)
     try:
         if head.visual:
             visual.load_state_dict(head.visual)

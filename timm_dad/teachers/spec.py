@@ -133,8 +133,7 @@ def create_teacher_by_spec(
     if head is not None:
         if not head.visual:
             raise ValueError(f'{head_file} contains a head but no image tower (visual.*): give it as probe:{head_file}')
-        tower = name if ':' in name else f'{name.partition("/")[0]}/{head_file}'
-        return _with_head(head_file, head, f'open_clip:{tower}', data)
+        return _with_head(head_file, head, f'open_clip:{name}', data, checkpoint_path)
     templates = TEMPLATES if source == 'demo' else default_templates(data.class_names, data.num_classes)
     return create_open_clip_teacher(name, _names(data), data.templates or templates, checkpoint_path, device=device)
 
@@ -159,10 +158,11 @@ def _head_beside(name: str, checkpoint_path: str | None) -> tuple[LinearHead | N
     return read_head(file), file
 
 
-def _with_head(file: str, head: LinearHead, tower: str, data: DataClasses) -> Teacher:
+def _with_head(
+    file: str, head: LinearHead, tower: str, data: DataClasses, checkpoint_path: str | None = None
+) -> Teacher:
+    classes = {'class_names': data.class_names, 'class_map': data.class_map}
     try:
-        return create_head_teacher(
-            head, tower, data.num_classes, class_names=data.class_names, class_map=data.class_map
-        )
+        return create_head_teacher(head, tower, data.num_classes, checkpoint_path=checkpoint_path, **classes)
     except ValueError as error:
         raise ValueError(f'{file} {error}') from error

@@ -236,7 +236,8 @@ def create_timm_teacher(
     """
     model = load_timm(name, checkpoint_path, num_classes, img_size=img_size, use_ema=use_ema)
     own_head = bool(checkpoint_path) or (':' not in name.split('/')[0] and '/' in name)
-    named, labels = labels is not None, labels or timm_labels(model)
+    named = labels is not None or bool((model.pretrained_cfg or {}).get('label_names'))
+    labels = labels or timm_labels(model)
     try:
         if class_map is not None:
             class_index: Sequence[int] | None = resolve_classes(class_map, model.num_classes, labels)

@@ -131,7 +131,7 @@ def create_parser(command: str) -> Parser:
     return parser
 
 
-def _check_all(command: str, args: argparse.Namespace, _: dict[str, Any]) -> None:
+def _check_all(command: str, args: argparse.Namespace, given: dict[str, Any]) -> None:
     _check(args)
     if command == 'train':
         _check_architecture(args)
@@ -139,6 +139,20 @@ def _check_all(command: str, args: argparse.Namespace, _: dict[str, Any]) -> Non
     else:
         check_rules(((args.vqgan, '--vqgan must name the VQGAN to imitate (a file, a folder, a preset, or demo)'),))
         training_config(OptimizerConfig, args, steps=args.steps or 2)
+    _check_given(args, given)
+
+
+def _check_given(args: argparse.Namespace, given: dict[str, Any]) -> None:
+    """Refuse flags that would be ignored."""
+    random_crops = [written(name) for name in ('scale', 'hflip', 'vflip') if name in given]
+    rules = (
+        (args.perceptual == 'lpips' or 'perceptual_weight' not in given,
+         '--perceptual-weight needs --perceptual lpips'),
+        (args.amp or 'amp_dtype' not in given, '--amp-dtype needs --amp'),
+        (not (args.no_aug and random_crops),
+         f'--no-aug takes centre crops without mirroring: leave {"".join(random_crops[:1])} out'),
+    )  # fmt: skip
+    check_rules(rules)
 
 
 def _check(args: argparse.Namespace) -> None:

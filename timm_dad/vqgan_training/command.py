@@ -62,6 +62,8 @@ def main(argv: Sequence[str]) -> dict[str, float]:
         batches = create_batches(args, dataset, accelerator)
         loader_val = create_own_loader(args, dataset_val, accelerator)
         steps = args.steps or (args.epochs or 30) * len(batches)
+        if steps < 2:
+            raise ValueError(f'--epochs must give 2 steps or more, got {steps}: give more, or a smaller --batch-size')
         settings = create_settings(args, vqgan, steps, accelerator.num_processes)
         trainer = create_trainer(args, vqgan, accelerator, steps)
         run = VQGANRun(trainer, batches, loader_val, folder, settings, args.recovery_interval)
@@ -157,4 +159,6 @@ def create_settings(args: argparse.Namespace, vqgan: VQGAN, steps: int, num_proc
     settings = {name: value for name, value in vars(args).items() if name not in _INCIDENTAL}
     if 'vqgan' in settings:
         settings['vqgan'] = vqgan.fingerprint()
+    else:
+        settings['init'] = 'a VQGAN' if args.init else 'none'  # which one does not matter: the state has its weights
     return {**settings, 'steps': steps, 'epochs': None, 'processes': num_processes}

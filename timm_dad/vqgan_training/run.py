@@ -78,7 +78,12 @@ class VQGANRun:
         changed = changed_flags(state['settings'], self.settings)
         if changed:
             raise ValueError(f'--resume auto: {path} has other flags: {", ".join(changed)}; choose another --output')
-        self.trainer.load_state_dict(state['trainer'])
+        try:
+            self.trainer.load_state_dict(state['trainer'])
+        except RuntimeError as error:
+            raise ValueError(
+                f'--resume auto: {path} holds another architecture: give the --init of its run, or another --output'
+            ) from error
         self.epoch, self.batch, self.best = state['epoch'], state['batch'], state['best']
         self.meters.reset(*merged(state['meters'], self.accelerator.process_index, self.accelerator.num_processes))
 
