@@ -44,7 +44,7 @@ from timm_dad.training.checkpoint import Checkpoints
 from timm_dad.training.loaders import create_eval_loader, create_train_loader
 from timm_dad.training.meters import Meters, Metrics
 from timm_dad.training.preview import PreviewHook
-from timm_dad.training.resume import TrainState, advising_where_to_go_on, find_newest, open_checkpoint, resume_training
+from timm_dad.training.resume import TrainState, find_newest, open_checkpoint, resume_training
 from timm_dad.training.run_folder import RunFolder, take_over_flags
 from timm_dad.training.schedule import create_schedule, fast_forward, is_due, step_schedule
 from timm_dad.training.setup import create_accelerator
@@ -139,7 +139,7 @@ def main(
         checkpoints.restore(resumed, state)
 
         folder.start(vars(args), state.epoch)
-        stack.enter_context(advising_where_to_go_on(path))
+        stack.enter_context(folder.advising_where_to_go_on())
         init_trackers(args, accelerator, path.name)
         own_hooks: list[SuitesHook | PreviewHook] = []
         run = (task, accelerator, path, num_epochs)
@@ -191,6 +191,7 @@ def train_one_epoch(
         task.set_epoch(epoch, state.batch)
     task.train()
     optimizer.zero_grad()
+    second_order = getattr(optimizer.optimizer, 'is_second_order', False)
     num_batches, updates_per_epoch = len(batches), math.ceil(len(batches) / args.grad_accum_steps)
     shown = {'desc': f'Epoch {epoch}', 'total': num_batches, 'initial': state.batch, 'leave': False}
     bar = progress(batches.of_epoch(epoch, state.batch), show=accelerator.is_main_process, **shown)
@@ -200,7 +201,7 @@ def train_one_epoch(
         need_update = batch_idx + 1 == first_of_update + of_update
         with contextlib.nullcontext() if need_update else task.no_sync():
             result = task(input, target)
-            accelerator.backward(result['loss'] / of_update)
+            accelerator.backward(result['loss'] / of_update, create_graph=second_order)
         meters.add(result, len(input), f'epoch {epoch}, batch {batch_idx}')
         if not need_update:
             continue

@@ -11,7 +11,7 @@ from timm_dad.diagnosis.command import parse_args as parse_diagnose
 from timm_dad.flags.attack import attack_config, describe_attack
 from timm_dad.flags.dad import add_dad_args, check_dad_args, loss_config
 from timm_dad.flags.recipe import RECIPES
-from timm_dad.flags.train import parse_args
+from timm_dad.flags.train import create_parser, parse_args
 from timm_dad.method.attack import AttackConfig
 from timm_dad.method.code_space import CodeAttackConfig
 from timm_dad.method.latent_space import LatentAttackConfig
@@ -191,6 +191,17 @@ def test_a_recipe_is_an_attack_too(tmp_path):
     assert (args.dad_eps_sched, args.dad_eps_start) == ('linear', 0.0)
 
 
+@pytest.mark.parametrize('recipe', RECIPES)
+def test_a_recipe_is_applied_to_a_file_that_was_written_before_it_was(tmp_path, recipe):
+    """timm's script writes args.yaml with every flag, before ours are checked."""
+    parser = create_parser()
+    argv = [*DAD, '--dad-recipe', recipe, '--dad-prob', '0.3']
+    (tmp_path / 'args.yaml').write_text(yaml.safe_dump(vars(parser.parse_args(argv))))
+    again = parse_args(['--config', str(tmp_path / 'args.yaml')])
+    expected = vars(parse_args(argv))
+    assert {name: value for name, value in vars(again).items() if value != expected[name]}.keys() <= {'config'}
+
+
 @pytest.mark.parametrize('recipe', ['paper', 'released'])
 def test_a_recipe_of_the_command_line_takes_back_that_of_a_file(tmp_path, recipe):
     (tmp_path / 'args.yaml').write_text(yaml.safe_dump(vars(parse('--dad-recipe', 'latent'))))
@@ -199,6 +210,16 @@ def test_a_recipe_of_the_command_line_takes_back_that_of_a_file(tmp_path, recipe
     assert (args.dad_attack, args.dad_view_aug) == ('pixels', 'full')
     assert loss_config(args) == loss_config(parse('--dad-recipe', recipe))
     assert parse_args([*argv, '--dad-weight', '2']).dad_weight == 2.0
+
+
+def test_a_file_of_dad_that_does_not_say_dad_is_warned_of(tmp_path, caplog):
+    (tmp_path / 'own.yaml').write_text('dad_weight: 2\ndad_teacher: demo\n')
+    argv = ['--dataset', 'demo/noto', '--num-classes', '16', '--config', str(tmp_path / 'own.yaml')]
+    assert not parse_args(argv).dad
+    assert '--config has flags of DAD but not dad: true' in caplog.text
+    caplog.clear()
+    parse_args([*argv, '--no-dad'])
+    assert not caplog.text
 
 
 def test_values_of_a_file_that_argparse_does_not_see():

@@ -55,6 +55,18 @@ def parse(*argv):
     return parse_flags(create_parser, argv)
 
 
+def test_a_line_without_a_value_is_the_default(config):
+    args, _, configured = parse('--config', config('output: out\nlr:\nsize:\nsuite: null\n'))
+    assert (args.lr, args.size, args.suite) == (0.1, None, [])
+    assert set(configured) == {'output', 'size'}
+
+
+def test_true_is_a_list_flag_without_values(config):
+    given = ['--model', 'demo', '--suite', 'a=demo/noto', '--output', 'out', '--config']
+    assert evaluate.parse_args([*given, config('corrupt: true\n')]).corrupt == []
+    assert evaluate.parse_args([*given, config('corrupt:\n')]).corrupt is None
+
+
 def test_the_command_line_goes_before_the_file_and_the_file_before_defaults(config):
     path = config('output: out\nlr: 1e-3\nepochs: 5\ndad: true\nflag: true\nsuite: [a, b]\nsize: [2, 3]\nkind: b\n')
     args, given, configured = parse('--config', path, '--epochs', '7', '--no-dad')

@@ -90,6 +90,8 @@ def checked_flags(parser: Parser, values: Mapping[str, Any]) -> dict[str, Any]:
     """
     flags, checked = _by_name(parser), {}
     for name, value in values.items():
+        if value is None and name in flags and flags[name].default is not None:
+            continue  # a line without a value: the default
         try:
             checked[name] = _checked(parser, flags[name], value) if name in flags else value
         except (ValueError, argparse.ArgumentError) as error:
@@ -128,6 +130,8 @@ def _checked(parser: Parser, action: argparse.Action, value: Any) -> Any:
             raise ValueError('it must be true or false')
         return value
     several = action.nargs in ('+', '*') or isinstance(action.nargs, int)
+    if action.nargs == '*' and value is True:  # as the flag without values
+        return []
     if isinstance(value, list | dict) and not (several and isinstance(value, list)):
         raise ValueError(f'it must be {_KINDS.get(_kind(action), "a single text")}')
     entries = [_entry(parser, action, entry) for entry in (value if isinstance(value, list) else [value])]

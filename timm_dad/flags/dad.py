@@ -2,7 +2,8 @@
 
 import argparse
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -44,6 +45,7 @@ _LOSS = {
     **dad_flags('temperature', 'task_weight', 'kd_weight', 'extra_task_weight', 'feature_weight'),
     'dad_weight': 'dad_weight',
 }
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 _SCHEDULE = dad_flags('prob', 'every', 'replay', 'warmup_epochs', 'off_epoch', 'eps_sched', 'eps_start')
 
 
@@ -76,7 +78,9 @@ def schedule_config(args: argparse.Namespace) -> DADSchedule:
     return from_flags(DADSchedule, args, {**_SCHEDULE, 'epochs': 'epochs'})
 
 
-def check_dad_args(args: argparse.Namespace, given: Mapping[str, Any], configured: Collection[str] = ()) -> None:
+def check_dad_args(
+    args: argparse.Namespace, given: Mapping[str, Any], configured: Mapping[str, Any] = _NOTHING
+) -> None:
     """Apply the recipe, and check the group before anything is built.
 
     Args:
@@ -91,6 +95,8 @@ def check_dad_args(args: argparse.Namespace, given: Mapping[str, Any], configure
         for name in given:
             if name.startswith('dad_'):
                 raise ValueError(f'{written(name)} needs --dad')
+        if 'dad' not in {*given, *configured} and any(name.startswith('dad_') for name in configured):
+            _logger.warning('--config has flags of DAD but not dad: true, so this is a training without DAD')
         check_training_without_labels(args, given)
         return
     apply_recipe(args, add_dad_args, given, configured)

@@ -94,7 +94,7 @@ def train_loader_kwargs(args: argparse.Namespace, data_config: dict[str, Any]) -
         **_size_kwargs(args),
         **picked,
         'mixup': None if args.no_prefetcher else mixup_kwargs(args),
-        'interpolation': data_config['interpolation'] if args.no_aug else args.train_interpolation,
+        'interpolation': (not args.no_aug and args.train_interpolation) or data_config['interpolation'],
         # By default workers start anew in every epoch, as a resumed run does.
         'persistent_workers': lives_on and args.workers > 0 and not stops_mixing,
     }

@@ -96,7 +96,7 @@ def check_pair_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
         (not args.dad_stored_logits or args.dad_dir, '--dad-stored-logits needs --dad-dir'),
         ('dad_look' not in given or makes_views(args) or uses_cache(args),
          '--dad-look checks DAD views made in the training step: leave it out with --dad-dir and --dad-view random'),
-        (args.dad_attack != DISAGREEMENT or makes_views(args),
+        (args.dad_attack != DISAGREEMENT or not uses_cache(args),
          '--dad-attack disagreement needs the student, so it runs in the training step: give --dad-cache 0'),
         (not (args.resplit and args.dad_view_aug == 'base'),
          '--resplit spares the first view and --dad-view-aug base the last one: nothing would be erased; leave it out'),

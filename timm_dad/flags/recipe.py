@@ -1,7 +1,7 @@
 """``--dad-recipe``: defaults for several flags at once, each of which overrides it."""
 
 import argparse
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from timm_dad.flags.rules import written
@@ -39,11 +39,12 @@ def apply_recipe(
     args: argparse.Namespace,
     add_args: Callable[[argparse.ArgumentParser], None],
     given: Collection[str],
-    configured: Collection[str],
+    configured: Mapping[str, Any],
 ) -> None:
     """Set the flags of the recipe, except those on the command line and those in the file that names the recipe.
 
-    A recipe of the command line also takes back what a recipe in the file may have set.
+    A recipe of the command line also takes back what a recipe in the file may have set. In a file that holds every flag
+    as it was before a recipe was applied, as timm's script writes it, the defaults are no choice of anybody.
 
     Args:
         args: Flags, which are changed.
@@ -56,10 +57,12 @@ def apply_recipe(
     """
     if args.dad_recipe not in RECIPES:  # of a config file, which argparse does not check
         raise ValueError(f'--dad-recipe must be one of {", ".join(RECIPES)}, got {args.dad_recipe!r}')
+    parser = argparse.ArgumentParser(add_help=False)
+    add_args(parser)
     values, kept = RECIPES[args.dad_recipe], {*given, *configured}
+    if any(configured.get(name, 0) is None for name in ('dad_eps', 'dad_num_steps')):  # what our checks fill in
+        kept = {*given, *(name for name in configured if configured[name] != parser.get_default(name))}
     if 'dad_recipe' in given:
-        parser = argparse.ArgumentParser(add_help=False)
-        add_args(parser)
         of_others = {name: parser.get_default(name) for flags in RECIPES.values() for name in flags}
         values, kept = {**of_others, **values}, set(given)
     for name, value in values.items():

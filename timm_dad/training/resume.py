@@ -1,20 +1,18 @@
 """Resume a training: the checkpoint that ``--resume`` names, and the position in it."""
 
-import contextlib
 import logging
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from timm.task import TrainingTask, resume_task_checkpoint
 
-from timm_dad.common.errors import OwnError
 from timm_dad.common.torch_files import read_checkpoint
-from timm_dad.training.meters import Meters, NonFiniteLossError
+from timm_dad.training.meters import Meters
 
 LAST = 'last.pth.tar'
 
@@ -126,28 +124,6 @@ def _place(path: Path) -> tuple[int, int] | None:
     if recovery:
         return int(recovery[1]), int(recovery[2]) + 1
     return (int(numbered[1]) + 1, 0) if numbered else None
-
-
-@contextlib.contextmanager
-def advising_where_to_go_on(folder: Path, find_run: Callable[[Path], str] = find_newest) -> Iterator[None]:
-    """Add to the error of a non-finite loss where to resume from.
-
-    Args:
-        folder: Folder of the run.
-        find_run: Returns the file in it to resume from; empty if there is none.
-
-    Raises:
-        OwnError: In the processes with the non-finite loss.
-        SystemExit: In the others.
-    """
-    try:
-        yield
-    except NonFiniteLossError as error:
-        if not str(error):
-            sys.exit(2)  # another process says why
-        kept = find_run(folder)
-        advice = f'resume from {kept} with --resume auto' if kept else 'start again (there is no checkpoint yet)'
-        raise OwnError(f'{error}; lower --lr or set --clip-grad, and {advice}') from error
 
 
 @dataclass

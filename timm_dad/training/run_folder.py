@@ -4,6 +4,8 @@ import argparse
 import csv
 import itertools
 import logging
+import shlex
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,10 +17,12 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 from timm import utils
 
+from timm_dad.common.errors import OwnError
 from timm_dad.common.files import make_folder, replacing, write_file
 from timm_dad.common.text_files import read_yaml
 from timm_dad.flags.rules import written
 from timm_dad.flags.temperature import keep_temperature
+from timm_dad.training.meters import NonFiniteLossError
 
 _logger = logging.getLogger(__name__)
 
@@ -73,9 +77,33 @@ class RunFolder:
         """Release it; a ``KeyboardInterrupt`` gets the flags for resuming."""
         self._lock.release()
         if isinstance(error, KeyboardInterrupt):
-            names = self.flag.split('/')  # of the folder alone, or of the folder that it is in and its name
-            values = (self.path,) if len(names) == 1 else (self.path.parent, self.path.name)
-            error.args = (*itertools.chain(*zip(names, values, strict=True)), '--resume', 'auto')
+            error.args = self.resume_flags
+
+    @property
+    def resume_flags(self) -> tuple[str, ...]:
+        """The flags, each with its value, that continue this run."""
+        names = self.flag.split('/')  # of the folder alone, or of the folder that it is in and its name
+        values = (str(self.path),) if len(names) == 1 else (str(self.path.parent), self.path.name)
+        return (*itertools.chain(*zip(names, values, strict=True)), '--resume', 'auto')
+
+    @contextmanager
+    def advising_where_to_go_on(self) -> Iterator[None]:
+        """Add to the error of a non-finite loss where to resume from.
+
+        Raises:
+            OwnError: In the processes with the non-finite loss.
+            SystemExit: In the others.
+        """
+        try:
+            yield
+        except NonFiniteLossError as error:
+            if not str(error):
+                sys.exit(2)  # another process says why
+            kept = self._find_run(self.path)
+            advice = 'start again (there is no checkpoint yet)'
+            if kept:
+                advice = f'resume from {kept} with {shlex.join(self.resume_flags)}'
+            raise OwnError(f'{error}; lower --lr or set --clip-grad, and {advice}') from error
 
     def _hold(self, *, only_if: bool, resume: bool) -> None:
         """Take the lock, and create the folder for it; raise in all processes if it is not available."""

@@ -21,7 +21,6 @@ from timm_dad.flags.kwargs import amp_precision
 from timm_dad.flags.pairs import load_vqgan_by_spec
 from timm_dad.training.batches import Batches
 from timm_dad.training.loaders import create_train_loader
-from timm_dad.training.resume import advising_where_to_go_on
 from timm_dad.training.run_folder import RunFolder
 from timm_dad.training.setup import create_accelerator
 from timm_dad.vqgan.model import VQGAN
@@ -71,7 +70,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
         folder.start(vars(args), run.epoch)
         size = describe(trainer.vqgan, args.img_size)
         _logger.info('VQGAN of %s; steps %d to %d, to %s', size, trainer.steps_done, steps, path)
-        stack.enter_context(advising_where_to_go_on(path, find_state))
+        stack.enter_context(folder.advising_where_to_go_on())
         metrics = run.train()
         accelerator.end_training()
         return metrics
