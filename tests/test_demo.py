@@ -158,10 +158,13 @@ def test_flags_of_dad_do_not_reach_the_plain_arm(tmp_path, monkeypatch):
     run.main(
         ['--output', str(tmp_path / 'new'), '--epochs', '3', '--dad-weight', '1.5', '--dad-keep-label', '--lr', '1']
     )
-    plain, kd, dad = seen
-    assert plain[-4:] == ['--epochs', '3', '--lr', '1']
-    assert kd[-6:] == ['--epochs', '3', '--dad-weight', '1.5', '--lr', '1']
-    assert dad[-7:] == ['--epochs', '3', '--dad-weight', '1.5', '--dad-keep-label', '--lr', '1']
+    given = {
+        'plain': ['--epochs', '3', '--lr', '1'],
+        'kd': ['--epochs', '3', '--dad-weight', '1.5', '--lr', '1'],
+        'dad': ['--epochs', '3', '--dad-weight', '1.5', '--dad-keep-label', '--lr', '1'],
+    }
+    for (arm, own), argv in zip(run.ARMS.items(), seen, strict=True):
+        assert argv[6:] == [*given[arm], *own]  # after seed, output and experiment
 
 
 @pytest.mark.parametrize(
@@ -203,7 +206,13 @@ def test_bad_flags_of_one_arm_end_the_demo_before_the_first_training(tmp_path, c
     assert not (tmp_path / 'new').exists()
 
 
-@pytest.mark.parametrize('flag', ['--eval-suites', '--experiment', '--data-dir', '--seed'])
+def test_a_file_may_say_dad_which_each_arm_says_for_itself(tmp_path):
+    (tmp_path / 'own.yaml').write_text('dad: true\ndad_eps: 0.5\n')
+    _, extra = run._parse_own(['--config', str(tmp_path / 'own.yaml')])
+    assert [parse_args(run.arm_flags(arm, extra)).dad for arm in run.ARMS] == [False, True, True]
+
+
+@pytest.mark.parametrize('flag', ['--eval-suites', '--experiment', '--data-dir', '--seed', '--dad', '--no-dad'])
 def test_what_the_demo_sets_itself_is_refused(flag, capsys):
     with pytest.raises(SystemExit):
         run.main([flag, 'x'])

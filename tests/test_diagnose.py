@@ -166,10 +166,15 @@ def test_labels_that_are_none_of_the_classes(classes, allowed):
         list(sampled(classes=classes).batches('odd', 4, 8, 0, torch.device('cpu')))
 
 
-def suite(class_names, parts=(3,), groups=None, num_classes=None):
+def suite(class_names, parts=(3,), groups=None, num_classes=None, name='odd', resize=True, multi_labels=None):
+    names = ('threshold0.7', 'matched-frequency', 'top-images')
     return SimpleNamespace(
-        name='odd',
-        parts=[SimpleNamespace(dataset=Pictures(count, seed=count)) for count in parts],
+        name=name,
+        resize=resize,
+        parts=[
+            SimpleNamespace(name=part, dataset=Pictures(count, seed=count), multi_labels=multi_labels)
+            for part, count in zip(names, parts, strict=False)
+        ],
         class_names=class_names,
         num_classes=num_classes or len(class_names or ()),
         groups=groups,
@@ -197,6 +202,15 @@ def test_a_suite_is_sampled_over_all_its_parts():
     assert (batch.label.tolist(), batch.indices) == ([0, 4], [0, 7])
     (alone,) = Sample(Pictures(5, seed=5), [4], FRAME).batches('odd', 5, 8, 0, torch.device('cpu'))
     torch.testing.assert_close(batch.x_pix[1:], alone.x_pix)
+
+
+def test_a_suite_is_sampled_as_it_is_evaluated():
+    cut = Frame(size=(16, 16), crop_pct=0.5)
+    found = sample_suite(suite(None, (3, 5, 4), num_classes=5, name='imagenet-v2'), None, 5, range, cut)
+    assert (len(found), found.frame) == (5, cut)  # matched-frequency alone
+    assert sample_suite(suite(None, num_classes=3, resize=False), None, 3, range, cut).frame.crop_pct == 1.0
+    with pytest.raises(ValueError, match='odd has several right labels a picture: leave it out'):
+        sample_suite(suite(None, num_classes=3, multi_labels=[[0, 1]] * 3), None, 3, range, cut)
 
 
 def test_suites_whose_classes_are_not_the_models():
@@ -434,7 +448,7 @@ def test_the_temperature_is_that_of_the_divergence_and_batches_do_not_count(mode
         assert {**of, 'divergence': 0} == pytest.approx({**other[name], 'divergence': 0}, rel=1e-3)
 
 
-@pytest.mark.parametrize('names', [(), ('DAD',), ('near', 'clean')])
+@pytest.mark.parametrize('names', [(), ('DAD',), ('near', 'clean'), ('near', 'mean')])
 def test_names_of_ood_sets(teacher, vqgan, names):
     with pytest.raises(ValueError, match='OOD sets need names other than'):
         diagnose(sampled(), made(teacher, vqgan), {name: sampled() for name in names}, teacher)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +115,41 @@ def test_missing_suites_are_named_once_and_the_rest_runs(files, tmp_path, caplog
     assert caplog.text.count('there is no folder for imagenet-r=nowhere, mine=') == 1
     assert report['missing_suites'] == ['imagenet-r', 'mine']
     assert list(report['suites']) == ['noto']
+
+
+def test_lists_that_are_given_twice_are_one_list(files, tmp_path):
+    more = '--attack fgsm --attack pgd fgsm --corrupt fog --corrupt fog snow --severity 3 --severity 1'
+    args = parse_args(flags(files, tmp_path, *more.split()))
+    names = [(suite.name, [part.name for part in suite.parts]) for suite in collect_suites(args)[0]]
+    parts = ['fog/1', 'fog/3', 'snow/1', 'snow/3']
+    assert names == [('val', ['test']), ('val-corrupted', parts), ('val-fgsm', ['test']), ('val-pgd', ['test'])]
+
+
+def test_a_radius_of_a_file_belongs_to_its_norm(files, tmp_path, capsys):
+    (tmp_path / 'own.yaml').write_text('attack: [fgsm]\nattack_norm: l2\nattack_eps: 0.5\n')
+    argv = flags(files, tmp_path / 'out', '--config', str(tmp_path / 'own.yaml'))
+    args = parse_args(argv)
+    assert (args.attack_norm, args.attack_eps) == ('l2', 0.5)
+    error = error_line(capsys, main, [*argv, '--attack-norm', 'linf'])
+    assert '--attack-eps must be given with --attack-norm linf: that of --config may be for another norm' in error
+    assert parse_args([*argv, '--attack-norm', 'linf', '--attack-eps', '1/255']).attack_norm == 'linf'
+
+
+def test_plots_of_an_earlier_report_do_not_stay(files, tmp_path):
+    for name in ('ood.png', 'severity-val-c.png'):
+        (tmp_path / name).write_bytes(b'older')
+    main(flags(files, tmp_path))
+    assert not list(tmp_path.glob('*.png'))
+
+
+def test_a_suite_with_a_path_is_not_looked_for_in_the_data_root(files, tmp_path):
+    root = tmp_path / 'root'
+    for name in ('imagenet-a', 'imagenet_a'):
+        shutil.copytree(files / 'root' / 'imagenet-a', root / name)
+    with pytest.raises(ValueError, match='are both imagenet-a: keep one, or give imagenet-a=PATH'):
+        collect_suites(parse_args(flags(files, tmp_path, suite=None, data_root=root)))
+    args = parse_args(flags(files, tmp_path, suite=f'imagenet-a={root / "imagenet_a"}', data_root=root))
+    assert [suite.name for suite in collect_suites(args)[0]] == ['imagenet-a']
 
 
 def test_a_data_root_gives_what_is_there(files, tmp_path, caplog):

@@ -5,6 +5,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -179,7 +180,34 @@ def test_a_set_is_reinforced_when_it_is_whole_and_in_one_way_alone(files, tmp_pa
     assert (answers.repeats, answers.settings['transform']['input_size'][0]) == (2, 3)
     with pytest.raises(SystemExit, match='2'):
         main(flags(files, tmp_path / 'set', '--reinforce', '2', '--hflip', '0'))
-    assert 'reinforced is a set with other settings (transform.hflip: here 0.0, there 0.5)' in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert 'reinforced is a set with other settings (transform.hflip: here 0.0, there 0.5)' in error
+    assert f'or remove {tmp_path / "set" / "reinforced"} to answer anew' in error
+
+
+def test_damaged_answers_are_made_again_with_the_flags_that_make_them(files, tmp_path, capsys):
+    main(flags(files, tmp_path / 'set', '--reinforce', '2'))
+    before = tree(tmp_path / 'set')
+    logits = sorted((tmp_path / 'set' / 'reinforced' / 'logits').iterdir())[0]
+    logits.write_bytes(logits.read_bytes()[:-1] + b'?')
+    assert 'its stored answers are damaged, too (reinforced/logits/' in error_line(
+        capsys, main, flags(files, tmp_path / 'set', '--repair')
+    )
+    assert (tmp_path / 'set' / 'reinforced' / 'index.json').exists()
+    main(flags(files, tmp_path / 'set', '--repair', '--reinforce', '2'))
+    assert_same_tree(tmp_path / 'set', before)
+
+
+def test_unfinished_answers_are_told_and_such_as_are_hardly_begun_are_none(files, tmp_path, capsys):
+    main(flags(files, tmp_path / 'set', '--reinforce', '2'))
+    (tmp_path / 'set' / 'reinforced' / 'index.json').unlink()
+    with pytest.raises(SystemExit, match='is not finished, but what exists is intact'):
+        cli(['verify', str(tmp_path / 'set')])
+    shutil.rmtree(tmp_path / 'set' / 'reinforced')
+    (tmp_path / 'set' / 'reinforced' / '.work').mkdir(parents=True)
+    cli(['verify', str(tmp_path / 'set')])
+    assert 'is whole' in capsys.readouterr().out
+    main(flags(files, tmp_path / 'set', '--repair'))
 
 
 @pytest.mark.slow

@@ -183,7 +183,7 @@ def test_stored_logits_take_the_place_of_the_teacher(flat, tmp_path):
     output = str(tmp_path / 'set')
     generate.main([*of_folder(flat), *MODELS, '--no-labels', '--workers', '0', '--output', output,
                    '--dad-store-logits', '5'])  # fmt: skip
-    flags = ['--dad-dir', output, '--dad-stored-logits', '--no-aug', '--img-size', '32', '--num-classes', '16']
+    flags = ['--dad-dir', output, '--dad-stored-logits', '--no-aug', '--img-size', '32']
     train(tmp_path, of_folder(flat), models=flags)
     kept = [item['views'][0]['kept'] for manifest in DADSet(output).manifests() for item in manifest.items]
     assert float(last_line(tmp_path)['train_teacher_kept']) == pytest.approx(sum(kept) / COUNT, abs=1e-3)

@@ -20,6 +20,7 @@ from test_generate import assert_same_tree, tree
 
 from timm_dad.cli import main
 from timm_dad.commands import upload
+from timm_dad.commands.set_commands import generate_command, train_command
 from timm_dad.common.timm_version import NEW_TIMM
 from timm_dad.dad_sets.card import size_category
 from timm_dad.dad_sets.formats import place_of
@@ -150,6 +151,16 @@ def test_the_card_says_what_the_set_is_in_the_hubs_own_data(made, tmp_path, no_h
     ):  # fmt: skip
         assert said in card.text
     assert str(made) not in card.text  # folders of the machine that made it
+
+
+def test_the_commands_of_data_without_splits_and_names_say_so(made):
+    dad_set = DADSet(made / 'plain')
+    dad_set.settings['data'].update(split='', class_names=None)
+    generate, train = generate_command(dad_set, 'out'), train_command(dad_set, 'out')
+    assert "--split ''" in generate
+    assert '--num-classes 4' in generate
+    assert "--train-split '' --val-split ''" in train
+    parse_args(shlex.split(train.replace('DIR', str(made / 'pictures')).replace(' out', f' {made / "plain"}'))[2:])
 
 
 @pytest.mark.slow

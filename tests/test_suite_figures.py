@@ -168,3 +168,4 @@ def test_clean_suites():
     assert clean_suite(suites, 'imagenet-r') == clean_suite(suites, 'mine') == 'imagenet'
     assert clean_suite(suites[:2], 'mine') == 'noto'
     assert clean_suite(suites[3:], 'mine') is None
+    assert clean_suite([suite('photos-clean', 'clean')], 'mine') == 'photos-clean'

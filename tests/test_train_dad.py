@@ -269,7 +269,9 @@ def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_checkpoint(pictures,
     monkeypatch.setattr(torch.nn.CrossEntropyLoss, 'forward', poisoned)
     with pytest.raises(SystemExit, match='2'):
         train_dad.main(flags(pictures, tmp_path, '--smoothing', '0'))
-    message = r'error: the loss is not finite in epoch 1, batch 1, process 0 .*last\.pth\.tar with --output .* --resume auto$'
+    message = (
+        r'error: the loss is not finite in epoch 1, batch 1, process 0 .*last\.pth\.tar with --output .* --resume auto$'
+    )
     assert re.search(message, capsys.readouterr().err.strip())
     assert weights(tmp_path)['epoch'] == 0
     assert all(value.isfinite().all() for value in weights(tmp_path)['state_dict'].values())

@@ -23,7 +23,11 @@ from timm_dad.flags.train import create_parser, parse_args
 PROGRAM = 'timm-dad demo'
 
 # KD sees a second random view, so that both it and DAD train on the same number of images.
-ARMS = {'plain': ['--no-dad'], 'kd': ['--dad-view', 'random', '--dad-view-aug', 'full'], 'dad': ['--dad-view', 'dad']}
+ARMS = {
+    'plain': ['--no-dad'],
+    'kd': ['--dad', '--dad-view', 'random', '--dad-view-aug', 'full'],
+    'dad': ['--dad', '--dad-view', 'dad'],
+}
 _OWN_FLAGS = (
     '--eval-suites',
     '--experiment',
@@ -31,6 +35,8 @@ _OWN_FLAGS = (
     '--dataset',
     '--resume',
     '--seed',
+    '--dad',
+    '--no-dad',
     '--dad-view',
 )
 _DAD_ALONE = (*VIEW_FLAGS, 'dad_view_aug', 'dad_look', 'dad_same_crop', 'dad_replay', 'dad_preview_interval')
@@ -65,7 +71,7 @@ def run_arms(output: Path, seed: int, extra: Sequence[str]) -> dict[str, Top1]:
 
 def arm_flags(arm: str, extra: Sequence[str]) -> list[str]:
     """Return the flags of an arm: its own, and the extra ones that it can use, with their values."""
-    kept = list(ARMS[arm])
+    kept = []
     skipping = False
     for flag in extra:
         if flag.startswith('-') and not re.match(r'-\.?\d', flag):  # a negative number is a value
@@ -73,7 +79,7 @@ def arm_flags(arm: str, extra: Sequence[str]) -> list[str]:
             skipping = (arm == 'plain' and name.startswith('dad_')) or (arm == 'kd' and name in _DAD_ALONE)
         if not skipping:
             kept.append(flag)
-    return kept
+    return [*kept, *ARMS[arm]]
 
 
 def half_width(values: Sequence[float]) -> float:
@@ -134,7 +140,8 @@ def _parse_own(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
         configured = read_config(of_arms, args.config)
     parser.set_defaults(**{name: configured.pop(name) for name in ('output', 'seeds') if name in configured})
     args, extra = parser.parse_known_args(argv)
-    configured.pop('config', None)
+    for name in ('config', 'dad'):  # every arm has its own
+        configured.pop(name, None)
     return args, [*config_flags(of_arms, configured), *extra]
 
 

@@ -155,7 +155,8 @@ def _make(args: argparse.Namespace, source: Source) -> dict[str, Any] | None:
         repair=args.repair,
     )
     if args.reinforce and summary is not None:
-        job.answer(create_claims(args), progress=is_main_process())
+        if job.answer(create_claims(args), progress=is_main_process()) is None:
+            print('Answers on other parts of the set remain: run the same command again, in one process')
     return summary
 
 

@@ -72,7 +72,7 @@ class Job:
         """Run ``generate`` for the set, with ``more`` of its arguments."""
         return generate(
             self.source, self.augment, self.args.output, self.config, self.settings,
-            device=self.device, workers=self.args.workers, claims=claims, **more,
+            device=self.device, workers=self.args.workers, answers=bool(self.args.reinforce), claims=claims, **more,
         )  # fmt: skip
 
     def answer(self, claims: Callable[[Any], Claims], *, progress: bool) -> Reinforcement | None:

@@ -47,6 +47,7 @@ def generate_command(dad_set: DADSet, output: str) -> str:
         ),
         **settings['files'],
         **_reinforce_flags(dad_set),
+        **({'num_classes': settings['data']['num_classes']} if settings['data']['class_names'] is None else {}),
         'output': output,
     }
     defaults = {name: _plain(value) for name, value in vars(create_parser().parse_args(['--output', ''])).items()}
@@ -64,6 +65,7 @@ def train_command(dad_set: DADSet, dad_dir: str) -> str:
     return _command('train', {
         **_data_flags(settings),
         **({'train_split': split} if split != 'train' else {}),
+        **({'val_split': ''} if split == '' else {}),  # such data has no splits
         'dad': True,
         'dad_dir': dad_dir,
         **({'dad_stored_logits': True, 'no_prefetcher': bool(replayed['reprob']), **replayed} if replayed else {}),
@@ -129,7 +131,7 @@ def _plain(value: Any) -> Any:
 
 
 def _words(flag: str, value: Any) -> list[str]:
-    if value is None or value is False or value == '':
+    if value is None or value is False or (value == '' and not flag.endswith('split')):
         return []
     if value is True:
         return [flag]

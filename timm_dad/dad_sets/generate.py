@@ -43,6 +43,7 @@ def generate(
     progress: bool = True,
     one_thread: bool = True,
     repair: bool = False,
+    answers: bool = True,
     claims: Callable[[Any], Claims] | None = None,
 ) -> dict[str, Any] | None:
     """Make or continue a DAD set; return when it is finished, or when this process's part of it is.
@@ -61,6 +62,7 @@ def generate(
         one_thread: Whether to compute with one thread on a CPU, so that the files do not depend on the number of
             threads.
         repair: Whether to look first for missing or altered items of a set, and make exactly those again.
+        answers: Whether stored answers that ``repair`` finds damaged will be made again (by ``reinforce``).
         claims: Creates the claims on shards for the folder or URL; native locks or leases by default.
 
     Returns:
@@ -76,7 +78,7 @@ def generate(
         with computing(root, device, one_thread=one_thread):
             place, all_settings = as_root(root), {**settings, **config.settings}
             if repair:
-                clear_damage(place, all_settings, progress)
+                clear_damage(place, all_settings, progress, answers=answers)
             check_place(place, all_settings)  # before anything is written into it
             with open_folder(place, all_settings, len(source), config.shard_size, claims) as folder:
                 done = folder.images_done()

@@ -60,7 +60,7 @@ class SetFolder:
         self.settings = read_settings(self.root)
         if index is None and not (self.root / INDEX).is_file():
             fix = 'start the same timm-dad generate again to continue'
-            if cached_repo(self.root) is not None:
+            if 'snapshots' in self.root.absolute().parts and cached_repo(self.root) is not None:  # of the hub
                 fix = 'its upload was interrupted; start the upload again to continue'
             raise ValueError(f'{self.root} is not finished: {fix}')
         self.index = index or read_json(self.root / INDEX)

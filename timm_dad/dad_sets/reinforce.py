@@ -27,7 +27,7 @@ from timm_dad.dad_sets.claims import Claims
 from timm_dad.dad_sets.formats import logits_path, place_of
 from timm_dad.dad_sets.generate import computing
 from timm_dad.dad_sets.logits import StoredLogits, add_logits, kept_share
-from timm_dad.dad_sets.manifest import FORMAT_VERSION, REINFORCED, ShardManifest
+from timm_dad.dad_sets.manifest import FORMAT_VERSION, REINFORCED, SETTINGS, ShardManifest
 from timm_dad.dad_sets.mixtures import Mixtures
 from timm_dad.dad_sets.read import DADSet, SetFolder
 from timm_dad.dad_sets.shards import ShardedFolder
@@ -87,7 +87,7 @@ class ReinforceConfig:
 
 def is_reinforced(root: str | Path) -> bool:
     """Return whether a DAD set has answers on augmentations, complete or not."""
-    return (Path(root) / REINFORCED).is_dir()
+    return (Path(root) / REINFORCED / SETTINGS).is_file()
 
 
 class Reinforcement(SetFolder):

@@ -19,6 +19,7 @@ from timm_dad.common.files import write_file
 from timm_dad.dad_sets.claims import Claims, Locks
 from timm_dad.dad_sets.manifest import (
     INDEX,
+    REINFORCED,
     SETTINGS,
     WORK,
     ShardManifest,
@@ -55,9 +56,10 @@ def check_same(place: Path | str, settings: Mapping[str, Any], there: Mapping[st
     """Raise ``ValueError`` if a set has other settings."""
     others = differences(identity(settings), identity(there))
     if others:
+        other = f'remove {place} to answer anew' if str(place).endswith(f'/{REINFORCED}') else 'choose another folder'
         raise ValueError(
             f'{place} is a set with other settings ({"; ".join(others[:3])}): give the same flags to continue it, or '
-            'choose another folder'
+            f'{other}'
         )
 
 

@@ -54,8 +54,10 @@ def _stored_shards(store: Store, folder: str = '') -> set[int]:
 
 
 def is_finished(root: Path | str) -> bool:
-    """Return whether a set is finished, in a folder or at a URL."""
-    return (root / INDEX).exists() if isinstance(root, Path) else Store(root).exists(INDEX)
+    """Return whether a set is finished, in a folder or at a URL, and its stored answers, if they are begun."""
+    has = (lambda name: (root / name).exists()) if isinstance(root, Path) else Store(root).exists
+    begun, done = (f'{REINFORCED}/{name}' for name in (SETTINGS, INDEX))
+    return bool(has(INDEX) and (has(done) or not has(begun)))
 
 
 def check_begun(store: Store) -> None:

@@ -59,7 +59,8 @@ def _write(folder: ShardedFolder, source: Source, frame: Frame, augment: DADAugm
         files['class_map.txt'] = class_map.encode(errors='surrogateescape')
     if dad_set.format == 'wds':
         split = str(dad_set.settings['data']['split'])
-        split = 'train' if 'tar' in split or '..' in split else split  # timm takes these for names of files
+        if not split or 'tar' in split or '..' in split:  # no name, or what timm takes for names of files
+            split = 'train'
         files['_info.json'] = wds_info(split, dad_set.num_views, [entry['items'] for entry in index['shards']])
     end_index(folder, index, files)
 

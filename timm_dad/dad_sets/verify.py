@@ -76,7 +76,8 @@ def _bring_alone(store: Store, root: Path, paths: Sequence[str]) -> None:
 
 def _verify_set(root: Path, progress: bool, bring: Bring) -> Iterator[Damage]:
     yield from _verify_folder(root, progress, bring)
-    if (root / REINFORCED).is_dir():
+    answers = root / REINFORCED
+    if (answers / SETTINGS).exists() or (answers / INDEX).exists() or found_shards(answers):  # else hardly begun
         for damage in _verify_folder(
             root / REINFORCED, progress, lambda paths: bring([f'{REINFORCED}/{path}' for path in paths])
         ):
@@ -157,15 +158,27 @@ def _compare(root: Path, place: Mapping[str, Any], shard: int | None = None, ite
         yield Damage(what, place['path'], item, shard)
 
 
-def clear_damage(root: Path | str, settings: Mapping[str, Any], progress: bool = False) -> None:
+def clear_damage(
+    root: Path | str, settings: Mapping[str, Any], progress: bool = False, *, answers: bool = True
+) -> None:
     """Remove whatever is damaged in a set, so that ``generate`` makes it again, with the original bytes.
 
     A damaged view takes its shard with it. Nothing is removed from a set with other ``settings``.
 
+    Args:
+        root: The set.
+        settings: What it must have been made with.
+        progress: Whether to show a progress bar.
+        answers: Whether stored answers will be made again.
+
     Raises:
-        ValueError: If there is no set, it has other settings, or nothing in it is intact.
+        ValueError: If there is no set, it has other settings, nothing in it is intact, or answers are damaged that will
+            not be made again.
     """
     damages = list(verify(root, progress))
+    left = [damage.path for damage in damages if damage.folder and not answers]
+    if left:
+        raise ValueError(f'{root}: its stored answers are damaged, too ({left[0]}): add --reinforce and its flags')
     if SETTINGS not in {damage.path for damage in damages}:
         check_place(root, settings)
     elif not done_shards(root) - {damage.shard for damage in damages if not damage.folder}:

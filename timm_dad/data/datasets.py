@@ -105,12 +105,14 @@ def open_dataset(name: str, root: str | None, split: str, flag: str, *, labels: 
 
 
 def _open_labelled(name: str, root: str | None, split: str, flag: str, **kwargs: Any) -> Any:
+    mode = kwargs.pop('input_img_mode', 'RGB')
     if name.startswith(PREFIX):
+        if mode != 'RGB':
+            raise ValueError(f'{flag}: the pictures of the demo have 3 channels: leave --in-chans out')
         try:
             return DemoDataset(name.removeprefix(PREFIX), split)
         except ValueError as error:
             raise ValueError(f'{flag}: {error}') from error
-    mode = kwargs.pop('input_img_mode', 'RGB')
     # These readers convert pictures themselves, and clip them.
     of_reader = '' if name.split('/')[0] in ('wds', 'hfids') else mode
     try:

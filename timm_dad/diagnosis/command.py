@@ -75,7 +75,7 @@ def create_parser() -> Parser:
     group.add_argument('--dad-dir', metavar='DIR', help='take the DAD views from a set made by timm-dad generate')
     group = add_data_args(parser, split='validation')
     group.add_argument(
-        '--ood', nargs='+', metavar='NAME=PATH', required=True,
+        '--ood', nargs='+', action='extend', metavar='NAME=PATH', required=True,
         help='OOD data with classes of the data: suites as for timm-dad evaluate, or demo/STYLE',
     )  # fmt: skip
     group.add_argument('--images', type=int, default=1000, metavar='N', help='images of each set, drawn by --seed')

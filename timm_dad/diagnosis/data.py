@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from timm_dad.dad_sets.maker import view_seed
 from timm_dad.dad_sets.read import DADSet
 from timm_dad.data.images import Frame, FramedImages, Source, collate_images
 from timm_dad.diagnosis.divergence import code_usage
+from timm_dad.evaluation.report.figures import HEADLINE_PARTS
 from timm_dad.evaluation.suites.suite import Suite
 from timm_dad.method.augment import DADAugment
 
@@ -89,9 +90,18 @@ def sample_suite(
     indices_of: Callable[[int], Sequence[int]],
     frame: Frame,
 ) -> Sample:
-    """Sample a suite over all its parts; ``ValueError`` unless its classes are among those of the models."""
-    dataset: ConcatDataset[Any] = ConcatDataset([part.dataset for part in suite.parts])
+    """Sample a suite over all its parts, or that which papers report; as they are, if it is not to be cropped.
+
+    Raises:
+        ValueError: If its classes are not among those of the models, or pictures have several.
+    """
+    reported = [part for part in suite.parts if part.name == HEADLINE_PARTS.get(suite.name)]
+    parts = reported or suite.parts
+    if any(part.multi_labels is not None for part in parts):
+        raise ValueError(f'{suite.name} has several right labels a picture: leave it out')
+    dataset: ConcatDataset[Any] = ConcatDataset([part.dataset for part in parts])
     classes = _suite_classes(suite, class_names, num_classes)
+    frame = frame if suite.resize else replace(frame, crop_pct=1.0)
     return Sample(dataset, indices_of(len(dataset)), frame, classes)
 
 

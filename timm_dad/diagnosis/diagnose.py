@@ -85,8 +85,9 @@ def diagnose(
     """
     config, device = config or DiagnoseConfig(), device or torch.device('cpu')
     views = (CLEAN, *make_views.names)
-    if not oods or set(views) & set(oods):
-        raise ValueError(f'OOD sets need names other than {views}, got {sorted(oods) or "none"}')
+    taken = (*views, 'mean')
+    if not oods or set(taken) & set(oods):
+        raise ValueError(f'OOD sets need names other than {taken}, got {sorted(oods) or "none"}')
     models = {'teacher': teacher, **({} if student is None else {'student': student})}
     measured = models if _has_pot() else {}
     collector, load = OutputCollector(models), (teacher.num_classes, config.batch_size, config.workers, device)

@@ -63,13 +63,16 @@ def create_parser() -> Parser:
         'are treated so anyway',
     )  # fmt: skip
     group.add_argument(
-        '--corrupt', metavar='NAME', nargs='*', choices=CORRUPTIONS,
+        '--corrupt', metavar='NAME', nargs='*', action='extend', choices=CORRUPTIONS,
         help='also corrupt every suite without corruptions: by all of ImageNet-C, or only by these',
     )  # fmt: skip
     group.add_argument(
-        '--severity', type=int, nargs='+', choices=SEVERITIES, default=list(SEVERITIES), help='severities of --corrupt'
+        '--severity', type=int, nargs='+', action='extend', choices=SEVERITIES,
+        help='severities of --corrupt (default: all)',
+    )  # fmt: skip
+    group.add_argument(
+        '--attack', nargs='+', action='extend', choices=ATTACKS, default=[], help='also attack these suites'
     )
-    group.add_argument('--attack', nargs='+', choices=ATTACKS, default=[], help='also attack these suites')
     group.add_argument(
         '--attack-eps', type=_number, default=attack.eps, metavar='E',
         help='radius of the attack, in [0, 1] pixel units, such as 4/255 (the default)',
@@ -115,7 +118,7 @@ def _check_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
     with under_flag('--model:'):
         models = parse_models(args.model)
     odd = [model.name for model in models if not model.name.isprintable()]  # no report could hold it
-    linf = args.attack_norm == 'linf'
+    linf, of_file = args.attack_norm == 'linf', args.attack_eps != EvalAttackConfig.eps
     attack_flags = ('attack_eps', 'attack_norm', 'attack_images')
     zero_shot = any(part.startswith(('open_clip:', 'demo')) for model in models for part in members(model.spec))
     own_head = any(not model.spec.startswith(('demo', 'teacher:')) for model in models)
@@ -124,8 +127,9 @@ def _check_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
         (not odd, f'--model: a model name must be printable text, got {odd[:1]}: write NAME=SPEC'),
         ('severity' not in given or args.corrupt is not None, '--severity is for --corrupt: add it'),
         (args.attack or not any(name in given for name in attack_flags), '--attack-... needs --attack: add it'),
-        (linf or 'attack_eps' in given,
-         f'--attack-eps must be given with --attack-norm {args.attack_norm}: its default is for linf'),
+        ('attack_eps' in given or ('attack_norm' not in given if of_file else linf),
+         f'--attack-eps must be given with --attack-norm {args.attack_norm}: '
+         f'{"that of --config may be" if of_file else "its default is"} for {"another norm" if of_file else "linf"}'),
         (args.attack_images is None or args.attack_images > 0,
          f'--attack-images must be 1 or more, got {args.attack_images}'),
         (args.bootstrap >= 0, f'--bootstrap must be 0 or more, got {args.bootstrap}'),
@@ -153,7 +157,9 @@ def describe_settings(args: argparse.Namespace) -> dict[str, str]:
     """List what figures depend on, by flag, for readers; values are written as a command line has them."""
     unused = [name for name in vars(args) if name.startswith('attack_') and not args.attack]
     unused += ['severity'] if args.corrupt is None else []
-    every = {} if args.corrupt is None else {'corrupt': args.corrupt or CORRUPTIONS}
+    every = {'severity': args.severity or SEVERITIES}
+    if args.corrupt is not None:
+        every['corrupt'] = args.corrupt or CORRUPTIONS
     work = ('config', 'output', 'batch_size', 'workers', 'device')
     return describe_flags({**vars(args), **every}, [*work, *unused])
 

@@ -13,7 +13,7 @@ from timm_dad.common.errors import is_main_process, user_errors
 from timm_dad.common.files import write_file
 from timm_dad.common.log import setup_logging
 from timm_dad.evaluation.args import PROGRAM, create_config, create_options, describe_settings, parse_args
-from timm_dad.evaluation.corruptions import CORRUPTIONS
+from timm_dad.evaluation.corruptions import CORRUPTIONS, SEVERITIES
 from timm_dad.evaluation.evaluate import Evaluation, evaluate
 from timm_dad.evaluation.models import parse_models
 from timm_dad.evaluation.report.figures import MEAN_OOD
@@ -53,9 +53,9 @@ def collect_suites(args: argparse.Namespace) -> tuple[list[Suite], list[str]]:
     texts, missing = list(args.suite), []
     if args.data_root:
         with under_flag('--data-root:'):
-            found = find_suites(args.data_root)
-        named = {parse_suite(text)[0] for text in texts}
-        texts += [f'{name}={path}' for name, path in found.items() if name not in named]
+            named = {parse_suite(text)[0] for text in texts}
+            found = find_suites(args.data_root, named)
+        texts += [f'{name}={path}' for name, path in found.items()]
         missing = [name for name in PUBLISHED if name not in found and name not in named]
     with under_flag('--suite'):
         suites, not_there = open_suites(texts)
@@ -70,11 +70,12 @@ def collect_suites(args: argparse.Namespace) -> tuple[list[Suite], list[str]]:
     with under_flag('--clean'):
         suites = mark_clean(suites, [name for name in args.clean if name not in missing])
     made = list(clean_counterparts(suites))
+    corruptions, attacks = (list(dict.fromkeys(names)) for names in (args.corrupt or CORRUPTIONS, args.attack))
     for suite in suites:
         if suite.kind != 'corruption' and args.corrupt is not None:
-            made += corrupted_suites(suite, args.corrupt or CORRUPTIONS, sorted(set(args.severity)))
+            made += corrupted_suites(suite, corruptions, sorted({*(args.severity or SEVERITIES)}))
         if suite.kind != 'corruption':
-            made += attacked_suites(suite, args.attack, args.attack_images)
+            made += attacked_suites(suite, attacks, args.attack_images)
     names = [suite.name for suite in (*suites, *made)]
     taken = [name for name in names if names.count(name) > 1 or name == MEAN_OOD]
     if taken:

@@ -158,6 +158,7 @@ def _check_stored_logits_args(args: argparse.Namespace, given: Mapping[str, Any]
     augmented = [name for name in ('mixup', 'cutmix', 'cutmix_minmax', 'reprob', 'aug_splits') if getattr(args, name)]
     as_they_are = '--dad-stored-logits are for unaugmented pictures'
     check_rules(((not unused, f'{"".join(unused[:1])} is about the teacher, but --dad-stored-logits loads none'),))
+    args.num_classes = args.num_classes or (settings['data']['num_classes'] if args.no_labels else None)
     if replaying:
         check_replay_args(args)
         return
@@ -233,10 +234,9 @@ def pair_dataset(
     """
     if extra_views is not None and not (args.dad and args.dad_view == 'random'):
         raise ValueError('extra_views would be ignored: it needs --dad --dad-view random')
-    streams = isinstance(dataset, IterableDataset)
+    streams, source, found = isinstance(dataset, IterableDataset), Source(dataset), None
     if streams and args.aug_splits:
         raise ValueError('--aug-splits needs data with an index, not a stream')
-    source, found = Source(dataset), None
     extra = extra_views or SameImage()
     if dad_set is not None:
         with under_flag('--dad-cache:' if uses_cache(args) else f'--dad-dir {args.dad_dir}:'):

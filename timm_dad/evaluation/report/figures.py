@@ -144,4 +144,4 @@ def clean_suite(suites: Sequence[Suite], of: str) -> str | None:
     for name in (f'{of}-clean', 'imagenet'):
         if name in names:
             return name
-    return next((name for name in names if not name.endswith('-clean')), None)
+    return next((name for name in names if name not in ('imagenet-a-clean', 'imagenet-r-clean')), None)

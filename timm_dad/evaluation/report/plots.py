@@ -27,7 +27,11 @@ def write_plots(report: Mapping[str, Any], folder: str | Path, timm_results: Tim
     Returns the files: ``severity-SUITE.png``, and ``ood.png`` with timm's published results as points behind its line.
     Without the extra ``eval`` it logs a warning and writes none.
     """
-    return plot_files(_write_plots(report, Path(folder), timm_results or {}))
+    files = plot_files(_write_plots(report, Path(folder), timm_results or {}))
+    for path in (Path(folder, 'ood.png'), *Path(folder).glob('severity-*.png')):
+        if path not in files:  # of an earlier report
+            path.unlink(missing_ok=True)
+    return files
 
 
 def _write_plots(report: Mapping[str, Any], folder: Path, timm_results: TimmResults) -> Iterator[Path]:

@@ -1,7 +1,7 @@
 """The suites of ``timm-dad evaluate``: published ones by name and folder, and any other data set under its own name."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,9 +98,10 @@ def mark_clean(suites: Sequence[Suite], names: Sequence[str]) -> list[Suite]:
     return [replace(suite, kind='clean') if suite.name in names else suite for suite in suites]
 
 
-def find_suites(root: str | Path) -> dict[str, Path]:
+def find_suites(root: str | Path, without: Collection[str] = ()) -> dict[str, Path]:
     """Find published suites in the folders of a data root, in the order of ``PUBLISHED``, by their unpacked names.
 
+    Those named in ``without`` are not looked for.
     Case, "-" and "_" do not matter; ReaL is found where ImageNet is, if its files have their original names. Raise
     ``ValueError`` if there is no such root, or two folders are the same suite.
     """
@@ -111,6 +112,8 @@ def find_suites(root: str | Path) -> dict[str, Path]:
     for folder in folders(root):
         plain = re.sub('[-_]', '', folder.name.lower())
         name = _FOLDER_NAMES.get(plain)
+        if name in without:
+            continue
         if name in found:
             raise ValueError(f'{found[name]} and {folder} are both {name}: keep one, or give {name}=PATH')
         if name:
@@ -119,7 +122,7 @@ def find_suites(root: str | Path) -> dict[str, Path]:
             found.setdefault('imagenet-v2', root)
     if 'imagenet' in found and next(inner(found['imagenet'], VAL_NAMES).glob('*/ILSVRC2012_val_*'), None):
         found['imagenet-real'] = found['imagenet']
-    return {name: found[name] for name in PUBLISHED if name in found}
+    return {name: found[name] for name in PUBLISHED if name in found and name not in without}
 
 
 def _open_custom(path: str, place: str) -> Any:

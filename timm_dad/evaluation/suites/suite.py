@@ -119,7 +119,8 @@ def check_pictures(suite: Suite) -> None:
             sizes.setdefault(image.size, f'{part.name}: {part.dataset.filename(index)}')
     if not suite.resize and len(sizes) > 1:
         (size, file), (other, other_file) = list(sizes.items())[:2]
+        one = ', one for each part' if len(suite.parts) > 1 else ''
         raise ValueError(
             f'{suite.name}: its pictures are not resized and must have one size, got {size} ({file}) and '
-            f'{other} ({other_file}); to resize and crop them give the folder as MYNAME=DIR'
+            f'{other} ({other_file}); to resize and crop them give folders of classes as MYNAME=DIR{one}'
         )
