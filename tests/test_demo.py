@@ -206,6 +206,12 @@ def test_bad_flags_of_one_arm_end_the_demo_before_the_first_training(tmp_path, c
     assert not (tmp_path / 'new').exists()
 
 
+def test_other_pictures_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        run.main(['photos'])
+    assert 'the demo has pictures of its own, got photos' in capsys.readouterr().err
+
+
 def test_a_file_may_say_dad_which_each_arm_says_for_itself(tmp_path):
     (tmp_path / 'own.yaml').write_text('dad: true\ndad_eps: 0.5\n')
     _, extra = run._parse_own(['--config', str(tmp_path / 'own.yaml')])

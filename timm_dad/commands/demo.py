@@ -165,7 +165,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if own:
         _fail(f'{own[0]} is set by the demo itself; use timm-dad train for your own run')
     for arm in ARMS:  # ends on a bad flag, before the first training
-        parse_args(arm_flags(arm, extra), create_parser=partial(create_parser, PROGRAM))
+        parsed = parse_args(arm_flags(arm, extra), create_parser=partial(create_parser, PROGRAM))
+        if parsed.data_dir:
+            _fail(f'the demo has pictures of its own, got {parsed.data_dir}; use timm-dad train for your own run')
     output = Path(args.output or f'output/demo/{datetime.now().strftime("%Y%m%d-%H%M%S")}')
     by_seed = {}
     for seed in args.seeds:

@@ -26,6 +26,8 @@ from timm_dad.teachers.teacher import Teacher
 from timm_dad.teachers.trained import find_run
 from timm_dad.teachers.zero_shot import unit_features
 
+_METADATA = ('tower', 'tower_sha256', 'class_names', 'facts')  # of a file, beside its tensors
+
 
 @dataclass(frozen=True, kw_only=True)
 class LinearHead:
@@ -100,13 +102,13 @@ def read_head(path: str | Path) -> LinearHead | None:
         weight=weight,
         bias=state.get('head.bias', torch.zeros(weight.shape[:1])),
         visual={name.removeprefix('visual.'): value for name, value in state.items() if name.startswith('visual.')},
-        **known,
+        **{name: known[name] for name in _METADATA if name in known},
     )
 
 
 def save_head(path: str | Path, head: LinearHead) -> None:
     """Write a head as safetensors, with its metadata."""
-    known = {name: getattr(head, name) for name in ('tower', 'tower_sha256', 'class_names', 'facts')}
+    known = {name: getattr(head, name) for name in _METADATA}
     tensors = {'head.weight': head.weight.contiguous(), 'head.bias': head.bias.contiguous()}
     tensors.update({f'visual.{name}': value.contiguous() for name, value in head.visual.items()})
     with replacing(path) as temporary:
