@@ -191,7 +191,7 @@ def train_one_epoch(
         task.set_epoch(epoch, state.batch)
     task.train()
     optimizer.zero_grad()
-    second_order = getattr(optimizer.optimizer, 'is_second_order', False)
+    second_order = getattr(getattr(optimizer, 'optimizer', optimizer), 'is_second_order', False)
     num_batches, updates_per_epoch = len(batches), math.ceil(len(batches) / args.grad_accum_steps)
     shown = {'desc': f'Epoch {epoch}', 'total': num_batches, 'initial': state.batch, 'leave': False}
     bar = progress(batches.of_epoch(epoch, state.batch), show=accelerator.is_main_process, **shown)

@@ -77,4 +77,4 @@ class Ball:
             return False
         step = radii(centre.x0, self.config).flatten() * (self.config.step_size / self.config.eps)
         moved = torch.linalg.vector_norm(point - start, dim=(1, 2, 3))
-        return bool((moved <= 1e-3 * step).all())
+        return not bool((moved > 1e-3 * step).any())
