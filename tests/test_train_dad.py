@@ -216,7 +216,7 @@ def test_a_resumed_run_ends_with_the_bits_of_an_undisturbed_one(
     monkeypatch.setattr(train_dad, 'train_one_epoch', stop_at_epoch_2)
     with pytest.raises(KeyboardInterrupt) as stopped:
         train_dad.main(flags(pictures, tmp_path / 'broken', *more))
-    assert stopped.value.args == ('--output', tmp_path / 'broken', '--experiment', 'run', '--resume', 'auto')
+    assert stopped.value.args == ('--output', str(tmp_path / 'broken'), '--experiment', 'run', '--resume', 'auto')
     monkeypatch.undo()
     resume = str(tmp_path / 'broken' / 'run' / 'last.pth.tar')
     train_dad.main(flags(pictures, tmp_path / 'broken', *more, '--resume', resume))
