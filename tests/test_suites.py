@@ -448,6 +448,7 @@ def test_find_suites(published, tmp_path):
     root = published['imagenet'].parent
     assert find_suites(root) == published
     assert list(find_suites(root)) == list(PUBLISHED)
+    assert list(find_suites(root, {'imagenet'})) == [name for name in PUBLISHED if name != 'imagenet']  # ReaL stays
     suite_folders.write_v2(tmp_path / 'root', suite_folders.V2_FOLDERS[:1])
     write_classes(tmp_path / 'root' / 'imagenet', {WNIDS[0]: 0}, '{number}.jpg')
     assert find_suites(tmp_path / 'root') == {

@@ -101,7 +101,7 @@ def mark_clean(suites: Sequence[Suite], names: Sequence[str]) -> list[Suite]:
 def find_suites(root: str | Path, without: Collection[str] = ()) -> dict[str, Path]:
     """Find published suites in the folders of a data root, in the order of ``PUBLISHED``, by their unpacked names.
 
-    Those named in ``without`` are not looked for.
+    Those named in ``without`` are left out, however many folders they have.
     Case, "-" and "_" do not matter; ReaL is found where ImageNet is, if its files have their original names. Raise
     ``ValueError`` if there is no such root, or two folders are the same suite.
     """
@@ -112,12 +112,10 @@ def find_suites(root: str | Path, without: Collection[str] = ()) -> dict[str, Pa
     for folder in folders(root):
         plain = re.sub('[-_]', '', folder.name.lower())
         name = _FOLDER_NAMES.get(plain)
-        if name in without:
-            continue
-        if name in found:
+        if name in found and name not in without:
             raise ValueError(f'{found[name]} and {folder} are both {name}: keep one, or give {name}=PATH')
         if name:
-            found[name] = folder
+            found.setdefault(name, folder)
         if re.match(r'imagenetv2(matched|threshold|top)', plain):
             found.setdefault('imagenet-v2', root)
     if 'imagenet' in found and next(inner(found['imagenet'], VAL_NAMES).glob('*/ILSVRC2012_val_*'), None):
