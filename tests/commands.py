@@ -1,5 +1,7 @@
 """Commands for tests: their words, and the one line that they end with."""
 
+import sys
+
 import pytest
 
 
@@ -10,9 +12,10 @@ def words(values, more, files):
 
 
 def error_line(capsys, main, argv):
-    """The one line that a command ends with."""
+    """The one line that the ``main`` of a command ends with, which begins with the command's name."""
     with pytest.raises(SystemExit) as caught:
         main(argv)
     assert caught.value.code == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if ': error: ' in line]
+    start = f'{sys.modules[main.__module__].PROGRAM}: error: '
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if start in line]
     return line
