@@ -40,8 +40,9 @@ def check_args(args: argparse.Namespace) -> None:
     """
     with user_errors(os.path.basename(sys.argv[0])):
         given, configured = vars(without_defaults(_dad_parser()).parse_known_args()[0]), _read_config()
+        defaults = _dad_parser()
         for name in of_another_attack(given, configured):
-            setattr(args, name, _dad_parser().get_default(name))
+            setattr(args, name, defaults.get_default(name))
         check_dad_args(args, given, configured)
         if args.dad:
             _check_train_script(args)

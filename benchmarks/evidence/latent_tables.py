@@ -147,7 +147,7 @@ def mean_line_drawings(result: Result) -> float:
 
 def mean_of(corruptions: Sequence[str]) -> Figure:
     """Mean top-1 of some corruptions of noto val, over severities."""
-    return lambda result: mean(mean(result['corruptions'][name]) for name in corruptions)
+    return lambda result: mean(corruption(name)(result) for name in corruptions)
 
 
 def latent_tables(results: dict[str, Result]) -> dict[str, str]:

@@ -47,7 +47,6 @@ def generate_command(dad_set: DADSet, output: str) -> str:
         ),
         **settings['files'],
         **_reinforce_flags(dad_set),
-        **({'num_classes': settings['data']['num_classes']} if settings['data']['class_names'] is None else {}),
         'output': output,
     }
     defaults = {name: _plain(value) for name, value in vars(create_parser().parse_args(['--output', ''])).items()}
@@ -110,8 +109,10 @@ def _data_flags(settings: Mapping[str, Any]) -> dict[str, Any]:
     own = {**own, **{name: data.get(name) for name in ('dataset', 'input_key', 'target_key')}}
     several = data.get('multi_label')
     if several:
-        task = {'task': 'multilabel', 'num_classes': data['num_classes'], 'target_format': several['target_format']}
+        task = {'task': 'multilabel', 'target_format': several['target_format']}
         own = {**own, **task, 'multilabel_threshold': several['threshold']}
+    if several or data['class_names'] is None:
+        own['num_classes'] = data['num_classes']
     return {**own, 'no_labels': True} if data.get('label_free') else own
 
 

@@ -33,9 +33,14 @@ def in_store(address: str | Path) -> bool:
     return is_url(address) and not str(address).startswith(SCHEME)
 
 
-def cached_repo(root: Path) -> Path | None:
-    """Return the cache folder of a set (for the hub's cache, the one above ``snapshots``); ``None`` if it has none."""
+def hub_repo(root: Path) -> Path | None:
+    """Return the folder of a set in the hub's cache, the one above ``snapshots``; ``None`` if it is not there."""
     for folder in root.absolute().parents:
         if folder.name == 'snapshots' and folder.parent.name.startswith('datasets--'):
             return folder.parent
-    return cached_set(root.absolute())
+    return None
+
+
+def cached_repo(root: Path) -> Path | None:
+    """Return the cache folder of a set, of the hub or of an object store; ``None`` if it has none."""
+    return hub_repo(root) or cached_set(root.absolute())

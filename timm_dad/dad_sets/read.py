@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from timm_dad.dad_sets.formats import FormatConfig, container_path, unpack_codes, view_path
-from timm_dad.dad_sets.hub import cached_repo
+from timm_dad.dad_sets.hub import cached_repo, hub_repo
 from timm_dad.dad_sets.manifest import (
     FORMAT_VERSION,
     INDEX,
@@ -60,7 +60,7 @@ class SetFolder:
         self.settings = read_settings(self.root)
         if index is None and not (self.root / INDEX).is_file():
             fix = 'start the same timm-dad generate again to continue'
-            if 'snapshots' in self.root.absolute().parts and cached_repo(self.root) is not None:  # of the hub
+            if hub_repo(self.root) is not None:
                 fix = 'its upload was interrupted; start the upload again to continue'
             raise ValueError(f'{self.root} is not finished: {fix}')
         self.index = index or read_json(self.root / INDEX)

@@ -80,6 +80,10 @@ class AttackConfig:
         """Return the distance of a random start from its centre, in a ball of the given radius."""
         return radius
 
+    def step_length(self, radius: Tensor) -> Tensor:
+        """Return the length of a step in a ball of the given radius, with which it scales."""
+        return radius * (self.step_size / self.eps) if self.eps else torch.zeros_like(radius)
+
     def clip(self, point: Tensor) -> Tensor:
         """Clip a point to the space: images have values in [0, 1]."""
         return point.clamp(0, 1)
@@ -262,7 +266,7 @@ def ascend(
     """
     radius = radii(centre, config, eps)
     centre = centre.detach().float()
-    step = radius * (config.step_size / config.eps) if config.eps else torch.zeros_like(radius)
+    step = config.step_length(radius)
     point = random_start(centre, radius, config, generator) if start is None else start
     for index in range(config.num_steps):
         if index or gradient is None:

@@ -73,8 +73,6 @@ class Ball:
 
     def is_stuck(self, centre: Centre, start: Tensor, point: Tensor) -> bool:
         """Return whether no image left its start, but for what rounding does to points on a sphere."""
-        if not self.config.ascends:
-            return False
-        step = radii(centre.x0, self.config).flatten() * (self.config.step_size / self.config.eps)
+        step = self.config.step_length(radii(centre.x0, self.config)).flatten()
         moved = torch.linalg.vector_norm(point - start, dim=(1, 2, 3))
-        return not bool((moved > 1e-3 * step).any())
+        return self.config.ascends and not bool((moved > 1e-3 * step).any())
