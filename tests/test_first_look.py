@@ -169,7 +169,7 @@ def test_a_stream_is_not_looked_at(tmp_path, caplog):
     ]
     argv += ['--batch-size', '8', '--dad', '--dad-teacher', 'demo', '--dad-vqgan', 'demo', '--output', str(tmp_path)]
     train_dad.main([*argv, '--dad-classnames', str(tmp_path / 'names.txt'), '--train-split', 'train'])
-    assert 'Pictures of a stream are not checked' in caplog.text
+    assert 'Pictures of a stream are not checked first' in caplog.text
     assert 'DAD on' not in caplog.text
 
 

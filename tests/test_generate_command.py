@@ -55,7 +55,7 @@ def files(tmp_path_factory):
 
 def flags(files, output, *more, **changes):
     """A command line; ``changes`` replace flags, ``None`` leaves one out."""
-    small = {'batch_size': 4, 'shard_size': 5, 'workers': 0}
+    small = {'batch_size': 4, 'shard_size': 5, 'workers': 0, 'dad_look': 0}
     attack = attack_flags(files, more, changes)
     return words({'data_dir': files / 'data', 'output': output, 'img_size': 16, **small, **attack}, more, files)
 
@@ -146,6 +146,7 @@ ELSEWHERE = {
     'dataset_download': 'test_flags_of_the_data_reach_timm',
     'dataset_trust_remote_code': 'test_flags_of_the_data_reach_timm',
     'dad_compile': 'test_what_rounds_otherwise_is_a_setting_of_the_set',
+    'dad_look': 'test_a_look_comes_first_and_changes_no_byte',
     'dad_teacher_checkpoint': 'test_weights_of_the_teacher_may_be_a_flag_of_their_own',
 }
 
@@ -231,6 +232,29 @@ def test_every_flag_changes_something_or_is_an_error(files, base, tmp_path, caps
         with pytest.raises(SystemExit):  # nor does it go on with the other one's folder
             main(flags(files, tmp_path / 'second', *both))
         assert 'is a set with other settings' in capsys.readouterr().err
+
+
+def test_a_look_comes_first_and_changes_no_byte(files, base, tmp_path, caplog):
+    """Noise of length 0 changes no code: that is told before a set is made of it, and not again when it is there."""
+    caplog.set_level('INFO', logger='timm_dad')
+    main(flags(files, tmp_path / 'set', dad_look=8))
+    assert 'DAD on 8 pictures: teacher right on x' in caplog.text
+    assert content(tmp_path / 'set') == base
+    caplog.clear()
+    main(flags(files, tmp_path / 'set', dad_look=8))
+    assert 'DAD on' not in caplog.text
+    calm = ('--dad-num-steps', '0', '--dad-random-start', '0', '--no-labels', '--num-classes', '4')
+    main(flags(files, tmp_path / 'calm', *calm, dad_look=8))
+    assert 'DAD will teach little: ' in caplog.text
+    assert 'codes changed by the attack 0.0%' in caplog.text
+
+
+def test_a_stream_is_not_looked_at(files, tmp_path, caplog):
+    caplog.set_level('INFO', logger='timm_dad')
+    stream = {'dataset': 'wds/', 'data_dir': files / 'wds', 'num_classes': 4}
+    main(flags(files, tmp_path / 'set', dad_look=8, **stream))
+    assert 'Pictures of a stream are not checked first' in caplog.text
+    assert 'DAD on' not in caplog.text
 
 
 def test_help_names_every_flag(capsys):
@@ -438,6 +462,10 @@ def test_words_of_a_zero_shot_teacher_change_the_views(files, tmp_path, flag):
         (
             ('--engine', 'ray', '--claim', 'lease'),
             '--claim is for processes that you start; --engine ray distributes the',
+        ),
+        (
+            ('--engine', 'ray', '--dad-look', '8'),
+            '--dad-look makes views in this process, but --engine ray leaves that',
         ),
         (('--engine', 'ray', '--device', 'cuda:1'), '--device must be cuda or cpu with --engine ray, got cuda:1'),
         (('--format', 'zip'), "argument --format: invalid choice: 'zip'"),

@@ -36,7 +36,7 @@ DAD = f'{PLAIN} --dad {MODELS} --dad-look 0'
 FROM_SET = f'{PLAIN} --dad --dad-dir set'
 PREVIEW = f'preview {PICTURES} --img-size 32 --images 1 {MODELS} --output new'
 INFO = f'info {PICTURES} --model test_resnet --img-size 32 --num-classes 4 -b 4 -j 0 --batches 1'
-GENERATE = f'generate {PICTURES} --img-size 32 -b 4 -j 0 {MODELS} --output new'
+GENERATE = f'generate {PICTURES} --img-size 32 -b 4 -j 0 {MODELS} --dad-look 0 --output new'
 EVALUATE = 'evaluate --model demo --suite val=pictures/validation -b 4 -j 0 --bootstrap 0 --output new'
 DIAGNOSE = (
     f'diagnose {PICTURES} --ood train=pictures/train --images 8 --img-size 32 {MODELS} -b 4 -j 0 --splits 1 '
@@ -560,6 +560,7 @@ row('info-unknown-flag', f'{INFO} --gpu 2', r'--gpu\b', '--gpu', r'--gpus|unreco
 
 # --- generate --------------------------------------------------------------------------------------------------------
 row('generate-views-0', f'{GENERATE} --dad-views 0', '--dad-views', r'\b0\b', LEAST)
+row('generate-look-negative', f'{GENERATE} --dad-look -1', '--dad-look', '-1', LEAST)
 row('generate-quality-0', f'{GENERATE} --image-format jpeg --quality 0', '--quality', r'\b0\b', RANGE)
 row('generate-quality-of-png', f'{GENERATE} --quality 90', '--quality', 'png|jpeg', LEAVE)
 row('generate-image-format-of-codes', f'{GENERATE} --format codes --image-format webp', '--image-format', 'codes',

@@ -27,6 +27,7 @@ from timm_dad.flags.execution import add_execution_args, device_rule, pick_devic
 from timm_dad.flags.fields import add_fields
 from timm_dad.flags.frame import add_frame_args, frame_rules
 from timm_dad.flags.labels import check_labels_args
+from timm_dad.flags.look import add_look_arg, look_first, look_rule
 from timm_dad.flags.parser import Parser
 from timm_dad.flags.reinforce import add_reinforce_args, check_reinforce_args
 from timm_dad.flags.rules import check_rules, given_flags, under_flag
@@ -34,6 +35,7 @@ from timm_dad.flags.task import add_task_args, check_task_args
 from timm_dad.flags.teacher import check_teacher_args, teacher_specs
 from timm_dad.flags.temperature import take_auto
 from timm_dad.flags.views import NO_VQGAN, add_speed_args, add_view_args, check_view_args
+from timm_dad.preview.first_look import log_look
 
 PROGRAM = 'timm-dad generate'
 
@@ -66,6 +68,7 @@ def create_parser() -> Parser:
     parser.set_defaults(format=None)
     add_fields(group, GenerateConfig, SET)
     take_auto(parser)
+    add_look_arg(group)
     group = parser.add_argument_group('DAD: several processes')
     add_engine_args(group)
     add_reinforce_args(parser)
@@ -100,6 +103,7 @@ def _check_args(args: argparse.Namespace, given: dict[str, Any]) -> None:
         (not args.repair or args.shards is None, '--repair checks the whole set: leave --shards out'),
         (not args.repair or int(os.environ.get('WORLD_SIZE', 1)) == 1,
          '--repair finds damage in one process: leave the launcher out (others may join once views are made)'),
+        look_rule(args),
         (args.workers >= 0, f'--workers must be 0 or more, got {args.workers}'),
         (args.dad_vqgan, NO_VQGAN),
         device_rule(args.device),
@@ -147,6 +151,10 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
 
 def _make(args: argparse.Namespace, source: Source) -> dict[str, Any] | None:
     job = Job.open(args, source, pick_device(args.device))
+    if is_main_process() and not done_shards(as_root(args.output)):
+        found = look_first(args, job.augment, source, job.config.frame, job.device)
+        if found is not None:
+            log_look(found)
     summary = job.make(
         create_claims(args),
         rank=int(os.environ.get('RANK', 0)),

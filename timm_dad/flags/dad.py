@@ -17,6 +17,7 @@ from timm_dad.flags.fields import add_fields, dad_flags, from_flags
 from timm_dad.flags.header import log_models
 from timm_dad.flags.kwargs import num_channels, task_loss
 from timm_dad.flags.labels import check_training_without_labels
+from timm_dad.flags.look import add_look_arg, look_first, look_rule
 from timm_dad.flags.pairs import add_pair_args, check_pair_args, makes_views, training_frame, uses_cache, uses_pairs
 from timm_dad.flags.recipe import add_recipe_arg, apply_recipe
 from timm_dad.flags.reinforce import stored_logits
@@ -37,7 +38,7 @@ from timm_dad.method.augment import DADAugment
 from timm_dad.method.loss import DADLossConfig
 from timm_dad.method.schedule import DADSchedule
 from timm_dad.method.task import DADTask
-from timm_dad.preview.first_look import FirstLook, first_pictures, log_look, look
+from timm_dad.preview.first_look import log_look
 
 _logger = logging.getLogger(__name__)
 
@@ -61,11 +62,7 @@ def add_dad_args(parser: argparse.ArgumentParser) -> None:
     add_speed_args(parser)
     group = parser.add_argument_group('DAD: second views and sets of them')
     add_pair_args(group)
-    group.add_argument(
-        '--dad-look', type=int, default=64, metavar='N',
-        help='number of training pictures to check before training, to warn if DAD cannot teach anything (default: '
-        '64; 0: none)',
-    )  # fmt: skip
+    add_look_arg(group)
 
 
 def loss_config(args: argparse.Namespace) -> DADLossConfig:
@@ -110,7 +107,7 @@ def check_dad_args(
     channels, constant = num_channels(args), args.dad_eps_sched == 'constant'
     rules = (
         (args.dad_view != 'dad' or args.dad_dir or args.dad_vqgan, NO_VQGAN),
-        (args.dad_look >= 0, f'--dad-look must be 0 or more, got {args.dad_look}'),
+        look_rule(args),
         (not (args.dad_extra_task_weight and task_loss(args) == 'jsd'),
          '--dad-extra-task-weight is a task loss on one view, but --loss jsd one on several: leave one of them out'),
         (not (args.dad_feature_weight and args.dad_stored_logits),
@@ -224,8 +221,8 @@ def build_task(
     if task.full_attack is not None and augment is not None:
         augment.attack = task.full_attack  # for what is logged: a schedule begins with less
     found = None
-    if augment is not None and dataset is not None and args.dad_look and is_main_process():
-        found = _look_first(args, augment, Source(dataset), data_config, device)
+    if augment is not None and dataset is not None and is_main_process():
+        found = look_first(args, augment, Source(dataset), training_frame(data_config), device)
     if verbose:
         log_models(args, task, augment, found)
     if found is not None:
@@ -240,14 +237,3 @@ def _images_to_fit(args: argparse.Namespace, dataset: Any, data_config: Mapping[
         args.dad_temperature = with_number(args).dad_temperature
         return None
     return images_to_fit(args, Source(dataset), lambda _: training_frame(data_config))
-
-
-def _look_first(
-    args: argparse.Namespace, augment: DADAugment, source: Source, data_config: Mapping[str, Any], device: torch.device
-) -> FirstLook | None:
-    if source.streams:
-        _logger.info('Pictures of a stream are not checked before training: timm-dad preview shows some')
-        return None
-    with under_flag('--dad-look:'):
-        x_pix, target = first_pictures(source, training_frame(data_config), args.dad_look, device)
-    return look(augment, x_pix, target, seed=args.seed, batch_size=args.batch_size)

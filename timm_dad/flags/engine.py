@@ -46,6 +46,9 @@ def engine_rules(args: argparse.Namespace, given: Mapping[str, Any]) -> tuple[tu
          'processes that you start can make sets at a URL'),
         ('RANK' not in os.environ,
          '--engine ray starts its processes itself: leave the launcher (torchrun, accelerate) out'),
+        ('dad_look' not in given or not args.dad_look,
+         '--dad-look makes views in this process, but --engine ray leaves that to its tasks: leave it out; timm-dad '
+         'preview shows some'),
         (args.device in ('cuda', 'cpu'), f'--device must be cuda or cpu with --engine ray, got {args.device}: Ray sets '
          'which GPU a task gets'),
     )  # fmt: skip
