@@ -36,13 +36,16 @@ MEAN, STD = [0.2, 0.3, 0.4], [0.5, 0.6, 0.7]
 
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
-    """A folder with pictures and sets of them: ``plain``, and ``codes`` with about every flag; and their flags."""
+    """A folder with pictures and sets of them: ``plain``, ``codes`` with about every flag, ``answers``, ``mapped``."""
     root = tmp_path_factory.mktemp('made')
     write_pictures(root / 'pictures', train=3)
     teacher = timm.create_model('test_resnet', num_classes=4)
     save_file(teacher.state_dict(), root / 'teacher.safetensors')
     shared = f'--data-dir {root}/pictures --dad-vqgan demo -j 0'
+    names = sorted(path.name for path in (root / 'pictures/train').iterdir())
+    (root / 'map.txt').write_text('\n'.join(reversed(names)))
     flags = {
+        'mapped': f'--img-size 32 --dad-teacher demo --class-map {root}/map.txt',
         'plain': '--img-size 32 --dad-teacher demo --format wds',
         'codes': f'--input-size 3 32 48 --dad-teacher timm:test_resnet/{root}/teacher.safetensors --dad-views 2 '
         '--seed 3 --crop-pct 0.9 --interpolation bilinear --shard-size 5 -b 4 --dad-keep-label --dad-store-logits 2 '
@@ -134,7 +137,7 @@ def test_a_dry_run_writes_the_set_and_its_card_and_asks_nobody(made, tmp_path, n
     main(['verify', str(tmp_path / 'out')])
 
 
-@pytest.mark.parametrize('name', ['plain', 'codes', 'answers'])
+@pytest.mark.parametrize('name', ['plain', 'codes', 'answers', 'mapped'])
 def test_the_card_says_what_the_set_is_in_the_hubs_own_data(made, tmp_path, no_hub, name):
     push(made / name, '--dry-run', '--output', str(tmp_path / 'out'))
     card, dad_set = DatasetCard.load(tmp_path / 'out/README.md'), DADSet(made / name)
@@ -164,13 +167,15 @@ def test_the_commands_of_data_without_splits_and_names_say_so(made):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['plain', 'codes', 'answers'])
+@pytest.mark.parametrize('name', ['plain', 'codes', 'answers', 'mapped'])
 def test_the_commands_of_the_card_make_the_set_and_train_from_it(made, tmp_path, no_hub, monkeypatch, name):
     push(made / name, '--dry-run', '--output', str(tmp_path / 'out'))
     text = (tmp_path / 'out/README.md').read_text()
     generate, train = (next(line for line in text.splitlines() if line.startswith(f'timm-dad {word}'))
                        for word in ('generate', 'train'))  # fmt: skip
     here = {'DIR': str(made / 'pictures'), 'SPEC': 'demo'}
+    here['class_map.txt'] = str(made / name / 'class_map.txt')
+    assert ('class_map.txt' in generate, 'class_map.txt' in train) == (name == 'mapped',) * 2
     here['timm:test_resnet/teacher.safetensors'] = f'timm:test_resnet/{made}/teacher.safetensors'
     words = [here.get(word, word) for word in shlex.split(generate)[1:]]
     monkeypatch.chdir(tmp_path)

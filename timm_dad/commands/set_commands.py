@@ -8,6 +8,7 @@ from timm_dad.commands.generate import create_parser
 from timm_dad.dad_sets.maker import GenerateConfig
 from timm_dad.dad_sets.read import DADSet
 from timm_dad.dad_sets.reinforce import Reinforcement, is_reinforced
+from timm_dad.dad_sets.summary import CLASS_MAP
 from timm_dad.demo.data import PREFIX
 from timm_dad.flags.attack import ATTACK_FLAGS
 from timm_dad.flags.kwargs import MIXING_FLAGS, TRANSFORM_FLAGS
@@ -107,6 +108,8 @@ def _data_flags(settings: Mapping[str, Any]) -> dict[str, Any]:
     data = settings['data']
     own = {} if str(data['dataset']).startswith(PREFIX) else {'data_dir': 'DIR'}
     own = {**own, **{name: data.get(name) for name in ('dataset', 'input_key', 'target_key')}}
+    if data.get('class_map'):
+        own['class_map'] = CLASS_MAP
     several = data.get('multi_label')
     if several:
         task = {'task': 'multilabel', 'target_format': several['target_format']}

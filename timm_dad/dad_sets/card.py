@@ -71,7 +71,8 @@ Every view has its hash in `manifest/`; `timm-dad verify hf://{told.repo}` compa
 {told.trained_by}
 ```
 
-The model is an example; `DIR`, if present, is the data that the views were made from.
+The model is an example; `DIR`, if present, is the data that the views were made from, and `class_map.txt` is a file of
+this repository.
 
 ## How it was made
 

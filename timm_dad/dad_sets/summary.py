@@ -28,7 +28,7 @@ from timm_dad.dad_sets.table import table_shape, write_table
 from timm_dad.data.images import Frame, Source, SourceImage
 from timm_dad.method.augment import DADAugment
 
-CONTACT_SHEET = 'contact_sheet.png'
+CONTACT_SHEET, CLASS_MAP = 'contact_sheet.png', 'class_map.txt'
 _PAIRS, _COLUMNS, _CELL, _TEXT, _MARGIN = 24, 4, 112, 28, 8
 
 
@@ -56,7 +56,7 @@ def _write(folder: ShardedFolder, source: Source, frame: Frame, augment: DADAugm
     if source.one_class:
         count = len(source.class_names) if source.class_names is not None else dad_set.settings['data']['num_classes']
         class_map = ''.join(f'{source.folder(label)}\n' for label in range(count))
-        files['class_map.txt'] = class_map.encode(errors='surrogateescape')
+        files[CLASS_MAP] = class_map.encode(errors='surrogateescape')
     if dad_set.format == 'wds':
         split = str(dad_set.settings['data']['split'])
         if not split or 'tar' in split or '..' in split:  # no name, or what timm takes for names of files
