@@ -106,9 +106,10 @@ class Teacher(nn.Module):
         return output if self.class_index is None else output[:, self.class_index]
 
     def fingerprint(self) -> str:
-        """Return a hash of everything the logits depend on: weights, classes, normalization and size.
+        """Return a hash of weights, classes, normalization and size.
 
-        It is the same on every machine: for a zero-shot head it covers the prompts, not their features.
+        It is the same on every machine: for a zero-shot head it covers the prompts, not their features. NOTE: layers
+        without weights (activations, pooling) are not covered, as their descriptions change from release to release.
         """
         model = self.classifier
         tensors = dict(model.state_dict())
