@@ -92,6 +92,27 @@ def test_a_folder_that_is_there_is_held_from_the_beginning(tmp_path):
         RunFolder(tmp_path, Accelerator(), lambda _: 'last.pth.tar', resume=False).__enter__()
 
 
+@pytest.mark.parametrize('kept', ['model_best.pth.tar', 'best.safetensors', 'resume.pt'])
+@pytest.mark.parametrize('resume', [False, True])
+def test_a_folder_of_weights_that_cannot_be_resumed_is_left_alone(tmp_path, kept, resume):
+    """A run of another kind, or one whose state was removed: its best weights would be overwritten."""
+    (tmp_path / kept).write_bytes(b'weights')
+    with pytest.raises(ValueError, match=f'contains {kept} of a run that cannot be resumed here; choose another'):
+        RunFolder(tmp_path, Accelerator(), lambda _: '', resume=resume).__enter__()
+    (tmp_path / kept).rename(tmp_path / 'teacher.safetensors')  # not a run's name
+    with RunFolder(tmp_path, Accelerator(), lambda _: '', resume=resume):
+        pass
+
+
+def test_an_old_file_of_flags_replaces_none_that_is_kept(tmp_path):
+    (tmp_path / 'args-2.yaml').write_text('lr: 7')
+    with RunFolder(tmp_path, Accelerator(), find_newest, resume=True) as folder:
+        for lr in (1, 2, 3):
+            folder.start({'lr': lr}, 0)
+    kept = [yaml.safe_load((tmp_path / f'args-{number}.yaml').read_text())['lr'] for number in (1, 2, 3)]
+    assert kept == [1, 7, 2]
+
+
 def test_a_folder_of_damaged_checkpoints_is_no_new_one(tmp_path):
     def all_damaged(folder):
         raise ValueError('no checkpoint is whole')

@@ -116,6 +116,7 @@ def seen():
         ((*DAD, *SIZES, '--dad-every', '2', '--dad-replay', '8'), '--dad-replay keeps views of one size'),
         ((*DAD, *SIZES, '--dad-compile'), '--dad-compile is for one image size'),
         ((*DAD[:3], '--dad-dir', '{dad_set}', '--mixup', '0.2', '--no-prefetcher'), 'needs the prefetcher'),
+        ((*DAD[:3], '--dad-view', 'random', '--cutmix', '1', '--no-prefetcher'), 'needs the prefetcher'),
         ((*DAD[:3], '--dad-dir', '{dad_set}', '--dad-eps', '0.2'), '--dad-eps was fixed when the DAD set was made'),
         (
             ('--dad', '--dad-dir', '{dad_set}', '--dad-stored-logits', '--no-aug', '--dad-feature-weight', '1'),

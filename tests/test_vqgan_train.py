@@ -256,6 +256,23 @@ def test_a_folder_with_an_older_run_is_refused(trained, pictures, capsys):
     assert 'contains an older run; choose another folder, or --resume auto' in capsys.readouterr().err
 
 
+def test_a_finished_vqgan_without_its_state_is_not_overwritten(trained, pictures, tmp_path, capsys):
+    for name in ('best.safetensors', 'summary.csv'):
+        shutil.copy(trained[0] / name, tmp_path / name)
+    for more in ([], ['--resume', 'auto']):
+        with pytest.raises(SystemExit):
+            main(flags(pictures, tmp_path, *more))
+        assert 'contains best.safetensors of a run that cannot be resumed here' in capsys.readouterr().err
+    assert (tmp_path / 'best.safetensors').read_bytes() == (trained[0] / 'best.safetensors').read_bytes()
+
+
+def test_the_flags_of_a_run_are_a_config_of_another(trained, pictures, tmp_path):
+    main(['vqgan', 'train', '--config', str(trained[0] / 'args.yaml'), '--output', str(tmp_path)])
+    assert (tmp_path / 'best.safetensors').read_bytes() == (trained[0] / 'best.safetensors').read_bytes()
+    rates = [float(row['lr']) for row in csv.DictReader((tmp_path / 'summary.csv').read_text().splitlines())]
+    assert rates[-1] == pytest.approx(4e-6 * max(rates), rel=0.5)  # that of the last step: where a cosine ends
+
+
 def test_a_run_is_not_resumed_with_other_flags(trained, pictures, capsys):
     with pytest.raises(SystemExit):
         main(flags(pictures, trained[0], '--epochs', '3', '--resume', 'auto', '--hflip', '0'))

@@ -80,9 +80,9 @@ def _check_train_script(args: argparse.Namespace) -> None:
             '--dad does not go with --naflex-loader: its batches are patches, but the DAD view is made from images',
         ),
         (
-            not ((args.dad_dir or args.dad_view_aug == 'base') and mixes(args) and args.no_prefetcher),
-            '--mixup or --cutmix needs the prefetcher with --dad-dir and --dad-view-aug base: without it images would '
-            'be mixed with extra views of others; leave --no-prefetcher out',
+            not (uses_pairs(args) and mixes(args) and args.no_prefetcher),
+            '--mixup or --cutmix needs the prefetcher with --dad-dir, --dad-view random and --dad-view-aug base: '
+            'without it images would be mixed with extra views of others; leave --no-prefetcher out',
         ),
         (
             not (args.dad_view_aug == 'base' and args.reprob and not args.no_prefetcher),

@@ -29,6 +29,8 @@ _logger = logging.getLogger(__name__)
 ARGS = 'args.yaml'
 SUMMARY = 'summary.csv'
 SUITES = 'suites.csv'
+# Weights and states of any run, of `timm-dad train` and `timm-dad vqgan` alike.
+_OF_RUNS = ('*.pth.tar', 'best.safetensors', 'last.safetensors', 'resume.pt')
 # Flags that may differ between a run and its resumption without changing what is trained.
 _INCIDENTAL = {
     'config', 'data', 'experiment', 'local_rank', 'no_resume_opt', 'output', 'resume', 'save_epochs', 'start_epoch',
@@ -112,12 +114,9 @@ class RunFolder:
             try:
                 make_folder(self.path)
                 self._lock.acquire(timeout=0)
-                if not resume and self._find_run(self.path):
+                refusal = [self._older_run(resume)]
+                if refusal[0]:
                     self._lock.release()
-                    refusal = ['contains an older run; choose another folder, or --resume auto']
-            except ValueError:  # damaged checkpoints alone
-                self._lock.release()
-                refusal = ['contains an older run; choose another folder']
             except Timeout:
                 refusal = ['is in use by another run; choose another folder']
             except OSError as error:
@@ -125,6 +124,16 @@ class RunFolder:
         broadcast_object_list(refusal)  # no process waits for one that stopped
         if refusal[0]:
             raise ValueError(f'{self.flag}: {self.path} {refusal[0]}')
+
+    def _older_run(self, resume: bool) -> str:
+        """Say why the folder is not for this run; empty if it is."""
+        try:
+            if self._find_run(self.path):
+                return '' if resume else 'contains an older run; choose another folder, or --resume auto'
+        except ValueError:  # damaged checkpoints alone; of --resume, ``resolve`` names them
+            return '' if resume else 'contains an older run; choose another folder'
+        kept = sorted(path.name for pattern in _OF_RUNS for path in self.path.glob(pattern))
+        return f'contains {kept[0]} of a run that cannot be resumed here; choose another folder' if kept else ''
 
     def resolve(self, resume: str) -> str:
         """Return the path of ``--resume``; ``auto`` is the newest checkpoint here, if any, for all processes."""
@@ -159,8 +168,8 @@ class RunFolder:
         changed = changed_flags(_read_flags(path), yaml.safe_load(text)) if path.exists() else []
         if changed:
             _logger.info('Flags that changed since: %s', ', '.join(changed))
-            number = 1 + len(list(self.path.glob('args-*.yaml')))
-            write_file(self.path / f'args-{number}.yaml', path.read_bytes())
+            kept = (self.path / f'args-{number}.yaml' for number in itertools.count(1))
+            write_file(next(own for own in kept if not own.exists()), path.read_bytes())
         write_file(path, text)
         for name in (SUMMARY, SUITES):
             cut_summary(self.path / name, epoch)

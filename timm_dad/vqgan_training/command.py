@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
         trainer = create_trainer(args, vqgan, accelerator, steps)
         run = VQGANRun(trainer, batches, loader_val, folder, settings, args.recovery_interval)
         run.resume(folder.resolve(args.resume))
-        folder.start(vars(args), run.epoch)
+        folder.start({name: value for name, value in vars(args).items() if name != 'command'}, run.epoch)
         size = describe(trainer.vqgan, args.img_size)
         _logger.info('VQGAN of %s; steps %d to %d, to %s', size, trainer.steps_done, steps, path)
         stack.enter_context(folder.advising_where_to_go_on())

@@ -103,8 +103,9 @@ class Trainer(ABC):
             self.accelerator.unscale_gradients(self.optimizer)
         nn.utils.clip_grad_norm_(self._trained, self.config.clip_grad)
         self.optimizer.step()
-        self.schedule.step()
         self.steps_done += 1
+        if self.steps_done < self.config.steps:  # the last step's rate remains: the schedule would rise again
+            self.schedule.step()
         return {name: value.detach() for name, value in result.items()}
 
     def _stateful(self) -> dict[str, Any]:

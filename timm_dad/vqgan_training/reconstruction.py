@@ -23,7 +23,8 @@ from timm_dad.vqgan_training.measure import MOST_PSNR, mean_over_images
 from timm_dad.vqgan_training.optimize import OptimizerConfig, Trainer
 from timm_dad.vqgan_training.perceptual import Perceptual, picture_loss
 
-# Weight of the term that pulls latents to their codes, as in taming.
+# Weight of the term that pulls latents to their codes, as in the paper of VQ-VAE (van den Oord et al. 2017,
+# arXiv:1711.00937). taming-transformers' quantizer has it on the other term, which pulls codes to latents.
 _BETA = 0.25
 
 
