@@ -34,6 +34,7 @@ from timm_dad.diagnosis.report import format_report, write_report
 from timm_dad.frozen.prepare import prepare_frozen
 from timm_dad.method.attack import AttackConfig
 from timm_dad.method.augment import Centre, DADAugment
+from timm_dad.method.latent_space import LatentAttackConfig
 from timm_dad.method.loss import distillation_loss
 from timm_dad.teachers.ensemble import TeacherEnsemble
 from timm_dad.teachers.heads import LinearHead, create_head_teacher
@@ -273,6 +274,29 @@ def test_without_an_attack_codes_change_by_encoding_alone(teacher, vqgan):
     views(batch_of())
     found = views.codebook()
     assert found['changed'] == found['changed_without_attack'] > 0
+
+
+def test_where_the_label_filter_leaves_a_reconstruction_nothing_changes(teacher, vqgan):
+    """Also without an attack, so that the attack never changes fewer codes than none."""
+    batch = batch_of()
+    views = made(teacher, vqgan, AttackConfig(eps=5, step_size=5))
+    views.augment.keep_label = True
+    views(batch)
+    codes, found = vqgan.encode_to_codes(batch.x_pix), views.codebook()
+    generators = [torch.Generator().manual_seed(view_seed(0, index, 0)) for index in range(4)]
+    centre = views.augment.find_centre(batch.x_pix, batch.label)
+    kept = views.augment.attack_centre(centre, batch.label, generator=generators).kept
+    assert not kept.all()
+    again = vqgan.encode_to_codes(vqgan.decode_codes(codes))
+    calm = ((again != codes) & kept[:, None, None]).double().mean().item()
+    assert found['changed_without_attack'] == pytest.approx(calm, abs=0.01)
+
+
+def test_an_attack_on_latents_starts_at_the_codes_of_the_image(teacher, vqgan):
+    views = made(teacher, vqgan, LatentAttackConfig())
+    views(batch_of())
+    assert views.codebook()['changed_without_attack'] == 0
+    assert views.codebook()['changed'] > 0.2
 
 
 # Features.

@@ -236,6 +236,34 @@ def test_only_its_own_links_are_replaced(tmp_path, link):
     assert sorted(tmp_path.rglob('*')) == before
 
 
+def test_links_are_its_own_however_the_folder_is_written(work):
+    write_pictures(work, photos=5)
+    hold_out(Path('..') / work.name / 'photos', Path('split'))
+    first = links(work / 'split' / 'train')
+    hold_out(work / 'photos', work / 'split')
+    assert links(work / 'split' / 'train') == first
+
+
+def test_links_are_not_written_among_the_pictures(work, monkeypatch, capsys):
+    write_pictures(work, photos=5)
+    before = sorted(work.rglob('*'))
+    monkeypatch.chdir(work / 'photos')
+    with pytest.raises(SystemExit):
+        init.main(['.'])
+    assert 'start in another folder, or give --output in one' in capsys.readouterr().err
+    assert sorted(work.rglob('*')) == before
+
+
+def test_pictures_in_folders_of_a_class_are_not_dropped(work, capsys):
+    write_pictures(work, photos=5)
+    (work / 'photos' / 'cat' / 'more').mkdir()
+    Image.new('RGB', (36, 36)).save(work / 'photos' / 'cat' / 'more' / '0.png')
+    with pytest.raises(SystemExit):
+        init.main(['photos'])
+    assert 'but in cat there are some in sub-folders: move them up, or make the splits' in capsys.readouterr().err
+    assert not (work / 'photos-split').exists()
+
+
 def test_the_map_of_classes_is_found_in_a_flat_folder(work, capsys):
     write_pictures(work, photos=(5, 5, 5, 5))
     (work / 'photos' / 'map.txt').write_text('\n'.join(reversed(CLASSES)))
@@ -310,6 +338,21 @@ def test_it_says_what_is_odd_and_what_to_mend(work, capsys):
     assert 'Then run again: timm-dad init photos --img-size 32 --force\n' in out
     content = yaml.safe_load(Path('dad.yaml').read_text())
     assert content['train, info']['val_split'] == 'val'
+
+
+def test_pictures_that_timm_reads_otherwise_are_told(work, capsys):
+    write_pictures(work / 'photos', train=3, val=2)
+    folder = work / 'photos' / 'train'
+    (folder / 'nested' / 'cat').mkdir(parents=True)
+    Image.new('RGB', (36, 36)).save(folder / 'nested' / 'cat' / '9.png')
+    for name in ('5.webp', '6.webp', '7.bmp'):
+        Image.new('RGB', (36, 36)).save(folder / 'dog' / name)
+    init.main(['photos'])
+    out = capsys.readouterr().out
+    assert 'cat 4' in out
+    assert 'odd: train: pictures in sub-folders, whose class is the innermost folder: nested\n' in out
+    assert 'odd: train: pictures that timm does not read (convert them to .png or .jpg): 1 .bmp, 2 .webp\n' in out
+    assert 'folders without pictures' not in out
 
 
 def test_teacher_and_vqgan_that_are_there_are_looked_at(work, capsys, monkeypatch):

@@ -223,6 +223,7 @@ def test_a_probe_finds_its_classes_in_a_subset_in_another_order(pictures, clip, 
         (('--data-dir', 'nowhere'), '--data-dir nowhere: there is no such folder'),
         (('--output', 'probe.pt'), r"--output must end in \.safetensors, got 'probe\.pt'"),
         (('--output', 'nowhere/probe.safetensors'), '--output must be in a folder that exists'),
+        (('--output', 'there.safetensors'), '--output there.safetensors already exists: move it away'),
         (('--held-out', '1'), '--held-out must be between 0 and 1, got 1'),
         (('--batch-size', '0'), '--batch-size must be 1 or more'),
         (('--workers', '-1'), '--workers must be 0 or more'),
@@ -235,6 +236,7 @@ def test_a_probe_finds_its_classes_in_a_subset_in_another_order(pictures, clip, 
 )
 def test_bad_flags_end_with_one_line(pictures, clip, tmp_path, capsys, monkeypatch, more, match):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / 'there.safetensors').write_bytes(b'weights of a tower')
     with pytest.raises(SystemExit) as stop:
         probe(pictures, f'open_clip:local-dir:{clip}', 'probe.safetensors', *more)
     assert stop.value.code == 2

@@ -1,5 +1,6 @@
 """``timm-dad push``: cards, files, and what the hub is asked for; its functions are replaced by ones that copy."""
 
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -326,6 +327,18 @@ def test_the_moving_average_is_the_student_where_there_is_one_and_a_file_can_be_
     push(f'run:{tmp_path / "run/last.pth.tar"}', '--dry-run', '--output', str(tmp_path / 'out'))
     found = load_file(tmp_path / 'out/model.safetensors')
     assert all(torch.equal(value, found[name]) for name, value in average.state_dict().items())
+
+
+@needs_new_timm
+def test_the_card_of_the_control_claims_no_dad_views(made, tmp_path, no_hub):
+    """Flags of VQGAN and attack may come from a config; with ``--dad-view random`` they are not used."""
+    dad = {'dad': True, 'dad_view': 'random', 'dad_vqgan': 'none-such', 'dad_attack': 'latent', 'dad_eps': 0.5}
+    write_run(tmp_path / 'run', made / 'pictures', **STUDENTS['resnet'], **dad, dad_teacher='demo')
+    push(f'run:{tmp_path / "run"}', '--dry-run', '--output', str(tmp_path / 'out'))
+    text = ModelCard.load(tmp_path / 'out/README.md').text
+    assert 'trained with distillation on two random views, without DAD views.' in text
+    assert re.search(r'\| second view +\| random', text)
+    assert not any(word in text for word in ('none-such', 'latent', 'arxiv'))
 
 
 @needs_new_timm

@@ -21,7 +21,8 @@ def format_report(report: Mapping[str, Any]) -> str:
         Text of several lines.
     """
     values, estimate = report['configuration'], report['estimate']
-    precision = f', teacher and VQGAN in {values["dad_precision"]}' if values['dad_precision'] else ''
+    models = 'teacher and VQGAN' if values['attack'] else 'teacher'
+    precision = f', {models} in {values["dad_precision"]}' if values['dad_precision'] else ''
     size = 'x'.join(map(str, values['input_size']))
     lines = [
         f'{values["student"]} at {size}{precision}, {values["images"]} images, on {values["device"]}',

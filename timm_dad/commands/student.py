@@ -125,6 +125,8 @@ class Student:
             ],
         )
         how = f'with {PAPER}' if self.flags.get('dad') else 'without DAD'
+        if self.flags.get('dad') and _is_random(self.flags):
+            how = 'with distillation on two random views, without DAD views'
         return f"""{front_matter(data)}
 # {title}
 
@@ -180,12 +182,19 @@ This repository: {own}. The pictures of the training: {', '.join(of_data)}.
 """
 
 
+def _is_random(flags: Mapping[str, Any]) -> bool:
+    return bool(flags.get('dad_view') == 'random')
+
+
 def _dad_rows(flags: Mapping[str, Any]) -> list[tuple[str, str]]:
     names = partial(_given, flags)
     attack = names('dad_attack', 'dad_norm', 'dad_eps', 'dad_step_size', 'dad_num_steps', 'dad_random_start')
-    made = [('DAD views', f'`{without_folder(flags["dad_dir"])}`')] if flags.get('dad_dir') else [
-        ('VQGAN', f'`{without_folder(flags.get("dad_vqgan"))}`'), ('attack', attack),
-    ]  # fmt: skip
+    if _is_random(flags):
+        made = [('second view', 'random')]
+    elif flags.get('dad_dir'):
+        made = [('DAD views', f'`{without_folder(flags["dad_dir"])}`')]
+    else:
+        made = [('VQGAN', f'`{without_folder(flags.get("dad_vqgan"))}`'), ('attack', attack)]
     features = ['dad_feature_weight'] if flags.get('dad_feature_weight') else []
     return [
         ('teacher', f'`{without_folder(flags.get("dad_teacher"))}`'),

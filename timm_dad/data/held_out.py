@@ -4,8 +4,9 @@ import hashlib
 import os
 from pathlib import Path
 
+from timm_dad.common.listing import some
 from timm_dad.data.pictures import picture_names
-from timm_dad.data.survey import class_folders
+from timm_dad.data.survey import class_folders, pictures_below
 
 _SHARE = 5  # one picture in 5
 
@@ -25,9 +26,20 @@ def hold_out(root: Path, folder: Path) -> tuple[Path, Path]:
         The two folders.
 
     Raises:
-        ValueError: If fewer than two classes have pictures, or ``folder`` holds anything but such links; then nothing
-            changes.
+        ValueError: If fewer than two classes have pictures, a class has some in sub-folders, ``folder`` lies in
+            ``root``, or it holds anything but such links; then nothing changes.
     """
+    root, folder = (Path(os.path.abspath(path)) for path in (root, folder))
+    if folder.is_relative_to(root):
+        raise ValueError(
+            f'{folder}, for links of pictures, lies in {root} itself: start in another folder, or give --output in one'
+        )
+    deeper = [name for name in class_folders(root) if pictures_below(root / name)]
+    if deeper:
+        raise ValueError(
+            f'{root} must have the pictures of a class directly in its folder, but in {some(deeper)} there are some in '
+            'sub-folders: move them up, or make the splits yourself'
+        )
     pictures = {name: _pictures(root / name) for name in class_folders(root)}
     if len([paths for paths in pictures.values() if paths]) < 2:
         raise ValueError(
@@ -36,7 +48,7 @@ def hold_out(root: Path, folder: Path) -> tuple[Path, Path]:
         )
     there = [path for path in folder.rglob('*') if path.is_symlink() or not path.is_dir()]
     for path in there:
-        if not (path.is_symlink() and path.readlink().is_relative_to(root.absolute())):
+        if not (path.is_symlink() and Path(os.path.abspath(path.readlink())).is_relative_to(root)):
             raise ValueError(f'{path} is not a link into {root}: move it away, or use another folder than {folder}')
     for path in there:
         path.unlink()
@@ -47,7 +59,7 @@ def hold_out(root: Path, folder: Path) -> tuple[Path, Path]:
         for split, part in zip(splits, parts, strict=True):
             for path in part:
                 (split / name).mkdir(parents=True, exist_ok=True)
-                (split / name / path.name).symlink_to(path.absolute())
+                (split / name / path.name).symlink_to(path)
     return splits
 
 

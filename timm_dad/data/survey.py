@@ -4,23 +4,26 @@ import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 from PIL import ExifTags, Image
+from timm.data import get_img_extensions
 
 from timm_dad.common.listing import some
 from timm_dad.common.spread import spread
 from timm_dad.data.datasets import listed_labels
 from timm_dad.data.images import Source
-from timm_dad.data.pictures import as_label, eight_bits, open_entry
+from timm_dad.data.pictures import as_label, eight_bits, open_entry, picture_names
 
 MOST = 1000  # pictures to decode, as many as a training decodes before it begins
 _OF_A_STREAM = 64
 _UNEQUAL = 10  # classes are unequal if one has this many times the pictures of another
 _FEW = 5  # names listed in a line
+# Pictures that Pillow reads and timm's image folders do not.
+_OTHER_SUFFIXES = ('.avif', '.bmp', '.gif', '.heic', '.tif', '.tiff', '.webp')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,8 @@ class Survey:
         sizes: Width and height of each picture.
         turned: Number of pictures that are stored turned or mirrored, and say so in their EXIF data.
         empty: Class folders without pictures.
+        nested: Class folders with pictures in sub-folders.
+        unread: Number of pictures by suffix that timm does not read.
         streams: Whether it is a stream, of which only the first pictures were read.
     """
 
@@ -45,6 +50,8 @@ class Survey:
     sizes: Sequence[tuple[int, int]]
     turned: int = 0
     empty: Sequence[str] = ()
+    nested: Sequence[str] = ()
+    unread: Mapping[str, int] = field(default_factory=dict)
     streams: bool = False
 
     @property
@@ -106,15 +113,28 @@ def survey(source: Source, class_names: Sequence[str], folder: Path | None = Non
     counts = {class_names[label]: labels[label] for label in sorted(labels) if 0 <= label < len(class_names)}
     if not counts:
         raise ValueError(f'none of the {looked} pictures looked at has a label from 0 to {len(class_names) - 1}')
+    names = [] if folder is None else class_folders(folder)
+    nested = [] if folder is None else [name for name in names if pictures_below(folder / name)]
     return Survey(
         counts=counts, looked=looked, broken=broken, modes=modes, sizes=sizes, turned=turned,
-        empty=[] if folder is None else sorted(set(class_folders(folder)) - set(counts)), streams=source.streams,
+        empty=sorted(set(names) - set(counts) - set(nested)), nested=nested,
+        unread={} if folder is None else _unread(folder), streams=source.streams,
     )  # fmt: skip
 
 
 def class_folders(folder: Path) -> list[str]:
     """Return the names of the folders in a folder, sorted, without hidden ones."""
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith('.'))
+
+
+def pictures_below(folder: Path) -> bool:
+    """Return whether sub-folders of a folder have pictures; timm names their classes after the innermost folder."""
+    return any(picture_names(Path(root)) for name in class_folders(folder) for root, *_ in os.walk(folder / name))
+
+
+def _unread(folder: Path) -> Counter[str]:
+    suffixes = (Path(name).suffix.lower() for _, _, names in os.walk(folder) for name in names)
+    return Counter(suffix for suffix in suffixes if suffix in _OTHER_SUFFIXES and suffix not in get_img_extensions())
 
 
 class _Look(NamedTuple):
@@ -182,6 +202,15 @@ def oddities(train: Survey, val: Survey | None, side: int) -> list[str]:
         small = sum(min(size) < side for size in what.sizes)
         rules = (
             (what.empty, f'folders without pictures, which do not count as classes: {some(what.empty, _FEW)}'),
+            (
+                what.nested,
+                f'pictures in sub-folders, whose class is the innermost folder: {some(what.nested, _FEW)}',
+            ),
+            (
+                what.unread,
+                'pictures that timm does not read (convert them to .png or .jpg): '
+                f'{", ".join(f"{count} {suffix}" for suffix, count in sorted(what.unread.items()))}',
+            ),
             (single and not what.streams, f'classes with only one picture: {some(single, _FEW)}'),
             (
                 largest >= _UNEQUAL * fewest and not what.streams,

@@ -50,6 +50,7 @@ from timm_dad.teachers.spec import DataClasses
 from timm_dad.teachers.teacher import Teacher
 
 PROGRAM = 'timm-dad diagnose'
+_INCIDENTAL = ('config', 'output', 'workers', 'device')  # flags that no number depends on
 # Flags fixed when a DAD set was made.
 _FRAME_FLAGS = ('img_size', 'crop_pct', 'interpolation')
 
@@ -162,7 +163,7 @@ def write_all(args: argparse.Namespace, report: dict[str, Any], text: str, worst
     """Write report, plots and page into ``--output``; return the files."""
     folder = Path(args.output)
     files, plots, page = write_report(folder, report, text), write_plots(report, folder), folder / 'diagnose.html'
-    flags = describe_flags(vars(args), ('config', 'output', 'workers', 'device'))
+    flags = describe_flags(vars(args), _INCIDENTAL)
     write_file(page, make_page(report, text, plots, worst.shown(), flags))
     return [*files, page, *plots]
 
@@ -199,8 +200,8 @@ def run(args: argparse.Namespace, given: Mapping[str, Any]) -> tuple[dict[str, A
     network: Any = student.network if student else None
     worst = WorstImages(shown_names(source.class_names, args.num_classes))
     report = diagnose(clean, make_views, sampled, teacher, network, create_config(args), device, worst)
-    made = {name: getattr(args, name) for name in ('dataset', 'split', 'student', 'dad_teacher', 'dad_vqgan')}
-    return {'settings': {**made, 'img_size': list(frame.size)}, **report}, worst
+    flags = {name: value for name, value in vars(args).items() if name not in _INCIDENTAL}
+    return {'settings': {**flags, 'img_size': list(frame.size)}, **report}, worst
 
 
 def open_source(args: argparse.Namespace) -> Source:

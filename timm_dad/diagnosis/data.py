@@ -152,7 +152,7 @@ class MadeViews:
     def __init__(self, augment: DADAugment, seed: int = 0) -> None:
         self.augment, self.seed = augment, seed
         self.counts = torch.zeros(2, augment.vqgan.config.n_embed, dtype=torch.long)  # of Q(x), of DAD views
-        self.changed = torch.zeros(2, dtype=torch.long)  # by encoding Q(x) again, by the attack
+        self.changed = torch.zeros(2, dtype=torch.long)  # without an attack, with it
         self.total = 0
 
     @torch.no_grad()
@@ -162,6 +162,8 @@ class MadeViews:
         x_vq, vq_codes, calm_codes = self.augment.unattacked(centre)
         generators = [torch.Generator().manual_seed(view_seed(self.seed, index, 0)) for index in batch.indices]
         views = self.augment.attack_centre(centre, batch.label, generator=generators)
+        if self.augment.keep_label:  # where the label is lost, x_dad is Q(x), whatever the attack did
+            calm_codes = calm_codes.where(views.kept[:, None, None], vq_codes)
         for row, codes in enumerate((vq_codes, views.dad_codes)):
             self.counts[row] += codes.flatten().cpu().bincount(minlength=self.counts.shape[1])
         for place, codes in enumerate((calm_codes, views.dad_codes)):

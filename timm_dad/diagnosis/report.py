@@ -95,8 +95,8 @@ def _codebook(codes: Mapping[str, Any]) -> str:
     return (
         f'## Codebook\n\n{format_table(rows)}\n\n'
         f'{codes["new"]} codes occur only in DAD views. Codes that differ from those of the image: '
-        f'{100 * codes["changed"]:.1f} % in DAD views, {100 * codes["changed_without_attack"]:.1f} % if Q(x) is '
-        'encoded again without an attack.'
+        f'{100 * codes["changed"]:.1f} % in DAD views, {100 * codes["changed_without_attack"]:.1f} % in views made '
+        'likewise without an attack.'
     )
 
 

@@ -77,7 +77,8 @@ def log_training(
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'CPU, {_threads(torch.get_num_threads())}'
     where = f'{processes} processes on {name}' if processes > 1 else name
     precision = args.amp_dtype if args.amp else args.model_dtype or 'float32'
-    frozen = f', teacher and VQGAN in {args.dad_precision}' if args.dad else ''
+    models = 'teacher and VQGAN' if args.dad_view == 'dad' and not args.dad_dir else 'teacher'
+    frozen = f', {models} in {args.dad_precision}' if args.dad and not args.dad_stored_logits else ''
     images = args.batch_size * args.grad_accum_steps * processes
     _logger.info(
         'Training: %d epochs of %d updates of %d images, learning rate %.3g, on %s, in %s%s, to %s',

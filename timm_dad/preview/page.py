@@ -39,8 +39,8 @@ _LEGEND = (
     ),
     (
         'by the attack',
-        'codes of x_dad that differ from those without an attack: from the codes of Q(x) or, for an attack on pixels, '
-        'of Q(x) encoded again',
+        'codes of x_dad that differ from those without an attack: from the codes of Q(x) or, for an attack on pixels '
+        'that starts at Q(x), of Q(x) encoded again',
     ),
     ('PSNR', 'peak signal-to-noise ratio to x, in dB'),
     ('L2', 'norm of the perturbation over the whole image, in [0, 1] pixel units'),
