@@ -86,7 +86,7 @@ def _latent_curve() -> list[Job]:
     """Shorter and longer trainings than those of the study `latent`."""
     jobs = []
     for epochs in ('32', '192'):
-        for job in _latent_variants('latent curve', {epochs: {}}, SECOND_VIEWS):
+        for job in _latent_variants('latent curve', {epochs: {}}, (*SECOND_VIEWS, *BEST_ROWS)):
             jobs.append(replace(job, flags=(*job.flags, '--epochs', epochs, '--val-interval', epochs)))
     return jobs
 
@@ -111,7 +111,9 @@ def _latent_ablation() -> list[Job]:
         'weights 1, 0.5, 3': ('--dad-weight', '3'),
     }
     jobs = [replace(base, row=row, views=changed) for row, changed in views.items()]
-    return jobs + [replace(base, row=row, flags=(*base.flags, *more)) for row, more in flags.items()]
+    jobs += [replace(base, row=row, flags=(*base.flags, *more)) for row, more in flags.items()]
+    mixed = next(job for job in _latent() if job.row == BEST_ROWS[1])  # with the setting that fxemoji likes best
+    return [*jobs, replace(mixed, study=base.study, row='3 steps, RandAugment on clean', views=views['3 steps'])]
 
 
 # For all rows alike; study `pacs settings` says which, on validation pictures that are not reported.

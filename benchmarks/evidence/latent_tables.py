@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import correlation, mean
 
 from data import TRAIN_STYLE
-from latent_jobs import SECOND_VIEWS
+from latent_jobs import BEST_ROWS, SECOND_VIEWS
 from pacs import STYLES, TRAIN, TUNING, UNSEEN
 from readme_tables import markdown
 from rows import CONTROL, MIXED
@@ -154,10 +154,10 @@ def latent_tables(results: dict[str, Result]) -> dict[str, str]:
     """Tables by name."""
     emoji, pacs, students = (Runs(results, study) for study in ('latent', 'pacs latent', 'pacs students'))
     others = {study: Runs(results, study) for study in ('latent students', 'latent teachers')}
-    curve = Runs(results, 'latent curve', 'latent')
+    curve, curve_rows = Runs(results, 'latent curve', 'latent'), [*row_names('latent curve'), *SECOND_VIEWS, *BEST_ROWS]
     return {
         **{study: arms_table(runs, row_names(study), EMOJI_MIXED, EMOJI_AGAINST) for study, runs in others.items()},
-        'latent curve': arms_table(curve, [*row_names('latent curve'), *SECOND_VIEWS], EMOJI_MIXED, EMOJI_AGAINST),
+        'latent curve': arms_table(curve, curve_rows, EMOJI_MIXED, EMOJI_AGAINST),
         'latent corruptions': corruptions_table(emoji),
         'latent trade': trade_table(emoji),
         'latent ablation': ablation_table(results),
