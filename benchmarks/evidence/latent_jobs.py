@@ -181,7 +181,7 @@ LATENT_STUDIES: dict[str, tuple[list[Job], Sequence[int]]] = {
         _latent_variants('latent teachers', {name: {'teacher': name} for name in ('weak', 'medium')}, SECOND_VIEWS),
         SEEDS,
     ),
-    'latent curve': (_latent_curve(), SEEDS[:3]),
+    'latent curve': (_latent_curve(), SEEDS),
     'latent ablation': (_latent_ablation(), SEEDS[:3]),
     'pacs settings': (_pacs_settings(), (100, 101)),
     'pacs latent': (_pacs(), SEEDS),
