@@ -196,7 +196,7 @@ def _check(args: argparse.Namespace, _: dict[str, Any]) -> None:
     output = Path(args.output)
     rules = (
         (output.suffix == '.safetensors', f'--output must end in .safetensors, got {args.output!r}'),
-        (not output.exists(), f'--output {args.output} already exists: move it away, or give another name'),
+        (not output.exists(), f'--output {args.output} already exists: move it away, or give the name of another file'),
         (output.parent.is_dir(), f'--output must be in a folder that exists, got {args.output!r}'),
         (0 < args.held_out < 1, f'--held-out must be between 0 and 1, got {args.held_out}'),
         (args.batch_size > 0, f'--batch-size must be 1 or more, got {args.batch_size}'),
