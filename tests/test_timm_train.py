@@ -157,7 +157,6 @@ def test_a_flag_may_be_abbreviated_as_timm_allows_it(parse, capsys):
         (*DAD, '--dad-recipe', 'latent', '--mixup', '0.2'),
         (*DAD, '--dad-recipe', 'latent', '--reprob', '0.2', '--no-prefetcher'),
         (*DAD, '--mixup', '0.2', '--use-multi-epochs-loader'),
-        (*DAD[:3], '--dad-view', 'random', '--mixup', '0.2', '--no-prefetcher'),
         (*DAD[:3], '--dad-view', 'random', '--mixup', '0.2'),
         (*DAD[:3], '--dad-view', 'random', '--use-multi-epochs-loader'),
         ('--dad', '--dad-dir', '{dad_set}', '--mixup', '0.2', '--use-multi-epochs-loader'),
