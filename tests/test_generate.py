@@ -83,7 +83,12 @@ def make(
     config = {'batch_size': 3, 'shard_size': 8, **config}
     files = FormatConfig(format=format, image_format=image_format, quality=quality)
     args = SimpleNamespace(
-        dataset='', split='train', input_key=None, target_key=None, num_classes=augment.teacher.num_classes
+        dataset='',
+        split='train',
+        input_key=None,
+        target_key=None,
+        class_map='',
+        num_classes=augment.teacher.num_classes,
     )
     return generate(
         source, augment, output, GenerateConfig(frame=Frame(size=size, crop_pct=crop_pct), files=files, **config),

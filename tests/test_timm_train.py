@@ -117,6 +117,7 @@ def seen():
         ((*DAD, *SIZES, '--dad-compile'), '--dad-compile is for one image size'),
         ((*DAD[:3], '--dad-dir', '{dad_set}', '--mixup', '0.2', '--no-prefetcher'), 'needs the prefetcher'),
         ((*DAD[:3], '--dad-view', 'random', '--cutmix', '1', '--no-prefetcher'), 'needs the prefetcher'),
+        ((*DAD[:3], '--dad-view', 'random', '--mixup', '0.2', '--no-prefetcher'), 'needs the prefetcher'),
         ((*DAD[:3], '--dad-dir', '{dad_set}', '--dad-eps', '0.2'), '--dad-eps was fixed when the DAD set was made'),
         (
             ('--dad', '--dad-dir', '{dad_set}', '--dad-stored-logits', '--no-aug', '--dad-feature-weight', '1'),
@@ -599,7 +600,7 @@ def test_without_dad_both_are_timms_script(train, tmp_path, kd):
 
 @needs_timm
 @pytest.mark.slow
-@pytest.mark.parametrize('more', [(), ('--mixup', '0.2', '--no-prefetcher'), ('--mixup', '0.2', '--aa', 'rand-m9')])
+@pytest.mark.parametrize('more', [(), ('--no-prefetcher',), ('--mixup', '0.2', '--aa', 'rand-m9')])
 def test_two_random_views_in_both(train, more):
     flags = (*DAD[:3], '--dad-view', 'random', *more)
     assert_equal(train('run', *flags), train('patched', *flags))

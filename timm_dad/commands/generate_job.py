@@ -178,7 +178,7 @@ def describe_data(args: argparse.Namespace, source: Source) -> dict[str, Any]:
         'listing': source.listing(),
         'sample': source.sample(),
         'identified_by': source.identified_by,
-        **({'class_map': True} if getattr(args, 'class_map', '') and source.one_class else {}),  # see class_map.txt
+        **({'class_map': True} if args.class_map and source.one_class else {}),  # the set has a class_map.txt
         **({'label_free': True} if source.label_free else {}),
         **set_facts(args),
     }

@@ -124,13 +124,10 @@ class Student:
                 *(['knowledge-distillation'] if self.flags.get('dad') else []),
             ],
         )
-        how = f'with {PAPER}' if self.flags.get('dad') else 'without DAD'
-        if self.flags.get('dad') and _is_random(self.flags):
-            how = 'with distillation on two random views, without DAD views'
         return f"""{front_matter(data)}
 # {title}
 
-{self.name} of timm, trained {how}.
+{self.name} of timm, trained {_how(self.flags)}.
 
 {format_table([('What', 'Value'), *self._rows(), *rows], text_columns=2)}
 
@@ -180,6 +177,12 @@ def _licences(licenses: tuple[str, Sequence[str]] | None) -> str:
 
 This repository: {own}. The pictures of the training: {', '.join(of_data)}.
 """
+
+
+def _how(flags: Mapping[str, Any]) -> str:
+    if not flags.get('dad'):
+        return 'without DAD'
+    return 'with distillation on two random views, without DAD views' if _is_random(flags) else f'with {PAPER}'
 
 
 def _is_random(flags: Mapping[str, Any]) -> bool:

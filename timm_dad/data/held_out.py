@@ -48,7 +48,7 @@ def hold_out(root: Path, folder: Path) -> tuple[Path, Path]:
         )
     there = [path for path in folder.rglob('*') if path.is_symlink() or not path.is_dir()]
     for path in there:
-        if not (path.is_symlink() and Path(os.path.abspath(path.readlink())).is_relative_to(root)):
+        if not (path.is_symlink() and Path(os.path.normpath(path.readlink())).is_relative_to(root)):
             raise ValueError(f'{path} is not a link into {root}: move it away, or use another folder than {folder}')
     for path in there:
         path.unlink()

@@ -133,7 +133,7 @@ def pictures_below(folder: Path) -> bool:
 
 
 def _unread(folder: Path) -> Counter[str]:
-    suffixes = (Path(name).suffix.lower() for _, _, names in os.walk(folder) for name in names)
+    suffixes = (os.path.splitext(name)[1].lower() for _, _, names in os.walk(folder) for name in names)
     return Counter(suffix for suffix in suffixes if suffix in _OTHER_SUFFIXES and suffix not in get_img_extensions())
 
 

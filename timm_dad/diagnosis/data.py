@@ -159,11 +159,9 @@ class MadeViews:
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """Return views ``[B, 3, H, W]`` in [0, 1], by name."""
         centre = self.augment.find_centre(batch.x_pix, batch.label)
-        x_vq, vq_codes, calm_codes = self.augment.unattacked(centre)
         generators = [torch.Generator().manual_seed(view_seed(self.seed, index, 0)) for index in batch.indices]
         views = self.augment.attack_centre(centre, batch.label, generator=generators)
-        if self.augment.keep_label:  # where the label is lost, x_dad is Q(x), whatever the attack did
-            calm_codes = calm_codes.where(views.kept[:, None, None], vq_codes)
+        x_vq, vq_codes, calm_codes = self.augment.unattacked(centre, views)
         for row, codes in enumerate((vq_codes, views.dad_codes)):
             self.counts[row] += codes.flatten().cpu().bincount(minlength=self.counts.shape[1])
         for place, codes in enumerate((calm_codes, views.dad_codes)):

@@ -11,6 +11,7 @@ from torch import nn
 
 from timm_dad.flags.data import TrainingData, data_flag
 from timm_dad.flags.hints import hints
+from timm_dad.flags.pairs import makes_views, uses_cache
 from timm_dad.method.augment import DADAugment
 from timm_dad.method.task import DADTask
 from timm_dad.preview.first_look import FirstLook
@@ -77,7 +78,7 @@ def log_training(
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'CPU, {_threads(torch.get_num_threads())}'
     where = f'{processes} processes on {name}' if processes > 1 else name
     precision = args.amp_dtype if args.amp else args.model_dtype or 'float32'
-    models = 'teacher and VQGAN' if args.dad_view == 'dad' and not args.dad_dir else 'teacher'
+    models = 'teacher and VQGAN' if makes_views(args) or uses_cache(args) else 'teacher'
     frozen = f', {models} in {args.dad_precision}' if args.dad and not args.dad_stored_logits else ''
     images = args.batch_size * args.grad_accum_steps * processes
     _logger.info(

@@ -166,16 +166,24 @@ class DADAugment:
         return logits
 
     @torch.no_grad()
-    def unattacked(self, centre: Centre) -> tuple[Tensor, Tensor, Tensor]:
+    def unattacked(self, centre: Centre, views: DADViews) -> tuple[Tensor, Tensor, Tensor]:
         """Return what the result would be without an attack.
 
         Args:
             centre: From ``find_centre``.
+            views: From ``attack_centre``.
 
         Returns:
             ``Q(x)`` ``[B, 3, H, W]``, its codes ``[B, h, w]``, and the codes of a DAD view without an attack: if the
-            attack starts at ``Q(x)``, those of ``Q(x)`` encoded once more, which may differ.
+            attack starts at ``Q(x)``, those of ``Q(x)`` encoded once more, which may differ; but those of ``Q(x)``
+            where ``keep_label`` put it in place of the view, whatever the attack did.
         """
+        x_vq, codes, calm_codes = self._unattacked(centre)
+        if self.keep_label:
+            calm_codes = calm_codes.where(views.kept[:, None, None], codes)
+        return x_vq, codes, calm_codes
+
+    def _unattacked(self, centre: Centre) -> tuple[Tensor, Tensor, Tensor]:
         if self._starts_at_reconstruction(centre):
             assert centre.codes is not None
             return centre.x0, centre.codes, self.chunked(self.vqgan.encode_to_codes, centre.x0)

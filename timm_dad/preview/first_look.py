@@ -153,9 +153,9 @@ def look(augment: DADAugment, x_pix: Tensor, target: Tensor, *, seed: int, batch
 def _look_at(augment: DADAugment, x_pix: Tensor, target: Tensor, seeds: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Return for a batch where the teacher is right ``[B, 3]``, PSNR ``[B]`` and where codes change ``[B, h, w]``."""
     centre = augment.find_centre(x_pix, target)
-    x_vq, _, calm_codes = augment.unattacked(centre)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     views = augment.attack_centre(centre, target, generator=generators)
+    x_vq, _, calm_codes = augment.unattacked(centre, views)
     changed = views.dad_codes != calm_codes
     if augment.keep_label:  # if the label is lost, the view is Q(x), whatever the attack did
         changed = changed[views.kept]

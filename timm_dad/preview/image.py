@@ -113,12 +113,10 @@ def preview_image(augment: DADAugment, x_pix: Tensor, label: int | Tensor, *, ti
     device = vqgan.codebook.device
     batch, target = x_pix.to(device)[None], torch.as_tensor(label, device=device)[None]
     centre = augment.find_centre(batch, target)
-    x_vq, vq_codes, calm_codes = augment.unattacked(centre)
     # The generator is on the CPU, so that every device draws the same numbers.
     views = augment.attack_centre(centre, target, generator=[torch.Generator().manual_seed(seed)])
+    x_vq, vq_codes, calm_codes = augment.unattacked(centre, views)
     target = target if centre.label is None else centre.label
-    if augment.keep_label and not bool(views.kept):  # then x_dad is Q(x), whatever the attack did
-        calm_codes = vq_codes
     clean_logits = teacher(batch) if centre.logits is None else centre.logits
     logits = {'x': clean_logits, 'Q(x)': teacher(x_vq), 'x_dad': views.dad_logits}
     probs = {view: targets.probabilities(own[0]).cpu() for view, own in logits.items()}
